@@ -1,0 +1,476 @@
+//! Requests, with their retries.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::Value;
+use skep_core::id::{ComponentId, GroupId, LogIndex, RequestId, Term};
+use skep_core::outcome::Outcome;
+use skep_core::proposal::Response;
+use skep_wire::proto::{self, request, response};
+use skep_wire::{MAX_CHUNK, MAX_CLIENT_FRAME, WireError};
+use tokio::sync::Semaphore;
+
+use crate::clock::{Deadline, sleep, timeout};
+use crate::config::ClientConfig;
+use crate::connection::Failure;
+use crate::error::ClientError;
+use crate::route::Routes;
+use crate::session::Session;
+
+/// Bytes of requests in flight, over all nodes; further ones wait for their turn.
+const MAX_IN_FLIGHT: usize = 256 << 20;
+
+/// What the smallest request counts for, so that there are never more than 16 Ki of them.
+const LEAST_COST: usize = 16 << 10;
+
+/// First pause between two tries, and the longest.
+const PAUSE_FIRST: Duration = Duration::from_millis(10);
+const PAUSE_LONGEST: Duration = Duration::from_millis(500);
+
+/// Redirects followed without a pause: nodes that disagree on who leads must not be asked in a busy loop.
+const REDIRECTS: u32 = 3;
+
+/// The last try waits this much longer than the node was told, so that the node's verdict arrives rather than none.
+const GRACE: Duration = Duration::from_millis(250);
+
+/// Group 0 is the catalogue, which answers administrative calls.
+const CATALOGUE: GroupId = GroupId(0);
+
+/// Largest component that is read.
+const MAX_COMPONENT: u64 = 256 << 20;
+
+/// A connection to a cluster; cheap to clone. All requests may be made concurrently.
+#[derive(Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: ClientConfig,
+    routes: Routes,
+    budget: Semaphore,
+}
+
+/// How fresh the answer to a query must be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Consistency {
+    /// It reflects every command that was acknowledged before the query was made.
+    Linearizable,
+    /// Whatever the asked node has; never less than some earlier state.
+    Stale,
+}
+
+/// The answer to a query.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Answer {
+    /// Everything up to here is in the state that answered.
+    pub index: LogIndex,
+    /// Term of the replica that answered.
+    pub term: Term,
+    /// What the machine said.
+    pub outcome: Outcome,
+}
+
+/// A piece of a component.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ComponentPiece {
+    /// Bytes from the offset asked for; empty behind the end.
+    pub data: Bytes,
+    /// Size of the whole component.
+    pub total: u64,
+}
+
+/// What may be done when nobody knows whether a request was carried out.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Repeat {
+    /// Send it again: it changes nothing, or carries a name that keeps it from being applied twice.
+    Safe,
+    /// Say that the outcome is unknown.
+    Never,
+}
+
+/// Whom to ask.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whom {
+    Leader,
+    Any,
+}
+
+impl Client {
+    /// Connects to the first of the configured nodes that answers.
+    ///
+    /// # Errors
+    /// [`ClientError::Config`], [`ClientError::Unreachable`] and [`ClientError::Refused`] if none does.
+    pub async fn connect(config: ClientConfig) -> Result<Self, ClientError> {
+        if config.addresses.is_empty() {
+            return Err(ClientError::Config("it has no address of a node"));
+        }
+        let routes = Routes::new(config.clone());
+        let client = Self {
+            inner: Arc::new(Inner {
+                config,
+                routes,
+                budget: Semaphore::new(MAX_IN_FLIGHT),
+            }),
+        };
+        let routes = &client.inner.routes;
+        let mut failures = Vec::new();
+        for _ in 0..routes.len() {
+            let node = routes.any();
+            match node.connect().await {
+                Ok(()) => return Ok(client),
+                Err(error) => failures.push(error),
+            }
+            routes.avoid(CATALOGUE, &node);
+        }
+        // A refusal says more than a silence.
+        let refusal = failures
+            .iter()
+            .find(|error| !matches!(error, ClientError::Unreachable(_)))
+            .cloned();
+        Err(refusal.unwrap_or_else(|| {
+            let tried: Vec<_> = failures
+                .into_iter()
+                .map(|error| match error {
+                    ClientError::Unreachable(text) => text,
+                    error => error.to_string(),
+                })
+                .collect();
+            ClientError::Unreachable(tried.join("; "))
+        }))
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &ClientConfig {
+        &self.inner.config
+    }
+
+    /// Opens a session in a group: its commands are applied once, however often they are sent.
+    ///
+    /// # Errors
+    /// As every request.
+    pub async fn session(&self, group: GroupId) -> Result<Session, ClientError> {
+        Session::open(self.clone(), group).await
+    }
+
+    /// Proposes a command without a session: it is sent again only if it was certainly not applied, and its outcome is
+    /// unknown if the connection is lost.
+    ///
+    /// # Errors
+    /// As every request; [`ClientError::Unknown`] needs the caller's decision.
+    pub async fn propose_once(
+        &self,
+        group: GroupId,
+        command: Bytes,
+    ) -> Result<Response, ClientError> {
+        let size = command.len();
+        let body = |left| {
+            request::Body::Propose(proto::Propose {
+                data: command.clone(),
+                timeout_ms: millis(left),
+                ..Default::default()
+            })
+        };
+        match self
+            .request(
+                group,
+                Whom::Leader,
+                Repeat::Never,
+                self.deadline(),
+                size,
+                body,
+            )
+            .await?
+        {
+            response::Body::Proposed(proposed) => {
+                undecided(understood(proposed.into_response(RequestId::ANONYMOUS)))
+            }
+            _ => undecided(Err(unexpected())),
+        }
+    }
+
+    /// Asks the machine of a group. Tried again until the configured timeout: a query changes nothing.
+    ///
+    /// # Errors
+    /// As every request, never [`ClientError::Unknown`].
+    pub async fn query(
+        &self,
+        group: GroupId,
+        query: Bytes,
+        consistency: Consistency,
+    ) -> Result<Answer, ClientError> {
+        let linearizable = consistency == Consistency::Linearizable;
+        let size = query.len();
+        let body = |left| {
+            request::Body::Query(proto::Query {
+                linearizable,
+                data: query.clone(),
+                timeout_ms: millis(left),
+            })
+        };
+        let whom = if linearizable {
+            Whom::Leader
+        } else {
+            Whom::Any
+        };
+        match known(
+            self.request(group, whom, Repeat::Safe, self.deadline(), size, body)
+                .await,
+        )? {
+            response::Body::Answered(answered) => {
+                let (index, term, outcome) = understood(answered.into_parts())?;
+                Ok(Answer {
+                    index,
+                    term,
+                    outcome,
+                })
+            }
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Calls an administrative method with a JSON value. Not repeated if it may have been carried out.
+    ///
+    /// # Errors
+    /// As every request.
+    pub async fn call(&self, method: &str, body: &Value) -> Result<Value, ClientError> {
+        let json = Bytes::from(body.to_string());
+        let size = json.len();
+        let body = |left| {
+            request::Body::Call(proto::Call {
+                method: method.to_owned(),
+                body: json.clone(),
+                timeout_ms: millis(left),
+            })
+        };
+        match self
+            .request(
+                CATALOGUE,
+                Whom::Leader,
+                Repeat::Never,
+                self.deadline(),
+                size,
+                body,
+            )
+            .await?
+        {
+            response::Body::Called(called) if called.body.is_empty() => Ok(Value::Null),
+            response::Body::Called(called) => undecided(
+                serde_json::from_slice(&called.body)
+                    .map_err(|error| ClientError::BadAnswer(error.to_string())),
+            ),
+            _ => undecided(Err(unexpected())),
+        }
+    }
+
+    /// Reads at most a mebibyte of a component.
+    ///
+    /// # Errors
+    /// As every request, never [`ClientError::Unknown`].
+    pub async fn component_read(
+        &self,
+        component: ComponentId,
+        offset: u64,
+        length: u32,
+    ) -> Result<ComponentPiece, ClientError> {
+        let read = proto::ComponentRead::new(component, offset, length.min(MAX_CHUNK as u32));
+        let body = |_| request::Body::ComponentRead(read.clone());
+        match known(
+            self.request(CATALOGUE, Whom::Any, Repeat::Safe, self.deadline(), 0, body)
+                .await,
+        )? {
+            response::Body::ComponentChunk(chunk) => Ok(ComponentPiece {
+                data: chunk.data,
+                total: chunk.total,
+            }),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Reads a whole component and verifies that it is the one.
+    ///
+    /// # Errors
+    /// As every request, [`ClientError::TooLarge`] and [`ClientError::WrongComponent`].
+    pub async fn component(&self, component: ComponentId) -> Result<Vec<u8>, ClientError> {
+        let mut bytes = Vec::new();
+        loop {
+            let piece = self
+                .component_read(component, bytes.len() as u64, MAX_CHUNK as u32)
+                .await?;
+            if piece.total > MAX_COMPONENT {
+                return Err(ClientError::TooLarge {
+                    size: usize::try_from(piece.total).unwrap_or(usize::MAX),
+                    limit: MAX_COMPONENT as usize,
+                });
+            }
+            bytes.extend_from_slice(&piece.data);
+            if piece.data.is_empty() || bytes.len() as u64 >= piece.total {
+                break;
+            }
+        }
+        if ComponentId::of(&bytes) == component {
+            Ok(bytes)
+        } else {
+            Err(ClientError::WrongComponent(component))
+        }
+    }
+
+    /// Sends a request to the leader of the group until it is answered.
+    pub(crate) async fn ask_leader(
+        &self,
+        group: GroupId,
+        repeat: Repeat,
+        deadline: Deadline,
+        size: usize,
+        body: impl Fn(Duration) -> request::Body,
+    ) -> Result<response::Body, ClientError> {
+        self.request(group, Whom::Leader, repeat, deadline, size, body)
+            .await
+    }
+
+    pub(crate) fn deadline(&self) -> Deadline {
+        Deadline::after(self.inner.config.request_timeout)
+    }
+
+    async fn request(
+        &self,
+        group: GroupId,
+        whom: Whom,
+        repeat: Repeat,
+        deadline: Deadline,
+        size: usize,
+        body: impl Fn(Duration) -> request::Body,
+    ) -> Result<response::Body, ClientError> {
+        if size > MAX_CLIENT_FRAME {
+            return Err(ClientError::TooLarge {
+                size,
+                limit: MAX_CLIENT_FRAME,
+            });
+        }
+        let Inner {
+            config,
+            routes,
+            budget,
+        } = &*self.inner;
+        let cost = u32::try_from(size.max(LEAST_COST)).expect("at most a frame");
+        let place = timeout(deadline.left(), budget.acquire_many(cost))
+            .await
+            .ok_or_else(busy)?;
+        let _place = place.expect("the semaphore is never closed");
+
+        let (mut tries, mut redirects) = (0, 0);
+        // What is known to have gone wrong after the request may have been carried out.
+        let mut unknown = None;
+        loop {
+            let node = match whom {
+                Whom::Leader => routes.leader(group),
+                Whom::Any => routes.any(),
+            };
+            let left = deadline.left();
+            let limit = match repeat {
+                Repeat::Safe => left.min(config.attempt_timeout),
+                Repeat::Never => left,
+            };
+            let answer = timeout(limit + GRACE, node.exchange(group.0, body(limit))).await;
+            let error = match answer {
+                Some(Ok(response::Body::Error(error))) => {
+                    let leader = error.leader_address.clone();
+                    let retry = error.retryable && (repeat == Repeat::Safe || !error.unknown);
+                    let may_have_happened = error.unknown;
+                    // A leader that has too much to do is still the leader.
+                    let stay = error.code == "busy";
+                    let error = ClientError::of(error);
+                    if !retry {
+                        return Err(error.after(unknown));
+                    }
+                    if may_have_happened {
+                        unknown = Some(error.to_string());
+                    }
+                    if !leader.is_empty() && leader != node.address() {
+                        let news = routes.learn(group, &leader);
+                        redirects += 1;
+                        if whom == Whom::Leader
+                            && news
+                            && redirects <= REDIRECTS
+                            && !deadline.has_passed()
+                        {
+                            continue;
+                        }
+                    } else if !stay {
+                        routes.avoid(group, &node);
+                    }
+                    error
+                }
+                Some(Ok(body)) => return Ok(body),
+                Some(Err(Failure::NotSent(error))) => {
+                    if matches!(error, ClientError::TooLarge { .. }) {
+                        return Err(error.after(unknown));
+                    }
+                    routes.avoid(group, &node);
+                    error
+                }
+                Some(Err(Failure::Lost(_))) | None => {
+                    let why = match answer {
+                        Some(Err(Failure::Lost(why))) => why,
+                        _ => format!("{} did not answer in time", node.address()),
+                    };
+                    routes.avoid(group, &node);
+                    if repeat == Repeat::Never {
+                        return Err(ClientError::Unknown(why));
+                    }
+                    unknown = Some(why.clone());
+                    ClientError::Unknown(why)
+                }
+            };
+            let pause = (PAUSE_FIRST * 2_u32.pow(tries)).min(PAUSE_LONGEST);
+            if deadline.left() <= pause {
+                return Err(error.after(unknown));
+            }
+            sleep(pause).await;
+            tries = (tries + 1).min(16);
+            redirects = 0;
+        }
+    }
+}
+
+/// A request that changes nothing was not answered; there is nothing to be unknown about.
+pub(crate) fn known(
+    result: Result<response::Body, ClientError>,
+) -> Result<response::Body, ClientError> {
+    result.map_err(|error| match error {
+        ClientError::Unknown(why) => ClientError::Unreachable(why),
+        error => error,
+    })
+}
+
+/// A request that may have been carried out was answered with something that does not say whether it was.
+pub(crate) fn undecided<T>(result: Result<T, ClientError>) -> Result<T, ClientError> {
+    result.map_err(|error| match error {
+        ClientError::BadAnswer(why) => {
+            ClientError::Unknown(format!("the node's answer makes no sense: {why}"))
+        }
+        error => error,
+    })
+}
+
+pub(crate) fn understood<T>(result: Result<T, WireError>) -> Result<T, ClientError> {
+    result.map_err(|error| ClientError::BadAnswer(error.to_string()))
+}
+
+pub(crate) fn unexpected() -> ClientError {
+    ClientError::BadAnswer("it is an answer to another kind of request".to_owned())
+}
+
+fn busy() -> ClientError {
+    ClientError::Rejected {
+        code: "busy".to_owned(),
+        message: "this client has too many bytes in flight; nothing was sent".to_owned(),
+        retryable: true,
+    }
+}
+
+pub(crate) fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}

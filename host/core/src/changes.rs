@@ -1,0 +1,204 @@
+//! Changes of membership: one in flight, learner first, never below a living quorum, leadership handed over before the
+//! leader is removed.
+
+use prost::Message;
+
+use crate::config::MEMBERS_MAX;
+use crate::group::{Group, Raft, raft_change};
+use crate::id::{NodeId, ReplicaId};
+use crate::outcome::ChangeKind;
+use crate::payload::ChangeRecord;
+use crate::proposal::{Change, ChangeRefusal, Proposal, ProposalError};
+use crate::proposals::Asker;
+use crate::state::Role;
+
+/// Entries a learner may lack when it is promoted: little enough that it does not delay commits as a voter.
+const PROMOTION_LAG: u64 = 64;
+
+impl Group {
+    /// Proposes a change, or says why not.
+    pub(crate) fn propose_change(&mut self, asker: Asker, change: Change) {
+        let checked = self.check_change(&change);
+        let record = match checked {
+            Ok(record) => record,
+            Err(ProposalError::NotLeader { .. }) => {
+                // This replica is to be removed and leads: once another one does, the change is forwarded there.
+                if self.transfer_to_best_follower() {
+                    self.requeue(asker, Proposal::Change(change));
+                } else {
+                    self.reply(
+                        asker,
+                        Err(ProposalError::ChangeRefused(ChangeRefusal::QuorumAtRisk)),
+                    );
+                }
+                return;
+            }
+            Err(ProposalError::ChangeRefused(ChangeRefusal::QuorumAtRisk))
+                if self.leads_since_recently() =>
+            {
+                // A new leader has not heard from everybody yet.
+                self.defer(asker, Proposal::Change(change));
+                return;
+            }
+            Err(error) => {
+                self.reply(asker, Err(error));
+                return;
+            }
+        };
+        if let Err(asker) = self.propose_record(record, Some(asker)) {
+            for asker in asker {
+                self.reply(asker, Err(ProposalError::ChangeInProgress));
+            }
+        }
+    }
+
+    /// `NotLeader` stands for "this replica must stop leading first".
+    fn check_change(&self, change: &Change) -> Result<ChangeRecord, ProposalError> {
+        let refuse = |refusal| Err(ProposalError::ChangeRefused(refusal));
+        let membership = &self.state.membership;
+        let (kind, node, data, promote) = match change {
+            Change::Add { node, data } => (ChangeKind::AddLearner, *node, data, true),
+            Change::AddLearner { node, data } => (ChangeKind::AddLearner, *node, data, false),
+            Change::Remove { node, data } => (ChangeKind::Remove, *node, data, false),
+        };
+        if node == NodeId(0) {
+            return refuse(ChangeRefusal::ZeroId);
+        }
+        if self.change_in_flight() {
+            return Err(ProposalError::ChangeInProgress);
+        }
+        let present = membership.replica_on(node);
+        let replica = match (kind, present) {
+            (ChangeKind::Remove, None) => return refuse(ChangeRefusal::NotMember),
+            (ChangeKind::Remove, Some(replica)) => {
+                self.check_removal(replica)?;
+                replica
+            }
+            (_, Some(_)) => return refuse(ChangeRefusal::AlreadyMember),
+            (_, None) => {
+                let joining = membership
+                    .members()
+                    .values()
+                    .any(|member| member.role == Role::Joining);
+                if joining {
+                    return Err(ProposalError::ChangeInProgress);
+                }
+                if membership.members().len() >= MEMBERS_MAX {
+                    return refuse(ChangeRefusal::TooManyMembers);
+                }
+                membership.next_replica()
+            }
+        };
+        let data = data.clone();
+        Ok(ChangeRecord {
+            kind: kind as u32,
+            node: node.0,
+            replica: replica.0,
+            data,
+            promote,
+            ..ChangeRecord::default()
+        })
+    }
+
+    fn check_removal(&self, replica: ReplicaId) -> Result<(), ProposalError> {
+        let membership = &self.state.membership;
+        if membership
+            .member(replica)
+            .is_some_and(|member| member.role != Role::Voter)
+        {
+            return Ok(());
+        }
+        let left: Vec<_> = membership
+            .voters()
+            .filter(|voter| *voter != replica)
+            .collect();
+        if left.is_empty() {
+            return Err(ProposalError::ChangeRefused(ChangeRefusal::LastVoter));
+        }
+        let alive = left.iter().filter(|voter| self.is_alive(**voter)).count();
+        if alive < left.len() / 2 + 1 {
+            return Err(ProposalError::ChangeRefused(ChangeRefusal::QuorumAtRisk));
+        }
+        if replica == self.replica {
+            return Err(ProposalError::NotLeader { leader: None });
+        }
+        Ok(())
+    }
+
+    fn leads_since_recently(&self) -> bool {
+        self.ticks < self.proposals.leader_since + u64::from(self.config.election_ticks)
+    }
+
+    fn is_alive(&self, replica: ReplicaId) -> bool {
+        replica == self.replica
+            || self
+                .raft
+                .as_ref()
+                .and_then(|raft| raft.0.raft.prs().get(replica.0))
+                .is_some_and(|progress| progress.recent_active)
+    }
+
+    fn change_in_flight(&self) -> bool {
+        self.raft
+            .as_ref()
+            .is_some_and(|raft| raft.0.raft.has_pending_conf())
+    }
+
+    fn propose_record(
+        &mut self,
+        mut record: ChangeRecord,
+        asker: Option<Asker>,
+    ) -> Result<(), Vec<Asker>> {
+        let askers: Vec<_> = asker.into_iter().collect();
+        let Some(kind) = record.change_kind() else {
+            return Err(askers);
+        };
+        record.now = self.now;
+        record.entropy = self.entropy();
+        let change = raft_change(kind, ReplicaId(record.replica));
+        let Some(Raft(node)) = &mut self.raft else {
+            return Err(askers);
+        };
+        if node
+            .propose_conf_change(record.encode_to_vec(), change)
+            .is_err()
+        {
+            return Err(askers);
+        }
+        self.note_proposed(askers);
+        Ok(())
+    }
+
+    /// Promotes a learner that has nearly all of the log.
+    pub(crate) fn promote_who_has_caught_up(&mut self) {
+        if !self.can_propose() || self.change_in_flight() || self.proposals.elected {
+            return;
+        }
+        let Some(Raft(node)) = &self.raft else { return };
+        let last = node.raft.raft_log.last_index();
+        let ready = self
+            .state
+            .membership
+            .members()
+            .iter()
+            .find(|(replica, member)| {
+                member.role == Role::Joining
+                    && node.raft.prs().get(replica.0).is_some_and(|progress| {
+                        progress.recent_active
+                            && progress.matched > 0
+                            && progress.matched + PROMOTION_LAG >= last
+                    })
+            });
+        if let Some((replica, member)) = ready {
+            let record = ChangeRecord {
+                kind: ChangeKind::Promote as u32,
+                node: member.node.0,
+                replica: replica.0,
+                data: member.data.clone(),
+                ..ChangeRecord::default()
+            };
+            // Refused while something is in the way; asked again with the next tick.
+            let _later = self.propose_record(record, None);
+        }
+    }
+}

@@ -1,0 +1,613 @@
+//! Committed entries on their way through the machine.
+
+use bytes::Bytes;
+use prost::Message;
+use raft::eraftpb::{Entry, EntryType};
+
+use crate::effect::{Call, Effect, Work};
+use crate::group::{Group, Raft, SinceBarrier, raft_change};
+use crate::id::{LogIndex, NodeId, ReplicaId, RequestId, Term};
+use crate::log_view::{Snapshotted, weight};
+use crate::message::{Body, SnapshotName};
+use crate::outcome::{ChangeKind, ConfChange, EntryContext, LeaderChanged, Outcome};
+use crate::payload::{ChangeRecord, Item, Kind, Payload};
+use crate::proposal::{ChangeRefusal, ProposalError, Response};
+use crate::proposals::Asker;
+use crate::sessions::Admission;
+use crate::status::Health;
+
+/// An entry the machine has work from, or that waits behind one.
+#[derive(Debug)]
+pub(crate) struct Applying {
+    index: LogIndex,
+    term: Term,
+    weight: u64,
+    /// The machine will answer for it.
+    works: bool,
+    what: What,
+}
+
+#[derive(Debug)]
+enum What {
+    Commands(Vec<Plan>),
+    Change {
+        asker: Option<Asker>,
+        applied: Option<Changed>,
+    },
+    Control,
+    Barrier {
+        askers: Vec<Asker>,
+        conf_state: raft::eraftpb::ConfState,
+    },
+    Restore,
+}
+
+#[derive(Debug)]
+struct Changed {
+    kind: ChangeKind,
+    replica: ReplicaId,
+    node: NodeId,
+    promote: bool,
+}
+
+#[derive(Debug)]
+struct Plan {
+    asker: Option<Asker>,
+    request: RequestId,
+    fate: Fate,
+}
+
+/// What becomes of one command of an entry.
+#[derive(Debug)]
+enum Fate {
+    /// The machine answers, at this place of its list.
+    Machine(usize),
+    /// An earlier entry holds the same command; its answer is known when this entry's turn comes.
+    Earlier,
+    /// Known already.
+    Known(Result<Response, ProposalError>),
+}
+
+impl Applying {
+    /// The machine is rebuilt from a snapshot at this barrier.
+    pub(crate) fn restore(context: EntryContext) -> Self {
+        Self {
+            index: context.index,
+            term: context.term,
+            weight: 0,
+            works: true,
+            what: What::Restore,
+        }
+    }
+
+    pub(crate) fn index(&self) -> LogIndex {
+        self.index
+    }
+
+    fn askers(&mut self) -> Vec<Asker> {
+        match &mut self.what {
+            What::Commands(plans) => plans
+                .iter_mut()
+                .filter_map(|plan| plan.asker.take())
+                .collect(),
+            What::Change { asker, .. } => asker.take().into_iter().collect(),
+            What::Barrier { askers, .. } => std::mem::take(askers),
+            What::Control | What::Restore => Vec::new(),
+        }
+    }
+}
+
+impl Group {
+    /// Plans committed entries and hands their work to the machine. `true` if anything moved.
+    pub(crate) fn process_committed(&mut self) -> bool {
+        let mut moved = false;
+        while !self.is_faulted() {
+            let Some(entry) = self.committed.front() else {
+                break;
+            };
+            let payload = match decode(entry) {
+                Ok(payload) => payload,
+                Err(error) => {
+                    let reason = format!(
+                        "entry {} is committed but cannot be read: {error}",
+                        entry.index
+                    );
+                    self.halt(reason);
+                    return true;
+                }
+            };
+            let is_barrier = matches!(
+                &payload,
+                Decoded::Payload(Payload {
+                    kind: Some(Kind::Barrier(_)),
+                    ..
+                })
+            );
+            // The host's section of the snapshot must hold every answer up to the barrier, and no later one.
+            if is_barrier && !self.applying.is_empty() {
+                break;
+            }
+            let Some(entry) = self.committed.pop_front() else {
+                break;
+            };
+            self.process(entry, payload);
+            moved = true;
+        }
+        if moved && let Some(Raft(node)) = &mut self.raft {
+            node.advance_apply_to(self.processed.0);
+        }
+        self.complete_idle();
+        moved
+    }
+
+    fn process(&mut self, entry: Entry, decoded: Decoded) {
+        let (index, term) = (LogIndex(entry.index), Term(entry.term));
+        let askers = self.take_proposed(index, term);
+        let weight = weight(&entry);
+        self.processed = index;
+        self.since_barrier.entries += 1;
+        self.since_barrier.bytes += weight;
+        let mut applying = Applying {
+            index,
+            term,
+            weight,
+            works: false,
+            what: What::Control,
+        };
+        match decoded {
+            Decoded::Empty => {
+                // Raft's own entry of a new term; or, with somebody waiting, a change that Raft put aside because
+                // another one was not applied yet.
+                for asker in askers {
+                    self.reply(asker, Err(ProposalError::ChangeInProgress));
+                }
+            }
+            Decoded::Change(record) => self.process_change(record, askers, &mut applying),
+            Decoded::Payload(payload) => self.process_payload(payload, askers, &mut applying),
+        }
+        self.applying.push_back(applying);
+    }
+
+    fn process_payload(&mut self, payload: Payload, askers: Vec<Asker>, applying: &mut Applying) {
+        let context = self.context(applying, payload.now, &payload.entropy);
+        match payload.kind {
+            Some(Kind::Commands(commands)) => {
+                let (plans, calls) = self.plan(commands.items, askers, applying);
+                applying.what = What::Commands(plans);
+                if !calls.is_empty() {
+                    self.work(applying, context, vec![Call::Commands(calls)]);
+                }
+            }
+            Some(Kind::Elected(elected)) => {
+                let new = NodeId(elected.node);
+                let old = std::mem::replace(&mut self.state.leader, new);
+                let changed = LeaderChanged {
+                    old,
+                    new,
+                    term: applying.term,
+                };
+                let mut calls = vec![Call::StatusChange(changed)];
+                if !std::mem::replace(&mut self.state.initialized, true) {
+                    calls.insert(0, Call::Init(elected.init));
+                }
+                self.work(applying, context, calls);
+            }
+            Some(Kind::Barrier(_)) => {
+                let wanted = SinceBarrier::default();
+                self.since_barrier = wanted;
+                applying.works = true;
+                let conf_state = self.state.membership.conf_state();
+                applying.what = What::Barrier { askers, conf_state };
+                let state = self.state.encode(&context);
+                self.effects
+                    .push(Effect::Machine(Work::Barrier { context, state }));
+            }
+            None => {}
+        }
+    }
+
+    fn plan(
+        &mut self,
+        items: Vec<Item>,
+        askers: Vec<Asker>,
+        applying: &Applying,
+    ) -> (Vec<Plan>, Vec<Bytes>) {
+        let mut askers = if askers.len() == items.len() {
+            askers
+        } else {
+            Vec::new()
+        }
+        .into_iter();
+        let mut calls = Vec::with_capacity(items.len());
+        let mut plans = Vec::with_capacity(items.len());
+        for item in items {
+            let mut request = item.request();
+            let fate = if item.open {
+                request = RequestId {
+                    session: self.state.sessions.open(applying.index),
+                    sequence: 0,
+                };
+                let outcome = Outcome::Reply(Bytes::new());
+                Fate::Known(Ok(Response {
+                    request,
+                    index: applying.index,
+                    term: applying.term,
+                    outcome,
+                }))
+            } else {
+                match self
+                    .state
+                    .sessions
+                    .admit(request, item.acknowledged, applying.index)
+                {
+                    Admission::Apply => {
+                        calls.push(item.data);
+                        Fate::Machine(calls.len() - 1)
+                    }
+                    Admission::Pending => Fate::Earlier,
+                    Admission::Done(response) => Fate::Known(Ok(response)),
+                    Admission::Refuse(error) => Fate::Known(Err(error)),
+                }
+            };
+            plans.push(Plan {
+                asker: askers.next(),
+                request,
+                fate,
+            });
+        }
+        (plans, calls)
+    }
+
+    fn process_change(
+        &mut self,
+        record: ChangeRecord,
+        askers: Vec<Asker>,
+        applying: &mut Applying,
+    ) {
+        let context = self.context(applying, record.now, &record.entropy);
+        let (replica, node) = (ReplicaId(record.replica), NodeId(record.node));
+        let kind = record.change_kind();
+        let valid = kind.filter(|kind| {
+            self.state
+                .membership
+                .apply(*kind, replica, node, &record.data, record.promote)
+        });
+        let change = match valid {
+            Some(kind) => raft_change(kind, replica),
+            None => raft_change(ChangeKind::AddVoter, ReplicaId(0)),
+        };
+        let expected = self.state.membership.conf_state();
+        let Some(Raft(raft)) = &mut self.raft else {
+            return;
+        };
+        match raft.apply_conf_change(&change) {
+            Ok(mut conf_state) => {
+                conf_state.voters.sort_unstable();
+                conf_state.learners.sort_unstable();
+                if (conf_state.voters, conf_state.learners) != (expected.voters, expected.learners)
+                {
+                    self.halt(format!(
+                        "at entry {} Raft's members and the host's differ",
+                        applying.index
+                    ));
+                    return;
+                }
+            }
+            Err(error) => {
+                self.halt(format!(
+                    "Raft refused the committed change at entry {}: {error}",
+                    applying.index
+                ));
+                return;
+            }
+        }
+        if kind == Some(ChangeKind::Remove) && valid.is_some() {
+            self.addresses.insert(replica, node);
+        }
+        let applied = valid.map(|kind| Changed {
+            kind,
+            replica,
+            node,
+            promote: record.promote,
+        });
+        if let Some(kind) = valid {
+            let change = ConfChange {
+                kind,
+                node,
+                data: record.data,
+            };
+            self.work(applying, context, vec![Call::ConfChange(change)]);
+        }
+        applying.what = What::Change {
+            asker: askers.into_iter().next(),
+            applied,
+        };
+    }
+
+    fn context(&mut self, applying: &Applying, now: u64, entropy: &[u8]) -> EntryContext {
+        self.state.now = self.state.now.max(now);
+        let entropy = entropy.try_into().unwrap_or_default();
+        EntryContext {
+            index: applying.index,
+            term: applying.term,
+            now: self.state.now,
+            entropy,
+        }
+    }
+
+    fn work(&mut self, applying: &mut Applying, context: EntryContext, calls: Vec<Call>) {
+        applying.works = true;
+        self.effects
+            .push(Effect::Machine(Work::Apply { context, calls }));
+    }
+
+    pub(crate) fn machine_applied(&mut self, index: LogIndex, outcomes: Vec<Outcome>, fuel: u64) {
+        if index <= self.superseded_through || self.is_faulted() {
+            return;
+        }
+        self.complete_idle();
+        let expected = self.applying.front().is_some_and(|front| {
+            front.index == index
+                && front.works
+                && !matches!(front.what, What::Barrier { .. } | What::Restore)
+        });
+        let Some(front) = self.applying.pop_front().filter(|_| expected) else {
+            self.halt(format!(
+                "the machine answered for entry {index} out of order"
+            ));
+            return;
+        };
+        self.since_barrier.fuel = self.since_barrier.fuel.saturating_add(fuel);
+        let faults = outcomes
+            .iter()
+            .filter(|outcome| matches!(outcome, Outcome::Fault(_)))
+            .count();
+        self.since_barrier.faults = self.since_barrier.faults.saturating_add(faults as u32);
+        self.complete(front, outcomes);
+        self.complete_idle();
+    }
+
+    pub(crate) fn machine_snapshotted(&mut self, index: LogIndex, snapshot: Option<SnapshotName>) {
+        if index <= self.superseded_through || self.is_faulted() {
+            return;
+        }
+        let expected = self.applying.front().is_some_and(|front| {
+            front.index == index && matches!(front.what, What::Barrier { .. })
+        });
+        let Some(front) = self.applying.pop_front().filter(|_| expected) else {
+            self.halt(format!(
+                "the machine answered for barrier {index} out of order"
+            ));
+            return;
+        };
+        let What::Barrier { askers, conf_state } = front.what else {
+            return;
+        };
+        self.unapplied_bytes = self.unapplied_bytes.saturating_sub(front.weight);
+        self.applied = index;
+        match snapshot {
+            Some(name) => {
+                self.health = Health::Healthy;
+                self.compact(Snapshotted { name, conf_state });
+            }
+            None => self.health = Health::Degraded { index },
+        }
+        for asker in askers {
+            let outcome = Outcome::Reply(Bytes::new());
+            let response = Response {
+                request: RequestId::ANONYMOUS,
+                index,
+                term: front.term,
+                outcome,
+            };
+            self.reply(asker, Ok(response));
+        }
+        self.complete_idle();
+    }
+
+    pub(crate) fn machine_restored(&mut self, index: LogIndex) {
+        let expected = self
+            .applying
+            .front()
+            .is_some_and(|front| front.index == index && matches!(front.what, What::Restore));
+        if expected {
+            self.applying.pop_front();
+            self.applied = index;
+            self.complete_idle();
+        }
+    }
+
+    pub(crate) fn machine_failed(&mut self, reason: String) {
+        self.health = Health::Faulted { reason };
+        self.abandon_applying(&ProposalError::Unknown);
+        self.refuse_reads(&ProposalError::Faulted);
+    }
+
+    /// Finishes entries at the front that the machine has nothing to do for.
+    fn complete_idle(&mut self) {
+        while self.applying.front().is_some_and(|front| !front.works) {
+            let Some(front) = self.applying.pop_front() else {
+                break;
+            };
+            self.complete(front, Vec::new());
+        }
+    }
+
+    fn complete(&mut self, applying: Applying, outcomes: Vec<Outcome>) {
+        let Applying {
+            index,
+            term,
+            weight,
+            what,
+            ..
+        } = applying;
+        self.unapplied_bytes = self.unapplied_bytes.saturating_sub(weight);
+        self.applied = index;
+        match what {
+            What::Commands(plans) => {
+                let mut outcomes: Vec<_> = outcomes.into_iter().map(Some).collect();
+                for Plan {
+                    asker,
+                    request,
+                    fate,
+                } in plans
+                {
+                    let result = match fate {
+                        Fate::Known(result) => result,
+                        Fate::Earlier => self
+                            .state
+                            .sessions
+                            .answered(request)
+                            .ok_or(ProposalError::SessionExpired),
+                        Fate::Machine(place) => {
+                            let Some(outcome) = outcomes.get_mut(place).and_then(Option::take)
+                            else {
+                                self.halt(format!(
+                                    "the machine did not answer every command of entry {index}"
+                                ));
+                                return;
+                            };
+                            let response = Response {
+                                request,
+                                index,
+                                term,
+                                outcome,
+                            };
+                            self.state.sessions.answer(&response);
+                            Ok(response)
+                        }
+                    };
+                    if let Some(asker) = asker {
+                        self.reply(asker, result);
+                    }
+                }
+            }
+            What::Change { asker, applied } => {
+                self.complete_change(index, term, asker, applied, outcomes)
+            }
+            What::Control | What::Barrier { .. } | What::Restore => {}
+        }
+    }
+
+    fn complete_change(
+        &mut self,
+        index: LogIndex,
+        term: Term,
+        asker: Option<Asker>,
+        applied: Option<Changed>,
+        outcomes: Vec<Outcome>,
+    ) {
+        let Some(changed) = applied else {
+            if let Some(asker) = asker {
+                self.reply(
+                    asker,
+                    Err(ProposalError::ChangeRefused(ChangeRefusal::NotMember)),
+                );
+            }
+            return;
+        };
+        let outcome = outcomes
+            .into_iter()
+            .next()
+            .unwrap_or_else(|| Outcome::Reply(Bytes::new()));
+        let response = Response {
+            request: RequestId::ANONYMOUS,
+            index,
+            term,
+            outcome,
+        };
+        if changed.kind == ChangeKind::AddLearner && changed.promote {
+            if let Some(asker) = asker {
+                self.proposals
+                    .joins
+                    .entry(changed.replica)
+                    .or_default()
+                    .push(asker);
+            }
+            return;
+        }
+        if let Some(asker) = asker {
+            self.reply(asker, Ok(response.clone()));
+        }
+        let joined = self
+            .proposals
+            .joins
+            .remove(&changed.replica)
+            .unwrap_or_default();
+        for asker in joined {
+            let result = match changed.kind {
+                ChangeKind::Remove => Err(ProposalError::ChangeRefused(ChangeRefusal::NotMember)),
+                _ => Ok(response.clone()),
+            };
+            self.reply(asker, result);
+        }
+        if changed.kind != ChangeKind::Remove {
+            return;
+        }
+        if changed.replica == self.replica {
+            // The leader's answer may come too late for a replica that is no more.
+            self.removal_is_answered(&response);
+            self.remove_self();
+        } else if self.leads() {
+            // It may never see the commit of its own removal, because nobody sends it entries any more.
+            self.flush_answers();
+            self.send(changed.replica, changed.node, Body::Gone);
+        }
+    }
+
+    /// Gives up waiting for what the machine has in hand; the entries are committed.
+    pub(crate) fn abandon_applying(&mut self, error: &ProposalError) {
+        for mut applying in std::mem::take(&mut self.applying) {
+            for asker in applying.askers() {
+                self.reply(asker, Err(error.clone()));
+            }
+        }
+    }
+
+    /// Answers `Unknown` to those whose entry is committed but whose machine takes too long.
+    pub(crate) fn expire_applying(&mut self) {
+        let ticks = self.ticks;
+        let mut late = Vec::new();
+        for applying in &mut self.applying {
+            let plans = match &mut applying.what {
+                What::Commands(plans) => plans,
+                _ => continue,
+            };
+            let before = late.len();
+            for plan in plans {
+                if plan
+                    .asker
+                    .as_ref()
+                    .is_some_and(|asker| asker.deadline <= ticks)
+                {
+                    late.extend(plan.asker.take());
+                }
+            }
+            // Later entries hold later deadlines, but for a few; those are found on a later tick.
+            if late.len() == before {
+                break;
+            }
+        }
+        for asker in late {
+            self.reply(asker, Err(ProposalError::Unknown));
+        }
+    }
+}
+
+enum Decoded {
+    Empty,
+    Change(ChangeRecord),
+    Payload(Payload),
+}
+
+/// Reads an entry. What Raft's own encoding says of a change is not looked at: the record in the context says it all,
+/// and no byte from the network goes through rust-protobuf.
+fn decode(entry: &Entry) -> Result<Decoded, prost::DecodeError> {
+    match entry.entry_type {
+        EntryType::EntryConfChange | EntryType::EntryConfChangeV2 => {
+            ChangeRecord::decode(entry.context.clone()).map(Decoded::Change)
+        }
+        EntryType::EntryNormal if entry.data.is_empty() => Ok(Decoded::Empty),
+        EntryType::EntryNormal => Payload::decode(entry.data.clone()).map(Decoded::Payload),
+    }
+}

@@ -1,0 +1,239 @@
+//! How a replica is set up, and the limits it keeps.
+
+use bytes::Bytes;
+
+use crate::id::{GroupId, Incarnation, NodeId, ReplicaId};
+
+/// Most members a group may have; an argument against more is the quorum each commit waits for.
+pub const MEMBERS_MAX: usize = 63;
+
+/// One initial voter of a group (`Peer` of the seed package).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Member {
+    /// Its node.
+    pub node: NodeId,
+    /// Application bytes for `apply-conf-change`.
+    pub data: Bytes,
+}
+
+/// The configuration of one replica.
+#[derive(Clone, Debug)]
+pub struct GroupConfig {
+    /// The group.
+    pub group: GroupId,
+    /// The life of the group.
+    pub incarnation: Incarnation,
+    /// The node this replica is on.
+    pub node: NodeId,
+    /// The initial voters, identical on each of them; their order does not matter. Empty on a node that joins later
+    /// and waits to be contacted. Ignored when the replica is recovered: its log knows.
+    pub members: Vec<Member>,
+    /// Replicas of this life of the group up to here were removed from this node. A joiner takes no id from among them:
+    /// a late message to a former replica must not make a new one of its name.
+    pub removed_through: ReplicaId,
+    /// Bytes for the machine's `init`.
+    pub init: Bytes,
+    /// Ticks without a leader before a replica campaigns; the real timeout is drawn from this to twice this.
+    pub election_ticks: u32,
+    /// Ticks between heartbeats of a leader.
+    pub heartbeat_ticks: u32,
+    /// Append messages in flight to one follower.
+    pub max_in_flight: usize,
+    /// Bytes of entries in one append message; one entry is always sent.
+    pub max_message_bytes: u64,
+    /// Entries after a snapshot that make the leader propose a barrier.
+    pub snapshot_entries: u64,
+    /// Keys election timeouts, the entropy of entries, and the tokens of what this replica asks others. Must be another
+    /// number at each start: an answer to a question of a former life would be taken for one of this life.
+    pub seed: u64,
+    /// Limits.
+    pub limits: Limits,
+}
+
+impl GroupConfig {
+    /// A configuration with the defaults.
+    pub fn new(group: GroupId, incarnation: Incarnation, node: NodeId) -> Self {
+        Self {
+            group,
+            incarnation,
+            node,
+            members: Vec::new(),
+            removed_through: ReplicaId(0),
+            init: Bytes::new(),
+            election_ticks: 10,
+            heartbeat_ticks: 2,
+            max_in_flight: 256,
+            max_message_bytes: 1 << 20,
+            snapshot_entries: 8192,
+            seed: 0,
+            limits: Limits::default(),
+        }
+    }
+
+    /// Checks every field; names the first that is wrong.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let wrong = |field: &'static str, reason: String| {
+            Err(ConfigError {
+                group: self.group,
+                field,
+                reason,
+            })
+        };
+        if self.incarnation.0 == 0 {
+            return wrong("incarnation", "must not be 0".into());
+        }
+        if self.node.0 == 0 {
+            return wrong("node", "0 names no node".into());
+        }
+        if self.heartbeat_ticks == 0 {
+            return wrong("heartbeat_ticks", "must be at least 1".into());
+        }
+        if self.election_ticks <= self.heartbeat_ticks {
+            return wrong(
+                "election_ticks",
+                format!(
+                    "{} must be more than heartbeat_ticks ({})",
+                    self.election_ticks, self.heartbeat_ticks
+                ),
+            );
+        }
+        if self.max_in_flight == 0 {
+            return wrong("max_in_flight", "must be at least 1".into());
+        }
+        if self.snapshot_entries == 0 {
+            return wrong("snapshot_entries", "must be at least 1".into());
+        }
+        if self.members.len() > MEMBERS_MAX {
+            return wrong("members", format!("at most {MEMBERS_MAX}"));
+        }
+        let mut nodes: Vec<_> = self.members.iter().map(|member| member.node).collect();
+        nodes.sort_unstable();
+        if nodes.first() == Some(&NodeId(0)) {
+            return wrong("members", "node id 0 names no node".into());
+        }
+        if nodes.windows(2).any(|pair| pair[0] == pair[1]) {
+            return wrong("members", "a node is named twice".into());
+        }
+        if !nodes.is_empty() && nodes.binary_search(&self.node).is_err() {
+            return wrong(
+                "members",
+                format!(
+                    "node {} is not among them; leave them empty to join later",
+                    self.node
+                ),
+            );
+        }
+        Ok(())
+    }
+}
+
+/// What a replica refuses to hold more of. Reaching one gives an error to the caller, never a larger queue.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Bytes of one command. A command must fit into an entry, an entry into a frame.
+    pub command_bytes: u64,
+    /// Bytes packed into one entry: large enough that headers and syncs are shared by thousands of commands, small
+    /// enough that one append does not hold a heartbeat's connection up.
+    pub entry_bytes: u64,
+    /// Commands packed into one entry.
+    pub entry_commands: usize,
+    /// Bytes of proposals that wait to be packed.
+    pub queued_bytes: u64,
+    /// Proposals that wait to be packed.
+    pub queued_proposals: usize,
+    /// Bytes of committed entries the machine has not applied yet; a leader stops packing above it, a follower whose
+    /// machine has failed stops taking appends.
+    pub unapplied_bytes: u64,
+    /// Bytes of entries proposed and not yet committed.
+    pub uncommitted_bytes: u64,
+    /// Queries that wait for a read index or for the machine.
+    pub queued_queries: usize,
+    /// Ticks until an open proposal or query is answered `Unknown` or `NoLeader`.
+    pub request_ticks: u32,
+    /// Bytes of log since the last snapshot that make the leader propose a barrier, at the least. Above it the bound is
+    /// four times the snapshot.
+    pub barrier_log_bytes_min: u64,
+    /// The same, at the most: the log is held in memory.
+    pub barrier_log_bytes_max: u64,
+    /// Fuel since the last barrier that makes the leader propose one: the cost of a rebuild.
+    pub barrier_fuel: u64,
+    /// Faults since the last barrier that make the leader propose one: each fault costs a rebuild since the barrier.
+    pub barrier_faults: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            command_bytes: 1 << 20,
+            entry_bytes: 1 << 20,
+            entry_commands: 4096,
+            queued_bytes: 64 << 20,
+            queued_proposals: 65_536,
+            unapplied_bytes: 64 << 20,
+            uncommitted_bytes: 64 << 20,
+            queued_queries: 65_536,
+            request_ticks: 50,
+            barrier_log_bytes_min: 4 << 20,
+            barrier_log_bytes_max: 64 << 20,
+            barrier_fuel: 20_000_000_000,
+            barrier_faults: 4,
+        }
+    }
+}
+
+/// A replica could not be set up; nothing was stored.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("group {group}: `{field}` is wrong: {reason}")]
+pub struct ConfigError {
+    /// The group.
+    pub group: GroupId,
+    /// The field.
+    pub field: &'static str,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_field_is_named() {
+        let good = || {
+            let mut config = GroupConfig::new(GroupId(1), Incarnation(1), NodeId(1));
+            config.members = vec![Member {
+                node: NodeId(1),
+                data: Bytes::new(),
+            }];
+            config
+        };
+        assert_eq!(good().validate(), Ok(()));
+        type Spoil = fn(&mut GroupConfig);
+        let spoils: [(&str, Spoil); 9] = [
+            ("incarnation", |c| c.incarnation = Incarnation(0)),
+            ("node", |c| c.node = NodeId(0)),
+            ("heartbeat_ticks", |c| c.heartbeat_ticks = 0),
+            ("election_ticks", |c| c.election_ticks = 2),
+            ("max_in_flight", |c| c.max_in_flight = 0),
+            ("snapshot_entries", |c| c.snapshot_entries = 0),
+            ("members", |c| {
+                c.members.push(Member {
+                    node: NodeId(0),
+                    data: Bytes::new(),
+                })
+            }),
+            ("members", |c| {
+                c.members.push(Member {
+                    node: NodeId(1),
+                    data: Bytes::new(),
+                })
+            }),
+            ("members", |c| c.node = NodeId(2)),
+        ];
+        for (field, spoil) in spoils {
+            let mut config = good();
+            spoil(&mut config);
+            assert_eq!(config.validate().map_err(|error| error.field), Err(field));
+        }
+    }
+}

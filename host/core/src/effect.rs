@@ -1,0 +1,127 @@
+//! All that a replica wants done. Effects are carried out in the order they were pushed.
+
+use bytes::Bytes;
+use raft::eraftpb;
+
+use crate::id::{LogIndex, NodeId, ReplicaId, Term};
+use crate::input::Waiter;
+use crate::message::{PeerMessage, SnapshotName};
+use crate::outcome::{ConfChange, EntryContext, LeaderChanged};
+use crate::proposal::{ProposalError, Response};
+
+/// One thing to do.
+#[derive(Debug)]
+pub enum Effect {
+    /// Make this durable, as one atomic record, in the order of `number`; then `Input::Persisted`.
+    Persist(Persist),
+    /// Send a message. May be lost, never reordered within (node, group, priority).
+    Send {
+        /// The receiving node.
+        to: NodeId,
+        /// The message; its lane is `message.body.priority()`.
+        message: PeerMessage,
+    },
+    /// Stream a snapshot file to a replica; then exactly one `Input::SnapshotSent`.
+    SendSnapshot {
+        /// The receiving node.
+        to: NodeId,
+        /// The `MsgSnapshot`, without data.
+        message: PeerMessage,
+        /// The file.
+        snapshot: SnapshotName,
+    },
+    /// Work for the machine; strictly in order, one at a time, never on the thread of the replica.
+    Machine(Work),
+    /// Answer a proposal.
+    Reply {
+        /// Who waits.
+        waiter: Waiter,
+        /// What became of it.
+        result: Result<Response, ProposalError>,
+    },
+    /// A query cannot be answered.
+    QueryFailed {
+        /// Who waits.
+        waiter: Waiter,
+        /// Why.
+        error: ProposalError,
+    },
+    /// Who leads has changed, as this node sees it at once and before the machine does; for metrics and watchers.
+    Leader(LeaderChanged),
+    /// This replica was removed from its group: stop it and delete what it stored.
+    Removed,
+    /// This replica cannot go on: keep its files, answer `Faulted`, tell the operator. Other groups are not concerned.
+    Halt {
+        /// What broke.
+        reason: String,
+    },
+}
+
+/// What one record makes durable. All parts are atomic together.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Persist {
+    /// Counts the records of this replica from 1.
+    pub number: u64,
+    /// The raft id of this replica, which a joiner learns from its first leader.
+    pub replica: ReplicaId,
+    /// Hard state, where it changed.
+    pub hard_state: Option<eraftpb::HardState>,
+    /// Entries to append; those stored from the first one's index on are replaced.
+    pub entries: Vec<eraftpb::Entry>,
+    /// The newest snapshot, where it changed. Its file is durable already.
+    pub snapshot: Option<SnapshotName>,
+    /// Entries up to here are no longer needed.
+    pub truncated: Option<(LogIndex, Term)>,
+    /// The whole log is replaced by the snapshot at `truncated`.
+    pub reset: bool,
+}
+
+/// One piece of work for the machine.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Work {
+    /// Apply an entry; then `Input::Applied`.
+    Apply {
+        /// The entry.
+        context: EntryContext,
+        /// The calls it makes, in order. Only [`Call::Commands`] and [`Call::ConfChange`] yield outcomes.
+        calls: Vec<Call>,
+    },
+    /// Save the state, make the file durable, rebuild the machine from it; then `Input::Snapshotted`.
+    Barrier {
+        /// The barrier entry.
+        context: EntryContext,
+        /// The host's section of the snapshot file.
+        state: Bytes,
+    },
+    /// Rebuild the machine from a snapshot file; then `Input::Restored`.
+    Restore {
+        /// The barrier entry the snapshot was taken at.
+        context: EntryContext,
+        /// The file.
+        snapshot: SnapshotName,
+    },
+    /// Ask the machine; the answer goes to the waiter directly.
+    Query {
+        /// Who waits.
+        waiter: Waiter,
+        /// The bytes for the machine.
+        request: Bytes,
+        /// Everything up to here is in the state that answers.
+        index: LogIndex,
+        /// Term of the replica when it was asked.
+        term: Term,
+    },
+}
+
+/// One call into the machine.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Call {
+    /// `init`, once in the life of a group.
+    Init(Bytes),
+    /// `apply`, for each.
+    Commands(Vec<Bytes>),
+    /// `apply-conf-change`.
+    ConfChange(ConfChange),
+    /// `process-status-change`.
+    StatusChange(LeaderChanged),
+}

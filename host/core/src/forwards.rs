@@ -1,0 +1,144 @@
+//! Proposals of a follower's clients on their way to the leader, and their answers on the way back.
+
+use crate::election::mix;
+use crate::group::Group;
+use crate::id::{NodeId, ReplicaId};
+use crate::message::{Answer, Body, Forward};
+use crate::proposal::{Change, Proposal, ProposalError, Response};
+use crate::proposals::{Asker, Forwarded, Queued, Who};
+
+/// Forwards in one message.
+const FORWARDS_IN_MESSAGE: usize = 1024;
+
+impl Group {
+    pub(crate) fn forwarded(&mut self, replica: ReplicaId, node: NodeId, forwards: Vec<Forward>) {
+        for Forward { token, proposal } in forwards {
+            let asker = Asker {
+                who: Who::Remote {
+                    replica,
+                    node,
+                    token,
+                },
+                deadline: self.deadline(&proposal),
+            };
+            if self.leads() {
+                self.enqueue(asker, proposal);
+            } else {
+                let leader = self.leader_node();
+                self.reply(asker, Err(ProposalError::NotLeader { leader }));
+            }
+        }
+    }
+
+    pub(crate) fn forward_queue(&mut self) {
+        let Some(leader) = self.leader_replica() else {
+            return;
+        };
+        let Some(node) = self.node_of(leader) else {
+            return;
+        };
+        let bytes_max = self.config.limits.entry_bytes;
+        while !self.proposals.queue.is_empty() {
+            let mut forwards = Vec::new();
+            let mut bytes = 0;
+            while let Some(front) = self.proposals.queue.front() {
+                let size = front.proposal.size() as u64;
+                if !forwards.is_empty()
+                    && (bytes + size > bytes_max || forwards.len() >= FORWARDS_IN_MESSAGE)
+                {
+                    break;
+                }
+                bytes += size;
+                let Some(Queued { asker, proposal }) = self.dequeue() else {
+                    break;
+                };
+                if let Who::Remote { .. } = asker.who {
+                    // It came here because this replica led; its sender forwards it to the leader itself.
+                    let leader = self.leader_node();
+                    self.reply(asker, Err(ProposalError::NotLeader { leader }));
+                    continue;
+                }
+                self.proposals.forwards += 1;
+                let token = mix(self.config.seed).wrapping_add(self.proposals.forwards);
+                forwards.push(Forward {
+                    token,
+                    proposal: proposal.clone(),
+                });
+                self.proposals.forwarded.insert(
+                    token,
+                    Forwarded {
+                        asker,
+                        proposal,
+                        to: leader,
+                    },
+                );
+            }
+            if !forwards.is_empty() {
+                self.send(leader, node, Body::Forward(forwards));
+            }
+        }
+    }
+
+    pub(crate) fn answered(&mut self, answers: Vec<Answer>) {
+        for Answer { token, result } in answers {
+            let Some(forwarded) = self.proposals.forwarded.remove(&token) else {
+                continue;
+            };
+            let Forwarded {
+                asker,
+                proposal,
+                to,
+            } = forwarded;
+            match result {
+                // It was certainly not proposed. Asking the same replica again at once would go round for ever at the
+                // speed of the network.
+                Err(ProposalError::NotLeader { .. }) if self.leader_replica() == Some(to) => {
+                    self.defer(asker, proposal);
+                }
+                Err(ProposalError::NotLeader { .. }) => self.requeue(asker, proposal),
+                result => self.reply(asker, result),
+            }
+        }
+    }
+
+    /// This replica has seen its own removal: whoever asked for it here is answered.
+    pub(crate) fn removal_is_answered(&mut self, response: &Response) {
+        let own = self.config.node;
+        let asked = |proposal: &Proposal| matches!(proposal, Proposal::Change(Change::Remove { node, .. }) if *node == own);
+        let tokens: Vec<_> = self
+            .proposals
+            .forwarded
+            .iter()
+            .filter(|(_, forwarded)| asked(&forwarded.proposal))
+            .map(|(token, _)| *token)
+            .collect();
+        for token in tokens {
+            if let Some(forwarded) = self.proposals.forwarded.remove(&token) {
+                self.reply(forwarded.asker, Ok(response.clone()));
+            }
+        }
+    }
+
+    /// What was forwarded to a leader that no longer leads may have been proposed or not.
+    pub(crate) fn leader_changed_for_forwards(&mut self, leader: ReplicaId) {
+        if leader.0 == 0 {
+            return;
+        }
+        let lost: Vec<_> = self
+            .proposals
+            .forwarded
+            .iter()
+            .filter(|(_, forwarded)| forwarded.to != leader)
+            .map(|(token, _)| *token)
+            .collect();
+        for token in lost {
+            if let Some(forwarded) = self.proposals.forwarded.remove(&token) {
+                match forwarded.proposal {
+                    // A change is idempotent: asked again it is refused as made already, or goes on.
+                    Proposal::Change(_) => self.requeue(forwarded.asker, forwarded.proposal),
+                    _ => self.reply(forwarded.asker, Err(ProposalError::Unknown)),
+                }
+            }
+        }
+    }
+}

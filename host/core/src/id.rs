@@ -1,0 +1,177 @@
+//! Names of things. Each is its own type, so that a node can never be passed where a replica is meant.
+
+use std::fmt;
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
+        $(#[$doc])*
+        #[derive(
+            Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize,
+        )]
+        #[serde(transparent)]
+        pub struct $name(pub u64);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}", self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!($prefix, "{}"), self.0)
+            }
+        }
+
+        impl From<u64> for $name {
+            fn from(value: u64) -> Self {
+                Self(value)
+            }
+        }
+    };
+}
+
+id!(
+    /// One `skep` process with its own store. Never 0.
+    NodeId,
+    "n"
+);
+id!(
+    /// One Raft group. Never 0 for a user's group; 0 is the catalogue.
+    GroupId,
+    "g"
+);
+id!(
+    /// One replica of a group: the id Raft votes with. Assigned by the group, never used twice in its life, so a
+    /// message to a replica that was removed can never be taken by one that came later. 0 means "not yet known".
+    ReplicaId,
+    "r"
+);
+id!(
+    /// One life of a group id. A group that is removed and created again has another incarnation, so records and
+    /// messages of the former cannot reach the latter.
+    Incarnation,
+    "i"
+);
+id!(
+    /// Position in a group's log; the first entry is 1, 0 is "before the log".
+    LogIndex,
+    "@"
+);
+id!(
+    /// Raft term.
+    Term,
+    "t"
+);
+id!(
+    /// A client's session in one group; counted by the group, never used twice. 0 is the anonymous session, whose
+    /// commands are sent once and never retried.
+    SessionId,
+    "s"
+);
+
+/// Names one command of one client, however often it is sent (`RequestID` of the seed package).
+#[derive(
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    Debug,
+    serde::Serialize,
+    serde::Deserialize,
+)]
+pub struct RequestId {
+    /// The session the command belongs to; anonymous commands are never deduplicated.
+    pub session: SessionId,
+    /// Counts the session's commands from 1.
+    pub sequence: u64,
+}
+
+impl RequestId {
+    /// The id of a command that is sent once, without a session.
+    pub const ANONYMOUS: Self = Self {
+        session: SessionId(0),
+        sequence: 0,
+    };
+
+    /// Whether the command has no session and so no deduplication.
+    pub fn is_anonymous(self) -> bool {
+        self.session.0 == 0
+    }
+}
+
+/// A component, named by the sha256 of its bytes; printed and parsed as 64 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct ComponentId(pub [u8; 32]);
+
+impl ComponentId {
+    /// The name of these bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        use sha2::{Digest, Sha256};
+        Self(Sha256::digest(bytes).into())
+    }
+}
+
+impl fmt::Display for ComponentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for ComponentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A component name was not 64 hexadecimal digits.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a component is named by 64 hexadecimal digits (its sha256), not `{0}`")]
+pub struct NotAComponentId(pub String);
+
+impl std::str::FromStr for ComponentId {
+    type Err = NotAComponentId;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = || NotAComponentId(text.chars().take(80).collect());
+        if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(wrong());
+        }
+        let mut id = [0; 32];
+        for (at, byte) in id.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&text[at * 2..at * 2 + 2], 16).map_err(|_| wrong())?;
+        }
+        Ok(Self(id))
+    }
+}
+
+impl serde::Serialize for ComponentId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for ComponentId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_component_id_survives_its_text() {
+        let id = ComponentId::of(b"bytes");
+        assert_eq!(id.to_string().parse(), Ok(id));
+        for wrong in ["", "00", &"g".repeat(64), &"é".repeat(32)] {
+            assert!(wrong.parse::<ComponentId>().is_err(), "{wrong}");
+        }
+    }
+}

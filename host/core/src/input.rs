@@ -1,0 +1,107 @@
+//! All that can happen to a replica.
+
+use bytes::Bytes;
+
+use crate::id::{LogIndex, NodeId};
+use crate::message::{ArrivedSnapshot, PeerMessage, SnapshotName};
+use crate::outcome::Outcome;
+use crate::proposal::Proposal;
+
+/// Chosen by the host; names who waits for an answer. Comes back exactly once in an effect.
+pub type Waiter = u64;
+
+/// One thing that happened.
+#[derive(Debug)]
+pub enum Input {
+    /// One tick of the node's ticker. `now` is the wall clock in nanoseconds since the Unix epoch, used only as the
+    /// stamp of entries.
+    Tick {
+        /// Wall clock.
+        now: u64,
+    },
+    /// A message arrived. Messages for another incarnation or replica are dropped in here.
+    Message {
+        /// The node it came from.
+        from: NodeId,
+        /// The message; never a `MsgSnapshot` (see [`Input::SnapshotArrived`]).
+        message: PeerMessage,
+    },
+    /// A whole snapshot arrived and is durable as a file.
+    SnapshotArrived {
+        /// The node it came from.
+        from: NodeId,
+        /// What arrived.
+        snapshot: ArrivedSnapshot,
+    },
+    /// A client's proposal; answered by one `Effect::Reply`.
+    Propose {
+        /// Who waits.
+        waiter: Waiter,
+        /// What for.
+        proposal: Proposal,
+    },
+    /// A read-only request; answered by one `Effect::Query` (to be run) or one `Effect::QueryFailed`.
+    Query {
+        /// Who waits.
+        waiter: Waiter,
+        /// The bytes for the machine.
+        request: Bytes,
+        /// Whether the answer must reflect every command acknowledged before; otherwise this replica's state will do.
+        linearizable: bool,
+    },
+    /// Nobody waits any more; whatever was proposed may still be applied.
+    Forget {
+        /// Who has left.
+        waiter: Waiter,
+    },
+    /// Become a candidate now.
+    Campaign,
+    /// Hand leadership to another member.
+    Transfer {
+        /// To whom.
+        to: NodeId,
+    },
+    /// The record of this number, and so all before it, is on stable storage.
+    Persisted {
+        /// Number of the `Effect::Persist`.
+        number: u64,
+    },
+    /// The machine has applied the entry.
+    Applied {
+        /// Index of the entry.
+        index: LogIndex,
+        /// One outcome for each command, as the machine gave them.
+        outcomes: Vec<Outcome>,
+        /// Fuel used.
+        fuel: u64,
+    },
+    /// The machine has saved itself at the barrier and was rebuilt from the bytes; the file is durable.
+    Snapshotted {
+        /// Index of the barrier.
+        index: LogIndex,
+        /// The file; `None` if the machine failed to save, on every replica alike, and goes on without.
+        snapshot: Option<SnapshotName>,
+    },
+    /// The machine was rebuilt from an arrived snapshot, or from the newest one at start.
+    Restored {
+        /// Index of the snapshot.
+        index: LogIndex,
+    },
+    /// The machine of this replica can no longer be run.
+    MachineFailed {
+        /// For the operator.
+        reason: String,
+    },
+    /// The last message to the replica's node did not arrive.
+    Unreachable {
+        /// The node.
+        node: NodeId,
+    },
+    /// A snapshot transfer ended; every `Effect::SendSnapshot` is followed by exactly one of these.
+    SnapshotSent {
+        /// The receiving node.
+        node: NodeId,
+        /// Whether it arrived.
+        arrived: bool,
+    },
+}

@@ -1,0 +1,158 @@
+//! Messages and snapshots from other replicas: what is for this replica, and what raft-rs can take.
+
+use raft::eraftpb::{self, HardState};
+
+use crate::effect::Persist;
+use crate::group::{Group, Raft};
+use crate::id::{LogIndex, NodeId, ReplicaId, Term};
+use crate::log_view::LogView;
+use crate::message::{ArrivedSnapshot, Body, PeerMessage};
+use crate::state::HostState;
+
+impl Group {
+    pub(crate) fn message(&mut self, from: NodeId, message: PeerMessage) {
+        if message.group != self.config.group || message.incarnation != self.config.incarnation {
+            return;
+        }
+        if message.from.0 == 0 || message.from == message.to || !self.is_for_us(&message) {
+            return;
+        }
+        let removed = self.state.membership.was_removed(message.from);
+        self.addresses.insert(message.from, from);
+        match message.body {
+            Body::Raft(raft) => {
+                if removed {
+                    self.send(message.from, from, Body::Gone);
+                    return;
+                }
+                self.step(raft, message.from);
+            }
+            Body::Forward(forwards) => self.forwarded(message.from, from, forwards),
+            Body::Answer(answers) => self.answered(answers),
+            Body::Gone => self.remove_self(),
+        }
+    }
+
+    /// Whether a message is for this replica. A joiner that nobody has contacted yet takes the id that a leader
+    /// addresses it by: ids are never given twice, so it cannot be meant for somebody else.
+    fn is_for_us(&mut self, message: &PeerMessage) -> bool {
+        use eraftpb::MessageType as Type;
+        if self.replica.0 != 0 {
+            return message.to == self.replica;
+        }
+        let from_a_leader = matches!(
+            &message.body,
+            Body::Raft(raft) if matches!(raft.msg_type, Type::MsgAppend | Type::MsgHeartbeat | Type::MsgSnapshot)
+        );
+        if !from_a_leader || message.to <= self.config.removed_through {
+            return false;
+        }
+        self.replica = message.to;
+        let view = LogView::new(
+            HardState::default(),
+            Vec::new(),
+            (LogIndex(0), Term(0)),
+            None,
+        );
+        match self.start_raft(view, LogIndex(0)) {
+            Ok(()) => self.persist_urgently(Persist::default()),
+            Err(error) => self.halt(error.to_string()),
+        }
+        !self.has_ended()
+    }
+
+    /// Steps a message that raft-rs can take; what would make it panic is refused here.
+    fn step(&mut self, message: eraftpb::Message, from: ReplicaId) {
+        use eraftpb::MessageType as Type;
+        let backlog = self.unapplied_bytes > self.config.limits.unapplied_bytes;
+        let faulted = self.is_faulted();
+        let kind = message.msg_type;
+        if kind == Type::MsgTimeoutNow && self.is_replacing_log() {
+            return;
+        }
+        let Some(Raft(node)) = &mut self.raft else {
+            return;
+        };
+        // Followers never propose through Raft: a forwarded proposal could not be answered.
+        if matches!(kind, Type::MsgPropose | Type::MsgSnapshot) {
+            return;
+        }
+        if message.from != from.0 || message.to != self.replica.0 {
+            return;
+        }
+        if kind == Type::MsgAppend && faulted && backlog {
+            return;
+        }
+        if kind == Type::MsgHeartbeat
+            && message.term >= node.raft.term
+            && message.commit > node.raft.raft_log.last_index()
+        {
+            let last = node.raft.raft_log.last_index();
+            let reason = format!(
+                "the leader knows that entry {} is stored here, but the log ends at {last}: acknowledged data was lost; \
+                 remove this member and add it anew",
+                message.commit
+            );
+            self.halt(reason);
+            return;
+        }
+        // An error says that the sender is no peer, or that the type is local; either is dropped.
+        let _dropped = node.step(message);
+    }
+
+    /// Whether a snapshot is taking the log's place. Until it is durable, a campaign would make raft-rs look for the
+    /// entries that it replaces, and panic.
+    pub(crate) fn is_replacing_log(&self) -> bool {
+        self.storage.is_installing()
+            || self
+                .raft
+                .as_ref()
+                .and_then(|raft| raft.0.snap())
+                .is_some_and(|snapshot| !snapshot.is_empty())
+    }
+
+    pub(crate) fn snapshot_arrived(&mut self, from: NodeId, snapshot: ArrivedSnapshot) {
+        let ArrivedSnapshot {
+            message,
+            name,
+            state,
+        } = &snapshot;
+        if message.group != self.config.group
+            || message.incarnation != self.config.incarnation
+            || !self.is_for_us(message)
+        {
+            return;
+        }
+        let Body::Raft(raft_message) = &message.body else {
+            return;
+        };
+        // What the file says counts, not what the header of the transfer said.
+        let Ok((decoded, context)) = HostState::decode(state.clone()) else {
+            return;
+        };
+        if context.index != name.index || context.term != name.term {
+            return;
+        }
+        if raft_message.from != message.from.0 || raft_message.to != self.replica.0 {
+            return;
+        }
+        self.addresses.insert(message.from, from);
+        let mut raft_message = raft_message.clone();
+        let metadata = eraftpb::SnapshotMetadata {
+            conf_state: Some(decoded.membership.conf_state()).into(),
+            index: name.index.0,
+            term: name.term.0,
+            ..Default::default()
+        };
+        let data = eraftpb::Snapshot {
+            data: state.clone(),
+            metadata: Some(metadata).into(),
+            ..Default::default()
+        };
+        raft_message.snapshot = Some(data).into();
+        self.arrived = Some(snapshot);
+        if let Some(Raft(node)) = &mut self.raft {
+            let _dropped = node.step(raft_message);
+        }
+    }
+}

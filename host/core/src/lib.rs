@@ -1,0 +1,48 @@
+//! One Raft replica as a pure value: inputs in, effects out.
+//!
+//! [`Group`] wraps raft-rs' `RawNode` with what a host needs around it: the order in which records, messages and
+//! entries become visible, many commands in one entry, sessions that apply a command once, membership changes that
+//! cannot lose a quorum, snapshots at barrier entries, linearizable reads, and limits.
+//!
+//! # Layout
+//!
+//! * [`group`]: the replica; takes [`input::Input`]s and gives [`effect::Effect`]s. Nothing else crosses.
+//! * `intake`: messages from other replicas; what raft-rs can take.
+//! * `ready`: from Raft's `Ready` to records and messages.
+//! * `committed`: entries on their way through the machine.
+//! * `proposals`: queueing, packing, deadlines; `forwards`: on the way to the leader. [`proposal`] has the words.
+//! * `changes`: membership.
+//! * `reads`: linearizable queries.
+//! * [`sessions`], [`state`]: what is replicated beside the machine's state.
+//! * `log_view`: the log as Raft reads it.
+//! * `election`: timeouts without randomness.
+//!
+//! # What is absent
+//!
+//! No thread, socket, file, clock or randomness; no tokio, no wasmtime. Time is ticks, and a wall clock that comes with
+//! them and is only ever written into entries. The same inputs give the same effects, so a simulator runs this code.
+
+mod changes;
+mod committed;
+pub mod config;
+pub mod effect;
+mod election;
+mod forwards;
+pub mod group;
+pub mod id;
+pub mod input;
+mod intake;
+mod log_view;
+pub mod message;
+pub mod outcome;
+pub mod payload;
+pub mod proposal;
+mod proposals;
+mod reads;
+mod ready;
+pub mod sessions;
+pub mod state;
+pub mod status;
+
+pub use config::{GroupConfig, Limits, Member};
+pub use group::{Group, Recovered};

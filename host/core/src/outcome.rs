@@ -1,0 +1,175 @@
+//! What a machine is told about an entry, and what it answers.
+//!
+//! These types are the common words of the core, which replicates them, and of `skep-machine`, which runs them.
+
+use bytes::Bytes;
+
+use crate::id::{LogIndex, NodeId, Term};
+
+/// What is known about the entry being applied; identical on every replica.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct EntryContext {
+    /// Index of the entry.
+    pub index: LogIndex,
+    /// Term of the entry.
+    pub term: Term,
+    /// Nanoseconds since the Unix epoch: the proposing leader's stamp, made non-decreasing along the log.
+    pub now: u64,
+    /// Bytes the leader put into the entry; they key every random stream of the entry.
+    pub entropy: [u8; 16],
+}
+
+/// The answer to one command or query. The same on every replica.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// The machine's reply.
+    Reply(Bytes),
+    /// The machine understood and refused; its state is unchanged.
+    Rejected {
+        /// The machine's own code; 0 is the SDK's "bad request".
+        code: u32,
+        /// The machine's own words.
+        message: String,
+    },
+    /// The machine failed on this command, on every replica alike; its state is as if the command had never run.
+    Fault(GuestFault),
+}
+
+/// The closed list of deterministic failures. Only these may become an outcome; everything else is local to a replica
+/// and stops it instead. The number is what is replicated: a code, never a text or a backtrace.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[repr(u8)]
+pub enum GuestFault {
+    /// `unreachable`: what a panic or an abort compiles to.
+    Unreachable = 1,
+    /// An access outside a linear memory.
+    MemoryOutOfBounds = 2,
+    /// An access outside a table, a call through a null or of another signature.
+    BadCall = 3,
+    /// Integer overflow, division by zero, or a conversion that has no result.
+    Arithmetic = 4,
+    /// The fuel of the call was used up.
+    OutOfFuel = 5,
+    /// The reply is longer than the group's limit.
+    ReplyTooLarge = 6,
+    /// A value broke the canonical ABI: a bad string, list, or discriminant.
+    Malformed = 7,
+    /// The machine called `exit`.
+    Exit = 8,
+    /// The machine called an import that is refused here, or would have waited for ever.
+    ForbiddenImport = 9,
+    /// A host limit of the group other than fuel and reply: handles, bytes moved in one call, snapshot size.
+    Limit = 10,
+    /// A trap of the closed list that has no code of its own.
+    Trap = 11,
+}
+
+impl GuestFault {
+    /// Every fault, in the order of its code.
+    pub const ALL: [Self; 11] = [
+        Self::Unreachable,
+        Self::MemoryOutOfBounds,
+        Self::BadCall,
+        Self::Arithmetic,
+        Self::OutOfFuel,
+        Self::ReplyTooLarge,
+        Self::Malformed,
+        Self::Exit,
+        Self::ForbiddenImport,
+        Self::Limit,
+        Self::Trap,
+    ];
+
+    /// The number that is replicated and sent.
+    pub fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// The fault of a number, if there is one.
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|fault| fault.code() == code)
+    }
+
+    /// The stable name, as in logs and in HTTP answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unreachable => "unreachable",
+            Self::MemoryOutOfBounds => "memory-out-of-bounds",
+            Self::BadCall => "bad-call",
+            Self::Arithmetic => "arithmetic",
+            Self::OutOfFuel => "out-of-fuel",
+            Self::ReplyTooLarge => "reply-too-large",
+            Self::Malformed => "malformed",
+            Self::Exit => "exit",
+            Self::ForbiddenImport => "forbidden-import",
+            Self::Limit => "limit",
+            Self::Trap => "trap",
+        }
+    }
+}
+
+impl std::fmt::Display for GuestFault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// How a configuration changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[repr(u8)]
+pub enum ChangeKind {
+    /// A voter was added at once: only the members a group is created with.
+    AddVoter = 0,
+    /// A learner was added; it is promoted when it has caught up.
+    AddLearner = 1,
+    /// A learner became a voter.
+    Promote = 2,
+    /// A member was removed.
+    Remove = 3,
+}
+
+/// A committed configuration change, as the machine is told of it (`ApplyConfChange`, with `GroupNode.Data`).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ConfChange {
+    /// What changed.
+    pub kind: ChangeKind,
+    /// The node it changed for.
+    pub node: NodeId,
+    /// The application's own bytes given with the change.
+    pub data: Bytes,
+}
+
+/// The leader of the group changed. Derived from the new leader's first committed entry, so it comes at the same place
+/// with the same values on every replica, and the term fences.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+pub struct LeaderChanged {
+    /// The leader before; 0 for the first.
+    pub old: NodeId,
+    /// The leader from here on.
+    pub new: NodeId,
+    /// Its term.
+    pub term: Term,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fault_has_its_own_code_and_name() {
+        for fault in GuestFault::ALL {
+            assert_eq!(GuestFault::from_code(fault.code()), Some(fault));
+            assert_eq!(
+                GuestFault::ALL
+                    .iter()
+                    .filter(|other| other.name() == fault.name())
+                    .count(),
+                1
+            );
+        }
+        assert_eq!(GuestFault::from_code(0), None);
+        assert_eq!(GuestFault::from_code(12), None);
+    }
+}

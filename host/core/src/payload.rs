@@ -1,0 +1,141 @@
+//! What an entry of the log holds. Prost messages, because the log outlives the binary that wrote it.
+
+use bytes::Bytes;
+use prost::Message;
+
+use crate::id::{RequestId, SessionId};
+use crate::outcome::ChangeKind;
+use crate::proposal::Command;
+
+/// The data of a normal entry.
+#[derive(Clone, PartialEq, Message)]
+pub struct Payload {
+    /// The leader's wall clock in nanoseconds since the Unix epoch.
+    #[prost(fixed64, tag = "1")]
+    pub now: u64,
+    /// 16 bytes that key the random streams of the entry.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub entropy: Bytes,
+    /// What the entry does.
+    #[prost(oneof = "Kind", tags = "3, 4, 5")]
+    pub kind: Option<Kind>,
+}
+
+/// What an entry does.
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Kind {
+    /// Applies commands.
+    #[prost(message, tag = "3")]
+    Commands(Commands),
+    /// The first entry of a leader's term.
+    #[prost(message, tag = "4")]
+    Elected(Elected),
+    /// Every replica snapshots here.
+    #[prost(message, tag = "5")]
+    Barrier(Barrier),
+}
+
+/// Many commands in one entry.
+#[derive(Clone, PartialEq, Message)]
+pub struct Commands {
+    /// In the order they are applied.
+    #[prost(message, repeated, tag = "1")]
+    pub items: Vec<Item>,
+}
+
+/// One command, or the opening of a session.
+#[derive(Clone, PartialEq, Message)]
+pub struct Item {
+    /// The session; 0 is anonymous.
+    #[prost(uint64, tag = "1")]
+    pub session: u64,
+    /// Number within the session.
+    #[prost(uint64, tag = "2")]
+    pub sequence: u64,
+    /// The client has the answers up to here.
+    #[prost(uint64, tag = "3")]
+    pub acknowledged: u64,
+    /// The bytes for the machine.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub data: Bytes,
+    /// Opens a session; the other fields are empty.
+    #[prost(bool, tag = "5")]
+    pub open: bool,
+}
+
+/// The first entry of a leader's term.
+#[derive(Clone, PartialEq, Message)]
+pub struct Elected {
+    /// The leader's node.
+    #[prost(uint64, tag = "1")]
+    pub node: u64,
+    /// Bytes for `init`; used by the first such entry of the group only.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub init: Bytes,
+}
+
+/// Every replica snapshots here.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct Barrier {}
+
+/// The context of a configuration change entry.
+#[derive(Clone, PartialEq, Message)]
+pub struct ChangeRecord {
+    /// A [`ChangeKind`].
+    #[prost(uint32, tag = "1")]
+    pub kind: u32,
+    /// The node it is about.
+    #[prost(uint64, tag = "2")]
+    pub node: u64,
+    /// The replica id it is about.
+    #[prost(uint64, tag = "3")]
+    pub replica: u64,
+    /// Application bytes.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub data: Bytes,
+    /// An added learner is to be promoted once it has caught up.
+    #[prost(bool, tag = "5")]
+    pub promote: bool,
+    /// The leader's wall clock.
+    #[prost(fixed64, tag = "6")]
+    pub now: u64,
+    /// As in [`Payload::entropy`].
+    #[prost(bytes = "bytes", tag = "7")]
+    pub entropy: Bytes,
+}
+
+impl ChangeRecord {
+    /// The kind, if its number is known.
+    pub fn change_kind(&self) -> Option<ChangeKind> {
+        [
+            ChangeKind::AddVoter,
+            ChangeKind::AddLearner,
+            ChangeKind::Promote,
+            ChangeKind::Remove,
+        ]
+        .into_iter()
+        .find(|kind| *kind as u32 == self.kind)
+    }
+}
+
+impl From<Command> for Item {
+    fn from(command: Command) -> Self {
+        Self {
+            session: command.request.session.0,
+            sequence: command.request.sequence,
+            acknowledged: command.acknowledged,
+            data: command.data,
+            open: false,
+        }
+    }
+}
+
+impl Item {
+    /// The name of the command.
+    pub fn request(&self) -> RequestId {
+        RequestId {
+            session: SessionId(self.session),
+            sequence: self.sequence,
+        }
+    }
+}

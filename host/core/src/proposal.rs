@@ -1,0 +1,229 @@
+//! What can be put into a group's log, and what becomes of it.
+
+use bytes::Bytes;
+
+use crate::id::{LogIndex, NodeId, RequestId, SessionId, Term};
+use crate::outcome::Outcome;
+
+/// One command of a client (`Request` of the seed package).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Command {
+    /// Its name; the same for every retry.
+    pub request: RequestId,
+    /// The client has the answers of all its commands up to this sequence, so they need not be kept.
+    pub acknowledged: u64,
+    /// The bytes for the machine.
+    pub data: Bytes,
+}
+
+/// Something to put into the log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Proposal {
+    /// A client's command.
+    Command(Command),
+    /// Opens a session; the response carries its id in `request.session`.
+    OpenSession,
+    /// Changes the membership.
+    Change(Change),
+    /// Asks for a barrier, that is, a snapshot at one index on every replica.
+    Barrier,
+}
+
+/// A change of membership that is asked for (`AddNodeToGroup`, `RemoveNodeFromGroup`).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// Adds a node as a learner and promotes it once it has caught up. Answered after the promotion.
+    Add {
+        /// The node to add.
+        node: NodeId,
+        /// Application bytes for `apply-conf-change`.
+        data: Bytes,
+    },
+    /// Adds a node that only follows and never votes.
+    AddLearner {
+        /// The node to add.
+        node: NodeId,
+        /// Application bytes for `apply-conf-change`.
+        data: Bytes,
+    },
+    /// Removes a node; if it leads, leadership is transferred first.
+    Remove {
+        /// The node to remove.
+        node: NodeId,
+        /// Application bytes for `apply-conf-change`.
+        data: Bytes,
+    },
+}
+
+impl Proposal {
+    /// Bytes the proposal carries; what queues and entries are bounded by.
+    pub fn size(&self) -> usize {
+        const FIXED: usize = 32;
+        FIXED
+            + match self {
+                Self::Command(command) => command.data.len(),
+                Self::OpenSession | Self::Barrier => 0,
+                Self::Change(
+                    Change::Add { data, .. }
+                    | Change::AddLearner { data, .. }
+                    | Change::Remove { data, .. },
+                ) => data.len(),
+            }
+    }
+}
+
+/// The answer to a proposal that was applied (`Response` of the seed package).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Response {
+    /// The id of the request; of an opened session its id and sequence 0.
+    pub request: RequestId,
+    /// Where it stands in the log. For a command that a retry found already applied: where it was applied first.
+    pub index: LogIndex,
+    /// Term of that entry.
+    pub term: Term,
+    /// What the machine answered.
+    pub outcome: Outcome,
+}
+
+impl Response {
+    /// Bytes the response holds.
+    pub fn size(&self) -> usize {
+        match &self.outcome {
+            Outcome::Reply(reply) => reply.len(),
+            Outcome::Rejected { message, .. } => message.len(),
+            Outcome::Fault(_) => 1,
+        }
+    }
+
+    /// The session that [`Proposal::OpenSession`] opened.
+    pub fn session(&self) -> SessionId {
+        self.request.session
+    }
+}
+
+/// Why a proposal has no response. Three-valued with [`Response`]: done; rejected (certainly never applied by this
+/// attempt); unknown.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ProposalError {
+    /// No leader was known before the deadline; nothing was proposed.
+    #[error("the group has no leader now; nothing was applied, try again")]
+    NoLeader,
+    /// This replica does not lead; nothing was proposed.
+    #[error("this replica does not lead the group{}; nothing was applied", leader.map(|node| format!(" (node {node} does)")).unwrap_or_default())]
+    NotLeader {
+        /// The leader's node, where known.
+        leader: Option<NodeId>,
+    },
+    /// A queue of the group is full; nothing was proposed.
+    #[error("the group has too much in flight; nothing was applied, slow down and try again")]
+    Busy,
+    /// The command is larger than the group's limit; nothing was proposed.
+    #[error("the command has {size} bytes, the limit is {limit}; nothing was applied")]
+    TooLarge {
+        /// Bytes of the command.
+        size: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// Another entry was committed in its place; it was never applied.
+    #[error("another leader's entry took its place in the log; it was not applied, try again")]
+    Superseded,
+    /// The session is not known (any more), or the answer is no longer kept. This attempt applied nothing; whether an
+    /// earlier attempt of the same request did can no longer be told.
+    #[error(
+        "the session has expired; this attempt was not applied, but an earlier one may have been"
+    )]
+    SessionExpired,
+    /// Another change of membership is in flight.
+    #[error("another membership change of the group is in flight; try again when it is done")]
+    ChangeInProgress,
+    /// The change makes no sense or would endanger the group.
+    #[error("the membership change was refused: {0}")]
+    ChangeRefused(ChangeRefusal),
+    /// The group's machine has failed on this replica, or the replica was halted.
+    #[error("this replica of the group has failed; ask another one, and see `skep group status`")]
+    Faulted,
+    /// The replica was stopped or removed.
+    #[error("the node or this replica has stopped")]
+    Stopped,
+    /// It may or may not have been applied, or may yet be. A retry under the same request id is safe.
+    #[error("the outcome is unknown: it may have been applied; retry with the same request id")]
+    Unknown,
+}
+
+/// Why a change of membership was refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[repr(u8)]
+pub enum ChangeRefusal {
+    /// The node is a member already.
+    #[error("the node is a member already")]
+    AlreadyMember = 1,
+    /// The node is not a member.
+    #[error("the node is not a member")]
+    NotMember = 2,
+    /// The last voter cannot be removed.
+    #[error("the last voter cannot be removed; remove the group instead")]
+    LastVoter = 3,
+    /// The voters left would have no majority alive.
+    #[error("the voters left would have no majority alive")]
+    QuorumAtRisk = 4,
+    /// Node 0 names nothing.
+    #[error("node id 0 names no node")]
+    ZeroId = 5,
+    /// The group has as many members as it may have.
+    #[error("the group has as many members as it may have")]
+    TooManyMembers = 6,
+}
+
+impl ChangeRefusal {
+    /// The refusal of a number, as on the wire.
+    pub fn from_code(code: u8) -> Option<Self> {
+        [
+            Self::AlreadyMember,
+            Self::NotMember,
+            Self::LastVoter,
+            Self::QuorumAtRisk,
+            Self::ZeroId,
+            Self::TooManyMembers,
+        ]
+        .into_iter()
+        .find(|refusal| *refusal as u8 == code)
+    }
+}
+
+impl ProposalError {
+    /// Stable name, as in logs and answers.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NoLeader => "no-leader",
+            Self::NotLeader { .. } => "not-leader",
+            Self::Busy => "busy",
+            Self::TooLarge { .. } => "too-large",
+            Self::Superseded => "superseded",
+            Self::SessionExpired => "session-expired",
+            Self::ChangeInProgress => "change-in-progress",
+            Self::ChangeRefused(_) => "change-refused",
+            Self::Faulted => "group-faulted",
+            Self::Stopped => "stopped",
+            Self::Unknown => "outcome-unknown",
+        }
+    }
+
+    /// Whether this attempt may have been applied, or may yet be.
+    pub fn is_unknown(&self) -> bool {
+        matches!(self, Self::Unknown)
+    }
+
+    /// Whether the same request may succeed if it is sent again (under the same request id).
+    pub fn is_retryable(&self) -> bool {
+        matches!(
+            self,
+            Self::NoLeader
+                | Self::NotLeader { .. }
+                | Self::Busy
+                | Self::Superseded
+                | Self::Unknown
+                | Self::ChangeInProgress
+        )
+    }
+}

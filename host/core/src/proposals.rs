@@ -1,0 +1,481 @@
+//! Proposals from their arrival to the log: queueing, packing many into one entry, forwarding to the leader, deadlines.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use prost::Message;
+use sha2::{Digest, Sha256};
+
+use crate::effect::Effect;
+use crate::group::{Group, Raft};
+use crate::id::{LogIndex, NodeId, ReplicaId, Term};
+use crate::input::Waiter;
+use crate::message::{Answer, Body};
+use crate::payload::{Barrier, Commands, Elected, Item, Kind, Payload};
+use crate::proposal::{Proposal, ProposalError, Response};
+
+/// Records on their way above which a leader packs no further entry. One is being synced while the next is filled;
+/// more would make entries smaller, not sooner durable.
+const RECORDS_ON_THE_WAY: usize = 2;
+
+/// A membership change may include a snapshot transfer; it is given this many times the deadline of a command.
+const CHANGE_DEADLINES: u64 = 12;
+
+/// Who waits for a proposal.
+#[derive(Debug, Clone)]
+pub(crate) struct Asker {
+    pub(crate) who: Who,
+    /// The tick after which the outcome is `Unknown`.
+    pub(crate) deadline: u64,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Who {
+    Local(Waiter),
+    Remote {
+        replica: ReplicaId,
+        node: NodeId,
+        token: u64,
+    },
+}
+
+#[derive(Debug)]
+pub(crate) struct Queued {
+    pub(crate) asker: Asker,
+    pub(crate) proposal: Proposal,
+}
+
+#[derive(Debug)]
+pub(crate) struct Forwarded {
+    pub(crate) asker: Asker,
+    pub(crate) proposal: Proposal,
+    pub(crate) to: ReplicaId,
+}
+
+#[derive(Debug)]
+struct Proposed {
+    term: Term,
+    askers: Vec<Asker>,
+}
+
+/// Everything that is proposed and not answered.
+#[derive(Debug, Default)]
+pub(crate) struct Proposals {
+    pub(crate) queue: VecDeque<Queued>,
+    queued_bytes: u64,
+    /// In the log of this leader, by index.
+    proposed: BTreeMap<LogIndex, Proposed>,
+    /// Sent to the leader, by token.
+    pub(crate) forwarded: BTreeMap<u64, Forwarded>,
+    /// Forwards sent in this life.
+    pub(crate) forwards: u64,
+    /// Waiting for a learner to be promoted.
+    pub(crate) joins: BTreeMap<ReplicaId, Vec<Asker>>,
+    answers: BTreeMap<ReplicaId, (NodeId, Vec<Answer>)>,
+    /// Changes to be looked at again with the next tick.
+    deferred: Vec<Queued>,
+    /// The tick this replica last became leader at.
+    pub(crate) leader_since: u64,
+    /// This replica has become leader and has not yet said so in the log.
+    pub(crate) elected: bool,
+}
+
+impl Proposals {
+    pub(crate) fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    pub(crate) fn forget(&mut self, waiter: Waiter) {
+        let place = self
+            .queue
+            .iter()
+            .position(|queued| matches!(queued.asker.who, Who::Local(local) if local == waiter));
+        if let Some(queued) = place.and_then(|place| self.queue.remove(place)) {
+            self.queued_bytes -= queued.proposal.size() as u64;
+        }
+    }
+}
+
+impl Group {
+    pub(crate) fn propose(&mut self, waiter: Waiter, proposal: Proposal) {
+        let asker = Asker {
+            who: Who::Local(waiter),
+            deadline: self.deadline(&proposal),
+        };
+        self.enqueue(asker, proposal);
+    }
+
+    pub(crate) fn deadline(&self, proposal: &Proposal) -> u64 {
+        let ticks = u64::from(self.config.limits.request_ticks);
+        self.ticks
+            + if matches!(proposal, Proposal::Change(_)) {
+                ticks * CHANGE_DEADLINES
+            } else {
+                ticks
+            }
+    }
+
+    pub(crate) fn enqueue(&mut self, asker: Asker, proposal: Proposal) {
+        let limits = &self.config.limits;
+        let size = proposal.size() as u64;
+        let error = match &proposal {
+            _ if self.is_faulted() => Some(ProposalError::Faulted),
+            Proposal::Command(command) if command.data.len() as u64 > limits.command_bytes => {
+                Some(ProposalError::TooLarge {
+                    size: command.data.len() as u64,
+                    limit: limits.command_bytes,
+                })
+            }
+            Proposal::Change(_) if size > limits.command_bytes => Some(ProposalError::TooLarge {
+                size,
+                limit: limits.command_bytes,
+            }),
+            _ if self.proposals.queue.len() >= limits.queued_proposals
+                || self.proposals.queued_bytes + size > limits.queued_bytes =>
+            {
+                Some(ProposalError::Busy)
+            }
+            _ => None,
+        };
+        match error {
+            Some(error) => self.reply(asker, Err(error)),
+            None => {
+                self.proposals.queued_bytes += size;
+                self.proposals.queue.push_back(Queued { asker, proposal });
+            }
+        }
+    }
+
+    /// Moves the queue into the log, or to the leader.
+    pub(crate) fn pack(&mut self) {
+        if self.leads() {
+            self.pack_entries();
+        } else {
+            self.forward_queue();
+        }
+    }
+
+    fn pack_entries(&mut self) {
+        if !self.can_propose() {
+            return;
+        }
+        if self.proposals.elected {
+            let init = if self.state.initialized {
+                Bytes::new()
+            } else {
+                self.config.init.clone()
+            };
+            let kind = Kind::Elected(Elected {
+                node: self.config.node.0,
+                init,
+            });
+            if self.propose_entry(kind, Vec::new()).is_err() {
+                return;
+            }
+            self.proposals.elected = false;
+        }
+        let limits = self.config.limits;
+        while !self.proposals.queue.is_empty()
+            && self.storage.on_the_way() < RECORDS_ON_THE_WAY
+            && self.unapplied_bytes < limits.unapplied_bytes
+            && self.can_propose()
+        {
+            if !self.pack_one() {
+                break;
+            }
+        }
+    }
+
+    /// Packs one entry, or takes one proposal that is no command. `false` if Raft takes none now.
+    fn pack_one(&mut self) -> bool {
+        let limits = self.config.limits;
+        let mut items = Vec::new();
+        let mut askers = Vec::new();
+        let mut bytes = 0;
+        while let Some(front) = self.proposals.queue.front() {
+            let size = front.proposal.size() as u64;
+            let fits = items.is_empty()
+                || (bytes + size <= limits.entry_bytes && items.len() < limits.entry_commands);
+            if !fits || matches!(front.proposal, Proposal::Change(_) | Proposal::Barrier) {
+                break;
+            }
+            bytes += size;
+            let Some(Queued { asker, proposal }) = self.dequeue() else {
+                break;
+            };
+            items.push(match proposal {
+                Proposal::Command(command) => Item::from(command),
+                _ => Item {
+                    open: true,
+                    ..Item::default()
+                },
+            });
+            askers.push(asker);
+        }
+        if !items.is_empty() {
+            return match self.propose_entry(Kind::Commands(Commands { items }), askers) {
+                Ok(()) => true,
+                Err(askers) => {
+                    // Raft holds as much uncommitted as it may; nothing was proposed.
+                    for asker in askers {
+                        self.reply(asker, Err(ProposalError::Busy));
+                    }
+                    false
+                }
+            };
+        }
+        let Some(Queued { asker, proposal }) = self.dequeue() else {
+            return false;
+        };
+        match proposal {
+            Proposal::Change(change) => self.propose_change(asker, change),
+            _ => self.propose_barrier(Some(asker)),
+        }
+        true
+    }
+
+    pub(crate) fn dequeue(&mut self) -> Option<Queued> {
+        let queued = self.proposals.queue.pop_front()?;
+        self.proposals.queued_bytes -= queued.proposal.size() as u64;
+        Some(queued)
+    }
+
+    /// Puts a proposal back to where it is packed or forwarded from.
+    pub(crate) fn requeue(&mut self, asker: Asker, proposal: Proposal) {
+        self.proposals.queued_bytes += proposal.size() as u64;
+        self.proposals.queue.push_front(Queued { asker, proposal });
+    }
+
+    /// Puts a proposal aside until the next tick.
+    pub(crate) fn defer(&mut self, asker: Asker, proposal: Proposal) {
+        self.proposals.deferred.push(Queued { asker, proposal });
+    }
+
+    fn propose_entry(&mut self, kind: Kind, askers: Vec<Asker>) -> Result<(), Vec<Asker>> {
+        let payload = Payload {
+            now: self.now,
+            entropy: self.entropy(),
+            kind: Some(kind),
+        };
+        let data = payload.encode_to_vec();
+        let Some(Raft(node)) = &mut self.raft else {
+            return Err(askers);
+        };
+        if node.propose(Vec::new(), data).is_err() {
+            return Err(askers);
+        }
+        self.note_proposed(askers);
+        Ok(())
+    }
+
+    /// Remembers who waits for the entry Raft has just appended.
+    pub(crate) fn note_proposed(&mut self, askers: Vec<Asker>) {
+        let Some(Raft(node)) = &self.raft else { return };
+        if askers.is_empty() {
+            return;
+        }
+        let index = LogIndex(node.raft.raft_log.last_index());
+        let proposed = Proposed {
+            term: Term(node.raft.term),
+            askers,
+        };
+        if let Some(former) = self.proposals.proposed.insert(index, proposed) {
+            // An entry of a former term at this place was overwritten by a term this replica leads again.
+            self.reply_all(former.askers, &ProposalError::Superseded);
+        }
+    }
+
+    /// 16 bytes that nobody can know before the entry is in the log.
+    pub(crate) fn entropy(&mut self) -> Bytes {
+        self.proposed += 1;
+        let mut hash = Sha256::new();
+        for word in [
+            self.config.seed,
+            self.config.group.0,
+            self.replica.0,
+            self.term().0,
+            self.proposed,
+            self.now,
+        ] {
+            hash.update(word.to_le_bytes());
+        }
+        Bytes::copy_from_slice(&hash.finalize()[..16])
+    }
+
+    pub(crate) fn propose_barrier(&mut self, asker: Option<Asker>) {
+        match self.propose_entry(Kind::Barrier(Barrier {}), asker.into_iter().collect()) {
+            Ok(()) => {
+                self.since_barrier.proposed = true;
+                self.since_barrier.wanted = false;
+            }
+            Err(askers) => self.reply_all(askers, &ProposalError::Busy),
+        }
+    }
+
+    pub(crate) fn propose_barrier_if_due(&mut self) {
+        let wanted = self
+            .raft
+            .as_ref()
+            .is_some_and(|raft| raft.0.store().take_wanted());
+        self.since_barrier.wanted |= wanted;
+        if !self.leads()
+            || self.since_barrier.proposed
+            || !self.can_propose()
+            || self.proposals.elected
+        {
+            return;
+        }
+        let limits = &self.config.limits;
+        let snapshot_bytes = self.snapshot_name().map_or(0, |name| name.size);
+        let bytes_max =
+            (4 * snapshot_bytes).clamp(limits.barrier_log_bytes_min, limits.barrier_log_bytes_max);
+        let since = &self.since_barrier;
+        if since.wanted
+            || since.entries >= self.config.snapshot_entries
+            || since.bytes >= bytes_max
+            || since.fuel >= limits.barrier_fuel
+            || since.faults >= limits.barrier_faults
+        {
+            self.propose_barrier(None);
+        }
+    }
+
+    /// Who waits for a committed entry. If another entry was committed in its place, they are told.
+    pub(crate) fn take_proposed(&mut self, index: LogIndex, term: Term) -> Vec<Asker> {
+        match self.proposals.proposed.remove(&index) {
+            Some(proposed) if proposed.term == term => proposed.askers,
+            Some(proposed) => {
+                self.reply_all(proposed.askers, &ProposalError::Superseded);
+                Vec::new()
+            }
+            None => Vec::new(),
+        }
+    }
+
+    /// A snapshot hides what became of entries up to here.
+    pub(crate) fn abandon_proposed_through(&mut self, index: LogIndex) {
+        let later = self.proposals.proposed.split_off(&LogIndex(index.0 + 1));
+        let hidden = std::mem::replace(&mut self.proposals.proposed, later);
+        for proposed in hidden.into_values() {
+            self.reply_all(proposed.askers, &ProposalError::Unknown);
+        }
+    }
+
+    /// Answers those whose deadline has passed.
+    pub(crate) fn expire(&mut self) {
+        let ticks = self.ticks;
+        for Queued { asker, proposal } in std::mem::take(&mut self.proposals.deferred) {
+            self.requeue(asker, proposal);
+        }
+        let no_leader = |group: &Self| match group.leader_node() {
+            Some(_) => ProposalError::Busy,
+            None => ProposalError::NoLeader,
+        };
+        if self
+            .proposals
+            .queue
+            .iter()
+            .any(|queued| queued.asker.deadline <= ticks)
+        {
+            let error = no_leader(self);
+            let queue = std::mem::take(&mut self.proposals.queue);
+            for queued in queue {
+                if queued.asker.deadline <= ticks {
+                    self.proposals.queued_bytes -= queued.proposal.size() as u64;
+                    self.reply(queued.asker, Err(error.clone()));
+                } else {
+                    self.proposals.queue.push_back(queued);
+                }
+            }
+        }
+        let late: Vec<_> = self
+            .proposals
+            .forwarded
+            .iter()
+            .filter(|(_, forwarded)| forwarded.asker.deadline <= ticks)
+            .map(|(token, _)| *token)
+            .collect();
+        for token in late {
+            if let Some(forwarded) = self.proposals.forwarded.remove(&token) {
+                self.reply(forwarded.asker, Err(ProposalError::Unknown));
+            }
+        }
+        let mut late = Vec::new();
+        for proposed in self.proposals.proposed.values_mut() {
+            late.extend(take_late(&mut proposed.askers, ticks));
+        }
+        for askers in self.proposals.joins.values_mut() {
+            late.extend(take_late(askers, ticks));
+        }
+        self.reply_all(late, &ProposalError::Unknown);
+        self.proposals
+            .proposed
+            .retain(|_, proposed| !proposed.askers.is_empty());
+        self.proposals.joins.retain(|_, askers| !askers.is_empty());
+        self.expire_applying();
+    }
+
+    /// This replica ends; nobody waits for it any more.
+    pub(crate) fn answer_everybody(&mut self, error: ProposalError) {
+        for queued in std::mem::take(&mut self.proposals.queue) {
+            self.reply(queued.asker, Err(error.clone()));
+        }
+        self.proposals.queued_bytes = 0;
+        for deferred in std::mem::take(&mut self.proposals.deferred) {
+            self.reply(deferred.asker, Err(error.clone()));
+        }
+        // What is in the log or on its way there may be applied by the others.
+        for forwarded in std::mem::take(&mut self.proposals.forwarded).into_values() {
+            self.reply(forwarded.asker, Err(ProposalError::Unknown));
+        }
+        for proposed in std::mem::take(&mut self.proposals.proposed).into_values() {
+            self.reply_all(proposed.askers, &ProposalError::Unknown);
+        }
+        for askers in std::mem::take(&mut self.proposals.joins).into_values() {
+            self.reply_all(askers, &ProposalError::Unknown);
+        }
+        self.abandon_applying(&ProposalError::Unknown);
+        self.refuse_reads(&error);
+    }
+
+    pub(crate) fn reply_all(&mut self, askers: Vec<Asker>, error: &ProposalError) {
+        for asker in askers {
+            self.reply(asker, Err(error.clone()));
+        }
+    }
+
+    pub(crate) fn reply(&mut self, asker: Asker, result: Result<Response, ProposalError>) {
+        match asker.who {
+            Who::Local(waiter) => self.effects.push(Effect::Reply { waiter, result }),
+            Who::Remote {
+                replica,
+                node,
+                token,
+            } => {
+                let (_, answers) = self
+                    .proposals
+                    .answers
+                    .entry(replica)
+                    .or_insert((node, Vec::new()));
+                answers.push(Answer { token, result });
+            }
+        }
+    }
+
+    /// Sends the answers to forwarded proposals, one message for each replica.
+    pub(crate) fn flush_answers(&mut self) {
+        for (replica, (node, answers)) in std::mem::take(&mut self.proposals.answers) {
+            self.send(replica, node, Body::Answer(answers));
+        }
+    }
+}
+
+/// Takes the askers whose deadline has passed. The places of an entry's askers matter, so either all go or none; they
+/// share one deadline but for the moments they were queued at.
+fn take_late(askers: &mut Vec<Asker>, ticks: u64) -> Vec<Asker> {
+    if askers.iter().all(|asker| asker.deadline <= ticks) {
+        std::mem::take(askers)
+    } else {
+        Vec::new()
+    }
+}

@@ -1,0 +1,340 @@
+//! From Raft's `Ready` to records, messages and committed entries: the order in which things become visible.
+
+use std::collections::VecDeque;
+
+use raft::StateRole;
+use raft::eraftpb::{self, HardState, MessageType};
+
+use crate::committed::Applying;
+use crate::effect::{Effect, Persist, Work};
+use crate::group::{Group, Raft};
+use crate::id::{LogIndex, ReplicaId, Term};
+use crate::log_view::Snapshotted;
+use crate::message::{Body, PeerMessage};
+use crate::proposal::ProposalError;
+use crate::state::HostState;
+
+/// What is on its way to the log, and what waits for it.
+#[derive(Debug, Default)]
+pub(crate) struct Persistence {
+    pub(crate) hard_state: HardState,
+    /// Number of the last record pushed.
+    issued: u64,
+    /// Number of the last record that is durable.
+    durable: u64,
+    /// The last record that changed term or vote. A leader's messages wait for it: with one voter raft-rs hands them out
+    /// before the hard state of their own term is durable, and a crash would give two logs in one term.
+    gate: u64,
+    /// Records on their way, each with the newest `Ready` that is complete with it.
+    on_the_way: VecDeque<(u64, u64)>,
+    /// Messages, each with the record it waits for; in the order they were made.
+    outbox: VecDeque<(u64, eraftpb::Message)>,
+    /// A snapshot is being made durable by this record; no `Ready` is taken before.
+    installing: Option<(u64, LogIndex)>,
+}
+
+impl Persistence {
+    /// Records that are not durable yet.
+    pub(crate) fn on_the_way(&self) -> usize {
+        self.on_the_way.len()
+    }
+
+    pub(crate) fn is_installing(&self) -> bool {
+        self.installing.is_some()
+    }
+}
+
+impl Group {
+    /// Makes everything that is possible now happen.
+    pub(crate) fn advance(&mut self) {
+        loop {
+            self.pack();
+            self.ask_reads();
+            let mut moved = self.take_ready();
+            moved |= self.process_committed();
+            self.propose_barrier_if_due();
+            if !moved {
+                break;
+            }
+        }
+        self.flush_outbox();
+        self.serve_reads();
+        self.flush_answers();
+    }
+
+    /// Pushes a record that is not one of Raft's `Ready`s, before which no message may leave.
+    pub(crate) fn persist_urgently(&mut self, record: Persist) {
+        let number = self.persist(record, 0);
+        self.storage.gate = number;
+    }
+
+    fn persist(&mut self, record: Persist, ready: u64) -> u64 {
+        self.storage.issued += 1;
+        let number = self.storage.issued;
+        self.storage.on_the_way.push_back((number, ready));
+        let hard_state = Some(self.storage.hard_state.clone());
+        self.effects.push(Effect::Persist(Persist {
+            number,
+            replica: self.replica,
+            hard_state,
+            ..record
+        }));
+        number
+    }
+
+    pub(crate) fn persisted(&mut self, number: u64) {
+        let storage = &mut self.storage;
+        if number <= storage.durable || number > storage.issued {
+            return;
+        }
+        storage.durable = number;
+        let mut ready = 0;
+        while let Some((record, complete)) = storage
+            .on_the_way
+            .front()
+            .copied()
+            .filter(|(record, _)| *record <= number)
+        {
+            debug_assert!(record <= number);
+            ready = complete.max(ready);
+            storage.on_the_way.pop_front();
+        }
+        let Some(Raft(node)) = &mut self.raft else {
+            return;
+        };
+        if ready != 0 {
+            node.on_persist_ready(ready);
+        }
+        if let Some((record, index)) = storage.installing
+            && record <= number
+        {
+            storage.installing = None;
+            node.advance_apply_to(index.0);
+        }
+    }
+
+    /// Takes every `Ready` that may be taken. `true` if there was one.
+    fn take_ready(&mut self) -> bool {
+        let mut taken = false;
+        while let Some(Raft(node)) = &mut self.raft {
+            let snapshot_waits = node.snap().is_some_and(|snapshot| !snapshot.is_empty());
+            if self.storage.is_installing()
+                || !node.has_ready()
+                || (snapshot_waits && self.storage.on_the_way() > 0)
+            {
+                break;
+            }
+            let ready = node.ready();
+            self.carry_out(ready);
+            self.note_leader();
+            taken = true;
+        }
+        taken
+    }
+
+    fn carry_out(&mut self, mut ready: raft::Ready) {
+        let number = ready.number();
+        let mut urgent = false;
+        if let Some(hard_state) = ready.hs() {
+            let before = &self.storage.hard_state;
+            urgent = hard_state.term != before.term || hard_state.vote != before.vote;
+            self.storage.hard_state = hard_state.clone();
+        }
+        let mut record = Persist {
+            entries: ready.take_entries(),
+            ..Persist::default()
+        };
+        let snapshot = ready.snapshot().clone();
+        let installs = !snapshot.is_empty();
+        if installs && !self.install(&snapshot, &mut record) {
+            return;
+        }
+        let Some(Raft(node)) = &mut self.raft else {
+            return;
+        };
+        node.mut_store().append(&record.entries);
+        // A commit index that moved alone needs no record: it is learned again.
+        let writes = ready.must_sync();
+        let waits_for = if writes {
+            let record = self.persist(record, number);
+            if urgent {
+                self.storage.gate = record;
+            }
+            if installs {
+                self.storage.installing = Some((record, self.processed));
+            }
+            record
+        } else {
+            if let Some(last) = self.storage.on_the_way.back_mut() {
+                last.1 = number;
+            }
+            self.storage.on_the_way.back().map_or(0, |last| last.0)
+        };
+        let gate = self.storage.gate;
+        let urgent_messages = ready
+            .take_messages()
+            .into_iter()
+            .map(|message| (gate, message));
+        self.storage.outbox.extend(urgent_messages);
+        let messages = ready
+            .take_persisted_messages()
+            .into_iter()
+            .map(|message| (waits_for, message));
+        self.storage.outbox.extend(messages);
+        for state in ready.take_read_states() {
+            self.read_index(&state.request_ctx, LogIndex(state.index));
+        }
+        for entry in ready.take_committed_entries() {
+            self.unapplied_bytes += crate::log_view::weight(&entry);
+            self.committed.push_back(entry);
+        }
+        let nothing_on_the_way = self.storage.on_the_way.is_empty();
+        let Some(Raft(node)) = &mut self.raft else {
+            return;
+        };
+        node.advance_append_async(ready);
+        if nothing_on_the_way {
+            node.on_persist_ready(number);
+        }
+    }
+
+    /// Replaces log and state by an arrived snapshot. `false` if the replica had to be halted.
+    fn install(&mut self, snapshot: &eraftpb::Snapshot, record: &mut Persist) -> bool {
+        let index = LogIndex(snapshot.get_metadata().index);
+        let arrived = self
+            .arrived
+            .take()
+            .filter(|arrived| arrived.name.index == index);
+        let decoded = HostState::decode(snapshot.data.clone());
+        let (Some(arrived), Ok((state, context))) = (arrived, decoded) else {
+            self.halt(format!(
+                "Raft accepted a snapshot at {index} that did not arrive whole"
+            ));
+            return false;
+        };
+        let conf_state = state.membership.conf_state();
+        self.state = state;
+        self.committed.clear();
+        self.unapplied_bytes = 0;
+        let last = self.applying.back().map_or(self.processed, Applying::index);
+        self.superseded_through = self
+            .superseded_through
+            .max(last)
+            .min(LogIndex(index.0.saturating_sub(1)));
+        self.abandon_applying(&ProposalError::Unknown);
+        self.abandon_proposed_through(index);
+        self.processed = index;
+        self.since_barrier = Default::default();
+        self.applying.push_back(Applying::restore(context));
+        record.snapshot = Some(arrived.name.clone());
+        record.truncated = Some((arrived.name.index, arrived.name.term));
+        record.reset = true;
+        if let Some(Raft(node)) = &mut self.raft {
+            node.mut_store().reset(Snapshotted {
+                name: arrived.name.clone(),
+                conf_state,
+            });
+        }
+        self.effects.push(Effect::Machine(Work::Restore {
+            context,
+            snapshot: arrived.name,
+        }));
+        true
+    }
+
+    /// Records a snapshot of this replica's own, and forgets the log below it.
+    pub(crate) fn compact(&mut self, snapshotted: Snapshotted) {
+        /// Log kept behind a snapshot so that a follower a little behind need not be sent the snapshot.
+        const KEPT_BYTES: u64 = 8 << 20;
+        let name = snapshotted.name.clone();
+        let kept = self.config.snapshot_entries / 4;
+        let Some(Raft(node)) = &mut self.raft else {
+            return;
+        };
+        let view = node.mut_store();
+        view.set_snapshot(snapshotted);
+        let truncated = view.truncate(view.compaction(name.index, kept, KEPT_BYTES));
+        // The commit index of the record must not be below the snapshot it names.
+        let commit = node.raft.raft_log.committed;
+        self.storage.hard_state.commit = self
+            .storage
+            .hard_state
+            .commit
+            .max(commit.min(self.processed.0));
+        let record = Persist {
+            snapshot: Some(name),
+            truncated: Some(truncated),
+            ..Persist::default()
+        };
+        self.persist(record, 0);
+    }
+
+    fn flush_outbox(&mut self) {
+        while let Some((waits_for, _)) = self.storage.outbox.front() {
+            if *waits_for > self.storage.durable {
+                break;
+            }
+            let Some((_, message)) = self.storage.outbox.pop_front() else {
+                break;
+            };
+            self.dispatch(message);
+        }
+    }
+
+    fn dispatch(&mut self, message: eraftpb::Message) {
+        let to = ReplicaId(message.to);
+        let is_snapshot = message.msg_type == MessageType::MsgSnapshot;
+        let Some(node) = self.node_of(to) else {
+            if is_snapshot {
+                self.snapshot_not_sent(to);
+            }
+            return;
+        };
+        let index = LogIndex(message.get_snapshot().get_metadata().index);
+        let header = PeerMessage {
+            group: self.config.group,
+            incarnation: self.config.incarnation,
+            from: self.replica,
+            to,
+            body: Body::Raft(message),
+        };
+        if !is_snapshot {
+            self.effects.push(Effect::Send {
+                to: node,
+                message: header,
+            });
+            return;
+        }
+        match self
+            .snapshot_name()
+            .filter(|name| name.index == index)
+            .cloned()
+        {
+            Some(snapshot) => self.effects.push(Effect::SendSnapshot {
+                to: node,
+                message: header,
+                snapshot,
+            }),
+            // A newer one has replaced it while the message waited; Raft asks again.
+            None => self.snapshot_not_sent(to),
+        }
+    }
+
+    fn snapshot_not_sent(&mut self, to: ReplicaId) {
+        if let Some(Raft(node)) = &mut self.raft {
+            node.report_snapshot(to.0, raft::SnapshotStatus::Failure);
+        }
+    }
+
+    /// Term of this replica now.
+    pub(crate) fn term(&self) -> Term {
+        Term(self.raft.as_ref().map_or(0, |raft| raft.0.raft.term))
+    }
+
+    /// Whether Raft takes proposals here now.
+    pub(crate) fn can_propose(&self) -> bool {
+        self.raft.as_ref().is_some_and(|Raft(node)| {
+            node.raft.state == StateRole::Leader && node.raft.lead_transferee.is_none()
+        })
+    }
+}

@@ -1,0 +1,333 @@
+//! The replicated state the host keeps beside the machine's: who is a member, which sessions are open, who led last.
+//! It changes only by committed entries and is the host's section of every snapshot file.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use prost::Message;
+use raft::eraftpb::ConfState;
+
+use crate::id::{LogIndex, NodeId, ReplicaId, Term};
+use crate::outcome::{ChangeKind, EntryContext};
+use crate::sessions::{Sessions, SessionsRecord};
+
+/// How a member takes part.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Votes and counts for commits.
+    Voter,
+    /// Only follows; becomes a voter once it has caught up.
+    Joining,
+    /// Only follows.
+    Learner,
+}
+
+/// One member of a group.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MemberState {
+    /// Its node.
+    pub node: NodeId,
+    /// How it takes part.
+    pub role: Role,
+    /// The application's bytes given when it was added.
+    pub data: Bytes,
+}
+
+/// The members of a group at one index.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Membership {
+    members: BTreeMap<ReplicaId, MemberState>,
+    /// The highest replica id ever given; ids up to it that are not members were removed for ever.
+    last_replica: u64,
+}
+
+impl Membership {
+    /// The members by their replica ids.
+    pub fn members(&self) -> &BTreeMap<ReplicaId, MemberState> {
+        &self.members
+    }
+
+    /// A member.
+    pub fn member(&self, replica: ReplicaId) -> Option<&MemberState> {
+        self.members.get(&replica)
+    }
+
+    /// The replica on a node.
+    pub fn replica_on(&self, node: NodeId) -> Option<ReplicaId> {
+        self.members
+            .iter()
+            .find(|(_, member)| member.node == node)
+            .map(|(replica, _)| *replica)
+    }
+
+    /// The id for the next replica that is added.
+    pub fn next_replica(&self) -> ReplicaId {
+        ReplicaId(self.last_replica + 1)
+    }
+
+    /// Whether a replica of this id was a member and is no more, which is final.
+    pub fn was_removed(&self, replica: ReplicaId) -> bool {
+        replica.0 != 0 && replica.0 <= self.last_replica && !self.members.contains_key(&replica)
+    }
+
+    /// The voters.
+    pub fn voters(&self) -> impl Iterator<Item = ReplicaId> {
+        self.members
+            .iter()
+            .filter(|(_, member)| member.role == Role::Voter)
+            .map(|(replica, _)| *replica)
+    }
+
+    /// The configuration as Raft knows it.
+    pub fn conf_state(&self) -> ConfState {
+        let (voters, learners): (Vec<_>, Vec<_>) = self
+            .members
+            .iter()
+            .partition(|(_, member)| member.role == Role::Voter);
+        let ids = |members: Vec<(&ReplicaId, &MemberState)>| {
+            members.into_iter().map(|(id, _)| id.0).collect()
+        };
+        ConfState {
+            voters: ids(voters),
+            learners: ids(learners),
+            ..ConfState::default()
+        }
+    }
+
+    /// Applies a committed change. `false` if it makes no sense here, which it does on every replica alike.
+    pub fn apply(
+        &mut self,
+        kind: ChangeKind,
+        replica: ReplicaId,
+        node: NodeId,
+        data: &Bytes,
+        promote: bool,
+    ) -> bool {
+        match kind {
+            ChangeKind::AddVoter | ChangeKind::AddLearner => {
+                if replica.0 <= self.last_replica || self.replica_on(node).is_some() || node.0 == 0
+                {
+                    return false;
+                }
+                let role = match (kind, promote) {
+                    (ChangeKind::AddVoter, _) => Role::Voter,
+                    (_, true) => Role::Joining,
+                    (_, false) => Role::Learner,
+                };
+                self.last_replica = replica.0;
+                self.members.insert(
+                    replica,
+                    MemberState {
+                        node,
+                        role,
+                        data: data.clone(),
+                    },
+                );
+            }
+            ChangeKind::Promote => match self.members.get_mut(&replica) {
+                Some(member) if member.role != Role::Voter => member.role = Role::Voter,
+                _ => return false,
+            },
+            ChangeKind::Remove => {
+                let last_voter = self.voters().eq([replica]);
+                if last_voter || self.members.remove(&replica).is_none() {
+                    return false;
+                }
+            }
+        }
+        true
+    }
+}
+
+/// The host's replicated state of a group at one index.
+#[derive(Debug, Default)]
+pub struct HostState {
+    /// Who is a member.
+    pub membership: Membership,
+    /// Open sessions.
+    pub sessions: Sessions,
+    /// The leader of the last term that has an entry; 0 before the first.
+    pub leader: NodeId,
+    /// The stamp of the last entry; stamps never decrease.
+    pub now: u64,
+    /// The machine's `init` was called.
+    pub initialized: bool,
+}
+
+impl HostState {
+    /// The host's section of a snapshot taken at the barrier entry of this context.
+    pub fn encode(&self, context: &EntryContext) -> Bytes {
+        HostStateRecord {
+            index: context.index.0,
+            term: context.term.0,
+            now: self.now,
+            entropy: context.entropy.to_vec(),
+            leader: self.leader.0,
+            initialized: self.initialized,
+            last_replica: self.membership.last_replica,
+            members: self
+                .membership
+                .members
+                .iter()
+                .map(|(replica, member)| MemberRecord {
+                    replica: replica.0,
+                    node: member.node.0,
+                    role: match member.role {
+                        Role::Voter => 0,
+                        Role::Joining => 1,
+                        Role::Learner => 2,
+                    },
+                    data: member.data.clone(),
+                })
+                .collect(),
+            sessions: Some(self.sessions.encode()),
+        }
+        .encode_to_vec()
+        .into()
+    }
+
+    /// Reads the host's section of a snapshot file, and the barrier entry it was taken at.
+    pub fn decode(bytes: Bytes) -> Result<(Self, EntryContext), StateError> {
+        let record =
+            HostStateRecord::decode(bytes).map_err(|error| StateError(error.to_string()))?;
+        let wrong = |what: &str| StateError(what.to_owned());
+        let mut membership = Membership {
+            members: BTreeMap::new(),
+            last_replica: record.last_replica,
+        };
+        for member in record.members {
+            let role = match member.role {
+                0 => Role::Voter,
+                1 => Role::Joining,
+                2 => Role::Learner,
+                _ => return Err(wrong("a member has an unknown role")),
+            };
+            if member.replica == 0 || member.replica > record.last_replica || member.node == 0 {
+                return Err(wrong("a member has an impossible id"));
+            }
+            let state = MemberState {
+                node: NodeId(member.node),
+                role,
+                data: member.data,
+            };
+            membership.members.insert(ReplicaId(member.replica), state);
+        }
+        if membership.voters().next().is_none() || record.index == 0 || record.term == 0 {
+            return Err(wrong("it has no voters, or no position"));
+        }
+        let context = EntryContext {
+            index: LogIndex(record.index),
+            term: Term(record.term),
+            now: record.now,
+            entropy: record
+                .entropy
+                .try_into()
+                .map_err(|_| wrong("its entropy is not 16 bytes"))?,
+        };
+        let sessions = Sessions::decode(record.sessions.unwrap_or_default())
+            .ok_or_else(|| wrong("a session makes no sense"))?;
+        let state = Self {
+            membership,
+            sessions,
+            leader: NodeId(record.leader),
+            now: record.now,
+            initialized: record.initialized,
+        };
+        Ok((state, context))
+    }
+}
+
+/// The host's section of a snapshot makes no sense although its checksum is right.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the host's section of the snapshot cannot be read: {0}")]
+pub struct StateError(pub String);
+
+#[derive(Clone, PartialEq, Message)]
+struct HostStateRecord {
+    #[prost(uint64, tag = "1")]
+    index: u64,
+    #[prost(uint64, tag = "2")]
+    term: u64,
+    #[prost(fixed64, tag = "3")]
+    now: u64,
+    #[prost(bytes = "vec", tag = "4")]
+    entropy: Vec<u8>,
+    #[prost(uint64, tag = "5")]
+    leader: u64,
+    #[prost(bool, tag = "6")]
+    initialized: bool,
+    #[prost(uint64, tag = "7")]
+    last_replica: u64,
+    #[prost(message, repeated, tag = "8")]
+    members: Vec<MemberRecord>,
+    #[prost(message, optional, tag = "9")]
+    sessions: Option<SessionsRecord>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct MemberRecord {
+    #[prost(uint64, tag = "1")]
+    replica: u64,
+    #[prost(uint64, tag = "2")]
+    node: u64,
+    #[prost(uint32, tag = "3")]
+    role: u32,
+    #[prost(bytes = "bytes", tag = "4")]
+    data: Bytes,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replica_ids_are_never_used_again_and_the_last_voter_stays() {
+        let mut membership = Membership::default();
+        let data = Bytes::new();
+        assert!(membership.apply(ChangeKind::AddVoter, ReplicaId(1), NodeId(1), &data, false));
+        assert!(!membership.apply(ChangeKind::Remove, ReplicaId(1), NodeId(1), &data, false));
+        assert!(membership.apply(ChangeKind::AddLearner, ReplicaId(2), NodeId(2), &data, true));
+        assert!(!membership.apply(ChangeKind::AddLearner, ReplicaId(3), NodeId(2), &data, true));
+        assert!(membership.apply(ChangeKind::Promote, ReplicaId(2), NodeId(2), &data, false));
+        assert!(membership.apply(ChangeKind::Remove, ReplicaId(2), NodeId(2), &data, false));
+        assert!(membership.was_removed(ReplicaId(2)));
+        assert!(!membership.was_removed(ReplicaId(3)));
+        assert_eq!(membership.next_replica(), ReplicaId(3));
+        assert!(!membership.apply(ChangeKind::AddLearner, ReplicaId(2), NodeId(2), &data, true));
+    }
+
+    #[test]
+    fn the_section_survives_its_bytes_and_garbage_is_refused() {
+        let mut state = HostState {
+            leader: NodeId(3),
+            now: 77,
+            initialized: true,
+            ..HostState::default()
+        };
+        let data = Bytes::from_static(b"address");
+        assert!(state.membership.apply(
+            ChangeKind::AddVoter,
+            ReplicaId(1),
+            NodeId(3),
+            &data,
+            false
+        ));
+        state.sessions.open(LogIndex(4));
+        let context = EntryContext {
+            index: LogIndex(9),
+            term: Term(2),
+            now: 77,
+            entropy: [7; 16],
+        };
+        let bytes = state.encode(&context);
+        let (restored, at) = HostState::decode(bytes.clone()).expect("own bytes");
+        assert_eq!(at, context);
+        assert_eq!(restored.encode(&at), bytes);
+        for end in 0..bytes.len() {
+            // A cut section must give an error or another state, never a panic.
+            let _ = HostState::decode(bytes.slice(..end));
+        }
+        assert!(HostState::decode(Bytes::new()).is_err());
+    }
+}

@@ -1,0 +1,92 @@
+//! What a replica says of itself (`Status` of the seed package, typed).
+
+use crate::id::{GroupId, Incarnation, LogIndex, NodeId, ReplicaId, Term};
+use crate::state::Role;
+
+/// The part a replica plays in its group now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Part {
+    /// Waits to be contacted by a leader for the first time.
+    Uninitialized,
+    /// Follows.
+    Follower,
+    /// Asks whether it could win an election.
+    PreCandidate,
+    /// Stands for election.
+    Candidate,
+    /// Leads.
+    Leader,
+    /// Was halted or removed, and takes no part any more.
+    Stopped,
+}
+
+/// How the machine of a replica is.
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum Health {
+    /// All is well.
+    Healthy,
+    /// The machine failed to save itself at the last barrier; it goes on, but its log cannot be compacted.
+    Degraded {
+        /// The barrier.
+        index: LogIndex,
+    },
+    /// The machine can no longer be run on this node, or the replica was halted.
+    Faulted {
+        /// What broke.
+        reason: String,
+    },
+}
+
+/// A snapshot of one replica's state.
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+pub struct Status {
+    /// The group.
+    pub group: GroupId,
+    /// Its life.
+    pub incarnation: Incarnation,
+    /// The node of this replica.
+    pub node: NodeId,
+    /// This replica; 0 while it is not known.
+    pub replica: ReplicaId,
+    /// Its part.
+    pub part: Part,
+    /// Its term.
+    pub term: Term,
+    /// The leader's node, if one is known.
+    pub leader: Option<NodeId>,
+    /// Last index known to be committed.
+    pub commit: LogIndex,
+    /// Last index the machine has applied.
+    pub applied: LogIndex,
+    /// First index in the log.
+    pub first: LogIndex,
+    /// Last index in the log.
+    pub last: LogIndex,
+    /// Index of the newest durable snapshot; 0 if there is none.
+    pub snapshot: LogIndex,
+    /// The members, as applied here.
+    pub members: Vec<MemberStatus>,
+    /// The machine.
+    pub health: Health,
+    /// Open client sessions.
+    pub sessions: usize,
+    /// Proposals that wait to be packed.
+    pub queued: usize,
+}
+
+/// One member of the group.
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+pub struct MemberStatus {
+    /// Its node.
+    pub node: NodeId,
+    /// Its replica.
+    pub replica: ReplicaId,
+    /// How it takes part.
+    pub role: Role,
+    /// The last index known to be stored there; only the leader knows.
+    pub matched: Option<LogIndex>,
+    /// Whether it answered within the last election timeout; only the leader knows.
+    pub active: Option<bool>,
+}

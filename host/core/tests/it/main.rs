@@ -1,0 +1,9 @@
+//! Tests of the replica as a value: a few groups of replicas, a network and a disk that do as they are told.
+
+mod chaos;
+mod cluster;
+mod durability;
+mod membership;
+mod proposals;
+mod reads;
+mod snapshots;

@@ -1,0 +1,186 @@
+//! Members come and go without losing a quorum.
+
+use bytes::Bytes;
+use skep_core::id::NodeId;
+use skep_core::input::Input;
+use skep_core::proposal::{Change, ChangeRefusal, Proposal, ProposalError};
+use skep_core::state::Role;
+use skep_core::status::Part;
+
+use crate::cluster::{Cluster, anonymous};
+
+fn add(node: u64) -> Proposal {
+    Proposal::Change(Change::Add {
+        node: NodeId(node),
+        data: Bytes::from_static(b"data"),
+    })
+}
+
+fn remove(node: u64) -> Proposal {
+    Proposal::Change(Change::Remove {
+        node: NodeId(node),
+        data: Bytes::new(),
+    })
+}
+
+#[test]
+fn a_node_is_added_as_a_learner_and_promoted() {
+    let mut cluster = Cluster::new(3);
+    cluster.elect(1);
+    cluster.ask(1, anonymous("before")).expect("committed");
+    cluster.add(4, 0);
+    let response = cluster
+        .ask(2, add(4))
+        .expect("through a follower, after the promotion");
+    assert_eq!(
+        response.outcome,
+        skep_core::outcome::Outcome::Reply(Bytes::from_static(b"data"))
+    );
+    cluster.tick(3);
+    let status = cluster.status(4).expect("runs");
+    assert_eq!(status.members.len(), 4);
+    assert!(
+        status
+            .members
+            .iter()
+            .all(|member| member.role == Role::Voter)
+    );
+    assert_eq!(cluster.commands(4), ["before"]);
+    // Added as a learner (1), then promoted (2): the machine was told both.
+    assert!(cluster.node(4).machine.changes.ends_with(&[(4, 1), (4, 2)]));
+}
+
+#[test]
+fn only_one_change_is_in_flight() {
+    let mut cluster = Cluster::new(3);
+    cluster.elect(1);
+    cluster.add(4, 0);
+    cluster.add(5, 0);
+    let waiters = [add(4), add(5), remove(3)].map(|change| cluster.propose(1, change));
+    cluster.until("answers", |cluster| {
+        waiters
+            .iter()
+            .all(|waiter| cluster.reply(1, *waiter).is_some())
+    });
+    let answers = waiters.map(|waiter| cluster.reply(1, waiter).expect("answered"));
+    assert!(answers[0].is_ok(), "{:?}", answers[0]);
+    assert_eq!(answers[1], Err(ProposalError::ChangeInProgress));
+    assert_eq!(answers[2], Err(ProposalError::ChangeInProgress));
+}
+
+#[test]
+fn senseless_and_dangerous_changes_are_refused() {
+    let mut cluster = Cluster::new(3);
+    cluster.elect(1);
+    cluster.tick(3);
+    let refused = |refusal| Err(ProposalError::ChangeRefused(refusal));
+    assert_eq!(
+        cluster.ask(1, add(2)),
+        refused(ChangeRefusal::AlreadyMember)
+    );
+    assert_eq!(cluster.ask(1, remove(9)), refused(ChangeRefusal::NotMember));
+    assert_eq!(cluster.ask(1, add(0)), refused(ChangeRefusal::ZeroId));
+    // With node 3 dead, removing node 2 would leave one of two alive.
+    cluster.crash(3);
+    cluster.tick(12);
+    cluster.until("the leader has noticed", |cluster| {
+        cluster
+            .status(1)
+            .is_some_and(|status| status.members.iter().any(|m| m.active == Some(false)))
+    });
+    assert_eq!(
+        cluster.ask(1, remove(2)),
+        refused(ChangeRefusal::QuorumAtRisk)
+    );
+    assert!(cluster.ask(1, remove(3)).is_ok(), "the dead one may go");
+    let mut lone = Cluster::new(1);
+    lone.elect(1);
+    assert_eq!(lone.ask(1, remove(1)), refused(ChangeRefusal::LastVoter));
+}
+
+#[test]
+fn a_leader_hands_over_before_it_is_removed() {
+    let mut cluster = Cluster::new(3);
+    cluster.elect(1);
+    cluster.tick(3);
+    cluster.ask(1, remove(1)).expect("removed by its successor");
+    cluster.until("node 1 knows", |cluster| cluster.node(1).removed);
+    let leader = cluster.leader().expect("another one leads");
+    assert_ne!(leader, 1);
+    cluster.ask(leader, anonymous("after")).expect("committed");
+    assert_eq!(cluster.status(leader).expect("runs").members.len(), 2);
+}
+
+#[test]
+fn a_member_that_was_away_when_it_was_removed_learns_of_it() {
+    let mut cluster = Cluster::new(4);
+    cluster.elect(1);
+    cluster.tick(2);
+    cluster.cut_off(4);
+    cluster.ask(1, remove(4)).expect("removed");
+    assert!(!cluster.node(4).removed);
+    cluster.cut.clear();
+    cluster.until("node 4 is told", |cluster| cluster.node(4).removed);
+    assert_eq!(cluster.leader(), Some(1), "and disturbs nobody");
+}
+
+#[test]
+fn a_node_that_comes_back_is_another_replica() {
+    let mut cluster = Cluster::new(3);
+    cluster.elect(1);
+    cluster.tick(2);
+    cluster.ask(1, remove(3)).expect("removed");
+    cluster.until("node 3 knows", |cluster| cluster.node(3).removed);
+    cluster.add(3, 0);
+    cluster.ask(1, add(3)).expect("added anew");
+    let status = cluster.status(3).expect("runs");
+    assert_eq!(status.replica.0, 4, "ids are never used again");
+    assert_eq!(status.members.len(), 3);
+}
+
+#[test]
+fn leadership_is_transferred_on_request() {
+    let mut cluster = Cluster::new(3);
+    cluster.elect(1);
+    cluster.tick(2);
+    cluster.input(1, Input::Transfer { to: NodeId(3) });
+    cluster.until("node 3 leads", |cluster| {
+        cluster
+            .status(3)
+            .is_some_and(|status| status.part == Part::Leader)
+    });
+    cluster.ask(1, anonymous("a")).expect("committed");
+}
+
+#[test]
+fn a_replica_whose_machine_failed_gives_leadership_away() {
+    let mut cluster = Cluster::new(3);
+    cluster.elect(1);
+    cluster.tick(2);
+    cluster.input(
+        1,
+        Input::MachineFailed {
+            reason: "stack".into(),
+        },
+    );
+    cluster.until("another leads", |cluster| {
+        cluster.leader().is_some_and(|leader| leader != 1)
+    });
+    let leader = cluster.leader().expect("just seen");
+    cluster.ask(leader, anonymous("a")).expect("committed");
+    assert_eq!(cluster.ask(1, anonymous("b")), Err(ProposalError::Faulted));
+}
+
+#[test]
+fn a_joiner_takes_no_id_of_a_replica_that_was_removed() {
+    let mut cluster = Cluster::with(2, |config| {
+        if config.node == NodeId(2) {
+            config.removed_through = skep_core::id::ReplicaId(2);
+        }
+    });
+    cluster.elect(1);
+    // Node 2 has lost its replica 2 by a removal, and a late message to it arrives.
+    cluster.add(2, 0);
+    cluster.tick(5);
+    assert_eq!(cluster.status(2).expect("runs").replica.0, 0);
+}

@@ -1,0 +1,280 @@
+//! The one error type of the crate.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::record::GroupKey;
+
+/// Everything that can go wrong with a data directory. [`LogError::code`] is stable, the texts are not.
+///
+/// A *node* error ends the use of the store it came from (an I/O failure, corruption, a wrong disk); a *record* error
+/// ([`LogError::is_record_error`]) is the caller's mistake about one group and changed nothing.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LogError {
+    /// A file operation failed. A full disk has its own code.
+    #[error("cannot {action} {}: {source}{}", .path.display(), advice(.source))]
+    Io {
+        /// What was attempted, as a verb.
+        action: &'static str,
+        /// On which file or directory.
+        path: PathBuf,
+        /// What the system answered.
+        source: io::Error,
+    },
+    /// Acknowledged data is damaged, so the log cannot be trusted.
+    #[error(
+        "{} is corrupt at byte {offset}: {reason}. Acknowledged data is damaged; do not delete the file. Restore this \
+         node's data directory, or wipe it and let the node rejoin as a new replica",
+        .file.display()
+    )]
+    Corrupt {
+        /// The damaged file.
+        file: PathBuf,
+        /// The first byte of the damaged part.
+        offset: u64,
+        /// What was found there.
+        reason: String,
+    },
+    /// A segment that the log still needs is not there.
+    #[error("the log segment {} is missing. Restore it, or wipe this node and let it rejoin as a new replica", .file.display())]
+    MissingSegment {
+        /// The file that ought to exist.
+        file: PathBuf,
+    },
+    /// The file was written by a version of Skep this one does not know.
+    #[error("{} has format version {found}; this program reads version {supported}. Use the version of Skep that wrote it", .file.display())]
+    UnsupportedFormat {
+        /// The file.
+        file: PathBuf,
+        /// The version in it.
+        found: u32,
+        /// The version this program writes.
+        supported: u32,
+    },
+    /// The file belongs to another store, for instance because a backup was mixed in.
+    #[error("{} belongs to another store than this data directory. Move it away, or restore the whole directory from one backup", .file.display())]
+    WrongStore {
+        /// The file.
+        file: PathBuf,
+    },
+    /// An earlier write or sync failed, so nothing further may be acknowledged.
+    #[error(
+        "the log stopped after a failed write and accepts nothing more until the node is restarted: {cause}"
+    )]
+    Poisoned {
+        /// The first failure.
+        cause: String,
+    },
+    /// A record contradicts what the log already holds of its group.
+    #[error("a record of {key} was refused: {reason}")]
+    InvalidRecord {
+        /// Whose record.
+        key: GroupKey,
+        /// The contradiction.
+        reason: String,
+    },
+    /// A record does not fit into one frame.
+    #[error(
+        "a record of {key} has {size} bytes, the limit is {limit}: write its entries in several records"
+    )]
+    RecordTooLarge {
+        /// Whose record.
+        key: GroupKey,
+        /// Its encoded size in bytes.
+        size: u64,
+        /// The largest size in bytes.
+        limit: u64,
+    },
+    /// A record of an incarnation that has a tombstone.
+    #[error("{key} was removed from this node; create it again under a new incarnation")]
+    Removed {
+        /// The removed incarnation.
+        key: GroupKey,
+    },
+    /// Options out of their range.
+    #[error("bad log options: {reason}")]
+    InvalidOptions {
+        /// Which, and what is allowed.
+        reason: String,
+    },
+    /// Another process uses the data directory.
+    #[error("the data directory is in use by another process (lock file {}). Stop that process, or choose another directory", .path.display())]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+    },
+    /// The data directory belongs to another cluster.
+    #[error("{} belongs to cluster '{found}', not '{expected}'. Check the cluster id and the data directory in the configuration", .file.display())]
+    WrongCluster {
+        /// The identity file.
+        file: PathBuf,
+        /// The configured cluster.
+        expected: String,
+        /// The directory's cluster.
+        found: String,
+    },
+    /// The data directory belongs to another node.
+    #[error("{} belongs to node {found}, not node {expected}. Check the node id and the data directory in the configuration", .file.display())]
+    WrongNode {
+        /// The identity file.
+        file: PathBuf,
+        /// The configured node.
+        expected: u64,
+        /// The directory's node.
+        found: u64,
+    },
+    /// The data directory holds another group.
+    #[error("{} holds group {found}, not group {expected}. Check the group's data directory", .dir.display())]
+    WrongGroup {
+        /// The data directory.
+        dir: PathBuf,
+        /// The group asked for.
+        expected: u64,
+        /// The group found.
+        found: u64,
+    },
+    /// The identity file or the file of pinned peers cannot be understood.
+    #[error("{} is damaged: {reason}. Restore it from a backup; deleting it would let a wiped disk pose as this node", .file.display())]
+    BadIdentity {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A cluster id or node id that cannot be stored.
+    #[error("bad identity: {reason}")]
+    InvalidIdentity {
+        /// Which, and what is allowed.
+        reason: String,
+    },
+    /// A peer's disk is not the one seen first.
+    #[error(
+        "node {node} came back with another store ({found}, pinned {pinned}): its disk was wiped or replaced. Remove the \
+         node from its groups, then forget its pin, and let it rejoin as a new replica"
+    )]
+    PeerChanged {
+        /// The peer.
+        node: u64,
+        /// The store seen first.
+        pinned: String,
+        /// The store it shows now.
+        found: String,
+    },
+    /// Too many peers to remember.
+    #[error("more than {limit} peers are pinned in {}; forget the ones that left the cluster", .file.display())]
+    TooManyPeers {
+        /// The file of pins.
+        file: PathBuf,
+        /// The limit.
+        limit: usize,
+    },
+    /// A snapshot file is damaged or is not the expected one.
+    #[error("the snapshot {} cannot be used: {reason}. It must be fetched again from another replica", .file.display())]
+    BadSnapshot {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A snapshot is larger than allowed.
+    #[error("the snapshot {} would have {size} bytes, the limit is {limit}", .file.display())]
+    SnapshotTooLarge {
+        /// The file.
+        file: PathBuf,
+        /// Its size in bytes, as far as known.
+        size: u64,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// A chunk of an incoming snapshot does not continue it.
+    #[error("a chunk for {} starts at byte {offset}, but {received} bytes are there; restart the transfer at that byte", .file.display())]
+    SnapshotChunk {
+        /// The file being received.
+        file: PathBuf,
+        /// Where the chunk starts.
+        offset: u64,
+        /// How much has been received.
+        received: u64,
+    },
+}
+
+impl LogError {
+    /// A stable short name, for programs and for documentation.
+    pub fn code(&self) -> &'static str {
+        match self {
+            LogError::Io { source, .. } if is_full(source) => "disk-full",
+            LogError::Io { .. } => "log-io",
+            LogError::Corrupt { .. } => "log-corrupt",
+            LogError::MissingSegment { .. } => "log-missing-segment",
+            LogError::UnsupportedFormat { .. } => "log-format",
+            LogError::WrongStore { .. } => "log-wrong-store",
+            LogError::Poisoned { .. } => "log-poisoned",
+            LogError::InvalidRecord { .. } => "log-invalid-record",
+            LogError::RecordTooLarge { .. } => "log-record-too-large",
+            LogError::Removed { .. } => "group-removed",
+            LogError::InvalidOptions { .. } => "log-options",
+            LogError::Locked { .. } => "store-locked",
+            LogError::WrongCluster { .. } => "store-wrong-cluster",
+            LogError::WrongNode { .. } => "store-wrong-node",
+            LogError::WrongGroup { .. } => "store-wrong-group",
+            LogError::BadIdentity { .. } => "store-bad-identity",
+            LogError::InvalidIdentity { .. } => "store-invalid-identity",
+            LogError::PeerChanged { .. } => "peer-store-changed",
+            LogError::TooManyPeers { .. } => "peer-limit",
+            LogError::BadSnapshot { .. } => "snapshot-corrupt",
+            LogError::SnapshotTooLarge { .. } => "snapshot-too-large",
+            LogError::SnapshotChunk { .. } => "snapshot-chunk",
+        }
+    }
+
+    /// Whether only the offending record was refused and the log goes on.
+    pub fn is_record_error(&self) -> bool {
+        matches!(
+            self,
+            LogError::InvalidRecord { .. }
+                | LogError::RecordTooLarge { .. }
+                | LogError::Removed { .. }
+        )
+    }
+
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LogError {
+        move |source| LogError::Io {
+            action,
+            path: path.to_path_buf(),
+            source,
+        }
+    }
+
+    pub(crate) fn corrupt(file: &Path, offset: u64, reason: impl Into<String>) -> LogError {
+        LogError::Corrupt {
+            file: file.to_path_buf(),
+            offset,
+            reason: reason.into(),
+        }
+    }
+
+    pub(crate) fn bad_snapshot(file: &Path, reason: impl Into<String>) -> LogError {
+        LogError::BadSnapshot {
+            file: file.to_path_buf(),
+            reason: reason.into(),
+        }
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
+fn advice(error: &io::Error) -> &'static str {
+    if is_full(error) {
+        ". Free some space on this disk, then restart the node"
+    } else if error.kind() == io::ErrorKind::PermissionDenied {
+        ". Let the node's user read and write its data directory"
+    } else {
+        ""
+    }
+}

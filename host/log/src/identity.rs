@@ -1,0 +1,321 @@
+//! The data directory: its lock, and the identity that says whose disk this is.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::error::LogError;
+use crate::log::{Log, LogOptions};
+use crate::recovery::Recovered;
+use crate::segment::SegmentName;
+use crate::vfs::{Vfs, VfsLock};
+
+/// A store's random id. A wiped or replaced disk has another one, so its node cannot pass for the old one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StoreId(pub [u8; 16]);
+
+/// Whose data directory this is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Identity {
+    /// The cluster's id: 1 to 255 printable characters without spaces.
+    pub cluster: String,
+    /// The node's id in the cluster, not 0.
+    pub node: u64,
+    /// Drawn once, when the directory was first used.
+    pub store: StoreId,
+}
+
+/// An open data directory: locked against other processes until this value is dropped.
+#[derive(Debug)]
+pub struct Store {
+    dir: PathBuf,
+    identity: Identity,
+    created: bool,
+    _lock: VfsLock,
+}
+
+impl Store {
+    /// Opens the data directory of a node, or makes it with an id from the system's random source.
+    ///
+    /// # Errors
+    /// [`LogError::Locked`] if another process has it open; [`LogError::WrongCluster`] and [`LogError::WrongNode`] if
+    /// it belongs to another cluster or node; [`LogError::BadIdentity`] if the identity file is damaged, or gone while
+    /// a log is there; [`LogError::InvalidIdentity`]; [`LogError::Io`].
+    pub fn open(
+        vfs: &Arc<dyn Vfs>,
+        dir: &Path,
+        cluster: &str,
+        node: u64,
+    ) -> Result<Store, LogError> {
+        Store::open_with(vfs, dir, cluster, node, || {
+            let mut id = [0; 16];
+            getrandom::fill(&mut id).map_err(|error| io::Error::other(error.to_string()))?;
+            Ok(StoreId(id))
+        })
+    }
+
+    /// As [`Store::open`], with the caller's source of ids: for simulations, which must be repeatable.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_with(
+        vfs: &Arc<dyn Vfs>,
+        dir: &Path,
+        cluster: &str,
+        node: u64,
+        draw: impl FnOnce() -> io::Result<StoreId>,
+    ) -> Result<Store, LogError> {
+        check(cluster, node)?;
+        vfs.create_dir_all(dir)
+            .map_err(LogError::io("create", dir))?;
+        let lock_path = dir.join("lock");
+        let lock = vfs.lock(&lock_path).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => LogError::Locked {
+                path: lock_path.clone(),
+            },
+            _ => LogError::io("lock", &lock_path)(error),
+        })?;
+        let path = dir.join("identity");
+        let (identity, created) = match vfs.read(&path, IDENTITY_BYTES) {
+            Ok(content) => (Identity::parse(&content, &path)?, false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                refuse_orphaned_log(&**vfs, dir, &path)?;
+                let store = draw().map_err(LogError::io("draw an id for", &path))?;
+                let identity = Identity {
+                    cluster: cluster.to_owned(),
+                    node,
+                    store,
+                };
+                replace(&**vfs, &path, identity.render().as_bytes())?;
+                (identity, true)
+            }
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                return Err(LogError::BadIdentity {
+                    file: path,
+                    reason: error.to_string(),
+                });
+            }
+            Err(error) => return Err(LogError::io("read", &path)(error)),
+        };
+        if identity.cluster != cluster {
+            return Err(LogError::WrongCluster {
+                file: path,
+                expected: cluster.to_owned(),
+                found: identity.cluster,
+            });
+        }
+        if identity.node != node {
+            return Err(LogError::WrongNode {
+                file: path,
+                expected: node,
+                found: identity.node,
+            });
+        }
+        Ok(Store {
+            dir: dir.to_path_buf(),
+            identity,
+            created,
+            _lock: lock,
+        })
+    }
+
+    /// Opens the directory's log, with `options.store` set to the store's id, and remembers that there is one: from
+    /// then on a log without a single segment is a lost log, not a new one. A node that took it for new would have
+    /// forgotten its votes and entries.
+    ///
+    /// # Errors
+    /// As [`Log::open`]; [`LogError::MissingSegment`] if the log was there before and is gone.
+    pub fn open_log(
+        &self,
+        vfs: &Arc<dyn Vfs>,
+        options: LogOptions,
+    ) -> Result<(Log, Recovered), LogError> {
+        let wal = self.wal_dir();
+        let marker = self.dir.join("has-log");
+        let had_log = match vfs.open(&marker) {
+            Ok(_) => true,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(error) => return Err(LogError::io("open", &marker)(error)),
+        };
+        if had_log && !has_segments(&**vfs, &wal)? {
+            return Err(LogError::MissingSegment {
+                file: SegmentName::Segment(1).path(&wal),
+            });
+        }
+        let options = LogOptions {
+            store: self.identity.store.0,
+            ..options
+        };
+        let opened = Log::open(Arc::clone(vfs), &wal, options)?;
+        if !had_log {
+            vfs.create(&marker)
+                .map_err(LogError::io("create", &marker))?;
+            vfs.sync_dir(&self.dir)
+                .map_err(LogError::io("sync", &self.dir))?;
+        }
+        Ok(opened)
+    }
+
+    /// The data directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Where the log belongs.
+    pub fn wal_dir(&self) -> PathBuf {
+        self.dir.join("wal")
+    }
+
+    /// Where the snapshot files belong.
+    pub fn snapshot_dir(&self) -> PathBuf {
+        self.dir.join("snap")
+    }
+
+    /// Whose directory this is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Whether the directory was new.
+    pub fn created(&self) -> bool {
+        self.created
+    }
+}
+
+/// An identity file is some hundred bytes; anything larger is not one.
+const IDENTITY_BYTES: u64 = 4096;
+
+const MAGIC: &str = "skep store, format 1";
+
+fn check(cluster: &str, node: u64) -> Result<(), LogError> {
+    let refuse = |reason: &str| {
+        Err(LogError::InvalidIdentity {
+            reason: reason.to_owned(),
+        })
+    };
+    if cluster.is_empty() || cluster.len() > 255 || !cluster.chars().all(|c| c.is_ascii_graphic()) {
+        return refuse("the cluster id must be 1 to 255 printable ASCII characters without spaces");
+    }
+    if node == 0 {
+        return refuse("the node id must not be 0");
+    }
+    Ok(())
+}
+
+/// A log without an identity is a lost file, not a new node: a fresh id would orphan the log.
+fn refuse_orphaned_log(vfs: &dyn Vfs, dir: &Path, identity: &Path) -> Result<(), LogError> {
+    if has_segments(vfs, &dir.join("wal"))? {
+        let reason = "it is missing, but there is a log".to_owned();
+        return Err(LogError::BadIdentity {
+            file: identity.to_path_buf(),
+            reason,
+        });
+    }
+    Ok(())
+}
+
+fn has_segments(vfs: &dyn Vfs, wal: &Path) -> Result<bool, LogError> {
+    match vfs.list(wal) {
+        Ok(names) => Ok(names.iter().any(|name| name.ends_with(".wal"))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(LogError::io("list", wal)(error)),
+    }
+}
+
+impl Identity {
+    fn render(&self) -> String {
+        seal(&format!(
+            "{MAGIC}\ncluster {}\nnode {}\nstore {}\n",
+            self.cluster, self.node, self.store
+        ))
+    }
+
+    fn parse(content: &[u8], file: &Path) -> Result<Identity, LogError> {
+        let bad = |reason: &str| LogError::BadIdentity {
+            file: file.to_path_buf(),
+            reason: reason.to_owned(),
+        };
+        let text = unseal(content).map_err(bad)?;
+        let mut lines = text.lines();
+        if lines.next() != Some(MAGIC) {
+            return Err(bad("it is not an identity file of this format"));
+        }
+        let mut field = |name: &str| {
+            lines
+                .next()
+                .and_then(|line| line.strip_prefix(name)?.strip_prefix(' '))
+        };
+        let cluster = field("cluster").map(str::to_owned);
+        let node = field("node").and_then(|node| node.parse().ok());
+        let store = field("store").and_then(StoreId::parse);
+        match (cluster, node, store) {
+            (Some(cluster), Some(node), Some(store)) => Ok(Identity {
+                cluster,
+                node,
+                store,
+            }),
+            _ => Err(bad("a field is missing or malformed")),
+        }
+    }
+}
+
+/// Adds the line that proves the text whole.
+pub(crate) fn seal(text: &str) -> String {
+    format!("{text}crc32c {:08x}\n", crc32c::crc32c(text.as_bytes()))
+}
+
+/// Checks and removes the line that [`seal`] added.
+pub(crate) fn unseal(content: &[u8]) -> Result<&str, &'static str> {
+    let text = std::str::from_utf8(content).map_err(|_| "it is not text")?;
+    let at = text
+        .rfind("crc32c ")
+        .ok_or("its checksum line is missing")?;
+    let (body, _) = text.split_at(at);
+    if seal(body) != text {
+        return Err("its checksum is wrong");
+    }
+    Ok(body)
+}
+
+/// Gives `path` a new content, durably and all or nothing.
+pub(crate) fn replace(vfs: &dyn Vfs, path: &Path, content: &[u8]) -> Result<(), LogError> {
+    let temporary = path.with_extension("tmp");
+    match vfs.remove(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(LogError::io("remove", &temporary)(error));
+        }
+        _ => {}
+    }
+    let file = vfs
+        .create(&temporary)
+        .map_err(LogError::io("create", &temporary))?;
+    file.write_all_at(0, content)
+        .map_err(LogError::io("write", &temporary))?;
+    file.sync_data().map_err(LogError::io("sync", &temporary))?;
+    vfs.rename(&temporary, path)
+        .map_err(LogError::io("rename", &temporary))?;
+    let dir = path.parent().unwrap_or(Path::new("."));
+    vfs.sync_dir(dir).map_err(LogError::io("sync", dir))
+}
+
+impl StoreId {
+    /// Reads what `Display` writes.
+    pub fn parse(text: &str) -> Option<StoreId> {
+        let digits = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let value = digits.then(|| u128::from_str_radix(text, 16).ok())??;
+        Some(StoreId(value.to_be_bytes()))
+    }
+}
+
+impl fmt::Display for StoreId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+    }
+}
+
+impl fmt::Debug for StoreId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "StoreId({self})")
+    }
+}

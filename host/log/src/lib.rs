@@ -1,0 +1,43 @@
+//! The write-ahead log that all groups of a node share, and its snapshot files.
+//!
+//! One [`Log`] per node holds the raft entries and hard states of every group, so that one `fdatasync` makes the
+//! work of many groups durable at once. [`LogWriter`] is the thread that owns it. [`SnapshotStore`] holds the
+//! snapshot files that let the log be truncated, and [`Store`] is the data directory around both: its lock and the
+//! identity that keeps a wiped or foreign disk from posing as this node's.
+//!
+//! The crate knows nothing of raft: a [`Record`] is what one group must make durable at once, and recovery gives
+//! back, for each group, the sum of its records. All file access goes through [`Vfs`], so [`SimVfs`] can lose, tear
+//! and fail any of it. FORMAT.md beside the sources describes the files byte by byte.
+
+mod error;
+mod frame;
+mod gc;
+mod identity;
+mod log;
+mod pins;
+mod record;
+mod recovery;
+mod segment;
+pub mod sim;
+mod snapshot;
+mod stats;
+mod storage;
+mod table;
+pub mod vfs;
+mod writer;
+
+pub use error::LogError;
+pub use gc::Collected;
+pub use identity::{Identity, Store, StoreId};
+pub use log::{Log, LogOptions};
+pub use pins::{PeerPins, Pin};
+pub use record::{EVERY_REPLICA, Entry, GroupKey, HardState, LogPosition, Record, SnapshotMark};
+pub use recovery::{Recovered, RecoveredGroup};
+pub use sim::SimVfs;
+pub use snapshot::{
+    SnapshotFile, SnapshotMeta, SnapshotName, SnapshotReceiver, SnapshotStore, SnapshotWriter,
+};
+pub use stats::LogStats;
+pub use storage::{DiskStorage, OpenedStorage, open_storage, open_storage_with};
+pub use vfs::{DiskVfs, Vfs, VfsFile, VfsLock};
+pub use writer::{LogHandle, LogWriter, Stopped, WriterEvent, WriterOptions};

@@ -1,0 +1,373 @@
+//! The log: appends records, makes them durable, and rolls from segment to segment.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use crate::error::LogError;
+use crate::frame::{
+    Carried, FRAME_HEADER, FrameContext, MAX_BODY, body_bound, encode_checkpoint, encode_record,
+    frame_len,
+};
+use crate::record::Record;
+use crate::recovery::{Recovered, replay};
+use crate::segment::{ActiveSegment, SEGMENT_HEADER, SegmentHeader, Shape};
+use crate::stats::{Counters, LogStats};
+use crate::table::{FramePlace, GroupTable};
+use crate::vfs::Vfs;
+
+/// How a log is laid out. `LogOptions::default()` suits a node; tests shrink the sizes.
+#[derive(Clone, Debug)]
+pub struct LogOptions {
+    /// The store the log belongs to; segments of another one are refused.
+    pub store: [u8; 16],
+    /// When a segment is full, in bytes (4 KiB to 1 GiB). A larger record gets a segment of its own size.
+    pub segment_bytes: u64,
+    /// How many zeros are written ahead of the data at once, in bytes. Small enough that a fresh node of a test
+    /// cluster writes little, large enough that few syncs write metadata.
+    pub fill_step: u64,
+    /// How many freed segments are kept to be written again.
+    pub spare_segments: usize,
+    /// The largest record, encoded, in bytes.
+    pub max_record_bytes: u64,
+    /// Collection copies nothing while the dead bytes of the log are fewer than this plus its live bytes. So at most
+    /// every appended byte is written twice, and a small log is left alone.
+    pub garbage_bytes: u64,
+    /// A group with at most this many live bytes is copied forward; a larger one is asked to snapshot first.
+    pub light_group_bytes: u64,
+    /// After so many unanswered requests to snapshot, a large group is copied all the same, so that one stuck group
+    /// cannot fill the disk of all.
+    pub heavy_asks: u32,
+}
+
+impl Default for LogOptions {
+    fn default() -> LogOptions {
+        LogOptions {
+            store: [0; 16],
+            segment_bytes: 64 << 20,
+            fill_step: 1 << 20,
+            spare_segments: 2,
+            max_record_bytes: MAX_BODY,
+            garbage_bytes: 192 << 20,
+            light_group_bytes: 256 << 10,
+            heavy_asks: 4,
+        }
+    }
+}
+
+impl LogOptions {
+    fn check(&self) -> Result<(), LogError> {
+        let refuse = |reason: String| Err(LogError::InvalidOptions { reason });
+        if !(4 << 10..=1 << 30).contains(&self.segment_bytes) {
+            return refuse(format!(
+                "segment_bytes is {}, allowed are 4 KiB to 1 GiB",
+                self.segment_bytes
+            ));
+        }
+        if !(512..=64 << 20).contains(&self.fill_step) {
+            return refuse(format!(
+                "fill_step is {}, allowed are 512 bytes to 64 MiB",
+                self.fill_step
+            ));
+        }
+        if !(1 << 10..=MAX_BODY).contains(&self.max_record_bytes) {
+            return refuse(format!(
+                "max_record_bytes is {}, allowed are 1 KiB to {MAX_BODY}",
+                self.max_record_bytes
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The write-ahead log of a node.
+///
+/// *Concurrency*: one owner; [`LogWriter`](crate::LogWriter) shares it. *Failure*: an error that
+/// [`is_record_error`](LogError::is_record_error) changed nothing. After any other error of `append`, `sync` or
+/// `collect` the log is poisoned: what is on disk is unknown until it is opened anew, so every further call answers
+/// [`LogError::Poisoned`].
+#[derive(Debug)]
+pub struct Log {
+    pub(crate) vfs: Arc<dyn Vfs>,
+    pub(crate) dir: PathBuf,
+    pub(crate) options: LogOptions,
+    pub(crate) table: GroupTable,
+    pub(crate) active: ActiveSegment,
+    /// Sequence and end of the full segments, oldest first.
+    pub(crate) sealed: VecDeque<(u64, u64)>,
+    pub(crate) first_live: u64,
+    pub(crate) spares: Vec<PathBuf>,
+    /// Whether collection may find something to do.
+    pub(crate) collect_due: bool,
+    pub(crate) counters: Arc<Counters>,
+    /// Frames that were not handed to the system yet.
+    buffer: Vec<u8>,
+    poisoned: Option<String>,
+}
+
+/// Frames are handed to the system when this many bytes have gathered, so that a large round does not double in memory.
+const BUFFER_BYTES: usize = 4 << 20;
+
+impl Log {
+    /// Opens the log in `dir`, or makes one there. The caller holds the directory's lock ([`Store`](crate::Store)).
+    ///
+    /// A torn tail, which no sync covered, is dropped. Appending always goes on in a fresh segment, so nothing that an
+    /// interrupted write left behind can come back.
+    ///
+    /// # Errors
+    /// [`LogError::Corrupt`] and [`LogError::MissingSegment`] if acknowledged data is damaged or gone;
+    /// [`LogError::WrongStore`], [`LogError::UnsupportedFormat`], [`LogError::InvalidOptions`], [`LogError::Io`].
+    pub fn open(
+        vfs: Arc<dyn Vfs>,
+        dir: &Path,
+        options: LogOptions,
+    ) -> Result<(Log, Recovered), LogError> {
+        options.check()?;
+        vfs.create_dir_all(dir)
+            .map_err(LogError::io("create", dir))?;
+        let replayed = replay(&*vfs, dir, &options.store)?;
+        for path in &replayed.leftovers {
+            vfs.remove(path).map_err(LogError::io("remove", path))?;
+        }
+        if !replayed.leftovers.is_empty() {
+            vfs.sync_dir(dir).map_err(LogError::io("sync", dir))?;
+        }
+        let last = replayed.segments.back().copied();
+        let header = SegmentHeader {
+            store: options.store,
+            sequence: last.map_or(1, |(sequence, _)| sequence + 1),
+            previous_end: last.map_or(0, |(_, end)| end),
+            first_live: replayed.first_live,
+        };
+        let shape = Shape {
+            segment_bytes: options.segment_bytes,
+            fill_step: options.fill_step,
+        };
+        let active = ActiveSegment::create(&*vfs, dir, header, shape, None)?;
+        let log = Log {
+            vfs,
+            dir: dir.to_path_buf(),
+            options,
+            table: replayed.table,
+            active,
+            sealed: replayed.segments,
+            first_live: replayed.first_live,
+            spares: Vec::new(),
+            collect_due: true,
+            counters: Arc::default(),
+            buffer: Vec::new(),
+            poisoned: None,
+        };
+        log.publish();
+        Ok((log, replayed.recovered))
+    }
+
+    /// Adds a record to the write buffer. It is durable after the next [`Log::sync`], or earlier.
+    ///
+    /// # Errors
+    /// [`LogError::Removed`] for a replica with a tombstone; [`LogError::RecordTooLarge`]; [`LogError::InvalidRecord`] if
+    /// its entries are not contiguous or leave a gap, if it truncates beyond the log or beyond the group's durable
+    /// snapshot, if it commits beyond the log, if it resets without a position (or, for a known group, without a
+    /// snapshot), or if a tombstone carries more. These change nothing. Anything else poisons the log.
+    pub fn append(&mut self, record: &Record) -> Result<(), LogError> {
+        self.usable()?;
+        if self.table.is_removed(record) {
+            return Err(LogError::Removed { key: record.key });
+        }
+        let size = body_bound(record);
+        if size > self.options.max_record_bytes {
+            return Err(LogError::RecordTooLarge {
+                key: record.key,
+                size,
+                limit: self.options.max_record_bytes,
+            });
+        }
+        if let Some(reason) = self.table.objection(record) {
+            return Err(LogError::InvalidRecord {
+                key: record.key,
+                reason,
+            });
+        }
+        self.make_room(frame_len(size))?;
+        let (offset, context) = (self.end(), self.context());
+        let known = self
+            .table
+            .groups
+            .get(&record.key)
+            .filter(|group| group.newest != self.active.sequence && !record.removed);
+        let carried = known.map_or(Carried::default(), |group| group.carried());
+        let len = encode_record(&mut self.buffer, context, record, carried);
+        self.table.apply(
+            record,
+            FramePlace {
+                segment: self.active.sequence,
+                offset,
+                len,
+            },
+        );
+        self.counters.records.fetch_add(1, Relaxed);
+        self.counters.appended_bytes.fetch_add(len, Relaxed);
+        if self.buffer.len() >= BUFFER_BYTES {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Makes everything appended so far durable: at most one write and one `fdatasync`, none if nothing was appended.
+    ///
+    /// # Errors
+    /// The first failure poisons the log for good, because after it nobody knows what reached the disk.
+    pub fn sync(&mut self) -> Result<(), LogError> {
+        self.usable()?;
+        self.flush()?;
+        if !self.active.is_synced() {
+            let outcome = self.active.sync();
+            self.poison_on_error(outcome)?;
+            self.counters.syncs.fetch_add(1, Relaxed);
+        }
+        self.publish();
+        Ok(())
+    }
+
+    /// Writes zeros ahead of the data if few are left: work for the time after an acknowledgement.
+    ///
+    /// # Errors
+    /// As [`Log::sync`].
+    pub fn prepare(&mut self) -> Result<(), LogError> {
+        self.usable()?;
+        let outcome = self.active.fill_ahead();
+        if self.poison_on_error(outcome)? {
+            self.counters.syncs.fetch_add(1, Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Syncs, and leaves a last frame that says so: damage to anything before it is then told from a torn write.
+    ///
+    /// # Errors
+    /// As [`Log::sync`].
+    pub fn close(mut self) -> Result<(), LogError> {
+        self.sync()?;
+        self.append_checkpoint(self.first_live)?;
+        self.sync()
+    }
+
+    /// The counters now.
+    pub fn stats(&self) -> LogStats {
+        self.publish();
+        self.counters.read()
+    }
+
+    pub(crate) fn append_checkpoint(&mut self, first_live: u64) -> Result<u64, LogError> {
+        self.make_room(frame_len(FRAME_HEADER as u64))?;
+        let context = self.context();
+        Ok(encode_checkpoint(&mut self.buffer, context, first_live))
+    }
+
+    /// Appends a frame that collection makes, of at most `bound` bytes.
+    pub(crate) fn append_copy(
+        &mut self,
+        bound: u64,
+        encode: impl FnOnce(&mut Vec<u8>, FrameContext) -> u64,
+    ) -> Result<FramePlace, LogError> {
+        self.make_room(bound)?;
+        let (offset, context) = (self.end(), self.context());
+        let len = encode(&mut self.buffer, context);
+        self.counters.copied_bytes.fetch_add(len, Relaxed);
+        let place = FramePlace {
+            segment: self.active.sequence,
+            offset,
+            len,
+        };
+        if self.buffer.len() >= BUFFER_BYTES {
+            self.flush()?;
+        }
+        Ok(place)
+    }
+
+    /// Hands the buffer to the system.
+    pub(crate) fn flush(&mut self) -> Result<(), LogError> {
+        if !self.buffer.is_empty() {
+            let outcome = self.active.write(&self.buffer);
+            self.poison_on_error(outcome)?;
+            self.buffer.clear();
+        }
+        Ok(())
+    }
+
+    pub(crate) fn usable(&self) -> Result<(), LogError> {
+        match &self.poisoned {
+            None => Ok(()),
+            Some(cause) => Err(LogError::Poisoned {
+                cause: cause.clone(),
+            }),
+        }
+    }
+
+    pub(crate) fn poison_on_error<T>(
+        &mut self,
+        outcome: Result<T, LogError>,
+    ) -> Result<T, LogError> {
+        if let Err(error) = &outcome
+            && self.poisoned.is_none()
+        {
+            self.poisoned = Some(error.to_string());
+        }
+        outcome
+    }
+
+    /// Bytes of all segments up to their ends.
+    pub(crate) fn total_bytes(&self) -> u64 {
+        self.sealed.iter().map(|(_, end)| end).sum::<u64>() + self.end()
+    }
+
+    pub(crate) fn publish(&self) {
+        let counters = &self.counters;
+        counters.bytes.store(self.total_bytes(), Relaxed);
+        counters.live_bytes.store(self.table.live_bytes, Relaxed);
+        counters
+            .segments
+            .store(self.sealed.len() as u64 + 1, Relaxed);
+        counters
+            .groups
+            .store(self.table.groups.len() as u64, Relaxed);
+    }
+
+    fn end(&self) -> u64 {
+        self.active.written + self.buffer.len() as u64
+    }
+
+    fn context(&self) -> FrameContext {
+        FrameContext {
+            seed: self.active.seed,
+            synced_through: self.active.synced_through(),
+        }
+    }
+
+    /// Rolls to a new segment if a frame of `len` bytes does not fit into this one.
+    fn make_room(&mut self, len: u64) -> Result<(), LogError> {
+        let end = self.end();
+        if end + len <= self.options.segment_bytes || end == SEGMENT_HEADER {
+            return Ok(());
+        }
+        self.sync()?;
+        let header = SegmentHeader {
+            store: self.options.store,
+            sequence: self.active.sequence + 1,
+            previous_end: end,
+            first_live: self.first_live,
+        };
+        let shape = Shape {
+            segment_bytes: self.options.segment_bytes,
+            fill_step: self.options.fill_step,
+        };
+        let outcome =
+            ActiveSegment::create(&*self.vfs, &self.dir, header, shape, self.spares.pop());
+        let next = self.poison_on_error(outcome)?;
+        self.sealed.push_back((self.active.sequence, end));
+        self.active = next;
+        self.collect_due = true;
+        Ok(())
+    }
+}

@@ -1,0 +1,117 @@
+//! The contract between the host and a state machine, native or in a sandbox.
+
+use std::io::Write;
+
+use bytes::Bytes;
+use skep_core::outcome::{ConfChange, EntryContext, GuestFault, LeaderChanged, Outcome};
+
+/// What a machine says of itself (`describe` of the WIT world).
+#[derive(Clone, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
+pub struct Descriptor {
+    /// Name of the machine.
+    pub name: String,
+    /// Version of the machine.
+    pub version: String,
+    /// Version of the bytes that `save` writes.
+    pub schema: u32,
+    /// Oldest version of the bytes that `restore` reads.
+    pub oldest_schema: u32,
+}
+
+/// What one entry did.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Applied {
+    /// One outcome for each command, in order.
+    pub outcomes: Vec<Outcome>,
+    /// Fuel used by the entry, the same on every replica; 0 for native machines.
+    pub fuel: u64,
+}
+
+/// Why a call into a machine has no outcome.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// The machine failed or refused, on every replica alike (only from `save`, `restore` and the hooks: a failing
+    /// command is an [`Outcome::Fault`]).
+    #[error("the machine failed in {call}: {fault}{}", detail.as_deref().map(|text| format!(" ({text})")).unwrap_or_default())]
+    Guest {
+        /// The call that failed.
+        call: &'static str,
+        /// Its code.
+        fault: GuestFault,
+        /// The machine's own words, for the operator only; never replicated.
+        detail: Option<String>,
+    },
+    /// This replica alone could not run the machine: it must stop applying, and never record this as a result.
+    #[error("this node could not run the machine in {call}: {reason}")]
+    Local {
+        /// The call that failed.
+        call: &'static str,
+        /// What happened here, for the operator.
+        reason: String,
+    },
+}
+
+/// A replicated state machine (`StateMachine` of the seed package).
+///
+/// # Concurrency
+///
+/// The host calls one method at a time, from one thread at a time, in the order of the log; successive calls may come
+/// from different threads. A call may block its thread; other groups run on other threads.
+///
+/// # Determinism
+///
+/// After [`restore`](Self::restore) (or creation) the answers, and the bytes of [`save`](Self::save), are a function of
+/// the restored bytes and the entries applied since. Nothing else may show: no clock, no randomness but
+/// [`EntryContext`], no iteration order of a seeded map, no query that was asked before.
+///
+/// # Failure
+///
+/// A command that fails deterministically yields [`Outcome::Fault`] and leaves the state as if it had never run. A
+/// [`MachineError::Local`] means that this replica's copy is no longer trustworthy: the host drops the machine; but from
+/// [`query`](Self::query) it means that this query alone could not be run, and nothing has changed.
+pub trait StateMachine: Send {
+    /// What the machine says of itself.
+    fn describe(&self) -> Descriptor;
+
+    /// The configuration bytes given at the creation of the group; called once in the group's life, never on restore.
+    fn init(&mut self, context: &EntryContext, config: &Bytes) -> Result<Applied, MachineError>;
+
+    /// Applies the commands of one entry, in order; answers each.
+    fn apply(
+        &mut self,
+        context: &EntryContext,
+        commands: &[Bytes],
+    ) -> Result<Applied, MachineError>;
+
+    /// A committed configuration change. The one outcome is reported to whoever asked for the change.
+    fn apply_conf_change(
+        &mut self,
+        context: &EntryContext,
+        change: &ConfChange,
+    ) -> Result<Applied, MachineError>;
+
+    /// The leader changed. There is no outcome; a fault in here is an outcome nobody waits for.
+    fn process_status_change(
+        &mut self,
+        context: &EntryContext,
+        event: &LeaderChanged,
+    ) -> Result<Applied, MachineError>;
+
+    /// Answers a read-only request from the state after the last applied entry. Must not change anything that a later
+    /// `apply` or `save` could show.
+    fn query(&mut self, request: &Bytes) -> Result<Outcome, MachineError>;
+
+    /// Writes the whole state. The same bytes for the same state. After [`MachineError::Guest`] the machine is as if
+    /// `save` had not been called.
+    fn save(&mut self, context: &EntryContext, to: &mut dyn Write) -> Result<(), MachineError>;
+
+    /// Drops the state and builds it anew from bytes that `save` wrote under `schema`, in a fresh instance, under the
+    /// context of the barrier entry the bytes belong to. The bytes may be a mapped file. After
+    /// [`MachineError::Guest`] the machine still has its former state.
+    fn restore(
+        &mut self,
+        context: &EntryContext,
+        schema: u32,
+        from: Bytes,
+    ) -> Result<(), MachineError>;
+}

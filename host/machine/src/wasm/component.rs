@@ -1,0 +1,262 @@
+//! A component, compiled and linked: what every replica on this node shares.
+
+use skep_core::id::ComponentId;
+use wasmtime::component::{ComponentExportIndex, InstancePre};
+
+use super::cache::Cache;
+use super::engine::{APPLY_THREAD_STACK_BYTES, Engine};
+use super::host::Host;
+use super::imports::linker_for;
+use super::inspect::{Inspection, inspect};
+use super::instance::Instance;
+use super::limits::Profile;
+use super::{depth, fault};
+use crate::Descriptor;
+
+/// Why bytes are not a machine, or an engine is not to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ComponentError {
+    /// This node cannot run machines at all.
+    #[error("WebAssembly cannot run on this node: {0}")]
+    Engine(String),
+    /// The file is of another kind.
+    #[error(
+        "not a WebAssembly file: a machine is a component (a `.wasm` file built for wasm32-wasip2, for instance)"
+    )]
+    NotWasm,
+    /// A core module, as older targets make it.
+    #[error(
+        "a core module, not a component: build for a component target (wasm32-wasip2) or run `wasm-tools component new` on it"
+    )]
+    CoreModule,
+    /// The end is missing.
+    #[error("the component ends after {size} bytes, in the middle: copy it again")]
+    Truncated {
+        /// Bytes there are.
+        size: usize,
+    },
+    /// The bytes break the rules of WebAssembly, or use a feature that differs between replicas.
+    #[error("not a valid component for this host: {0}")]
+    Invalid(String),
+    /// Larger than [`super::MAX_COMPONENT_BYTES`].
+    #[error("the component has {size} bytes; at most {limit} are allowed")]
+    TooLarge {
+        /// Its size in bytes.
+        size: usize,
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// More than [`super::MAX_FUNCTIONS`].
+    #[error("the component has more than {limit} functions")]
+    TooManyFunctions {
+        /// The limit.
+        limit: u32,
+    },
+    /// It wants what no machine gets.
+    #[error("the component imports what a machine cannot have here: {imports}")]
+    ForeignImport {
+        /// Each with the reason.
+        imports: String,
+    },
+    /// It is no machine.
+    #[error(
+        "the component does not export `{export}`: it was not built against the world `machine` of skep:machine"
+    )]
+    MissingExport {
+        /// The missing interface.
+        export: &'static str,
+    },
+    /// An interface has the right name and another shape.
+    #[error("the component does not fit skep:machine 0.1: {0}")]
+    Mismatch(String),
+    /// `describe` failed.
+    #[error("the component could not say what it is: {0}")]
+    Describe(String),
+    /// The artefact cache cannot be used.
+    #[error(
+        "the component cache {path}: {source}; check the directory's owner and free space, or delete it"
+    )]
+    Cache {
+        /// The file or directory.
+        path: std::path::PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// A machine's code, ready to be started. Share it with an `Arc`; compiling again would only cost time and memory.
+pub struct Component {
+    inspection: Inspection,
+    descriptor: Descriptor,
+    pre: InstancePre<Host>,
+    exports: Exports,
+}
+
+impl Component {
+    /// Inspects and compiles `bytes`: seconds for an interpreter of 10 MiB, so not on a thread that serves others.
+    pub fn compile(engine: &Engine, bytes: &[u8]) -> Result<Self, ComponentError> {
+        let inspection = inspect(bytes)?;
+        let compiled = compile(engine, bytes)?;
+        Self::link(engine, inspection, compiled)
+    }
+
+    /// Leaves out the counting of stack, to see what happens without it.
+    #[cfg(test)]
+    pub(super) fn compile_uncounted(engine: &Engine, bytes: &[u8]) -> Result<Self, ComponentError> {
+        let compiled = wasmtime::component::Component::from_binary(engine.inner(), bytes)
+            .map_err(|error| ComponentError::Invalid(format!("{error:#}")))?;
+        Self::link(engine, inspect(bytes)?, compiled)
+    }
+
+    /// As [`Self::compile`], but takes the machine code from `cache` if it is there, and leaves it there if not.
+    pub fn load(engine: &Engine, bytes: &[u8], cache: &Cache) -> Result<Self, ComponentError> {
+        let inspection = inspect(bytes)?;
+        let compiled = match cache.fetch(engine, inspection.id) {
+            Some(compiled) => compiled,
+            None => {
+                let compiled = compile(engine, bytes)?;
+                cache.store(engine, inspection.id, &compiled);
+                compiled
+            }
+        };
+        Self::link(engine, inspection, compiled)
+    }
+
+    /// The name of the code.
+    pub fn id(&self) -> ComponentId {
+        self.inspection.id
+    }
+
+    /// What was read from the bytes.
+    pub fn inspection(&self) -> &Inspection {
+        &self.inspection
+    }
+
+    /// What the machine says of itself, asked once in an instance of its own.
+    pub fn descriptor(&self) -> &Descriptor {
+        &self.descriptor
+    }
+
+    pub(super) fn pre(&self) -> &InstancePre<Host> {
+        &self.pre
+    }
+
+    pub(super) fn exports(&self) -> &Exports {
+        &self.exports
+    }
+
+    fn link(
+        engine: &Engine,
+        inspection: Inspection,
+        compiled: wasmtime::component::Component,
+    ) -> Result<Self, ComponentError> {
+        let mismatch = |error: wasmtime::Error| ComponentError::Mismatch(format!("{error:#}"));
+        let exports = Exports::of(&compiled)?;
+        let linker = linker_for(engine.inner(), &compiled).map_err(mismatch)?;
+        let pre = linker.instantiate_pre(&compiled).map_err(mismatch)?;
+        let mut component = Self {
+            inspection,
+            descriptor: Descriptor::default(),
+            pre,
+            exports,
+        };
+        component.descriptor = component.describe()?;
+        Ok(component)
+    }
+
+    /// Starts the component once, which also shows that its exports have the right types. On a thread of its own,
+    /// because the caller's stack may be too small for a guest.
+    fn describe(&self) -> Result<Descriptor, ComponentError> {
+        let asked = || {
+            let mut scratch = Instance::new(
+                self,
+                &Profile::default(),
+                &Default::default(),
+                &Default::default(),
+            )
+            .map_err(describe_error)?;
+            scratch
+                .check_types()
+                .map_err(|error| ComponentError::Mismatch(format!("{error:#}")))?;
+            scratch.describe().map_err(describe_error)
+        };
+        std::thread::scope(|scope| {
+            let guest = std::thread::Builder::new()
+                .name("skep-describe".into())
+                .stack_size(APPLY_THREAD_STACK_BYTES)
+                .spawn_scoped(scope, asked)
+                .map_err(|error| {
+                    ComponentError::Engine(format!("no thread for `describe`: {error}"))
+                })?;
+            guest
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+}
+
+impl std::fmt::Debug for Component {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Component")
+            .field("id", &self.inspection.id)
+            .field("descriptor", &self.descriptor)
+            .finish()
+    }
+}
+
+fn compile(
+    engine: &Engine,
+    bytes: &[u8],
+) -> Result<wasmtime::component::Component, ComponentError> {
+    let counted =
+        depth::count_stack(bytes).map_err(|error| ComponentError::Invalid(error.to_string()))?;
+    wasmtime::component::Component::from_binary(engine.inner(), &counted)
+        .map_err(|error| ComponentError::Invalid(format!("{error:#}")))
+}
+
+fn describe_error(failure: fault::Failure) -> ComponentError {
+    match failure {
+        fault::Failure::Guest { fault, detail } => {
+            ComponentError::Describe(format!("{fault}: {detail}"))
+        }
+        fault::Failure::Local(reason) => ComponentError::Describe(reason),
+    }
+}
+
+/// Where the exports of a component are.
+pub(super) struct Exports {
+    pub(super) describe: ComponentExportIndex,
+    pub(super) apply: ComponentExportIndex,
+    pub(super) save: ComponentExportIndex,
+    pub(super) restore: ComponentExportIndex,
+    pub(super) apply_conf_change: ComponentExportIndex,
+    pub(super) process_status_change: ComponentExportIndex,
+    pub(super) init: Option<ComponentExportIndex>,
+    pub(super) query: Option<ComponentExportIndex>,
+    pub(super) apply_batch: Option<ComponentExportIndex>,
+}
+
+impl Exports {
+    fn of(component: &wasmtime::component::Component) -> Result<Self, ComponentError> {
+        let optional = |interface: &str, function: &str| {
+            let interface = component.get_export_index(None, interface)?;
+            component.get_export_index(Some(&interface), function)
+        };
+        let required = |function: &str| {
+            optional("skep:machine/state-machine@0.1.0", function).ok_or_else(|| {
+                ComponentError::Mismatch(format!("`state-machine` has no function `{function}`"))
+            })
+        };
+        Ok(Self {
+            describe: required("describe")?,
+            apply: required("apply")?,
+            save: required("save")?,
+            restore: required("restore")?,
+            apply_conf_change: required("apply-conf-change")?,
+            process_status_change: required("process-status-change")?,
+            init: optional("skep:machine/initializer@0.1.0", "init"),
+            query: optional("skep:machine/queries@0.1.0", "query"),
+            apply_batch: optional("skep:machine/batch@0.1.0", "apply-batch"),
+        })
+    }
+}

@@ -1,0 +1,315 @@
+//! What the host keeps beside one instance: its limits, its virtual time and randomness, its log lines, and the ends
+//! of the snapshot that is being moved.
+
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+
+use bytes::Bytes;
+use skep_core::outcome::{EntryContext, GuestFault};
+use wasmtime::{StoreContextMut, Trap};
+
+use super::fault::Stop;
+use super::limits::{Limits, Profile};
+use super::machine::MachineLabel;
+use super::random::{CallKey, Random};
+use super::wasi::io::Pollables;
+
+/// Fuel of one call of an import, so that a guest cannot make the host work for nothing.
+const FUEL_PER_IMPORT: u64 = 100;
+
+/// Bytes the host moves, hashes or prints for one unit of fuel.
+const BYTES_PER_FUEL: u64 = 4;
+
+/// The longest log line, in bytes; the rest of it is dropped.
+const MAX_LINE_BYTES: usize = 1024;
+
+/// A virtual time that no pollable waits for: the year 2262. A guest that would have to wait longer would wait for ever.
+pub(super) const END_OF_TIME: u64 = u64::MAX / 2;
+
+pub(super) type Guest<'a> = StoreContextMut<'a, Host>;
+
+/// The data of a guest's store.
+#[derive(Debug)]
+pub(super) struct Host {
+    pub(super) limits: Limits,
+    pub(super) clock: Clock,
+    pub(super) random: Random,
+    pub(super) seed: (u64, u64),
+    pub(super) log: Log,
+    pub(super) pollables: Pollables,
+    pub(super) sink: Option<Sink>,
+    pub(super) source: Option<Bytes>,
+}
+
+impl Host {
+    /// A host for an instance that starts at `context`.
+    pub(super) fn new(profile: &Profile, context: &EntryContext, label: Arc<MachineLabel>) -> Self {
+        let key = CallKey::new(context, "instantiate", 0);
+        let mut clock = Clock::default();
+        clock.enter(context.now);
+        Self {
+            limits: Limits::new(profile),
+            clock,
+            random: Random::new(key),
+            seed: key.seed(),
+            log: Log::new(label, profile.log_bytes as usize),
+            pollables: Pollables::default(),
+            sink: None,
+            source: None,
+        }
+    }
+
+    /// Before each call into the guest.
+    pub(super) fn enter(&mut self, context: &EntryContext, call: &'static str, ordinal: u32) {
+        self.clock.enter(context.now);
+        self.random = Random::new(CallKey::new(context, call, ordinal));
+    }
+
+    /// After each call, however it ended.
+    pub(super) fn leave(&mut self) {
+        self.log.finish();
+        self.sink = None;
+        self.source = None;
+    }
+}
+
+/// Takes the fuel of one import that moves `bytes`.
+pub(super) fn charge(guest: &mut Guest<'_>, bytes: u64) -> wasmtime::Result<()> {
+    let cost = FUEL_PER_IMPORT + bytes / BYTES_PER_FUEL;
+    match guest.get_fuel()?.checked_sub(cost) {
+        Some(left) => guest.set_fuel(left),
+        None => {
+            guest.set_fuel(0)?;
+            Err(Trap::OutOfFuel.into())
+        }
+    }
+}
+
+/// The guest's clock: the stamp of the entry being applied, a nanosecond more at each reading, and never back. It does
+/// not start at 0, where some runtimes refuse to start.
+#[derive(Debug, Default)]
+pub(super) struct Clock {
+    now: u64,
+}
+
+impl Clock {
+    fn enter(&mut self, stamp: u64) {
+        self.now = self.now.max(stamp).max(1);
+    }
+
+    pub(super) fn read(&mut self) -> u64 {
+        self.now = self.now.saturating_add(1);
+        self.now
+    }
+
+    pub(super) fn peek(&self) -> u64 {
+        self.now
+    }
+
+    /// Sleeps: time passes at once.
+    pub(super) fn advance_to(&mut self, instant: u64) -> Result<(), Stop> {
+        if instant > END_OF_TIME {
+            return Err(Stop::Fault(GuestFault::ForbiddenImport));
+        }
+        self.now = self.now.max(instant);
+        Ok(())
+    }
+}
+
+/// Where `save` writes: whole chunks, to the thread that holds the writer.
+#[derive(Debug)]
+pub(super) struct Sink {
+    chunks: SyncSender<Vec<u8>>,
+    left: u64,
+}
+
+impl Sink {
+    pub(super) fn new(chunks: SyncSender<Vec<u8>>, limit: u64) -> Self {
+        Self {
+            chunks,
+            left: limit,
+        }
+    }
+
+    pub(super) fn write(&mut self, chunk: Vec<u8>) -> Result<(), Stop> {
+        self.left = self
+            .left
+            .checked_sub(chunk.len() as u64)
+            .ok_or(Stop::Fault(GuestFault::Limit))?;
+        if chunk.is_empty() {
+            return Ok(());
+        }
+        self.chunks
+            .send(chunk)
+            .map_err(|_| Stop::Local("the snapshot's writer failed".into()))
+    }
+}
+
+/// A level of the guest's own choice. Whether it is enabled is never told to the guest: the answer differs by node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Severity {
+    Trace,
+    Debug,
+    Info,
+    Warn,
+    Error,
+}
+
+/// The guest's log lines, on their way to tracing. Nothing of them comes back to the guest.
+#[derive(Debug)]
+pub(super) struct Log {
+    label: Arc<MachineLabel>,
+    /// Replayed calls have logged before.
+    muted: bool,
+    limit: usize,
+    left: usize,
+    dropped: bool,
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+}
+
+impl Log {
+    fn new(label: Arc<MachineLabel>, limit: usize) -> Self {
+        Self {
+            label,
+            muted: false,
+            limit,
+            left: limit,
+            dropped: false,
+            stdout: Vec::new(),
+            stderr: Vec::new(),
+        }
+    }
+
+    pub(super) fn mute(&mut self, muted: bool) {
+        self.muted = muted;
+    }
+
+    /// One line; longer ones and lines over the call's allowance are cut.
+    pub(super) fn line(&mut self, severity: Severity, line: &[u8]) {
+        if self.muted || line.is_empty() {
+            return;
+        }
+        let len = line.len().min(MAX_LINE_BYTES);
+        if len > self.left {
+            self.dropped = true;
+            return;
+        }
+        self.left -= len;
+        emit(&self.label, severity, &printable(&line[..len]));
+    }
+
+    /// Bytes of standard output; each line of them is a log line.
+    pub(super) fn stdout(&mut self, bytes: &[u8]) {
+        let mut pending = std::mem::take(&mut self.stdout);
+        self.stream(Severity::Info, &mut pending, bytes);
+        self.stdout = pending;
+    }
+
+    /// Bytes of standard error.
+    pub(super) fn stderr(&mut self, bytes: &[u8]) {
+        let mut pending = std::mem::take(&mut self.stderr);
+        self.stream(Severity::Error, &mut pending, bytes);
+        self.stderr = pending;
+    }
+
+    fn stream(&mut self, severity: Severity, pending: &mut Vec<u8>, bytes: &[u8]) {
+        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let line = part.strip_suffix(b"\n").unwrap_or(part);
+            let room = MAX_LINE_BYTES.saturating_sub(pending.len());
+            pending.extend_from_slice(&line[..line.len().min(room)]);
+            if line.len() < part.len() {
+                self.line(severity, pending);
+                pending.clear();
+            }
+        }
+    }
+
+    /// The end of a call: unfinished lines are lines.
+    fn finish(&mut self) {
+        let (stdout, stderr) = (
+            std::mem::take(&mut self.stdout),
+            std::mem::take(&mut self.stderr),
+        );
+        self.line(Severity::Info, &stdout);
+        self.line(Severity::Error, &stderr);
+        if self.dropped {
+            emit(
+                &self.label,
+                Severity::Warn,
+                "(more lines of this call were dropped: over the machine's log limit)",
+            );
+        }
+        self.left = self.limit;
+        self.dropped = false;
+    }
+}
+
+fn emit(label: &MachineLabel, severity: Severity, line: &str) {
+    let (group, machine) = (label.group, &label.name);
+    match severity {
+        Severity::Trace => tracing::trace!(target: "skep::guest", %group, %machine, "{line}"),
+        Severity::Debug => tracing::debug!(target: "skep::guest", %group, %machine, "{line}"),
+        Severity::Info => tracing::info!(target: "skep::guest", %group, %machine, "{line}"),
+        Severity::Warn => tracing::warn!(target: "skep::guest", %group, %machine, "{line}"),
+        Severity::Error => tracing::error!(target: "skep::guest", %group, %machine, "{line}"),
+    }
+}
+
+/// Text a terminal can take: control characters (and so escape sequences and line breaks) are spelled out.
+fn printable(line: &[u8]) -> String {
+    let mut text = String::with_capacity(line.len());
+    for character in String::from_utf8_lossy(line).chars() {
+        // The second test covers the marks that reorder what is shown around them.
+        if character.is_control()
+            || matches!(character, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        {
+            text.extend(character.escape_default());
+        } else {
+            text.push(character);
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_cannot_move_the_terminal() {
+        assert_eq!(
+            printable(b"a\x1b[2Jb\r\nc\xff\t"),
+            "a\\u{1b}[2Jb\\r\\nc\u{fffd}\\t"
+        );
+        assert_eq!(printable("x\u{202e}y é".as_bytes()), "x\\u{202e}y é");
+    }
+
+    #[test]
+    fn time_never_goes_back_and_never_starts_at_zero() {
+        let mut clock = Clock::default();
+        clock.enter(0);
+        assert_eq!(clock.read(), 2);
+        clock.enter(100);
+        assert_eq!((clock.read(), clock.read()), (101, 102));
+        clock.advance_to(500).unwrap();
+        clock.enter(200);
+        assert_eq!(clock.read(), 501);
+        assert!(clock.advance_to(u64::MAX).is_err());
+        clock.enter(u64::MAX);
+        assert_eq!(clock.read(), u64::MAX);
+    }
+
+    #[test]
+    fn log_lines_are_bounded_in_a_call() {
+        let mut log = Log::new(Arc::default(), 10);
+        log.line(Severity::Info, b"12345678");
+        log.line(Severity::Info, b"12345678");
+        assert!(log.dropped);
+        assert_eq!(log.left, 2);
+        log.stdout(&[b'x'; 10_000]);
+        assert_eq!(log.stdout.len(), MAX_LINE_BYTES);
+        log.finish();
+        assert_eq!((log.left, log.dropped, log.stdout.len()), (10, false, 0));
+    }
+}

@@ -1,0 +1,201 @@
+//! What a machine may use. All of it is a replicated setting of the group: never a node's own.
+
+use serde::{Deserialize, Serialize};
+use wasmtime::ResourceLimiter;
+
+use super::fault::Stop;
+
+/// Limits of one machine. A setting of the group, the same on every replica, because reaching one is an outcome.
+///
+/// A unit of fuel is one WebAssembly instruction; a core does about 0.8 × 10⁹ of them in a second.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Profile {
+    /// Fuel of one command, of `init`, and of each hook. Default 500 × 10⁶, about half a second.
+    pub command_fuel: u64,
+    /// Fuel of one query. Default 500 × 10⁶.
+    pub query_fuel: u64,
+    /// Fuel of one `save`, of one `restore`, and of the start of an instance. Default 50 × 10⁹, about a minute.
+    pub snapshot_fuel: u64,
+    /// Bytes of all linear memories together. Default 256 MiB. `save` gets a quarter more, at least 64 MiB.
+    pub memory_bytes: u64,
+    /// Elements of all tables together. Default 100,000; JavaScript engines use about 8,000.
+    pub table_elements: u64,
+    /// Core instances, and memories and tables, of one component. Default 512; Python builds have more than 30.
+    pub instances: u32,
+    /// Bytes of one reply or of one rejection's message. Default 1 MiB.
+    pub reply_bytes: u32,
+    /// Bytes of one snapshot. Default 1 GiB.
+    pub snapshot_bytes: u64,
+    /// Bytes of log lines that one call may write; the rest is dropped. Default 16 KiB.
+    pub log_bytes: u32,
+}
+
+impl Default for Profile {
+    fn default() -> Self {
+        Self {
+            command_fuel: 500_000_000,
+            query_fuel: 500_000_000,
+            snapshot_fuel: 50_000_000_000,
+            memory_bytes: 256 << 20,
+            table_elements: 100_000,
+            instances: 512,
+            reply_bytes: 1 << 20,
+            snapshot_bytes: 1 << 30,
+            log_bytes: 16 << 10,
+        }
+    }
+}
+
+impl Profile {
+    /// Memory that only `save` may use, so that a machine at its limit can still be saved.
+    pub(super) fn save_headroom(&self) -> u64 {
+        (self.memory_bytes / 4).max(64 << 20)
+    }
+}
+
+/// Refuses what the profile does not allow, and tells a refusal, which every replica makes, from a failure of this
+/// node's memory, which only this one sees.
+#[derive(Debug)]
+pub(super) struct Limits {
+    memory: Meter,
+    table: Meter,
+    instances: usize,
+    refused: bool,
+}
+
+impl Limits {
+    pub(super) fn new(profile: &Profile) -> Self {
+        Self {
+            memory: Meter::new(profile.memory_bytes),
+            table: Meter::new(profile.table_elements),
+            instances: profile.instances as usize,
+            refused: false,
+        }
+    }
+
+    pub(super) fn raise_memory(&mut self, bytes: u64) {
+        self.memory.limit = self.memory.limit.saturating_add(bytes);
+    }
+
+    /// Whether a growth was refused in the life of the instance: what tells an instance that cannot start for its size
+    /// from one that this node could not start.
+    pub(super) fn refused(&self) -> bool {
+        self.refused
+    }
+}
+
+impl ResourceLimiter for Limits {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        let allowed = self.memory.grow(current, desired, maximum);
+        self.refused |= !allowed;
+        Ok(allowed)
+    }
+
+    fn memory_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
+        Err(Stop::Local(format!(
+            "a linear memory could not grow although its limit allows it: {error:#}"
+        ))
+        .into())
+    }
+
+    fn table_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        let allowed = self.table.grow(current, desired, maximum);
+        self.refused |= !allowed;
+        Ok(allowed)
+    }
+
+    fn table_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
+        Err(Stop::Local(format!(
+            "a table could not grow although its limit allows it: {error:#}"
+        ))
+        .into())
+    }
+
+    fn instances(&self) -> usize {
+        self.instances
+    }
+
+    fn memories(&self) -> usize {
+        self.instances
+    }
+
+    fn tables(&self) -> usize {
+        self.instances
+    }
+}
+
+/// The sum of what several memories or tables hold.
+#[derive(Debug)]
+struct Meter {
+    used: u64,
+    limit: u64,
+}
+
+impl Meter {
+    fn new(limit: u64) -> Self {
+        Self { used: 0, limit }
+    }
+
+    fn grow(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> bool {
+        let after = self
+            .used
+            .saturating_add(desired.saturating_sub(current) as u64);
+        let allowed = after <= self.limit && maximum.is_none_or(|maximum| desired <= maximum);
+        if allowed {
+            self.used = after;
+        }
+        allowed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memories_share_one_limit_and_a_refusal_takes_nothing() {
+        let mut limits = Limits::new(&Profile {
+            memory_bytes: 100,
+            ..Profile::default()
+        });
+        assert!(limits.memory_growing(0, 60, None).unwrap());
+        assert!(!limits.memory_growing(0, 50, None).unwrap());
+        assert!(limits.memory_growing(0, 40, Some(40)).unwrap());
+        assert!(!limits.memory_growing(40, 41, Some(40)).unwrap());
+        assert!(limits.refused());
+    }
+
+    #[test]
+    fn a_growth_that_was_allowed_and_failed_is_local() {
+        let error = Limits::new(&Profile::default())
+            .memory_grow_failed(wasmtime::format_err!("mmap"))
+            .unwrap_err();
+        assert!(
+            matches!(error.downcast_ref(), Some(Stop::Local(reason)) if reason.contains("mmap"))
+        );
+    }
+
+    #[test]
+    fn a_profile_is_read_with_defaults_and_refuses_unknown_names() {
+        let profile: Profile = serde_json::from_str(r#"{"command-fuel": 7}"#).unwrap();
+        assert_eq!(
+            profile,
+            Profile {
+                command_fuel: 7,
+                ..Profile::default()
+            }
+        );
+        assert!(serde_json::from_str::<Profile>(r#"{"comand-fuel": 7}"#).is_err());
+    }
+}

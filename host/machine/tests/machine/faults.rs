@@ -1,0 +1,302 @@
+//! Every way for a guest to fail: the code that is replicated, and a state without a trace of it.
+
+use bytes::Bytes;
+use skep_core::id::{NodeId, Term};
+use skep_core::outcome::{ChangeKind, ConfChange, GuestFault, LeaderChanged, Outcome};
+use skep_machine::StateMachine;
+
+use crate::guest::{
+    FULL, PLAIN, apply, compile, context, machine, miscounting, number, on_apply_thread, profile,
+    query,
+};
+
+const ATTACKS: [(&str, GuestFault); 20] = [
+    ("loop", GuestFault::OutOfFuel),
+    ("unreachable", GuestFault::Unreachable),
+    ("recurse", GuestFault::Unreachable),
+    ("divide", GuestFault::Arithmetic),
+    ("out of bounds", GuestFault::MemoryOutOfBounds),
+    ("function", GuestFault::BadCall),
+    ("bit too large", GuestFault::ReplyTooLarge),
+    ("Big", GuestFault::ReplyTooLarge),
+    ("past memory", GuestFault::Malformed),
+    ("Past memory", GuestFault::Malformed),
+    ("x: no such case", GuestFault::Malformed),
+    ("invalid text", GuestFault::Malformed),
+    ("memory", GuestFault::Unreachable),
+    ("exit", GuestFault::Exit),
+    ("wait", GuestFault::ForbiddenImport),
+    ("handles", GuestFault::Limit),
+    ("Handle", GuestFault::Malformed),
+    ("loop again", GuestFault::OutOfFuel),
+    ("No room", GuestFault::Limit),
+    ("unreachable again", GuestFault::Unreachable),
+];
+
+#[test]
+fn every_attack_has_its_code_and_leaves_no_trace() {
+    on_apply_thread(|| {
+        for component in [&*FULL, &*PLAIN] {
+            let mut machine = machine(component);
+            let mut index = 0;
+            for (count, (attack, fault)) in (1..).zip(ATTACKS) {
+                index += 1;
+                assert_eq!(
+                    apply(&mut machine, index, &["add"]),
+                    [number(count)],
+                    "before {attack}"
+                );
+                index += 1;
+                assert_eq!(
+                    apply(&mut machine, index, &[attack]),
+                    [Outcome::Fault(fault)],
+                    "{attack}"
+                );
+                index += 1;
+                assert_eq!(
+                    apply(&mut machine, index, &["get"]),
+                    [number(count)],
+                    "after {attack}"
+                );
+            }
+        }
+    });
+}
+
+#[test]
+fn a_fault_in_an_entry_takes_only_its_own_command() {
+    on_apply_thread(|| {
+        let mut machine = machine(&FULL);
+        assert_eq!(
+            apply(
+                &mut machine,
+                1,
+                &["add", "unreachable", "add", "recurse", "j", "get"]
+            ),
+            [
+                number(1),
+                Outcome::Fault(GuestFault::Unreachable),
+                number(2),
+                Outcome::Fault(GuestFault::Unreachable),
+                Outcome::Rejected {
+                    code: 42,
+                    message: "hostile".into()
+                },
+                number(2),
+            ]
+        );
+    });
+}
+
+#[test]
+fn batches_and_single_commands_mean_the_same() {
+    let commands = ["add", "add", "j", "get", "x", "add", "n", "?", "get"];
+    on_apply_thread(move || {
+        let (mut full, mut plain) = (machine(&FULL), machine(&PLAIN));
+        assert_eq!(
+            apply(&mut full, 1, &commands),
+            apply(&mut plain, 1, &commands)
+        );
+        assert_eq!(apply(&mut full, 2, &["get"]), [number(3)]);
+    });
+}
+
+#[test]
+fn a_batch_with_too_many_answers_is_run_one_by_one() {
+    let mut machine = machine(&compile(&miscounting()));
+    assert_eq!(
+        apply(&mut machine, 1, &["add", "add"]),
+        [number(1), number(2)]
+    );
+}
+
+#[test]
+fn fuel_is_counted_and_a_fault_costs_its_allowance() {
+    let mut machine = machine(&FULL);
+    let fuel = |machine: &mut dyn StateMachine, index, commands: &[&'static str]| {
+        let commands = commands
+            .iter()
+            .map(|command| Bytes::from_static(command.as_bytes()))
+            .collect::<Vec<_>>();
+        machine.apply(&context(index), &commands).unwrap().fuel
+    };
+    let allowance = profile().command_fuel;
+    let one = fuel(&mut machine, 1, &["add"]);
+    assert!((1..1_000).contains(&one), "{one}");
+    assert_eq!(fuel(&mut machine, 2, &["add"]), one);
+    assert_eq!(fuel(&mut machine, 3, &["divide"]), allowance);
+    assert_eq!(fuel(&mut machine, 4, &["loop"]), allowance);
+    // The batch fails and costs the allowance of both, then each is paid for.
+    assert_eq!(
+        fuel(&mut machine, 5, &["add", "divide"]),
+        2 * allowance + one + allowance
+    );
+}
+
+#[test]
+fn a_trap_in_a_hook_is_an_outcome_and_leaves_no_trace() {
+    let mut machine = machine(&FULL);
+    let change = |kind, node| ConfChange {
+        kind,
+        node: NodeId(node),
+        data: Bytes::from_static(b"data"),
+    };
+    let leader = LeaderChanged {
+        old: NodeId(0),
+        new: NodeId(10),
+        term: Term(3),
+    };
+
+    assert_eq!(
+        machine
+            .apply_conf_change(&context(1), &change(ChangeKind::AddVoter, 5))
+            .unwrap()
+            .outcomes,
+        [Outcome::Reply(Bytes::new())]
+    );
+    assert_eq!(
+        machine
+            .apply_conf_change(&context(2), &change(ChangeKind::Remove, 1))
+            .unwrap()
+            .outcomes,
+        [Outcome::Rejected {
+            code: 42,
+            message: "hostile".into()
+        }]
+    );
+    assert!(
+        machine
+            .process_status_change(&context(3), &leader)
+            .unwrap()
+            .outcomes
+            .is_empty()
+    );
+    assert_eq!(apply(&mut machine, 4, &["get"]), [number(16)]);
+
+    apply(&mut machine, 5, &["Ac"]);
+    assert_eq!(
+        machine
+            .apply_conf_change(&context(6), &change(ChangeKind::AddVoter, 5))
+            .unwrap()
+            .outcomes,
+        [Outcome::Fault(GuestFault::Unreachable)]
+    );
+    apply(&mut machine, 7, &["Al"]);
+    let applied = machine.process_status_change(&context(8), &leader).unwrap();
+    assert!(applied.outcomes.is_empty());
+    assert_eq!(applied.fuel, profile().command_fuel);
+    assert_eq!(apply(&mut machine, 9, &["get"]), [number(16)]);
+}
+
+#[test]
+fn a_trap_in_init_is_an_outcome_and_a_machine_without_one_says_so() {
+    let mut full = machine(&FULL);
+    assert_eq!(
+        full.init(&context(1), &Bytes::from_static(b"trap!"))
+            .unwrap()
+            .outcomes,
+        [Outcome::Fault(GuestFault::Unreachable)]
+    );
+    assert_eq!(apply(&mut full, 2, &["get"]), [number(0)]);
+    let mut other = machine(&FULL);
+    assert_eq!(
+        other
+            .init(&context(1), &Bytes::from_static(b"four"))
+            .unwrap()
+            .outcomes,
+        [Outcome::Reply(Bytes::new())]
+    );
+    assert_eq!(apply(&mut other, 2, &["get"]), [number(4)]);
+
+    let mut plain = machine(&PLAIN);
+    assert_eq!(
+        plain.init(&context(1), &Bytes::new()).unwrap().outcomes,
+        [Outcome::Reply(Bytes::new())]
+    );
+    let applied = plain
+        .init(&context(1), &Bytes::from_static(b"config"))
+        .unwrap();
+    assert!(
+        matches!(&applied.outcomes[..], [Outcome::Rejected { code: 0, message }] if message.contains("initializer"))
+    );
+}
+
+#[test]
+fn a_failing_query_harms_only_itself() {
+    on_apply_thread(|| {
+        let mut machine = machine(&FULL);
+        apply(&mut machine, 1, &["add"]);
+        for (attack, fault) in [
+            ("u", GuestFault::Unreachable),
+            ("l", GuestFault::OutOfFuel),
+            ("r", GuestFault::Unreachable),
+        ] {
+            assert_eq!(query(&mut machine, attack), Outcome::Fault(fault));
+            assert_eq!(query(&mut machine, "get"), number(1));
+        }
+        assert_eq!(apply(&mut machine, 2, &["add"]), [number(2)]);
+        assert_eq!(query(&mut machine, "get"), number(2));
+        assert_eq!(query(&mut machine, "index"), number(2));
+    });
+}
+
+#[test]
+fn a_query_that_writes_changes_nothing_that_the_log_can_see() {
+    let (mut asked, mut unasked) = (machine(&FULL), machine(&FULL));
+    apply(&mut asked, 1, &["add"]);
+    apply(&mut unasked, 1, &["add"]);
+    assert_eq!(query(&mut asked, "write"), number(555));
+    for index in 2..6 {
+        let commands = [
+            Bytes::from_static(b"add"),
+            Bytes::from_static(b"Memory"),
+            Bytes::from_static(b"time"),
+        ];
+        let expected = unasked.apply(&context(index), &commands).unwrap();
+        assert_eq!(asked.apply(&context(index), &commands).unwrap(), expected);
+        query(&mut asked, "write");
+    }
+    asked.release_reader();
+    assert_eq!(query(&mut asked, "get"), number(5));
+}
+
+#[test]
+fn a_machine_without_queries_says_so() {
+    let answer = query(&mut machine(&PLAIN), "get");
+    assert!(
+        matches!(&answer, Outcome::Rejected { code: 0, message } if message.contains("queries")),
+        "{answer:?}"
+    );
+}
+
+#[test]
+fn memory_ends_where_the_profile_says() {
+    let mut machine = machine(&FULL);
+    assert_eq!(
+        apply(&mut machine, 1, &["Memory"]),
+        [number(profile().memory_bytes >> 16)]
+    );
+}
+
+#[test]
+fn a_component_that_does_not_fit_its_profile_does_not_start() {
+    let profile = skep_machine::wasm::Profile {
+        memory_bytes: 1 << 16,
+        ..profile()
+    };
+    let error =
+        skep_machine::wasm::WasmMachine::new(FULL.clone(), profile, context(0), Default::default())
+            .err()
+            .unwrap();
+    assert!(
+        matches!(
+            error,
+            skep_machine::MachineError::Guest {
+                call: "instantiate",
+                fault: GuestFault::Limit,
+                ..
+            }
+        ),
+        "{error}"
+    );
+}

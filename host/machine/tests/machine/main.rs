@@ -1,0 +1,9 @@
+//! Machines from components: real ones, and ones that do everything wrong.
+
+mod components;
+mod conformance;
+mod determinism;
+mod faults;
+mod guest;
+mod log_lines;
+mod snapshots;

@@ -1,0 +1,179 @@
+//! What administration asks and answers: JSON, the same over HTTP and over the client protocol.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+use skep_core::id::{ComponentId, GroupId, Incarnation, NodeId, Term};
+use skep_machine::wasm::Profile;
+
+use crate::catalog::{ComponentRecord, GroupRecord, NodeRecord};
+
+/// The methods of the client protocol's `Call`. A body is JSON of the type beside it.
+pub mod method {
+    /// Nothing → [`NodeInfo`](super::NodeInfo).
+    pub const STATUS: &str = "status";
+    /// [`CreateGroup`](super::CreateGroup) → [`GroupInfo`](super::GroupInfo).
+    pub const GROUP_CREATE: &str = "group.create";
+    /// Nothing → list of [`GroupInfo`](super::GroupInfo).
+    pub const GROUP_LIST: &str = "group.list";
+    /// [`OfGroup`](super::OfGroup) → [`GroupInfo`](super::GroupInfo).
+    pub const GROUP_INFO: &str = "group.info";
+    /// [`OfGroup`](super::OfGroup) → the status of a replica: of this node's where it hosts one.
+    pub const GROUP_STATUS: &str = "group.status";
+    /// [`OfGroup`](super::OfGroup) → [`GroupInfo`](super::GroupInfo) as it was.
+    pub const GROUP_REMOVE: &str = "group.remove";
+    /// [`OfGroup`](super::OfGroup) → [`Done`](super::Done).
+    pub const GROUP_CAMPAIGN: &str = "group.campaign";
+    /// [`OfGroupAndNode`](super::OfGroupAndNode) → [`Done`](super::Done).
+    pub const GROUP_TRANSFER: &str = "group.transfer";
+    /// [`OfGroup`](super::OfGroup) → [`Placed`](super::Placed).
+    pub const GROUP_SNAPSHOT: &str = "group.snapshot";
+    /// [`OfGroupAndNode`](super::OfGroupAndNode) → [`GroupInfo`](super::GroupInfo).
+    pub const MEMBER_ADD: &str = "member.add";
+    /// [`OfGroupAndNode`](super::OfGroupAndNode) → [`GroupInfo`](super::GroupInfo).
+    pub const MEMBER_REMOVE: &str = "member.remove";
+    /// [`Upload`](crate::components::Upload), a piece of a component, in order → [`Written`](super::Written). The last
+    /// piece puts it into the catalogue.
+    pub const COMPONENT_WRITE: &str = "component.write";
+    /// Nothing → list of [`ComponentRecord`](crate::catalog::ComponentRecord).
+    pub const COMPONENT_LIST: &str = "component.list";
+    /// Before a method: the asking node has no replica of the group, and this node must not hand the call on again.
+    pub const LOCAL: &str = "local:";
+}
+
+/// Asks for a new group.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CreateGroup {
+    /// Its name; `group-<id>` if only an id is given.
+    pub name: Option<String>,
+    /// Its id; chosen if absent.
+    pub id: Option<GroupId>,
+    /// `kv`, the machine built in, or the sha256 of a component that was uploaded. Default `kv`.
+    pub component: Option<String>,
+    /// Its members. Default: as many as `replicas` says, on the nodes with the fewest replicas.
+    pub members: Option<BTreeSet<NodeId>>,
+    /// How many members. Default 3, or all nodes where there are fewer.
+    pub replicas: Option<usize>,
+    /// Configuration for the machine's `init`, as text.
+    pub init: Option<String>,
+    /// What the machine may use.
+    pub profile: Profile,
+}
+
+/// Names a group.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OfGroup {
+    /// Its name, or its id in digits.
+    pub group: String,
+}
+
+/// Names a group and a node.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OfGroupAndNode {
+    /// The group's name, or its id in digits.
+    pub group: String,
+    /// The node.
+    pub node: NodeId,
+    /// Application bytes for the machine's `apply-conf-change`, as text; of a membership change only.
+    #[serde(default)]
+    pub data: String,
+}
+
+/// What was asked for was begun or is done; there is nothing to say about it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Done {
+    /// Always true.
+    pub done: bool,
+}
+
+impl Done {
+    /// The one value.
+    pub const DONE: Self = Self { done: true };
+}
+
+/// Where something stands in a group's log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Placed {
+    /// Index.
+    pub index: u64,
+    /// Term.
+    pub term: u64,
+}
+
+/// How much of a component has arrived.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Written {
+    /// Bytes received from the start; where the next piece begins.
+    pub received: u64,
+    /// The component, once it is complete.
+    pub component: Option<ComponentRecord>,
+}
+
+/// A group as the catalogue has it, and who leads it as far as the answering node knows.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct GroupInfo {
+    /// Its id.
+    pub id: GroupId,
+    /// Its name.
+    pub name: String,
+    /// Which life of the id this is.
+    pub incarnation: Incarnation,
+    /// The component of its machine.
+    pub component: ComponentId,
+    /// The nodes that host a replica.
+    pub members: BTreeSet<NodeId>,
+    /// The leader's node; absent where none is known.
+    pub leader: Option<NodeId>,
+    /// The term, where this node hosts a replica.
+    pub term: Option<Term>,
+    /// Why this node's replica does not run, where it should.
+    pub problem: Option<String>,
+}
+
+impl GroupInfo {
+    /// What the catalogue alone says.
+    pub fn of(record: &GroupRecord) -> Self {
+        Self {
+            id: record.id,
+            name: record.name.clone(),
+            incarnation: record.incarnation,
+            component: record.component,
+            members: record.members.clone(),
+            leader: None,
+            term: None,
+            problem: None,
+        }
+    }
+}
+
+/// A node, as it sees itself and its cluster.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct NodeInfo {
+    /// Its id.
+    pub id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// The cluster it belongs to.
+    pub cluster: String,
+    /// Version of the program.
+    pub version: String,
+    /// Whether it can serve: the catalogue has a leader and every group that belongs here runs.
+    pub ready: bool,
+    /// What it waits for; empty if ready.
+    pub waiting_for: Vec<String>,
+    /// Replicas on this node, the catalogue's included.
+    pub replicas: usize,
+    /// Those of them that lead.
+    pub leading: usize,
+    /// Snapshots that came from other nodes since this one started.
+    pub snapshots_received: u64,
+    /// All nodes of the cluster.
+    pub nodes: Vec<NodeRecord>,
+    /// All groups of the cluster.
+    pub groups: Vec<GroupInfo>,
+    /// The log of this node.
+    pub log: serde_json::Value,
+}

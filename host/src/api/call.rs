@@ -1,0 +1,89 @@
+//! The administrative methods of the client protocol, by name.
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::admin::{CreateGroup, OfGroup, OfGroupAndNode, method};
+use crate::components::Upload;
+use crate::host::{Host, Reach};
+use crate::host_error::HostError;
+
+/// Carries out one call; the answer is JSON.
+pub(super) async fn call(host: &Host, name: &str, body: Bytes) -> Result<Bytes, HostError> {
+    let (name, reach) = match name.strip_prefix(method::LOCAL) {
+        Some(name) => (name, Reach::Node),
+        None => (name, Reach::Cluster),
+    };
+    match name {
+        method::STATUS => answer(&host.info().await?),
+        method::GROUP_CREATE => answer(&host.create_group(parse::<CreateGroup>(&body)?).await?),
+        method::GROUP_LIST => answer(&host.groups().await?),
+        method::GROUP_INFO => {
+            let record = host.find(&parse::<OfGroup>(&body)?.group).await?;
+            answer(&host.group_info(&record).await)
+        }
+        method::GROUP_STATUS => answer(
+            &host
+                .group_status(&parse::<OfGroup>(&body)?.group, reach)
+                .await?,
+        ),
+        method::GROUP_REMOVE => answer(&host.remove_group(&parse::<OfGroup>(&body)?.group).await?),
+        method::GROUP_CAMPAIGN => answer(
+            &host
+                .campaign(&parse::<OfGroup>(&body)?.group, reach)
+                .await?,
+        ),
+        method::GROUP_TRANSFER => {
+            let request: OfGroupAndNode = parse(&body)?;
+            answer(
+                &host
+                    .transfer_leader(&request.group, request.node, reach)
+                    .await?,
+            )
+        }
+        method::GROUP_SNAPSHOT => answer(
+            &host
+                .snapshot(&parse::<OfGroup>(&body)?.group, reach)
+                .await?,
+        ),
+        method::MEMBER_ADD => member(host, &body, method::MEMBER_ADD, reach).await,
+        method::MEMBER_REMOVE => member(host, &body, method::MEMBER_REMOVE, reach).await,
+        method::COMPONENT_LIST => {
+            let catalog = host.catalog();
+            answer(&catalog.components().collect::<Vec<_>>())
+        }
+        method::COMPONENT_WRITE => answer(&host.write_component(parse::<Upload>(&body)?).await?),
+        unknown => {
+            let shown: String = unknown.chars().take(64).collect();
+            Err(HostError::Invalid(format!(
+                "there is no method `{shown}`; is the client newer than this node?"
+            )))
+        }
+    }
+}
+
+async fn member(
+    host: &Host,
+    body: &Bytes,
+    name: &'static str,
+    reach: Reach,
+) -> Result<Bytes, HostError> {
+    let request: OfGroupAndNode = parse(body)?;
+    match reach {
+        Reach::Node => answer(&host.change_member(&request, name, reach).await?),
+        Reach::Cluster if name == method::MEMBER_ADD => answer(&host.add_member(request).await?),
+        Reach::Cluster => answer(&host.remove_member(request).await?),
+    }
+}
+
+fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, HostError> {
+    serde_json::from_slice(body)
+        .map_err(|error| HostError::Invalid(format!("the body is not what it should be: {error}")))
+}
+
+fn answer(value: &impl Serialize) -> Result<Bytes, HostError> {
+    serde_json::to_vec(value)
+        .map(Bytes::from)
+        .map_err(|error| HostError::Internal(error.to_string()))
+}

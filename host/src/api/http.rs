@@ -1,0 +1,472 @@
+//! HTTP for people and tools: `/v1`, health, metrics.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, JsonRejection};
+use axum::extract::{DefaultBodyLimit, FromRequest, Path, Query, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, delete, get, post, put};
+use serde::{Deserialize, Serialize};
+use skep_core::id::{ComponentId, NodeId, RequestId, SessionId};
+use skep_core::outcome::Outcome;
+use skep_core::proposal::Command;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::admin::{CreateGroup, Done, GroupInfo, OfGroupAndNode, Placed};
+use super::problem::Problem;
+use crate::catalog::ComponentRecord;
+use crate::host::{Host, Reach};
+use crate::host_error::HostError;
+use crate::status::Consistency;
+
+/// Names the session of a command.
+pub const SESSION: HeaderName = HeaderName::from_static("skep-session");
+/// Names a command within its session, from 1.
+pub const SEQUENCE: HeaderName = HeaderName::from_static("skep-sequence");
+/// Milliseconds the caller will wait.
+pub const TIMEOUT: HeaderName = HeaderName::from_static("skep-timeout-ms");
+/// Where an answer stands in the group's log.
+pub const INDEX: HeaderName = HeaderName::from_static("skep-index");
+/// Term of that place.
+pub const TERM: HeaderName = HeaderName::from_static("skep-term");
+
+/// Most bytes of a JSON body of administration.
+const ADMIN_BYTES_MAX: usize = 1 << 20;
+/// Longest a caller may wait.
+const TIMEOUT_MAX: Duration = Duration::from_secs(3600);
+
+type Answer<T> = Result<T, Problem>;
+
+/// Serves until the token is cancelled; requests in flight are finished first.
+pub async fn serve(
+    host: Host,
+    listener: TcpListener,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    axum::serve(listener, router(host))
+        .with_graceful_shutdown(stop.cancelled_owned())
+        .await
+}
+
+/// Every route.
+pub fn router(host: Host) -> Router {
+    let limits = &host.config().limits;
+    // One byte more than allowed, so that the host itself refuses what is too large and says the limit.
+    let command = DefaultBodyLimit::max(limits.command_bytes as usize + 1);
+    let component = DefaultBodyLimit::max(limits.component_bytes as usize + 1);
+    let data = Router::new()
+        .route("/v1/groups/{group}/propose", post(propose))
+        .route("/v1/groups/{group}/query", post(query))
+        .layer(command);
+    let components = Router::new()
+        .route(
+            "/v1/components/{id}",
+            put(put_component).get(component_bytes),
+        )
+        .layer(component);
+    Router::new()
+        .route("/v1/groups", get(groups).post(create_group))
+        .route("/v1/groups/{group}", get(group).delete(remove_group))
+        .route("/v1/groups/{group}/status", get(group_status))
+        .route("/v1/groups/{group}/campaign", post(campaign))
+        .route("/v1/groups/{group}/transfer", post(transfer))
+        .route("/v1/groups/{group}/snapshot", post(snapshot))
+        .route("/v1/groups/{group}/members", post(add_member))
+        .route("/v1/groups/{group}/members/{node}", delete(remove_member))
+        .route("/v1/groups/{group}/sessions", post(open_session))
+        .route("/v1/components", get(components_list))
+        .route("/v1/status", get(status))
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .layer(DefaultBodyLimit::max(ADMIN_BYTES_MAX))
+        .merge(data)
+        .merge(components)
+        .fallback(any(async || {
+            Problem::new(
+                StatusCode::NOT_FOUND,
+                "no-such-path",
+                "there is nothing at this path; the API begins at /v1",
+            )
+        }))
+        .method_not_allowed_fallback(async || {
+            let detail = "this path does not take this method";
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", detail)
+        })
+        .with_state(host)
+}
+
+async fn propose(
+    State(host): State<Host>,
+    Path(group): Path<String>,
+    headers: HeaderMap,
+    Body(data): Body,
+) -> Answer<Response> {
+    let timeout = timeout(&host, &headers)?;
+    let command = command(&headers, data)?;
+    let id = host.find(&group).await?.id;
+    let response = host.propose(id, command, timeout).await?;
+    Ok(outcome(response.outcome, response.index.0, response.term.0))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct QueryParameters {
+    #[serde(default)]
+    consistency: Consistency,
+}
+
+async fn query(
+    State(host): State<Host>,
+    Path(group): Path<String>,
+    parameters: Result<Query<QueryParameters>, axum::extract::rejection::QueryRejection>,
+    headers: HeaderMap,
+    Body(request): Body,
+) -> Answer<Response> {
+    let Query(parameters) = parameters.map_err(|error| bad_request(error.body_text()))?;
+    let timeout = timeout(&host, &headers)?;
+    let id = host.find(&group).await?.id;
+    let answer = host
+        .query(id, request, parameters.consistency, timeout)
+        .await?;
+    Ok(outcome(answer.outcome, answer.index.0, answer.term.0))
+}
+
+#[derive(Serialize)]
+struct SessionOpened {
+    session: u64,
+    index: u64,
+    term: u64,
+}
+
+async fn open_session(
+    State(host): State<Host>,
+    Path(group): Path<String>,
+    headers: HeaderMap,
+) -> Answer<(StatusCode, Json<SessionOpened>)> {
+    let timeout = timeout(&host, &headers)?;
+    let id = host.find(&group).await?.id;
+    let response = host.open_session(id, timeout).await?;
+    let (session, index, term) = (response.session().0, response.index.0, response.term.0);
+    Ok((
+        StatusCode::CREATED,
+        Json(SessionOpened {
+            session,
+            index,
+            term,
+        }),
+    ))
+}
+
+async fn groups(State(host): State<Host>) -> Answer<Json<Vec<GroupInfo>>> {
+    Ok(Json(host.groups().await?))
+}
+
+async fn create_group(
+    State(host): State<Host>,
+    Json(request): Json<CreateGroup>,
+) -> Answer<(StatusCode, Json<GroupInfo>)> {
+    Ok((StatusCode::CREATED, Json(host.create_group(request).await?)))
+}
+
+async fn group(State(host): State<Host>, Path(group): Path<String>) -> Answer<Json<GroupInfo>> {
+    let record = host.find(&group).await?;
+    Ok(Json(host.group_info(&record).await))
+}
+
+async fn remove_group(
+    State(host): State<Host>,
+    Path(group): Path<String>,
+) -> Answer<Json<GroupInfo>> {
+    Ok(Json(host.remove_group(&group).await?))
+}
+
+async fn group_status(State(host): State<Host>, Path(group): Path<String>) -> Answer<Response> {
+    Ok(Json(host.group_status(&group, Reach::Cluster).await?).into_response())
+}
+
+async fn campaign(State(host): State<Host>, Path(group): Path<String>) -> Answer<Json<Done>> {
+    Ok(Json(host.campaign(&group, Reach::Cluster).await?))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ToNode {
+    node: NodeId,
+    #[serde(default)]
+    data: String,
+}
+
+async fn transfer(
+    State(host): State<Host>,
+    Path(group): Path<String>,
+    Json(to): Json<ToNode>,
+) -> Answer<Json<Done>> {
+    Ok(Json(
+        host.transfer_leader(&group, to.node, Reach::Cluster)
+            .await?,
+    ))
+}
+
+async fn snapshot(State(host): State<Host>, Path(group): Path<String>) -> Answer<Json<Placed>> {
+    Ok(Json(host.snapshot(&group, Reach::Cluster).await?))
+}
+
+async fn add_member(
+    State(host): State<Host>,
+    Path(group): Path<String>,
+    Json(to): Json<ToNode>,
+) -> Answer<Json<GroupInfo>> {
+    Ok(Json(
+        host.add_member(OfGroupAndNode {
+            group,
+            node: to.node,
+            data: to.data,
+        })
+        .await?,
+    ))
+}
+
+async fn remove_member(
+    State(host): State<Host>,
+    Path((group, node)): Path<(String, String)>,
+) -> Answer<Json<GroupInfo>> {
+    let node = node
+        .parse()
+        .map_err(|_| bad_request(format!("`{node}` is no node id; use digits")))?;
+    Ok(Json(
+        host.remove_member(OfGroupAndNode {
+            group,
+            node: NodeId(node),
+            data: String::new(),
+        })
+        .await?,
+    ))
+}
+
+async fn put_component(
+    State(host): State<Host>,
+    Path(id): Path<String>,
+    Body(bytes): Body,
+) -> Answer<(StatusCode, Json<ComponentRecord>)> {
+    let id = component_id(&id)?;
+    Ok((
+        StatusCode::CREATED,
+        Json(host.put_component(Some(id), bytes).await?),
+    ))
+}
+
+async fn component_bytes(State(host): State<Host>, Path(id): Path<String>) -> Answer<Response> {
+    let bytes = host.component(component_id(&id)?).await?;
+    Ok(([(header::CONTENT_TYPE, "application/wasm")], bytes).into_response())
+}
+
+async fn components_list(State(host): State<Host>) -> Json<Vec<ComponentRecord>> {
+    Json(
+        host.catalog()
+            .components()
+            .map(|component| (**component).clone())
+            .collect(),
+    )
+}
+
+async fn status(State(host): State<Host>) -> Answer<Response> {
+    Ok(Json(host.info().await?).into_response())
+}
+
+async fn livez(State(host): State<Host>) -> Response {
+    match host.node().node_status().fault {
+        None => "alive\n".into_response(),
+        Some(reason) => {
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "node-failed", reason).into_response()
+        }
+    }
+}
+
+async fn readyz(State(host): State<Host>) -> Response {
+    let waiting_for = host.waiting_for();
+    if waiting_for.is_empty() {
+        return "ready\n".into_response();
+    }
+    let detail = format!("waiting for {}", waiting_for.join(", "));
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", detail).into_response()
+}
+
+async fn metrics(State(host): State<Host>) -> Answer<Response> {
+    let text = host
+        .metrics()
+        .render(&host)
+        .map_err(|error| HostError::Internal(error.to_string()))?;
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
+}
+
+fn outcome(outcome: Outcome, index: u64, term: u64) -> Response {
+    let mut response = match (Problem::of_outcome(&outcome), outcome) {
+        (Some(problem), _) => problem.into_response(),
+        (None, Outcome::Reply(reply)) => {
+            ([(header::CONTENT_TYPE, "application/octet-stream")], reply).into_response()
+        }
+        (None, _) => unreachable!("what is no reply is a problem"),
+    };
+    response
+        .headers_mut()
+        .insert(INDEX, HeaderValue::from(index));
+    response.headers_mut().insert(TERM, HeaderValue::from(term));
+    response
+}
+
+fn command(headers: &HeaderMap, data: Bytes) -> Answer<Command> {
+    let request = match (number(headers, &SESSION)?, number(headers, &SEQUENCE)?) {
+        (None, None) => RequestId::ANONYMOUS,
+        (Some(session), Some(sequence)) if session > 0 && sequence > 0 => RequestId {
+            session: SessionId(session),
+            sequence,
+        },
+        _ => {
+            let detail = "give Skep-Session and Skep-Sequence together, both 1 or more, or neither";
+            return Err(bad_request(detail));
+        }
+    };
+    // Over HTTP a session's commands are sent one after the other, so all before this one are answered.
+    Ok(Command {
+        request,
+        acknowledged: request.sequence.saturating_sub(1),
+        data,
+    })
+}
+
+fn timeout(host: &Host, headers: &HeaderMap) -> Answer<Duration> {
+    let given = number(headers, &TIMEOUT)?.map(Duration::from_millis);
+    Ok(given
+        .unwrap_or(host.config().request_timeout())
+        .min(TIMEOUT_MAX))
+}
+
+fn number(headers: &HeaderMap, name: &HeaderName) -> Answer<Option<u64>> {
+    let Some(value) = headers.get(name) else {
+        return Ok(None);
+    };
+    let number = value.to_str().ok().and_then(|text| text.parse().ok());
+    number
+        .map(Some)
+        .ok_or_else(|| bad_request(format!("the header {name} must be a number")))
+}
+
+fn component_id(text: &str) -> Answer<ComponentId> {
+    text.parse()
+        .map_err(|error: skep_core::id::NotAComponentId| bad_request(error.to_string()))
+}
+
+fn bad_request(detail: impl Into<String>) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, "invalid-request", detail)
+}
+
+/// A body of raw bytes; what is wrong with it is a [`Problem`].
+struct Body(Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for Body {
+    type Rejection = Problem;
+
+    async fn from_request(request: axum::extract::Request, state: &S) -> Result<Self, Problem> {
+        Bytes::from_request(request, state)
+            .await
+            .map(Self)
+            .map_err(unreadable)
+    }
+}
+
+/// A body or an answer of JSON; what is wrong with it is a [`Problem`].
+struct Json<T>(T);
+
+impl<S: Send + Sync, T: serde::de::DeserializeOwned> FromRequest<S> for Json<T> {
+    type Rejection = Problem;
+
+    /// The content type is not asked for: `curl -d` sends another one, and there is only one thing it can be.
+    async fn from_request(request: axum::extract::Request, state: &S) -> Result<Self, Problem> {
+        let bytes = Bytes::from_request(request, state)
+            .await
+            .map_err(unreadable)?;
+        match axum::Json::<T>::from_bytes(&bytes) {
+            Ok(axum::Json(value)) => Ok(Self(value)),
+            Err(JsonRejection::JsonSyntaxError(error)) => Err(bad_request(error.body_text())),
+            Err(error) => Err(bad_request(error.body_text())),
+        }
+    }
+}
+
+impl<T: Serialize> IntoResponse for Json<T> {
+    fn into_response(self) -> Response {
+        axum::Json(self.0).into_response()
+    }
+}
+
+fn unreadable(error: BytesRejection) -> Problem {
+    match error.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            let detail =
+                "the body is larger than this node takes; see [limits] in its configuration";
+            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", detail)
+        }
+        _ => bad_request(error.body_text()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&HeaderName, &str)]) -> HeaderMap {
+        pairs
+            .iter()
+            .map(|(name, value)| ((*name).clone(), value.parse().unwrap()))
+            .collect()
+    }
+
+    #[test]
+    fn a_command_is_anonymous_or_named_in_full() {
+        let data = Bytes::from_static(b"put a 1");
+        assert_eq!(
+            command(&headers(&[]), data.clone()).unwrap().request,
+            RequestId::ANONYMOUS
+        );
+        let named = command(&headers(&[(&SESSION, "7"), (&SEQUENCE, "3")]), data.clone()).unwrap();
+        assert_eq!(
+            named.request,
+            RequestId {
+                session: SessionId(7),
+                sequence: 3
+            }
+        );
+        assert_eq!(named.acknowledged, 2);
+        for wrong in [
+            headers(&[(&SESSION, "7")]),
+            headers(&[(&SEQUENCE, "7")]),
+            headers(&[(&SESSION, "0"), (&SEQUENCE, "1")]),
+            headers(&[(&SESSION, "7"), (&SEQUENCE, "x")]),
+        ] {
+            assert_eq!(command(&wrong, data.clone()).unwrap_err().status, 400);
+        }
+    }
+
+    #[test]
+    fn answers_carry_their_place_whether_reply_or_rejection() {
+        for answer in [
+            Outcome::Reply(Bytes::from_static(b"1")),
+            Outcome::Rejected {
+                code: 1,
+                message: "no".into(),
+            },
+        ] {
+            let response = outcome(answer, 9, 2);
+            assert_eq!(
+                (&response.headers()[INDEX], &response.headers()[TERM]),
+                (&"9".parse().unwrap(), &"2".parse().unwrap())
+            );
+        }
+    }
+}

@@ -1,0 +1,375 @@
+//! The catalogue: which nodes, components and groups a cluster has.
+//!
+//! It is the state of group 0, a group like any other, replicated on every node of the cluster; so every node knows,
+//! from its own disk, what it should host. [`Catalog`] is the pure state; [`machine::CatalogMachine`] runs it as a
+//! state machine and publishes each new state to a watch channel.
+
+pub mod command;
+pub mod machine;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use skep_core::id::{ComponentId, GroupId, Incarnation, LogIndex, NodeId};
+use skep_machine::wasm::Profile;
+
+use command::{Command, NewGroup, Refusal, Reply};
+
+/// The group whose state is the catalogue.
+pub const GROUP: GroupId = GroupId(0);
+/// Most groups of a cluster; each costs memory on every node, as the catalogue is published whole.
+pub const GROUPS_MAX: usize = 65_536;
+/// Most components of a cluster.
+pub const COMPONENTS_MAX: usize = 4096;
+/// Most nodes the catalogue knows.
+pub const NODES_MAX: usize = 256;
+/// Most members of one group, as in the core.
+pub const MEMBERS_MAX: usize = skep_core::config::MEMBERS_MAX;
+/// Longest name of a group, node or component, in bytes.
+pub const NAME_MAX: usize = 64;
+/// Most bytes of configuration a group's machine is created with.
+pub const INIT_MAX: usize = 64 << 10;
+
+/// Everything a cluster agrees on about itself. Cheap to clone: the records are shared.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Catalog {
+    /// Index of the last command that changed it.
+    pub version: LogIndex,
+    /// The id the next group gets that asks for none.
+    next_group: u64,
+    nodes: BTreeMap<NodeId, Arc<NodeRecord>>,
+    groups: BTreeMap<GroupId, Arc<GroupRecord>>,
+    components: BTreeMap<ComponentId, Arc<ComponentRecord>>,
+    /// From name to group; not stored, because it follows from the groups.
+    #[serde(skip)]
+    names: BTreeMap<String, GroupId>,
+}
+
+/// A node and where it is reached.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// Its id.
+    pub id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// `host:port` for other nodes.
+    pub peer: String,
+    /// `host:port` of its client protocol.
+    pub client: String,
+    /// `host:port` of its HTTP interface.
+    pub http: String,
+}
+
+/// A component every member of a group that uses it keeps on its disk.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ComponentRecord {
+    /// sha256 of its bytes.
+    pub id: ComponentId,
+    /// Its bytes.
+    pub size: u64,
+    /// Name of the machine in it.
+    pub name: String,
+}
+
+/// A group.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct GroupRecord {
+    /// Its id, never 0.
+    pub id: GroupId,
+    /// Its name; never all digits, so that it cannot be taken for an id.
+    pub name: String,
+    /// Index of the catalogue command that created it: differs for every creation of the same id.
+    pub incarnation: Incarnation,
+    /// The component of its machine.
+    pub component: ComponentId,
+    /// The voters it was created with; the same for ever, because each of them starts from this list.
+    pub founders: BTreeSet<NodeId>,
+    /// The nodes that host a replica now, or are to.
+    pub members: BTreeSet<NodeId>,
+    /// Those of the members that were added later: they start empty and wait for a leader.
+    pub joiners: BTreeSet<NodeId>,
+    /// Bytes for the machine's `init`, in hexadecimal digits.
+    #[serde(with = "hex")]
+    pub init: Vec<u8>,
+    /// What its machine may use.
+    pub profile: Profile,
+}
+
+impl Default for Catalog {
+    fn default() -> Self {
+        Self {
+            version: LogIndex(0),
+            next_group: 1,
+            nodes: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            components: BTreeMap::new(),
+            names: BTreeMap::new(),
+        }
+    }
+}
+
+impl Catalog {
+    /// The node of an id.
+    pub fn node(&self, id: NodeId) -> Option<&Arc<NodeRecord>> {
+        self.nodes.get(&id)
+    }
+
+    /// All nodes, by id.
+    pub fn nodes(&self) -> impl ExactSizeIterator<Item = &Arc<NodeRecord>> {
+        self.nodes.values()
+    }
+
+    /// The group of an id.
+    pub fn group(&self, id: GroupId) -> Option<&Arc<GroupRecord>> {
+        self.groups.get(&id)
+    }
+
+    /// The group of a name, or of an id in decimal digits.
+    pub fn find(&self, group: &str) -> Option<&Arc<GroupRecord>> {
+        let id = match group.parse() {
+            Ok(id) => GroupId(id),
+            Err(_) => *self.names.get(group)?,
+        };
+        self.groups.get(&id)
+    }
+
+    /// All groups, by id.
+    pub fn groups(&self) -> impl ExactSizeIterator<Item = &Arc<GroupRecord>> {
+        self.groups.values()
+    }
+
+    /// The component of an id.
+    pub fn component(&self, id: ComponentId) -> Option<&Arc<ComponentRecord>> {
+        self.components.get(&id)
+    }
+
+    /// All components, by id.
+    pub fn components(&self) -> impl ExactSizeIterator<Item = &Arc<ComponentRecord>> {
+        self.components.values()
+    }
+
+    /// The nodes a new group of `size` members should be put on: those with the fewest replicas, lower ids first.
+    pub fn least_loaded(&self, size: usize) -> BTreeSet<NodeId> {
+        let mut load: BTreeMap<NodeId, usize> = self.nodes.keys().map(|node| (*node, 0)).collect();
+        for node in self.groups.values().flat_map(|group| &group.members) {
+            load.entry(*node).and_modify(|replicas| *replicas += 1);
+        }
+        let mut nodes: Vec<_> = load
+            .into_iter()
+            .map(|(node, replicas)| (replicas, node))
+            .collect();
+        nodes.sort_unstable();
+        nodes.into_iter().take(size).map(|(_, node)| node).collect()
+    }
+
+    /// Carries out one command, the entry of `index`. A refusal leaves everything as it was.
+    pub fn apply(&mut self, index: LogIndex, command: Command) -> Result<Reply, Refusal> {
+        let reply = match command {
+            Command::PutNode(node) => self.put_node(node),
+            Command::PutComponent(component) => self.put_component(component),
+            Command::CreateGroup(group) => self.create_group(index, group),
+            Command::RemoveGroup { group } => self.remove_group(group),
+            Command::AddMember { group, node } => self.add_member(group, node),
+            Command::RemoveMember { group, node } => self.remove_member(group, node),
+        }?;
+        self.version = index;
+        Ok(reply)
+    }
+
+    /// The bytes of a snapshot; the same for the same state.
+    pub fn save(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("maps with text keys and plain values always become JSON")
+    }
+
+    /// The state of a snapshot.
+    pub fn restore(bytes: &[u8]) -> Result<Self, serde_json::Error> {
+        let mut catalog: Self = serde_json::from_slice(bytes)?;
+        catalog.names = catalog
+            .groups
+            .values()
+            .map(|group| (group.name.clone(), group.id))
+            .collect();
+        Ok(catalog)
+    }
+
+    fn put_node(&mut self, node: NodeRecord) -> Result<Reply, Refusal> {
+        if node.id == NodeId(0) {
+            return Err(Refusal::Invalid("node id 0 names no node".into()));
+        }
+        check_name("node", &node.name)?;
+        if !self.nodes.contains_key(&node.id) && self.nodes.len() >= NODES_MAX {
+            return Err(Refusal::Full(format!(
+                "the catalogue knows {NODES_MAX} nodes, the most it may"
+            )));
+        }
+        self.nodes.insert(node.id, Arc::new(node));
+        Ok(Reply::Done)
+    }
+
+    fn put_component(&mut self, component: ComponentRecord) -> Result<Reply, Refusal> {
+        if !self.components.contains_key(&component.id) && self.components.len() >= COMPONENTS_MAX {
+            return Err(Refusal::Full(format!(
+                "the catalogue knows {COMPONENTS_MAX} components, the most it may"
+            )));
+        }
+        // Content-addressed, so a second one of the same id says nothing new.
+        self.components
+            .entry(component.id)
+            .or_insert_with(|| Arc::new(component));
+        Ok(Reply::Done)
+    }
+
+    fn create_group(&mut self, index: LogIndex, new: NewGroup) -> Result<Reply, Refusal> {
+        check_name("group", &new.name)?;
+        if new.name.bytes().all(|byte| byte.is_ascii_digit()) {
+            let message = format!(
+                "a group cannot be called `{}`: it would be taken for an id; add a letter",
+                new.name
+            );
+            return Err(Refusal::Invalid(message));
+        }
+        if new.init.len() > INIT_MAX {
+            let message = format!(
+                "the machine's configuration has {} bytes, the limit is {INIT_MAX}",
+                new.init.len()
+            );
+            return Err(Refusal::Invalid(message));
+        }
+        let id = new.id.unwrap_or(GroupId(self.next_group));
+        if id == GROUP {
+            return Err(Refusal::Invalid(
+                "group id 0 is the catalogue's own; use 1 or more".into(),
+            ));
+        }
+        if self.names.contains_key(&new.name) {
+            return Err(Refusal::Exists(format!(
+                "a group named `{}` exists already",
+                new.name
+            )));
+        }
+        if self.groups.contains_key(&id) {
+            return Err(Refusal::Exists(format!("group {id} exists already")));
+        }
+        if self.groups.len() >= GROUPS_MAX {
+            return Err(Refusal::Full(format!(
+                "the cluster has {GROUPS_MAX} groups, the most it may"
+            )));
+        }
+        if !self.components.contains_key(&new.component) {
+            return Err(Refusal::NotFound(format!(
+                "component {} is not known; upload it first",
+                new.component
+            )));
+        }
+        if new.members.is_empty() || new.members.len() > MEMBERS_MAX {
+            let message = format!(
+                "a group has 1 to {MEMBERS_MAX} members, not {}",
+                new.members.len()
+            );
+            return Err(Refusal::Invalid(message));
+        }
+        if let Some(node) = new
+            .members
+            .iter()
+            .find(|node| !self.nodes.contains_key(node))
+        {
+            return Err(Refusal::NotFound(format!(
+                "node {node} is not part of the cluster; see `skep status`"
+            )));
+        }
+        let group = Arc::new(GroupRecord {
+            id,
+            name: new.name,
+            incarnation: Incarnation(index.0),
+            component: new.component,
+            founders: new.members.clone(),
+            members: new.members,
+            joiners: BTreeSet::new(),
+            init: new.init,
+            profile: new.profile,
+        });
+        self.next_group = self.next_group.max(id.0.saturating_add(1));
+        self.names.insert(group.name.clone(), id);
+        self.groups.insert(id, group.clone());
+        Ok(Reply::Group(group))
+    }
+
+    fn remove_group(&mut self, id: GroupId) -> Result<Reply, Refusal> {
+        let group = self.groups.remove(&id).ok_or_else(|| no_such_group(id))?;
+        self.names.remove(&group.name);
+        Ok(Reply::Group(group))
+    }
+
+    fn add_member(&mut self, id: GroupId, node: NodeId) -> Result<Reply, Refusal> {
+        if !self.nodes.contains_key(&node) {
+            return Err(Refusal::NotFound(format!(
+                "node {node} is not part of the cluster; see `skep status`"
+            )));
+        }
+        let group = self.groups.get_mut(&id).ok_or_else(|| no_such_group(id))?;
+        if group.members.len() >= MEMBERS_MAX {
+            return Err(Refusal::Full(format!(
+                "group {id} has {MEMBERS_MAX} members, the most it may"
+            )));
+        }
+        if !group.members.contains(&node) {
+            let group = Arc::make_mut(group);
+            group.members.insert(node);
+            // A founder that comes back is a joiner too: its former replica is gone for ever.
+            group.joiners.insert(node);
+        }
+        Ok(Reply::Group(group.clone()))
+    }
+
+    fn remove_member(&mut self, id: GroupId, node: NodeId) -> Result<Reply, Refusal> {
+        let group = self.groups.get_mut(&id).ok_or_else(|| no_such_group(id))?;
+        if group.members.contains(&node) {
+            let group = Arc::make_mut(group);
+            group.members.remove(&node);
+            group.joiners.remove(&node);
+        }
+        Ok(Reply::Group(group.clone()))
+    }
+}
+
+fn no_such_group(id: GroupId) -> Refusal {
+    Refusal::NotFound(format!("there is no group {id}; see `skep group list`"))
+}
+
+fn check_name(of: &str, name: &str) -> Result<(), Refusal> {
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    if !name.is_empty() && name.len() <= NAME_MAX && name.bytes().all(known) {
+        return Ok(());
+    }
+    let shown: String = name.chars().take(NAME_MAX).collect();
+    let rule = format!("1 to {NAME_MAX} letters, digits, `-`, `_` or `.`");
+    Err(Refusal::Invalid(format!(
+        "the {of} name `{shown}` must be {rule}"
+    )))
+}
+
+/// Bytes as text in JSON.
+pub(crate) mod hex {
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub(crate) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        use std::fmt::Write;
+        let mut text = String::with_capacity(bytes.len() * 2);
+        for byte in bytes {
+            write!(text, "{byte:02x}").expect("writing into a String does not fail");
+        }
+        serializer.serialize_str(&text)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<u8>, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        let digits = text.as_bytes();
+        let value = |digit: u8| (digit as char).to_digit(16).map(|value| value as u8);
+        let byte = |pair: &[u8]| Some(value(pair[0])? << 4 | value(*pair.get(1)?)?);
+        let bytes: Option<Vec<u8>> = digits.chunks(2).map(byte).collect();
+        bytes.ok_or_else(|| de::Error::custom("expected an even number of hexadecimal digits"))
+    }
+}

@@ -1,0 +1,108 @@
+//! What the catalogue is asked, and what it answers; JSON in group 0's log.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use skep_core::id::{ComponentId, GroupId, NodeId};
+use skep_machine::wasm::Profile;
+
+use super::{ComponentRecord, GroupRecord, NodeRecord};
+
+/// One change of the catalogue.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Command {
+    /// A node is part of the cluster, at these addresses.
+    PutNode(NodeRecord),
+    /// A component exists.
+    PutComponent(ComponentRecord),
+    /// Creates a group.
+    CreateGroup(NewGroup),
+    /// Removes a group with all its data.
+    RemoveGroup {
+        /// The group.
+        group: GroupId,
+    },
+    /// A node is to host a replica, as one that joins. Nothing changes if it does already.
+    AddMember {
+        /// The group.
+        group: GroupId,
+        /// The node.
+        node: NodeId,
+    },
+    /// A node is to host no replica any more. Nothing changes if it does not.
+    RemoveMember {
+        /// The group.
+        group: GroupId,
+        /// The node.
+        node: NodeId,
+    },
+}
+
+/// A group to create.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct NewGroup {
+    /// Its id; the catalogue chooses if absent.
+    pub id: Option<GroupId>,
+    /// Its name.
+    pub name: String,
+    /// The component of its machine.
+    pub component: ComponentId,
+    /// Its first voters.
+    pub members: BTreeSet<NodeId>,
+    /// Bytes for the machine's `init`.
+    #[serde(with = "super::hex")]
+    pub init: Vec<u8>,
+    /// What its machine may use.
+    pub profile: Profile,
+}
+
+/// What a command did.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// It is done.
+    Done,
+    /// The group as it is now, or was before it was removed.
+    Group(Arc<GroupRecord>),
+}
+
+/// Why a command was refused; nothing changed.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The command makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// It names something that does not exist.
+    #[error("{0}")]
+    NotFound(String),
+    /// It creates something that exists.
+    #[error("{0}")]
+    Exists(String),
+    /// A limit of the catalogue is reached.
+    #[error("{0}")]
+    Full(String),
+}
+
+impl Refusal {
+    /// The number that is replicated as the rejection's code.
+    pub fn code(&self) -> u32 {
+        match self {
+            Self::Invalid(_) => 400,
+            Self::NotFound(_) => 404,
+            Self::Exists(_) => 409,
+            Self::Full(_) => 507,
+        }
+    }
+
+    /// The refusal of a replicated code.
+    pub fn from_code(code: u32, message: String) -> Self {
+        match code {
+            404 => Self::NotFound(message),
+            409 => Self::Exists(message),
+            507 => Self::Full(message),
+            _ => Self::Invalid(message),
+        }
+    }
+}

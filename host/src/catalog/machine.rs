@@ -1,0 +1,401 @@
+//! The catalogue as the state machine of group 0.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use skep_core::id::LogIndex;
+use skep_core::outcome::{ConfChange, EntryContext, GuestFault, LeaderChanged, Outcome};
+use skep_machine::{Applied, Descriptor, MachineError, StateMachine};
+use tokio::sync::watch;
+
+use super::Catalog;
+use super::command::{Command, Refusal};
+
+/// Version of the bytes of [`Catalog::save`].
+const SCHEMA: u32 = 1;
+
+/// Runs a [`Catalog`] and publishes it after every entry that changed it, and after every restore.
+#[derive(Debug)]
+pub struct CatalogMachine {
+    catalog: Catalog,
+    published: watch::Sender<Arc<Catalog>>,
+}
+
+impl CatalogMachine {
+    /// An empty catalogue, and where its states appear.
+    pub fn new() -> (Self, watch::Receiver<Arc<Catalog>>) {
+        let (published, states) = watch::channel(Arc::new(Catalog::default()));
+        (
+            Self {
+                catalog: Catalog::default(),
+                published,
+            },
+            states,
+        )
+    }
+
+    fn publish(&self) {
+        self.published.send_replace(Arc::new(self.catalog.clone()));
+    }
+
+    fn run(&mut self, index: LogIndex, command: &[u8]) -> Outcome {
+        let command: Command = match serde_json::from_slice(command) {
+            Ok(command) => command,
+            Err(error) => {
+                return rejected(&Refusal::Invalid(format!(
+                    "not a catalogue command: {error}"
+                )));
+            }
+        };
+        match self.catalog.apply(index, command) {
+            Ok(reply) => match serde_json::to_vec(&reply) {
+                Ok(bytes) => Outcome::Reply(bytes.into()),
+                Err(_) => Outcome::Fault(GuestFault::Malformed),
+            },
+            Err(refusal) => rejected(&refusal),
+        }
+    }
+}
+
+impl StateMachine for CatalogMachine {
+    fn describe(&self) -> Descriptor {
+        Descriptor {
+            name: "skep-catalogue".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            schema: SCHEMA,
+            oldest_schema: SCHEMA,
+        }
+    }
+
+    fn init(&mut self, _: &EntryContext, _: &Bytes) -> Result<Applied, MachineError> {
+        Ok(Applied::default())
+    }
+
+    fn apply(
+        &mut self,
+        context: &EntryContext,
+        commands: &[Bytes],
+    ) -> Result<Applied, MachineError> {
+        let before = self.catalog.version;
+        let outcomes = commands
+            .iter()
+            .map(|command| self.run(context.index, command))
+            .collect();
+        if self.catalog.version != before {
+            self.publish();
+        }
+        Ok(Applied { outcomes, fuel: 0 })
+    }
+
+    fn apply_conf_change(
+        &mut self,
+        _: &EntryContext,
+        _: &ConfChange,
+    ) -> Result<Applied, MachineError> {
+        Ok(Applied {
+            outcomes: vec![Outcome::Reply(Bytes::new())],
+            fuel: 0,
+        })
+    }
+
+    fn process_status_change(
+        &mut self,
+        _: &EntryContext,
+        _: &LeaderChanged,
+    ) -> Result<Applied, MachineError> {
+        Ok(Applied::default())
+    }
+
+    /// Answers every request with the version of the state: a linearizable one is how a node makes sure that its
+    /// own catalogue is as new as anything acknowledged before.
+    fn query(&mut self, _: &Bytes) -> Result<Outcome, MachineError> {
+        Ok(Outcome::Reply(self.catalog.version.0.to_string().into()))
+    }
+
+    fn save(&mut self, _: &EntryContext, to: &mut dyn Write) -> Result<(), MachineError> {
+        to.write_all(&self.catalog.save())
+            .map_err(|error| MachineError::Local {
+                call: "save",
+                reason: error.to_string(),
+            })
+    }
+
+    fn restore(&mut self, _: &EntryContext, schema: u32, from: Bytes) -> Result<(), MachineError> {
+        let refused = |detail: String| MachineError::Guest {
+            call: "restore",
+            fault: GuestFault::Malformed,
+            detail: Some(detail),
+        };
+        if schema != SCHEMA {
+            return Err(refused(format!(
+                "a catalogue of schema {schema}; this version of skep reads {SCHEMA}"
+            )));
+        }
+        self.catalog = Catalog::restore(&from).map_err(|error| refused(error.to_string()))?;
+        self.publish();
+        Ok(())
+    }
+}
+
+fn rejected(refusal: &Refusal) -> Outcome {
+    Outcome::Rejected {
+        code: refusal.code(),
+        message: refusal.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use skep_core::id::{ComponentId, GroupId, Incarnation, NodeId};
+    use skep_machine::wasm::Profile;
+
+    use super::super::command::{NewGroup, Reply};
+    use super::super::{ComponentRecord, GroupRecord, NodeRecord};
+    use super::*;
+
+    fn node(id: u64) -> Command {
+        Command::PutNode(NodeRecord {
+            id: NodeId(id),
+            name: format!("node-{id}"),
+            peer: format!("127.0.0.1:{}", 7300 + id),
+            client: format!("127.0.0.1:{}", 7400 + id),
+            http: format!("127.0.0.1:{}", 7500 + id),
+        })
+    }
+
+    fn component() -> ComponentRecord {
+        ComponentRecord {
+            id: ComponentId::of(b"kv"),
+            size: 2,
+            name: "kv".into(),
+        }
+    }
+
+    fn create(name: &str, members: &[u64]) -> Command {
+        Command::CreateGroup(NewGroup {
+            id: None,
+            name: name.into(),
+            component: component().id,
+            members: members.iter().copied().map(NodeId).collect(),
+            init: vec![0, 255, 16],
+            profile: Profile::default(),
+        })
+    }
+
+    /// A machine on which the commands were applied, one an entry from 1 on, and what each answered.
+    fn run(machine: &mut CatalogMachine, first: u64, commands: &[Command]) -> Vec<Outcome> {
+        let apply = |(at, command): (usize, &Command)| {
+            let context = EntryContext {
+                index: LogIndex(first + at as u64),
+                ..EntryContext::default()
+            };
+            let command = serde_json::to_vec(command).unwrap().into();
+            machine
+                .apply(&context, &[command])
+                .unwrap()
+                .outcomes
+                .remove(0)
+        };
+        commands.iter().enumerate().map(apply).collect()
+    }
+
+    fn seeded() -> (CatalogMachine, watch::Receiver<Arc<Catalog>>) {
+        let (mut machine, states) = CatalogMachine::new();
+        let commands = [
+            node(1),
+            node(2),
+            node(3),
+            Command::PutComponent(component()),
+            create("a", &[1, 2, 3]),
+        ];
+        for outcome in run(&mut machine, 1, &commands) {
+            assert!(matches!(outcome, Outcome::Reply(_)), "{outcome:?}");
+        }
+        (machine, states)
+    }
+
+    fn group(outcome: &Outcome) -> Arc<GroupRecord> {
+        let Outcome::Reply(reply) = outcome else {
+            panic!("{outcome:?}")
+        };
+        match serde_json::from_slice(reply).unwrap() {
+            Reply::Group(group) => group,
+            Reply::Done => panic!("no group in {outcome:?}"),
+        }
+    }
+
+    fn code(outcome: &Outcome) -> u32 {
+        match outcome {
+            Outcome::Rejected { code, .. } => *code,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn saved(machine: &mut CatalogMachine) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        machine.save(&EntryContext::default(), &mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn a_group_is_created_published_and_found_by_id_and_name() {
+        let (_machine, states) = seeded();
+        let catalog = states.borrow().clone();
+        let group = catalog.find("a").unwrap();
+        assert_eq!((group.id, group.incarnation), (GroupId(1), Incarnation(5)));
+        assert_eq!(group.founders, [1, 2, 3].map(NodeId).into());
+        assert_eq!(group.init, [0, 255, 16]);
+        assert_eq!(catalog.find("1"), Some(group));
+        assert_eq!(catalog.find("2"), None);
+        assert_eq!(catalog.version, LogIndex(5));
+    }
+
+    #[test]
+    fn refusals_change_and_publish_nothing() {
+        let (mut machine, mut states) = seeded();
+        states.mark_unchanged();
+        let before = saved(&mut machine);
+        let mut zero = create("z", &[1]);
+        let mut unknown = create("u", &[1]);
+        if let (Command::CreateGroup(zero), Command::CreateGroup(unknown)) =
+            (&mut zero, &mut unknown)
+        {
+            zero.id = Some(GroupId(0));
+            unknown.component = ComponentId::of(b"other");
+        }
+        let outcomes = run(
+            &mut machine,
+            6,
+            &[
+                create("a", &[1]),
+                create("12", &[1]),
+                create("", &[1]),
+                create("b", &[]),
+                create("b", &[1, 9]),
+                zero,
+                unknown,
+                Command::RemoveGroup { group: GroupId(7) },
+                Command::AddMember {
+                    group: GroupId(1),
+                    node: NodeId(9),
+                },
+            ],
+        );
+        let codes: Vec<u32> = outcomes.iter().map(code).collect();
+        assert_eq!(codes, [409, 400, 400, 400, 404, 400, 404, 404, 404]);
+        let garbage = machine
+            .apply(&EntryContext::default(), &[Bytes::from_static(b"{")])
+            .unwrap();
+        assert_eq!(code(&garbage.outcomes[0]), 400);
+        assert_eq!(saved(&mut machine), before);
+        assert!(!states.has_changed().unwrap());
+    }
+
+    #[test]
+    fn an_id_is_not_given_twice_and_a_new_life_has_a_new_incarnation() {
+        let (mut machine, _states) = seeded();
+        let outcomes = run(
+            &mut machine,
+            6,
+            &[
+                Command::RemoveGroup { group: GroupId(1) },
+                create("a", &[1]),
+                create("b", &[1]),
+            ],
+        );
+        assert_eq!(group(&outcomes[0]).id, GroupId(1));
+        assert_eq!(
+            (group(&outcomes[1]).id, group(&outcomes[1]).incarnation),
+            (GroupId(2), Incarnation(7))
+        );
+        assert_eq!(group(&outcomes[2]).id, GroupId(3));
+    }
+
+    #[test]
+    fn members_come_as_joiners_also_when_they_come_back() {
+        let (mut machine, _states) = seeded();
+        let outcomes = run(&mut machine, 6, &[create("b", &[1])]);
+        let id = group(&outcomes[0]).id;
+        let (add, remove) = (
+            |node| Command::AddMember {
+                group: id,
+                node: NodeId(node),
+            },
+            |node| Command::RemoveMember {
+                group: id,
+                node: NodeId(node),
+            },
+        );
+        let outcomes = run(
+            &mut machine,
+            7,
+            &[add(1), add(2), add(2), remove(2), remove(2), add(2)],
+        );
+        assert_eq!(
+            group(&outcomes[0]).joiners,
+            BTreeSet::new(),
+            "a founder stays one"
+        );
+        assert_eq!(group(&outcomes[1]).joiners, [NodeId(2)].into());
+        assert_eq!(outcomes[1], outcomes[2], "adding twice changes nothing");
+        let left = group(&outcomes[3]);
+        assert_eq!(left.members, [NodeId(1)].into());
+        assert_eq!(left.joiners, BTreeSet::new());
+        assert_eq!(outcomes[3], outcomes[4], "removing twice changes nothing");
+        let founder = run(&mut machine, 13, &[remove(1), add(1)]);
+        assert_eq!(group(&founder[1]).joiners, [NodeId(1), NodeId(2)].into());
+        assert_eq!(group(&founder[1]).founders, [NodeId(1)].into());
+    }
+
+    #[test]
+    fn restored_is_equal_and_goes_on_equally() {
+        let (mut machine, _states) = seeded();
+        let bytes = saved(&mut machine);
+        let (mut copy, states) = CatalogMachine::new();
+        copy.restore(&EntryContext::default(), SCHEMA, bytes.clone().into())
+            .unwrap();
+        assert_eq!(saved(&mut copy), bytes);
+        assert!(states.borrow().find("a").is_some());
+        let commands = [
+            create("b", &[2, 3]),
+            create("b", &[1]),
+            Command::RemoveGroup { group: GroupId(1) },
+        ];
+        assert_eq!(
+            run(&mut machine, 6, &commands),
+            run(&mut copy, 6, &commands)
+        );
+        assert_eq!(saved(&mut machine), saved(&mut copy));
+    }
+
+    #[test]
+    fn a_foreign_snapshot_is_refused_and_the_state_kept() {
+        let (mut machine, _states) = seeded();
+        let before = saved(&mut machine);
+        let context = EntryContext::default();
+        assert!(
+            machine
+                .restore(&context, SCHEMA + 1, before.clone().into())
+                .is_err()
+        );
+        assert!(
+            machine
+                .restore(&context, SCHEMA, Bytes::from_static(b"nonsense"))
+                .is_err()
+        );
+        assert_eq!(saved(&mut machine), before);
+    }
+
+    #[test]
+    fn new_groups_go_where_there_is_least() {
+        let (mut machine, states) = seeded();
+        run(&mut machine, 6, &[create("b", &[1]), create("c", &[1, 2])]);
+        let catalog = states.borrow().clone();
+        assert_eq!(catalog.least_loaded(1), [NodeId(3)].into());
+        assert_eq!(catalog.least_loaded(2), [2, 3].map(NodeId).into());
+        assert_eq!(catalog.least_loaded(9).len(), 3);
+    }
+}

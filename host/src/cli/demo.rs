@@ -1,0 +1,3 @@
+//! `skep demo`.
+
+pub use crate::demo::{Arguments, run};

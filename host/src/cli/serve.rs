@@ -1,0 +1,113 @@
+//! `skep serve`: one node.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use skep::api::{client_port, http};
+use skep::clock;
+use skep::config::Config;
+use skep::host::Host;
+use skep::host_error::{HostError, listen};
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::failure::{Exit, Failure};
+
+/// Pause between two looks at whether the node is ready, at start only.
+const READY_POLL: Duration = Duration::from_millis(20);
+/// How long requests in flight may take to finish when the node stops.
+const DRAIN_WITHIN: Duration = Duration::from_secs(5);
+
+/// Prints one line on stdout when the node serves, and logs on stderr. SIGINT and SIGTERM stop it in order.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// The configuration; see skep.example.toml
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Overrides [node] data_dir
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Overrides [listen] insecure_plaintext: allows addresses other than loopback without encryption
+    #[arg(long)]
+    insecure_plaintext: bool,
+}
+
+pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let mut config =
+        Config::load(&arguments.config, environment(&arguments)).map_err(HostError::from)?;
+    if let Some(dir) = arguments.data_dir {
+        config.node.data_dir =
+            std::path::absolute(dir).context("cannot make --data-dir absolute")?;
+    }
+    // Before anything else: a node that is told to stop while it starts must not be killed by the default action.
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+
+    // The ports come first: a taken one must be found before the store is touched.
+    let failure = |error: HostError| anyhow::Error::new(Failure::from(error));
+    let (clients, client_address) = listen("clients", config.listen_client())
+        .await
+        .map_err(failure)?;
+    let (web, http_address) = listen("HTTP", config.listen_http())
+        .await
+        .map_err(failure)?;
+    let host = Host::start(config).await.map_err(failure)?;
+    let stop = host.stopping();
+    let clients = tokio::spawn(client_port::serve(host.clone(), clients, stop.clone()));
+    let web = tokio::spawn(http::serve(host.clone(), web, stop.clone()));
+    tracing::info!(client = %client_address, http = %http_address, peer = host.config().listen_peer(), "node started");
+    let ready = announce(&host);
+    let mut fatal = std::pin::pin!(host.failed());
+    let mut ready = std::pin::pin!(ready);
+    let mut announced = false;
+    let result = loop {
+        tokio::select! {
+            printed = &mut ready, if !announced => {
+                announced = true;
+                if let Err(error) = printed {
+                    break Err(error);
+                }
+            }
+            _ = interrupt.recv() => break Ok(()),
+            _ = terminate.recv() => break Ok(()),
+            reason = &mut fatal => break Err(Failure::new("node-failed", reason, Exit::Failed).into()),
+        }
+    };
+    tracing::info!("node stops");
+    host.stop().await;
+    if clock::timeout(DRAIN_WITHIN, async { (clients.await, web.await) })
+        .await
+        .is_none()
+    {
+        tracing::warn!("connections were cut off");
+    }
+    result
+}
+
+/// The environment as the configuration sees it, with the flags over it.
+fn environment(arguments: &Arguments) -> Vec<(String, String)> {
+    let mut variables: Vec<_> = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    if arguments.insecure_plaintext {
+        variables.push((
+            "SKEP_LISTEN__INSECURE_PLAINTEXT".to_owned(),
+            "true".to_owned(),
+        ));
+    }
+    variables
+}
+
+/// Prints one line once the node can serve everything it should.
+async fn announce(host: &Host) -> anyhow::Result<()> {
+    while !host.waiting_for().is_empty() {
+        clock::sleep(READY_POLL).await;
+    }
+    let own = host.config().own();
+    let line = format!(
+        "ready node={} client={} http={} peer={}\n",
+        own.id, own.client, own.http, own.peer
+    );
+    tracing::info!("node is ready");
+    super::output::raw(line.as_bytes())
+}

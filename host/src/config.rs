@@ -1,0 +1,625 @@
+//! `skep.toml`: what one node of a cluster is told by its operator.
+//!
+//! Precedence: a command-line flag over `SKEP_SECTION__KEY` in the environment over the file over the default. A key
+//! that is not known is an error that names the key and its place, because a typo that is ignored is found in
+//! production.
+
+mod overlay;
+mod suggest;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use skep_core::id::NodeId;
+
+use suggest::with_suggestion;
+
+/// Longest a cluster id or a node name may be, in bytes: both travel in every handshake.
+const NAME_LIMIT: usize = 64;
+/// Most nodes a cluster may have: every node keeps three connections to every other.
+const NODE_LIMIT: usize = 64;
+
+/// The whole of `skep.toml`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Who this node is.
+    pub node: NodeSection,
+    /// The cluster it belongs to.
+    pub cluster: ClusterSection,
+    /// Where it listens.
+    #[serde(default)]
+    pub listen: ListenSection,
+    /// Raft's time and memory.
+    #[serde(default)]
+    pub raft: RaftSection,
+    /// Bounds on what clients may ask.
+    #[serde(default)]
+    pub limits: LimitsSection,
+}
+
+/// `[node]`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeSection {
+    /// Id of the node, 1 or more; never changes and is never given to another node.
+    pub id: u64,
+    /// Name for people; `node-<id>` if absent.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Where the node keeps everything. A relative path is relative to the configuration file.
+    pub data_dir: PathBuf,
+}
+
+/// `[cluster]`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterSection {
+    /// Name of the cluster; nodes of different clusters refuse each other.
+    pub id: String,
+    /// The nodes the cluster starts with, the same list in the same order in every node's file.
+    pub nodes: Vec<ClusterNode>,
+}
+
+/// One `[[cluster.nodes]]`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterNode {
+    /// Id of the node.
+    pub id: u64,
+    /// `host:port` other nodes reach it at.
+    pub peer: String,
+    /// `host:port` of its client protocol.
+    pub client: String,
+    /// `host:port` of its HTTP interface.
+    pub http: String,
+}
+
+/// `[listen]`: addresses to bind, where they differ from those in `[[cluster.nodes]]`.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ListenSection {
+    /// For other nodes.
+    pub peer: Option<String>,
+    /// For the client protocol.
+    pub client: Option<String>,
+    /// For HTTP.
+    pub http: Option<String>,
+    /// Allows addresses other than loopback although nothing is encrypted.
+    pub insecure_plaintext: bool,
+}
+
+/// `[raft]`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RaftSection {
+    /// Milliseconds of one tick.
+    pub tick_ms: u64,
+    /// Ticks without a leader after which a replica stands for election; up to twice as many, spread.
+    pub election_ticks: u32,
+    /// Ticks between a leader's heartbeats.
+    pub heartbeat_ticks: u32,
+    /// Entries of a group after which it takes a snapshot.
+    pub snapshot_entries: u64,
+    /// Milliseconds the log waits for more records to share a sync with; 0 syncs at once. Never acknowledges early.
+    pub fsync_delay_ms: u64,
+    /// Threads that own replicas; 0 is one per core.
+    pub shards: usize,
+}
+
+impl Default for RaftSection {
+    fn default() -> Self {
+        Self {
+            tick_ms: 100,
+            election_ticks: 10,
+            heartbeat_ticks: 2,
+            snapshot_entries: 8192,
+            fsync_delay_ms: 0,
+            shards: 0,
+        }
+    }
+}
+
+/// `[limits]`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsSection {
+    /// Most bytes of one command or query.
+    pub command_bytes: u64,
+    /// Most bytes of one component.
+    pub component_bytes: u64,
+    /// Most client connections at a time.
+    pub client_connections: usize,
+    /// Most requests in flight on one client connection.
+    pub requests_per_connection: usize,
+    /// Milliseconds after which a request that names no deadline of its own is given up.
+    pub request_timeout_ms: u64,
+}
+
+impl Default for LimitsSection {
+    fn default() -> Self {
+        Self {
+            command_bytes: 1 << 20,
+            component_bytes: 32 << 20,
+            client_connections: 1024,
+            requests_per_connection: 1024,
+            request_timeout_ms: 10_000,
+        }
+    }
+}
+
+/// Why a configuration cannot be used. The message says what to change.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error(
+        "cannot read the configuration {path}; give its path with --config, see `skep serve --help`"
+    )]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not TOML, or has a key or a type that is not known.
+    #[error("{path} is not a valid configuration: {message}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and where.
+        message: String,
+    },
+    /// An environment variable overrides something that cannot be overridden.
+    #[error("the environment variable {name} cannot be used: {message}")]
+    Environment {
+        /// The variable.
+        name: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// A value is well-formed and makes no sense.
+    #[error("{key}: {message}")]
+    Invalid {
+        /// The key, with its section.
+        key: String,
+        /// What is wrong and what to do.
+        message: String,
+    },
+}
+
+impl ConfigError {
+    /// Stable name of every configuration error.
+    pub fn code(&self) -> &'static str {
+        "invalid-config"
+    }
+}
+
+impl Config {
+    /// Reads a file, lays `SKEP_SECTION__KEY` of the given environment over it, and checks the whole.
+    pub fn load(
+        path: &Path,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        let mut config = Self::parse(&text, path, environment)?;
+        if config.node.data_dir.is_relative() {
+            let folder = path.parent().unwrap_or(Path::new(""));
+            config.node.data_dir = folder.join(&config.node.data_dir);
+        }
+        Ok(config)
+    }
+
+    /// As [`load`](Self::load), from text; `path` is only named in errors.
+    pub fn parse(
+        text: &str,
+        path: &Path,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let wrong = |error: toml::de::Error| ConfigError::Parse {
+            path: path.to_owned(),
+            message: with_suggestion(error.to_string().trim_end()),
+        };
+        let mut table: toml::Table = toml::from_str(text).map_err(wrong)?;
+        let overridden = overlay::apply(&mut table, environment)?;
+        // The text knows its lines and a table does not, so the file is blamed from its text unless a variable took
+        // part in it.
+        let config: Self = match overridden.as_slice() {
+            [] => toml::from_str(text).map_err(wrong)?,
+            names => {
+                table
+                    .try_into()
+                    .map_err(|error: toml::de::Error| ConfigError::Environment {
+                        name: names.join(", "),
+                        message: with_suggestion(error.to_string().trim_end()),
+                    })?
+            }
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The id as a type.
+    pub fn node_id(&self) -> NodeId {
+        NodeId(self.node.id)
+    }
+
+    /// The name, or the one made from the id.
+    pub fn node_name(&self) -> String {
+        self.node
+            .name
+            .clone()
+            .unwrap_or_else(|| format!("node-{}", self.node.id))
+    }
+
+    /// This node's own line of the cluster.
+    pub fn own(&self) -> &ClusterNode {
+        let own = self
+            .cluster
+            .nodes
+            .iter()
+            .find(|node| node.id == self.node.id);
+        own.expect("`check` found this node in the cluster")
+    }
+
+    /// Where to listen for other nodes.
+    pub fn listen_peer(&self) -> &str {
+        self.listen.peer.as_deref().unwrap_or(&self.own().peer)
+    }
+
+    /// Where to listen for the client protocol.
+    pub fn listen_client(&self) -> &str {
+        self.listen.client.as_deref().unwrap_or(&self.own().client)
+    }
+
+    /// Where to listen for HTTP.
+    pub fn listen_http(&self) -> &str {
+        self.listen.http.as_deref().unwrap_or(&self.own().http)
+    }
+
+    /// One tick.
+    pub fn tick(&self) -> Duration {
+        Duration::from_millis(self.raft.tick_ms)
+    }
+
+    /// How long a request may take that names no deadline of its own.
+    pub fn request_timeout(&self) -> Duration {
+        Duration::from_millis(self.limits.request_timeout_ms)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let id = self.node.id;
+        require(id != 0, "node.id", || {
+            "0 names no node; give this node an id of 1 or more".into()
+        })?;
+        if let Some(name) = &self.node.name {
+            check_name("node.name", name)?;
+        }
+        require(
+            !self.node.data_dir.as_os_str().is_empty(),
+            "node.data_dir",
+            || "is empty; name the directory this node may keep its data in".into(),
+        )?;
+        check_name("cluster.id", &self.cluster.id)?;
+        self.check_nodes()?;
+        require(
+            self.cluster.nodes.iter().any(|node| node.id == id),
+            "cluster.nodes",
+            || {
+                format!(
+                    "this node has id {id} and no [[cluster.nodes]] has it; add one, or correct node.id"
+                )
+            },
+        )?;
+        for (key, address) in [
+            ("peer", self.listen_peer()),
+            ("client", self.listen_client()),
+            ("http", self.listen_http()),
+        ] {
+            let key = format!("listen.{key}");
+            check_address(&key, address)?;
+            require(
+                self.listen.insecure_plaintext || is_loopback(address),
+                &key,
+                || {
+                    format!(
+                        "`{address}` can be reached from other machines and nothing is encrypted; listen on 127.0.0.1, or \
+                     set listen.insecure_plaintext = true (or pass --insecure-plaintext) if the network is trusted"
+                    )
+                },
+            )?;
+        }
+        self.check_raft()?;
+        self.check_limits()
+    }
+
+    fn check_nodes(&self) -> Result<(), ConfigError> {
+        let nodes = &self.cluster.nodes;
+        require(
+            (1..=NODE_LIMIT).contains(&nodes.len()),
+            "cluster.nodes",
+            || {
+                format!(
+                    "has {} nodes; list 1 to {NODE_LIMIT}, usually 3 or 5",
+                    nodes.len()
+                )
+            },
+        )?;
+        let mut addresses = std::collections::BTreeMap::new();
+        for (at, node) in nodes.iter().enumerate() {
+            let key = format!("cluster.nodes[{at}]");
+            require(node.id != 0, &key, || {
+                "id 0 names no node; use 1 or more".into()
+            })?;
+            require(
+                nodes[..at].iter().all(|other| other.id != node.id),
+                &key,
+                || format!("id {} is given twice; every node needs its own", node.id),
+            )?;
+            for (kind, address) in [
+                ("peer", &node.peer),
+                ("client", &node.client),
+                ("http", &node.http),
+            ] {
+                let key = format!("{key}.{kind}");
+                check_address(&key, address)?;
+                if let Some(other) = addresses.insert(address, key.clone()) {
+                    return Err(invalid(
+                        &key,
+                        format!("`{address}` is {other} already; give each its own port"),
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_raft(&self) -> Result<(), ConfigError> {
+        let raft = &self.raft;
+        require((1..=60_000).contains(&raft.tick_ms), "raft.tick_ms", || {
+            format!(
+                "is {}; use 1 to 60000 milliseconds (100 is the default)",
+                raft.tick_ms
+            )
+        })?;
+        require(raft.heartbeat_ticks >= 1, "raft.heartbeat_ticks", || {
+            "is 0; use 1 or more".into()
+        })?;
+        require(
+            raft.election_ticks > raft.heartbeat_ticks,
+            "raft.election_ticks",
+            || {
+                format!(
+                    "is {}, not above raft.heartbeat_ticks = {}; ten times the heartbeat or 5 and more is usual, or every \
+                 late heartbeat costs an election",
+                    raft.election_ticks, raft.heartbeat_ticks
+                )
+            },
+        )?;
+        require(raft.election_ticks <= 10_000, "raft.election_ticks", || {
+            "is above 10000; use less".into()
+        })?;
+        require(raft.snapshot_entries >= 1, "raft.snapshot_entries", || {
+            "is 0; use 1 or more (8192)".into()
+        })?;
+        require(raft.fsync_delay_ms <= 1000, "raft.fsync_delay_ms", || {
+            "is above 1000; every acknowledgement waits this long, use 0 to 10".into()
+        })?;
+        require(raft.shards <= 1024, "raft.shards", || {
+            "is above 1024; use 0 for one per core".into()
+        })
+    }
+
+    fn check_limits(&self) -> Result<(), ConfigError> {
+        let limits = &self.limits;
+        require(
+            (1..=1 << 20).contains(&limits.command_bytes),
+            "limits.command_bytes",
+            || "use 1 to 1048576: a command must fit into one log entry".into(),
+        )?;
+        require(
+            (1..=64 << 20).contains(&limits.component_bytes),
+            "limits.component_bytes",
+            || "use 1 to 67108864: the machine refuses larger components".into(),
+        )?;
+        require(
+            limits.client_connections >= 1,
+            "limits.client_connections",
+            || "is 0; use 1 or more".into(),
+        )?;
+        require(
+            (1..=65_536).contains(&limits.requests_per_connection),
+            "limits.requests_per_connection",
+            || "use 1 to 65536".into(),
+        )?;
+        require(
+            (1..=3_600_000).contains(&limits.request_timeout_ms),
+            "limits.request_timeout_ms",
+            || "use 1 to 3600000 milliseconds".into(),
+        )
+    }
+}
+
+/// Whether only this machine can reach the address. A name other than `localhost` may resolve to anything.
+pub fn is_loopback(address: &str) -> bool {
+    match address.parse::<SocketAddr>() {
+        Ok(address) => address.ip().is_loopback(),
+        Err(_) => address
+            .rsplit_once(':')
+            .is_some_and(|(host, _)| host == "localhost"),
+    }
+}
+
+fn check_name(key: &str, name: &str) -> Result<(), ConfigError> {
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    require(
+        !name.is_empty() && name.len() <= NAME_LIMIT && name.bytes().all(known),
+        key,
+        || format!("`{name}` must be 1 to {NAME_LIMIT} letters, digits, `-`, `_` or `.`"),
+    )
+}
+
+fn check_address(key: &str, address: &str) -> Result<(), ConfigError> {
+    let valid = address.rsplit_once(':').is_some_and(|(host, port)| {
+        !host.is_empty()
+            && !host.contains(char::is_whitespace)
+            && port.parse::<u16>().is_ok_and(|port| port != 0)
+    });
+    require(valid, key, || {
+        format!("`{address}` is no address; write host:port, for instance 127.0.0.1:7401")
+    })
+}
+
+fn require(holds: bool, key: &str, message: impl FnOnce() -> String) -> Result<(), ConfigError> {
+    if holds {
+        Ok(())
+    } else {
+        Err(invalid(key, message()))
+    }
+}
+
+fn invalid(key: &str, message: String) -> ConfigError {
+    ConfigError::Invalid {
+        key: key.to_owned(),
+        message,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLE: &str = include_str!("../skep.example.toml");
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(text, Path::new("skep.toml"), [])
+    }
+
+    fn message(text: &str) -> String {
+        parse(text).expect_err("an error was expected").to_string()
+    }
+
+    fn with(key: &str, value: &str) -> Result<Config, ConfigError> {
+        Config::parse(
+            EXAMPLE,
+            Path::new("skep.toml"),
+            [(key.to_owned(), value.to_owned())],
+        )
+    }
+
+    #[test]
+    fn the_example_is_valid_and_shows_the_defaults() {
+        let config = parse(EXAMPLE).unwrap();
+        assert_eq!(config.raft, RaftSection::default());
+        assert_eq!(config.limits, LimitsSection::default());
+        assert_eq!(config.node_name(), "node-1");
+        assert_eq!(config.listen_client(), "127.0.0.1:7401");
+        assert_eq!(config.cluster.nodes.len(), 3);
+    }
+
+    #[test]
+    fn a_typo_names_key_line_and_suggestion() {
+        let text = EXAMPLE.replace("tick_ms = 100", "tik_ms = 100");
+        let line = text
+            .lines()
+            .position(|line| line.starts_with("tik_ms"))
+            .unwrap()
+            + 1;
+        let message = message(&text);
+        assert!(message.contains("skep.toml"), "{message}");
+        assert!(message.contains(&format!("line {line},")), "{message}");
+        assert!(message.contains("unknown field `tik_ms`"), "{message}");
+        assert!(message.contains("did you mean `tick_ms`?"), "{message}");
+    }
+
+    #[test]
+    fn the_environment_overrides_the_file() {
+        assert_eq!(with("SKEP_RAFT__TICK_MS", "20").unwrap().raft.tick_ms, 20);
+        assert_eq!(with("SKEP_NODE__NAME", "left").unwrap().node_name(), "left");
+        assert_eq!(with("SKEP_NODE__NAME", "12").unwrap().node_name(), "12");
+        assert!(
+            with("SKEP_LISTEN__INSECURE_PLAINTEXT", "true")
+                .unwrap()
+                .listen
+                .insecure_plaintext
+        );
+        assert_eq!(with("OTHER_RAFT__TICK_MS", "20").unwrap().raft.tick_ms, 100);
+        assert_eq!(with("SKEP_AT", "127.0.0.1:1").unwrap().raft.tick_ms, 100);
+    }
+
+    #[test]
+    fn a_wrong_variable_is_named() {
+        for (key, value) in [
+            ("SKEP_RAFT__TIK_MS", "20"),
+            ("SKEP_RAFT__TICK_MS", "soon"),
+            ("SKEP_RAFFT__TICK_MS", "1"),
+        ] {
+            let error = with(key, value).unwrap_err();
+            assert!(
+                matches!(error, ConfigError::Environment { .. }),
+                "{error:?}"
+            );
+            assert!(error.to_string().contains(key), "{error}");
+        }
+    }
+
+    #[test]
+    fn values_that_make_no_sense_name_their_key() {
+        for (key, value, named) in [
+            ("SKEP_NODE__ID", "0", "node.id"),
+            ("SKEP_NODE__ID", "9", "cluster.nodes"),
+            ("SKEP_NODE__NAME", "a b", "node.name"),
+            ("SKEP_CLUSTER__ID", "", "cluster.id"),
+            ("SKEP_LISTEN__PEER", "0.0.0.0:7301", "listen.peer"),
+            ("SKEP_LISTEN__HTTP", "127.0.0.1", "listen.http"),
+            ("SKEP_LISTEN__CLIENT", "127.0.0.1:0", "listen.client"),
+            ("SKEP_RAFT__ELECTION_TICKS", "2", "raft.election_ticks"),
+            ("SKEP_RAFT__HEARTBEAT_TICKS", "0", "raft.heartbeat_ticks"),
+            ("SKEP_RAFT__TICK_MS", "0", "raft.tick_ms"),
+            ("SKEP_RAFT__SNAPSHOT_ENTRIES", "0", "raft.snapshot_entries"),
+            ("SKEP_LIMITS__COMMAND_BYTES", "0", "limits.command_bytes"),
+        ] {
+            let error = with(key, value).expect_err(key);
+            assert!(
+                matches!(&error, ConfigError::Invalid { key, .. } if key == named),
+                "{key}={value}: {error:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn nodes_and_addresses_are_given_once() {
+        let message = message(&EXAMPLE.replace("id = 3", "id = 2"));
+        assert!(
+            message.contains("cluster.nodes[2]") && message.contains("twice"),
+            "{message}"
+        );
+        let twice = EXAMPLE.replace("127.0.0.1:7402", "127.0.0.1:7401");
+        assert!(matches!(parse(&twice), Err(ConfigError::Invalid { .. })));
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_named() {
+        let error = Config::load(Path::new("/nowhere/skep.toml"), []).unwrap_err();
+        assert!(error.to_string().contains("/nowhere/skep.toml"), "{error}");
+    }
+
+    #[test]
+    fn loopback_is_recognised() {
+        for (address, expected) in [
+            ("127.0.0.1:1", true),
+            ("[::1]:1", true),
+            ("localhost:1", true),
+            ("0.0.0.0:1", false),
+            ("10.0.0.1:1", false),
+            ("example.org:1", false),
+        ] {
+            assert_eq!(is_loopback(address), expected, "{address}");
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Why a call of the library failed.
+
+use std::io;
+
+use skep_core::config::ConfigError;
+use skep_core::id::{GroupId, Incarnation, NodeId};
+use skep_core::proposal::ProposalError;
+use skep_log::LogError;
+use skep_wire::WireError;
+
+/// Why a call of a [`MultiNode`](crate::MultiNode) failed. [`Error::code`] is stable; the texts are for people.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The node has stopped (`ErrStopped` of the seed package). Nothing was done.
+    #[error("node {node} has stopped")]
+    Stopped {
+        /// The node.
+        node: NodeId,
+    },
+    /// The node stopped while the request was in flight.
+    #[error("node {node} stopped while the request was in flight; it may have been applied")]
+    StoppedInFlight {
+        /// The node.
+        node: NodeId,
+    },
+    /// The node cannot go on; it acknowledges nothing any more and must be restarted.
+    #[error("node {node} has failed: {reason}")]
+    NodeFailed {
+        /// The node.
+        node: NodeId,
+        /// What broke.
+        reason: String,
+    },
+    /// A node does not answer (`ErrUnreachable` of the seed package).
+    #[error("node {node} is not reachable; check that it runs and that its address is right")]
+    Unreachable {
+        /// The node.
+        node: NodeId,
+    },
+    /// The group is on this node already (`ErrGroupExists` of the seed package). Its storage was not touched.
+    #[error("group {group} exists on this node already")]
+    GroupExists {
+        /// The group.
+        group: GroupId,
+    },
+    /// This node has no replica of the group (`ErrNoSuchGroup` of the seed package).
+    #[error("group {group} is not on node {node}")]
+    NoSuchGroup {
+        /// The group.
+        group: GroupId,
+        /// The node that was asked.
+        node: NodeId,
+    },
+    /// The node's replica of this life of the group was removed for ever.
+    #[error(
+        "incarnation {incarnation} of group {group} was removed from this node; let the node join again with empty peers, or \
+         create the group under a higher incarnation"
+    )]
+    GroupRemoved {
+        /// The group.
+        group: GroupId,
+        /// The life that is over.
+        incarnation: Incarnation,
+    },
+    /// The replica of the group on this node has failed and is halted; other groups are not concerned.
+    #[error("the replica of group {group} on this node is halted: {reason}")]
+    GroupHalted {
+        /// The group.
+        group: GroupId,
+        /// What broke.
+        reason: String,
+    },
+    /// A field of a configuration or an argument is wrong; nothing was changed.
+    #[error("`{field}` is wrong: {reason}")]
+    InvalidConfig {
+        /// The field or argument.
+        field: &'static str,
+        /// What is wrong with it, and what is allowed.
+        reason: String,
+    },
+    /// The node holds as many unanswered requests as it may; nothing was proposed.
+    #[error(
+        "node {node} has too many requests in flight; nothing was applied, slow down and try again"
+    )]
+    Busy {
+        /// The node.
+        node: NodeId,
+    },
+    /// A frame could not be written or read: among others `ErrEmptyMessage` and `ErrNoEnoughData` of the seed package,
+    /// with the codes `empty-message` and `not-enough-data`.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    Storage(#[from] LogError),
+    /// A thread or a transport could not be started.
+    #[error("cannot start {what}: {source}")]
+    Start {
+        /// What.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The group answered that it did not do what was proposed, or that it does not know.
+    #[error("group {group}: {source}")]
+    Proposal {
+        /// The group.
+        group: GroupId,
+        /// Its answer.
+        source: ProposalError,
+    },
+}
+
+impl Error {
+    /// A stable short name, for programs and for documentation.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Stopped { .. } | Self::StoppedInFlight { .. } => "stopped",
+            Self::NodeFailed { .. } => "node-failed",
+            Self::Unreachable { .. } => "unreachable",
+            Self::GroupExists { .. } => "group-exists",
+            Self::NoSuchGroup { .. } => "no-such-group",
+            Self::GroupRemoved { .. } => "group-removed",
+            Self::GroupHalted { .. } => "group-faulted",
+            Self::InvalidConfig { .. } => "invalid-config",
+            Self::Busy { .. } => "busy",
+            Self::Wire(error) => error.code(),
+            Self::Storage(error) => error.code(),
+            Self::Start { .. } => "cannot-start",
+            Self::Proposal { source, .. } => source.code(),
+        }
+    }
+
+    /// Whether what was asked for may have been done, or may yet be. Every other error means that this call changed
+    /// nothing.
+    pub fn is_unknown(&self) -> bool {
+        match self {
+            Self::StoppedInFlight { .. } => true,
+            Self::Proposal { source, .. } => source.is_unknown(),
+            _ => false,
+        }
+    }
+
+    /// Whether the same request may succeed on this node if it is sent again (under the same request id).
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Busy { .. } => true,
+            Self::Proposal { source, .. } => source.is_retryable(),
+            _ => false,
+        }
+    }
+
+    pub(crate) fn invalid(field: &'static str, reason: impl Into<String>) -> Self {
+        Self::InvalidConfig {
+            field,
+            reason: reason.into(),
+        }
+    }
+}
+
+impl From<ConfigError> for Error {
+    fn from(error: ConfigError) -> Self {
+        Self::InvalidConfig {
+            field: error.field,
+            reason: error.reason,
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! One node of a cluster as the binary runs it: a [`MultiNode`], its transport, the catalogue, and the groups the
+//! catalogue puts on it.
+
+mod groups;
+mod members;
+mod reconcile;
+mod requests;
+mod start;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use skep_core::id::{GroupId, Incarnation, NodeId};
+use skep_core::outcome::Outcome;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::MultiNode;
+use crate::api::admin::{GroupInfo, NodeInfo};
+use crate::catalog::command::{Command, Refusal, Reply};
+use crate::catalog::{self, Catalog, GroupRecord};
+use crate::clock;
+use crate::components::ComponentStore;
+use crate::config::Config;
+use crate::host_error::HostError;
+use crate::machines::Machines;
+use crate::metrics::Metrics;
+use crate::peers::Peers;
+use crate::status::Consistency;
+use crate::transport::TcpTransport;
+
+pub use requests::{Place, Reach};
+
+/// How long one attempt to change the catalogue may take; an election fits into it several times.
+const CATALOG_ATTEMPT: Duration = Duration::from_secs(5);
+/// Attempts to change the catalogue, all under one request id.
+const CATALOG_RETRIES: i32 = 3;
+
+/// A running node. Cheap to clone; all clones are the same node.
+#[derive(Clone)]
+pub struct Host {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: Config,
+    node: MultiNode,
+    transport: Arc<TcpTransport>,
+    catalog: watch::Receiver<Arc<Catalog>>,
+    components: ComponentStore,
+    machines: Machines,
+    peers: Peers,
+    metrics: Metrics,
+    /// What becomes of each group that the catalogue has put here, or had.
+    hosted: Mutex<BTreeMap<GroupId, Hosted>>,
+    /// Something changed that the reconciler ought to look at.
+    changed: Notify,
+    stopping: CancellationToken,
+}
+
+/// The state of one group on this node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Hosted {
+    /// It is being brought up; `reason` is why the last attempt failed.
+    Starting {
+        incarnation: Incarnation,
+        reason: Option<String>,
+    },
+    /// It runs.
+    Running { incarnation: Incarnation },
+    /// It is being removed.
+    Stopping {
+        incarnation: Incarnation,
+        reason: Option<String>,
+    },
+}
+
+impl Host {
+    /// Starts the node of a configuration: opens its store, its group 0 and its ports for other nodes. Groups come up
+    /// in the background as the catalogue names them.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError`] naming the directory, port or setting that is in the way; nothing runs then.
+    pub async fn start(config: Config) -> Result<Self, HostError> {
+        start::start(config).await
+    }
+
+    /// Stops everything in order. Idempotent; afterwards every request is answered `stopped`.
+    pub async fn stop(&self) {
+        self.inner.stopping.cancel();
+        self.inner.node.stop().await;
+        self.inner.transport.stop().await;
+    }
+
+    /// Resolves, with the reason, if the node fails in a way that only a restart can mend.
+    pub async fn failed(&self) -> String {
+        self.inner.node.on_fatal().await.reason
+    }
+
+    /// Cancelled when [`stop`](Self::stop) begins.
+    pub fn stopping(&self) -> CancellationToken {
+        self.inner.stopping.clone()
+    }
+
+    /// The configuration it was started with.
+    pub fn config(&self) -> &Config {
+        &self.inner.config
+    }
+
+    /// The library's node.
+    pub fn node(&self) -> &MultiNode {
+        &self.inner.node
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.inner.metrics
+    }
+
+    /// The transport between the nodes.
+    pub fn transport(&self) -> &Arc<TcpTransport> {
+        &self.inner.transport
+    }
+
+    /// The components on this node's disk.
+    pub fn components(&self) -> &ComponentStore {
+        &self.inner.components
+    }
+
+    /// The catalogue as this node has it.
+    pub fn catalog(&self) -> Arc<Catalog> {
+        self.inner.catalog.borrow().clone()
+    }
+
+    /// Why the node cannot serve everything it should yet; empty if it can.
+    pub fn waiting_for(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        match self.inner.node.leader(catalog::GROUP) {
+            Ok(Some(_)) => {}
+            Ok(None) => reasons.push("a leader of the catalogue".to_owned()),
+            Err(error) => reasons.push(format!("the catalogue: {error}")),
+        }
+        if self.catalog().node(self.id()).is_none() {
+            reasons.push("this node's entry in the catalogue".to_owned());
+        }
+        for (group, hosted) in self.hosted().iter() {
+            if let Hosted::Starting { reason, .. } = hosted {
+                let reason = reason
+                    .as_deref()
+                    .map(|reason| format!(" ({reason})"))
+                    .unwrap_or_default();
+                reasons.push(format!("group {group}{reason}"));
+            }
+        }
+        reasons
+    }
+
+    /// The node as it sees itself and its cluster.
+    pub async fn info(&self) -> Result<NodeInfo, HostError> {
+        let waiting_for = self.waiting_for();
+        let catalog = self.catalog();
+        let status = self.inner.node.node_status();
+        let mut groups = Vec::with_capacity(catalog.groups().len());
+        for record in catalog.groups() {
+            groups.push(self.group_info(record).await);
+        }
+        let log = self.inner.node.log_stats();
+        Ok(NodeInfo {
+            id: self.id(),
+            name: self.inner.config.node_name(),
+            cluster: self.inner.config.cluster.id.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ready: waiting_for.is_empty(),
+            waiting_for,
+            replicas: status.groups,
+            leading: status.leading,
+            snapshots_received: self
+                .inner
+                .transport
+                .stats()
+                .snapshots_received
+                .load(Ordering::Relaxed),
+            nodes: catalog.nodes().map(|node| (**node).clone()).collect(),
+            groups,
+            log: serde_json::json!({
+                "bytes": log.bytes,
+                "segments": log.segments,
+                "records": log.records,
+                "syncs": log.syncs,
+                "appended_bytes": log.appended_bytes,
+            }),
+        })
+    }
+
+    /// What is known here of a group.
+    pub async fn group_info(&self, record: &GroupRecord) -> GroupInfo {
+        let mut info = GroupInfo::of(record);
+        if self.inner.node.exists(record.id) {
+            match self.inner.node.status(record.id).await {
+                Ok(status) => {
+                    info.leader = status.replica.leader;
+                    info.term = Some(status.replica.term);
+                    info.problem = status.halted;
+                }
+                Err(error) => info.problem = Some(error.to_string()),
+            }
+        } else if record.members.contains(&self.id()) {
+            info.problem = Some(match self.hosted().get(&record.id) {
+                Some(Hosted::Starting {
+                    reason: Some(reason),
+                    ..
+                }) => reason.clone(),
+                _ => "starting".to_owned(),
+            });
+        }
+        info
+    }
+
+    /// All groups, as the catalogue has them after it was refreshed.
+    pub async fn groups(&self) -> Result<Vec<GroupInfo>, HostError> {
+        self.refresh().await?;
+        let catalog = self.catalog();
+        let mut groups = Vec::with_capacity(catalog.groups().len());
+        for record in catalog.groups() {
+            groups.push(self.group_info(record).await);
+        }
+        Ok(groups)
+    }
+
+    /// The group of a name or id. Asks the other nodes if this one does not know it, so that a group that was just
+    /// created elsewhere is found.
+    pub async fn find(&self, group: &str) -> Result<Arc<GroupRecord>, HostError> {
+        if let Some(record) = self.catalog().find(group) {
+            return Ok(record.clone());
+        }
+        self.refresh().await?;
+        let unknown = || HostError::UnknownGroup(group.chars().take(catalog::NAME_MAX).collect());
+        self.catalog().find(group).cloned().ok_or_else(unknown)
+    }
+
+    fn id(&self) -> NodeId {
+        self.inner.config.node_id()
+    }
+
+    fn hosted(&self) -> std::sync::MutexGuard<'_, BTreeMap<GroupId, Hosted>> {
+        self.inner
+            .hosted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes sure that the catalogue here holds everything that was acknowledged anywhere before.
+    async fn refresh(&self) -> Result<(), HostError> {
+        self.inner
+            .node
+            .query(
+                catalog::GROUP,
+                Bytes::from_static(b"version"),
+                Consistency::Linearizable,
+            )
+            .await?;
+        Ok(())
+    }
+
+    /// Changes the catalogue, exactly once, and waits until the change is visible here.
+    async fn change_catalog(&self, command: &Command) -> Result<Reply, HostError> {
+        let bytes =
+            serde_json::to_vec(command).map_err(|error| HostError::Internal(error.to_string()))?;
+        let retry = self.inner.node.propose_retry(
+            catalog::GROUP,
+            bytes.into(),
+            CATALOG_ATTEMPT,
+            CATALOG_RETRIES,
+        );
+        let response = retry.await?;
+        let reply = match response.outcome {
+            Outcome::Reply(reply) => serde_json::from_slice(&reply)
+                .map_err(|error| HostError::Internal(error.to_string()))?,
+            Outcome::Rejected { code, message } => {
+                return Err(HostError::Refused(Refusal::from_code(code, message)));
+            }
+            Outcome::Fault(fault) => {
+                return Err(HostError::Internal(format!(
+                    "the catalogue failed: {fault}"
+                )));
+            }
+        };
+        let mut states = self.inner.catalog.clone();
+        let seen = states.wait_for(|catalog| catalog.version >= response.index);
+        // The change is made; that this node is slow to see it is no reason to call it failed.
+        let _ = clock::timeout(CATALOG_ATTEMPT, seen).await;
+        Ok(reply)
+    }
+}

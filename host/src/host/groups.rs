@@ -1,0 +1,338 @@
+//! Creating, removing and steering groups; storing components.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use skep_core::id::{ComponentId, GroupId, NodeId};
+
+use super::reconcile::blocking;
+use super::requests::Reach;
+use super::{Host, catalog};
+use crate::api::admin::{
+    CreateGroup, Done, GroupInfo, OfGroup, OfGroupAndNode, Placed, Written, method,
+};
+use crate::catalog::command::{Command, NewGroup, Reply};
+use crate::catalog::{ComponentRecord, GroupRecord};
+use crate::clock::{self, Stopwatch};
+use crate::components::{StoreError, Upload};
+use crate::host_error::HostError;
+use crate::status::GroupStatus;
+
+/// Members of a group for which no number is asked.
+const REPLICAS: usize = 3;
+/// How long the creation of a group waits for its first leader. The group exists whether or not it comes in time: its
+/// members may still be fetching and compiling a large component.
+const LEADER_WITHIN: Duration = Duration::from_secs(15);
+/// Pause between two looks for the leader.
+const LEADER_POLL: Duration = Duration::from_millis(50);
+/// The name of the machine that is built in.
+const BUILT_IN: &str = "kv";
+
+impl Host {
+    /// Creates a group and waits, within bounds, until it has a leader.
+    pub async fn create_group(&self, request: CreateGroup) -> Result<GroupInfo, HostError> {
+        let name = match (request.name, request.id) {
+            (Some(name), _) => name,
+            (None, Some(id)) => format!("group-{id}"),
+            (None, None) => {
+                return Err(HostError::Invalid(
+                    "a group needs a name, or at least an id".into(),
+                ));
+            }
+        };
+        if request.members.is_some() && request.replicas.is_some() {
+            return Err(HostError::Invalid(
+                "give either the members or the number of replicas, not both".into(),
+            ));
+        }
+        let component = self
+            .component_named(request.component.as_deref().unwrap_or(BUILT_IN))
+            .await?;
+        let members = match request.members {
+            Some(members) => members,
+            None => {
+                self.refresh().await?;
+                let size = request.replicas.unwrap_or(REPLICAS);
+                let members = self.catalog().least_loaded(size);
+                if request.replicas.is_some() && members.len() < size {
+                    let nodes = members.len();
+                    return Err(HostError::Invalid(format!(
+                        "{size} replicas need {size} nodes; the cluster has {nodes}"
+                    )));
+                }
+                members
+            }
+        };
+        let new = NewGroup {
+            id: request.id,
+            name,
+            component,
+            members,
+            init: request.init.unwrap_or_default().into_bytes(),
+            profile: request.profile,
+        };
+        let record = self.change_group(&Command::CreateGroup(new)).await?;
+        tracing::info!(group = %record.id, name = %record.name, members = ?record.members, "group created");
+        self.await_leader(&record).await
+    }
+
+    /// Removes a group with all its data; its replicas go as their nodes learn of it.
+    pub async fn remove_group(&self, group: &str) -> Result<GroupInfo, HostError> {
+        let record = self.find(group).await?;
+        let record = self
+            .change_group(&Command::RemoveGroup { group: record.id })
+            .await?;
+        tracing::info!(group = %record.id, name = %record.name, "group removed");
+        Ok(GroupInfo::of(&record))
+    }
+
+    /// The status of this node's replica, or of a member's if there is none here.
+    pub async fn group_status(&self, group: &str, reach: Reach) -> Result<GroupStatus, HostError> {
+        let id = if group == "0" {
+            catalog::GROUP
+        } else {
+            self.find(group).await?.id
+        };
+        match self.place(id, reach).await? {
+            None => Ok(self.inner.node.status(id).await?),
+            Some(members) => {
+                self.ask(
+                    &members,
+                    method::GROUP_STATUS,
+                    &OfGroup {
+                        group: id.to_string(),
+                    },
+                )
+                .await
+            }
+        }
+    }
+
+    /// Makes a replica stand for election: this node's, or a member's if there is none here.
+    pub async fn campaign(&self, group: &str, reach: Reach) -> Result<Done, HostError> {
+        let id = self.find(group).await?.id;
+        match self.place(id, reach).await? {
+            None => {
+                self.inner.node.campaign(id).await?;
+                Ok(Done::DONE)
+            }
+            Some(members) => {
+                self.ask(
+                    &members,
+                    method::GROUP_CAMPAIGN,
+                    &OfGroup {
+                        group: id.to_string(),
+                    },
+                )
+                .await
+            }
+        }
+    }
+
+    /// Asks the leader to hand over to another member.
+    pub async fn transfer_leader(
+        &self,
+        group: &str,
+        to: NodeId,
+        reach: Reach,
+    ) -> Result<Done, HostError> {
+        let record = self.find(group).await?;
+        let id = record.id;
+        if !record.members.contains(&to) {
+            return Err(HostError::Invalid(format!(
+                "node {to} is not a member of group {id}; see `skep member list {id}`"
+            )));
+        }
+        let leader = self
+            .group_status(&id.to_string(), reach)
+            .await?
+            .replica
+            .leader;
+        match leader.filter(|leader| *leader != self.id() && reach == Reach::Cluster) {
+            None => {
+                self.inner.node.transfer_leader(id, to).await?;
+                Ok(Done::DONE)
+            }
+            Some(leader) => {
+                let node = self.node_record(leader)?;
+                let body = OfGroupAndNode {
+                    group: id.to_string(),
+                    node: to,
+                    data: String::new(),
+                };
+                self.ask(&[node], method::GROUP_TRANSFER, &body).await
+            }
+        }
+    }
+
+    /// Makes every replica of the group take a snapshot at one index, now.
+    pub async fn snapshot(&self, group: &str, reach: Reach) -> Result<Placed, HostError> {
+        let id = self.find(group).await?.id;
+        match self.place(id, reach).await? {
+            None => {
+                let response = self.inner.node.snapshot(id).await?;
+                Ok(Placed {
+                    index: response.index.0,
+                    term: response.term.0,
+                })
+            }
+            Some(members) => {
+                self.ask(
+                    &members,
+                    method::GROUP_SNAPSHOT,
+                    &OfGroup {
+                        group: id.to_string(),
+                    },
+                )
+                .await
+            }
+        }
+    }
+
+    /// Checks, stores and announces a component. It is compiled here first, so that what cannot be a machine is
+    /// refused before any node depends on it.
+    pub async fn put_component(
+        &self,
+        expected: Option<ComponentId>,
+        bytes: Bytes,
+    ) -> Result<ComponentRecord, HostError> {
+        let (size, limit) = (bytes.len() as u64, self.inner.config.limits.component_bytes);
+        if size > limit {
+            return Err(HostError::TooLarge { size, limit });
+        }
+        let of = bytes.clone();
+        let id = blocking(move || ComponentId::of(&of)).await?;
+        if let Some(expected) = expected.filter(|expected| *expected != id) {
+            return Err(StoreError::Digest {
+                expected,
+                actual: id,
+            }
+            .into());
+        }
+        let name = self
+            .inner
+            .machines
+            .component(bytes.clone())
+            .await?
+            .descriptor()
+            .name
+            .clone();
+        let store = self.inner.components.clone();
+        blocking(move || store.put(id, &bytes)).await??;
+        let record = ComponentRecord { id, size, name };
+        if self.catalog().component(id).is_none() {
+            self.change_catalog(&Command::PutComponent(record.clone()))
+                .await?;
+        }
+        Ok(record)
+    }
+
+    /// Takes one piece of a component in; the last one announces it.
+    pub async fn write_component(&self, piece: Upload) -> Result<Written, HostError> {
+        let limit = self.inner.config.limits.component_bytes;
+        let size = piece
+            .total
+            .max(piece.offset.saturating_add(piece.data.len() as u64));
+        if size > limit {
+            return Err(HostError::TooLarge { size, limit });
+        }
+        let (store, id) = (self.inner.components.clone(), piece.id);
+        let (received, whole) = blocking(move || store.write(&piece)).await??;
+        let component = match whole {
+            Some(bytes) => Some(self.put_component(Some(id), bytes).await?),
+            None => None,
+        };
+        Ok(Written {
+            received,
+            component,
+        })
+    }
+
+    /// The bytes of a component, if this node has it.
+    pub async fn component(&self, id: ComponentId) -> Result<Bytes, HostError> {
+        let store = self.inner.components.clone();
+        blocking(move || store.read(id))
+            .await??
+            .ok_or(HostError::UnknownComponent(id))
+    }
+
+    /// Part of a component, and the size of the whole.
+    pub async fn component_range(
+        &self,
+        id: ComponentId,
+        offset: u64,
+        length: u64,
+    ) -> Result<(Bytes, u64), HostError> {
+        let store = self.inner.components.clone();
+        blocking(move || store.read_range(id, offset, length))
+            .await??
+            .ok_or(HostError::UnknownComponent(id))
+    }
+
+    async fn component_named(&self, name: &str) -> Result<ComponentId, HostError> {
+        if name == BUILT_IN {
+            return Ok(self
+                .put_component(None, Bytes::from_static(skep_examples::KV))
+                .await?
+                .id);
+        }
+        let wrong = |error: skep_core::id::NotAComponentId| {
+            HostError::Invalid(format!(
+                "{error}; or use `{BUILT_IN}`, the machine that is built in"
+            ))
+        };
+        name.parse().map_err(wrong)
+    }
+
+    async fn change_group(&self, command: &Command) -> Result<Arc<GroupRecord>, HostError> {
+        match self.change_catalog(command).await? {
+            Reply::Group(record) => Ok(record),
+            Reply::Done => Err(HostError::Internal(
+                "the catalogue answered without a group".into(),
+            )),
+        }
+    }
+
+    async fn await_leader(&self, record: &GroupRecord) -> Result<GroupInfo, HostError> {
+        let (watch, id) = (Stopwatch::start(), record.id.to_string());
+        let mut info = GroupInfo::of(record);
+        loop {
+            match self.group_status(&id, Reach::Cluster).await {
+                Ok(status) if status.replica.leader.is_some() => {
+                    info.leader = status.replica.leader;
+                    info.term = Some(status.replica.term);
+                    info.problem = None;
+                    return Ok(info);
+                }
+                Ok(status) => {
+                    info.problem = status
+                        .halted
+                        .or_else(|| Some("no leader is elected yet".to_owned()))
+                }
+                Err(error) => info.problem = Some(error.chain()),
+            }
+            if watch.elapsed() > LEADER_WITHIN {
+                return Ok(info);
+            }
+            clock::sleep(LEADER_POLL).await;
+        }
+    }
+}
+
+impl Host {
+    pub(super) async fn changed_group(
+        &self,
+        group: GroupId,
+        node: NodeId,
+        add: bool,
+    ) -> Result<GroupInfo, HostError> {
+        let command = if add {
+            Command::AddMember { group, node }
+        } else {
+            Command::RemoveMember { group, node }
+        };
+        let record = self.change_group(&command).await?;
+        Ok(self.group_info(&record).await)
+    }
+}

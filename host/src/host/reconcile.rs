@@ -1,0 +1,300 @@
+//! Makes this node host what the catalogue says it should, and nothing else.
+//!
+//! Bringing a group up needs no agreement: a stale catalogue can only bring up what was once right, and a replica that
+//! was removed stays removed by its tombstone. Taking a group down destroys data, so it is done only after the
+//! catalogue was confirmed by a majority.
+
+use std::collections::btree_map::Entry;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use skep_core::id::{ComponentId, GroupId, Incarnation, NodeId};
+
+use super::{Host, Hosted};
+use crate::catalog::{Catalog, GroupRecord};
+use crate::clock;
+use crate::config::Config;
+use crate::host_error::HostError;
+use crate::{Error, GroupConfig, Peer};
+
+/// First and longest pause between attempts at something that depends on other nodes.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// How often the node is compared with the catalogue although nothing is known to have changed: a replica that was
+/// removed from its group goes by itself, and may be wanted again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Doubles from attempt to attempt, up to a bound.
+pub(super) fn backoff(attempt: u32) -> Duration {
+    BACKOFF
+        .0
+        .saturating_mul(1 << attempt.min(10))
+        .min(BACKOFF.1)
+}
+
+/// Runs until it is dropped.
+pub(super) async fn run(host: Host) {
+    let mut states = host.inner.catalog.clone();
+    let sweep = sweep(host.clone());
+    spawn(&host, sweep);
+    loop {
+        let catalog = states.borrow_and_update().clone();
+        step(&host, &catalog);
+        tokio::select! {
+            changed = states.changed() => if changed.is_err() { return },
+            () = host.inner.changed.notified() => {}
+            () = clock::sleep(LOOK_AGAIN) => {}
+        }
+    }
+}
+
+/// Starts whatever is to be begun; each group has at most one task at a time.
+fn step(host: &Host, catalog: &Catalog) {
+    let own = host.id();
+    let mut hosted = host.hosted();
+    for record in catalog
+        .groups()
+        .filter(|record| record.members.contains(&own))
+    {
+        if let Entry::Vacant(place) = hosted.entry(record.id) {
+            place.insert(Hosted::Starting {
+                incarnation: record.incarnation,
+                reason: None,
+            });
+            spawn(host, bring_up(host.clone(), record.clone()));
+        }
+    }
+    for (id, state) in hosted.iter_mut() {
+        let Hosted::Running { incarnation } = *state else {
+            continue;
+        };
+        if !belongs(catalog, *id, incarnation, own) {
+            *state = Hosted::Stopping {
+                incarnation,
+                reason: None,
+            };
+            spawn(host, take_down(host.clone(), *id, incarnation));
+        } else if let Some(record) = catalog.group(*id)
+            && !host.inner.node.exists(*id)
+        {
+            *state = Hosted::Starting {
+                incarnation,
+                reason: None,
+            };
+            spawn(host, bring_up(host.clone(), record.clone()));
+        }
+    }
+}
+
+fn spawn(host: &Host, task: impl Future<Output = ()> + Send + 'static) {
+    let stopping = host.inner.stopping.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            () = task => {}
+            () = stopping.cancelled() => {}
+        }
+    });
+}
+
+fn belongs(catalog: &Catalog, id: GroupId, incarnation: Incarnation, node: NodeId) -> bool {
+    catalog
+        .group(id)
+        .is_some_and(|record| record.incarnation == incarnation && record.members.contains(&node))
+}
+
+/// Tries until the group runs or belongs here no longer.
+async fn bring_up(host: Host, record: Arc<GroupRecord>) {
+    let (id, incarnation) = (record.id, record.incarnation);
+    let mut attempt = 0;
+    while belongs(&host.catalog(), id, incarnation, host.id()) {
+        match try_bring_up(&host, &record).await {
+            Ok(()) => {
+                tracing::info!(group = %id, name = %record.name, "group is up");
+                host.hosted().insert(id, Hosted::Running { incarnation });
+                host.inner.changed.notify_one();
+                return;
+            }
+            Err(error) => {
+                let reason = error.chain();
+                // Once at the level people look at, then quietly: the status says it too.
+                if attempt == 0 {
+                    tracing::warn!(group = %id, name = %record.name, %reason, "group cannot be brought up yet");
+                } else {
+                    tracing::debug!(group = %id, name = %record.name, %reason, attempt, "group cannot be brought up yet");
+                }
+                host.hosted().insert(
+                    id,
+                    Hosted::Starting {
+                        incarnation,
+                        reason: Some(reason),
+                    },
+                );
+            }
+        }
+        clock::sleep(backoff(attempt)).await;
+        attempt += 1;
+    }
+    host.hosted().remove(&id);
+    host.inner.changed.notify_one();
+}
+
+async fn try_bring_up(host: &Host, record: &GroupRecord) -> Result<(), HostError> {
+    let bytes = component(host, record.component).await?;
+    let component = host.inner.machines.component(bytes).await?;
+    let machine = host.inner.machines.start(record, component).await?;
+    let joins = record.joiners.contains(&host.id());
+    let founders = if joins {
+        Vec::new()
+    } else {
+        record.founders.iter().copied().map(Peer::new).collect()
+    };
+    let mut config = GroupConfig::new(record.id, record.name.clone(), machine, founders);
+    config.component = record.component;
+    config.incarnation = record.incarnation;
+    config.init = record.init.clone().into();
+    match host
+        .inner
+        .node
+        .create_group(tuned(&host.inner.config, config))
+        .await
+    {
+        Ok(()) => Ok(()),
+        // An attempt before this one got through and was cut off while it waited.
+        Err(Error::GroupExists { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The settings of `[raft]` and `[limits]`.
+pub(super) fn tuned(config: &Config, mut group: GroupConfig) -> GroupConfig {
+    group.election_ticks = config.raft.election_ticks;
+    group.heartbeat_ticks = config.raft.heartbeat_ticks;
+    group.snap_count = config.raft.snapshot_entries;
+    group.limits.command_bytes = config.limits.command_bytes;
+    // A request without a deadline of its own is answered within this.
+    let ticks = config.limits.request_timeout_ms / config.raft.tick_ms;
+    group.limits.request_ticks = u32::try_from(ticks)
+        .unwrap_or(u32::MAX)
+        .max(config.raft.election_ticks * 3);
+    group
+}
+
+/// The bytes of a component: from this disk, or from any other node.
+async fn component(host: &Host, id: ComponentId) -> Result<Bytes, HostError> {
+    let store = host.inner.components.clone();
+    if let Some(bytes) = blocking(move || store.read(id)).await?? {
+        return Ok(bytes);
+    }
+    let limit = host.inner.config.limits.component_bytes;
+    let catalog = host.catalog();
+    let mut failure = HostError::UnknownComponent(id);
+    for node in catalog.nodes().filter(|node| node.id != host.id()) {
+        match host.inner.peers.component(node, id, limit).await {
+            Ok(bytes) => {
+                let (store, whole) = (host.inner.components.clone(), bytes.clone());
+                blocking(move || store.put(id, &whole)).await??;
+                tracing::info!(component = %id, from = %node.id, bytes = bytes.len(), "component fetched");
+                return Ok(bytes);
+            }
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
+}
+
+/// Removes what is on disk of groups that were removed, or moved away, while this node was down.
+async fn sweep(host: Host) {
+    let mut attempt = 0;
+    while host.refresh().await.is_err() {
+        clock::sleep(backoff(attempt)).await;
+        attempt += 1;
+    }
+    let catalog = host.catalog();
+    for (id, incarnation) in host.inner.node.dormant_groups() {
+        // Under the same id another life may belong here; bringing that up is what ends the former one.
+        let belongs = catalog
+            .group(id)
+            .is_some_and(|record| record.members.contains(&host.id()));
+        if belongs || id == crate::catalog::GROUP {
+            continue;
+        }
+        match host.inner.node.remove_group(id).await {
+            Ok(()) => {
+                tracing::info!(group = %id, %incarnation, "a group that left while this node was down is removed")
+            }
+            Err(error) => {
+                tracing::warn!(group = %id, %incarnation, %error, "a group that left cannot be removed yet")
+            }
+        }
+    }
+}
+
+/// Removes a replica with its data, once a majority has confirmed that it belongs here no longer.
+async fn take_down(host: Host, id: GroupId, incarnation: Incarnation) {
+    let mut attempt = 0;
+    loop {
+        match try_take_down(&host, id, incarnation).await {
+            Ok(removed) => {
+                if removed {
+                    tracing::info!(group = %id, "group removed from this node");
+                    host.hosted().remove(&id);
+                } else {
+                    host.hosted().insert(id, Hosted::Running { incarnation });
+                }
+                host.inner.changed.notify_one();
+                return;
+            }
+            Err(error) => {
+                let reason = Some(error.chain());
+                host.hosted().insert(
+                    id,
+                    Hosted::Stopping {
+                        incarnation,
+                        reason,
+                    },
+                );
+            }
+        }
+        clock::sleep(backoff(attempt)).await;
+        attempt += 1;
+    }
+}
+
+async fn try_take_down(
+    host: &Host,
+    id: GroupId,
+    incarnation: Incarnation,
+) -> Result<bool, HostError> {
+    host.refresh().await?;
+    if belongs(&host.catalog(), id, incarnation, host.id()) {
+        return Ok(false);
+    }
+    match host.inner.node.remove_group(id).await {
+        // The replica has removed itself when it learnt of its own removal.
+        Ok(()) | Err(Error::NoSuchGroup { .. }) => Ok(true),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Runs what blocks on the disk away from the async threads.
+pub(super) async fn blocking<T: Send + 'static>(
+    run: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, HostError> {
+    tokio::task::spawn_blocking(run)
+        .await
+        .map_err(|error| HostError::Internal(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_up_to_a_bound() {
+        assert_eq!(backoff(0), BACKOFF.0);
+        assert_eq!(backoff(1), BACKOFF.0 * 2);
+        assert_eq!(backoff(9), BACKOFF.1);
+        assert_eq!(backoff(u32::MAX), BACKOFF.1);
+    }
+}

@@ -1,0 +1,292 @@
+//! The data path: commands, queries and sessions, here or at a node that hosts the group.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use skep_core::id::{GroupId, NodeId};
+use skep_core::proposal::{Command, Response};
+
+use super::{Host, Hosted, catalog};
+use crate::api::admin::method;
+use crate::catalog::NodeRecord;
+use crate::clock::{self, Stopwatch};
+use crate::host_error::HostError;
+use crate::status::{Consistency, QueryAnswer};
+
+/// How far a request may be carried.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reach {
+    /// To a node that hosts the group.
+    Cluster,
+    /// No further: it was handed on once already.
+    Node,
+}
+
+/// Where a group is served: here (`None`), or at these nodes.
+pub type Place = Option<Vec<Arc<NodeRecord>>>;
+
+impl Host {
+    /// Proposes a command; the response says what the machine made of it. `timeout` is the caller's patience.
+    pub async fn propose(
+        &self,
+        id: GroupId,
+        command: Command,
+        timeout: Duration,
+    ) -> Result<Response, HostError> {
+        self.check_request(id, &command.data)?;
+        let watch = Stopwatch::start();
+        let work = async {
+            match self.place(id, Reach::Cluster).await? {
+                None => Ok(self.inner.node.propose_as(id, command).await?),
+                Some(members) => {
+                    let mut failure = HostError::UnknownGroup(id.to_string());
+                    for member in &members {
+                        match self
+                            .inner
+                            .peers
+                            .propose(member, id, &command, timeout)
+                            .await
+                        {
+                            Err(error) if is_unreachable(&error) => failure = error,
+                            answer => return answer,
+                        }
+                    }
+                    Err(failure)
+                }
+            }
+        };
+        let result = within(timeout, work).await;
+        self.inner.metrics.proposed(&result, watch.elapsed());
+        result
+    }
+
+    /// Opens a session, under which retries of a command are applied once.
+    pub async fn open_session(
+        &self,
+        id: GroupId,
+        timeout: Duration,
+    ) -> Result<Response, HostError> {
+        self.check_request(id, &Bytes::new())?;
+        let work = async {
+            match self.place(id, Reach::Cluster).await? {
+                None => Ok(self.inner.node.open_session(id).await?),
+                Some(members) => {
+                    let mut failure = HostError::UnknownGroup(id.to_string());
+                    for member in &members {
+                        match self.inner.peers.open_session(member, id, timeout).await {
+                            Err(error) if is_unreachable(&error) => failure = error,
+                            answer => return answer,
+                        }
+                    }
+                    Err(failure)
+                }
+            }
+        };
+        within(timeout, work).await
+    }
+
+    /// Asks the machine without changing anything.
+    pub async fn query(
+        &self,
+        id: GroupId,
+        request: Bytes,
+        consistency: Consistency,
+        timeout: Duration,
+    ) -> Result<QueryAnswer, HostError> {
+        self.check_request(id, &request)?;
+        let watch = Stopwatch::start();
+        let work = async {
+            match self.place(id, Reach::Cluster).await? {
+                None => Ok(self.inner.node.query(id, request, consistency).await?),
+                Some(members) => {
+                    let mut failure = HostError::UnknownGroup(id.to_string());
+                    for member in &members {
+                        match self
+                            .inner
+                            .peers
+                            .query(member, id, &request, consistency, timeout)
+                            .await
+                        {
+                            Err(error) if is_unreachable(&error) => failure = error,
+                            answer => return answer,
+                        }
+                    }
+                    Err(failure)
+                }
+            }
+        };
+        let result = match within(timeout, work).await {
+            // A query changes nothing, so that it got no answer is all there is to say.
+            Err(HostError::TimedOut { .. }) => Err(crate::Error::Proposal {
+                group: id,
+                source: skep_core::proposal::ProposalError::NoLeader,
+            }
+            .into()),
+            result => result,
+        };
+        self.inner.metrics.queried(&result, watch.elapsed());
+        result
+    }
+
+    /// Whether the group is served here; an error that names a member if it is not. For clients that can go there.
+    pub async fn here_or_elsewhere(&self, group: GroupId) -> Result<(), HostError> {
+        match self
+            .place(group, Reach::Cluster)
+            .await?
+            .and_then(|members| members.into_iter().next())
+        {
+            None => Ok(()),
+            Some(member) => Err(HostError::Elsewhere {
+                group,
+                node: member.id,
+                address: member.client.clone(),
+            }),
+        }
+    }
+
+    /// Where a client reaches a node.
+    pub fn client_address(&self, node: NodeId) -> Option<String> {
+        self.catalog().node(node).map(|node| node.client.clone())
+    }
+
+    /// A member of the group other than this node, as far as the catalogue here knows.
+    pub fn another_member(&self, group: GroupId) -> Option<Arc<NodeRecord>> {
+        let catalog = self.catalog();
+        let other = catalog
+            .group(group)?
+            .members
+            .iter()
+            .find(|node| **node != self.id())?;
+        catalog.node(*other).cloned()
+    }
+
+    /// Where a group is served.
+    pub(super) async fn place(&self, id: GroupId, reach: Reach) -> Result<Place, HostError> {
+        if self.inner.node.exists(id) {
+            return Ok(None);
+        }
+        self.others(id, NodeId(0), reach).await.map(Some)
+    }
+
+    /// As [`place`](Self::place), for a request about one member that this member ought not to answer itself.
+    pub(super) async fn place_but(
+        &self,
+        id: GroupId,
+        node: NodeId,
+        reach: Reach,
+    ) -> Result<Place, HostError> {
+        let here = self.inner.node.exists(id);
+        if here && (node != self.id() || reach == Reach::Node) {
+            return Ok(None);
+        }
+        match self.others(id, node, reach).await {
+            // The member itself is the only one there is.
+            Err(_) if here => Ok(None),
+            others => others.map(Some),
+        }
+    }
+
+    /// Hands an administrative call to the first of the nodes that answers.
+    pub(super) async fn ask<T: DeserializeOwned>(
+        &self,
+        nodes: &[Arc<NodeRecord>],
+        method: &str,
+        body: &impl Serialize,
+    ) -> Result<T, HostError> {
+        let body =
+            serde_json::to_vec(body).map_err(|error| HostError::Internal(error.to_string()))?;
+        let method = format!("{}{method}", method::LOCAL);
+        let mut failure = HostError::Internal("no node to ask".to_owned());
+        for node in nodes {
+            match self
+                .inner
+                .peers
+                .call(
+                    node,
+                    &method,
+                    body.clone().into(),
+                    self.inner.config.request_timeout(),
+                )
+                .await
+            {
+                Ok(answer) => {
+                    return serde_json::from_slice(&answer).map_err(|error| {
+                        HostError::Internal(format!(
+                            "node {} answered {method} with other JSON: {error}",
+                            node.id
+                        ))
+                    });
+                }
+                Err(error) if is_unreachable(&error) => failure = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(failure)
+    }
+
+    async fn others(
+        &self,
+        id: GroupId,
+        but: NodeId,
+        reach: Reach,
+    ) -> Result<Vec<Arc<NodeRecord>>, HostError> {
+        let known = self.catalog().group(id).cloned();
+        let record = match known {
+            Some(record) => record,
+            None => self.find(&id.to_string()).await?,
+        };
+        let catalog = self.catalog();
+        let own = self.id();
+        let members = record
+            .members
+            .iter()
+            .filter(|node| **node != own && **node != but);
+        let others: Vec<_> = members
+            .filter_map(|node| catalog.node(*node).cloned())
+            .collect();
+        if others.is_empty() || reach == Reach::Node {
+            let reason = match self.hosted().get(&id) {
+                Some(Hosted::Starting { reason, .. } | Hosted::Stopping { reason, .. }) => {
+                    reason.clone()
+                }
+                _ => None,
+            };
+            return Err(HostError::Starting {
+                group: id,
+                node: own,
+                reason,
+            });
+        }
+        Ok(others)
+    }
+
+    fn check_request(&self, id: GroupId, data: &Bytes) -> Result<(), HostError> {
+        if id == catalog::GROUP {
+            let message = "group 0 is the catalogue; change it with `skep group` and `skep member`, or /v1/groups";
+            return Err(HostError::Invalid(message.into()));
+        }
+        let (size, limit) = (data.len() as u64, self.inner.config.limits.command_bytes);
+        if size > limit {
+            return Err(HostError::TooLarge { size, limit });
+        }
+        Ok(())
+    }
+}
+
+/// Whether the node was not reached, so that nothing was done and another may be asked.
+fn is_unreachable(error: &HostError) -> bool {
+    !error.is_unknown() && matches!(error.code(), "unreachable" | "group-starting")
+}
+
+async fn within<T>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, HostError>>,
+) -> Result<T, HostError> {
+    let late = HostError::TimedOut {
+        milliseconds: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
+    };
+    clock::timeout(limit, work).await.unwrap_or(Err(late))
+}

@@ -1,0 +1,221 @@
+//! Why the host refused or failed a request.
+
+use std::net::SocketAddr;
+
+use skep_core::id::{ComponentId, GroupId, NodeId};
+use skep_machine::MachineError;
+use skep_machine::wasm::ComponentError;
+
+use crate::catalog::command::Refusal;
+use crate::components::StoreError;
+use crate::config::ConfigError;
+use crate::transport::TransportError;
+
+/// Why a request to a [`Host`](crate::host::Host) failed. [`code`](Self::code) is stable.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HostError {
+    /// The node or the group said so.
+    #[error(transparent)]
+    Node(#[from] crate::Error),
+    /// Other nodes could not be listened to.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The catalogue refused.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// The request makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// The request is larger than this node takes.
+    #[error("the request has {size} bytes, the limit is {limit}")]
+    TooLarge {
+        /// Bytes of the request.
+        size: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// No group of this name or id.
+    #[error("there is no group `{0}`; see `skep group list`")]
+    UnknownGroup(String),
+    /// The group belongs on this node alone and does not run yet.
+    #[error("group {group} is not running on node {node} yet{}; try again", .reason.as_deref().map(|reason| format!(" ({reason})")).unwrap_or_default())]
+    Starting {
+        /// The group.
+        group: GroupId,
+        /// This node.
+        node: NodeId,
+        /// Why the last attempt failed.
+        reason: Option<String>,
+    },
+    /// The group has no replica here; a member is named.
+    #[error("group {group} is not on this node; node {node} at {address} hosts it")]
+    Elsewhere {
+        /// The group.
+        group: GroupId,
+        /// A member.
+        node: NodeId,
+        /// Where clients reach it.
+        address: String,
+    },
+    /// No component of this id.
+    #[error(
+        "component {0} is not known here; upload it with `PUT /v1/components/{0}` or `skep group create --component FILE`"
+    )]
+    UnknownComponent(ComponentId),
+    /// The component cannot be a machine.
+    #[error("the component cannot be used")]
+    Component(#[from] ComponentError),
+    /// An instance of the component could not be made.
+    #[error("the machine could not be started")]
+    Machine(#[from] MachineError),
+    /// A component could not be stored.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// It took longer than the request allowed.
+    #[error("no answer within {milliseconds} ms; it may have been applied")]
+    TimedOut {
+        /// The time allowed.
+        milliseconds: u64,
+    },
+    /// An address cannot be listened on.
+    #[error(
+        "cannot listen on {address} for {what}; stop what uses the port, or change it in [cluster.nodes] or [listen]"
+    )]
+    Listen {
+        /// For whom.
+        what: &'static str,
+        /// The address as configured.
+        address: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Another node that was asked for this answered with an error.
+    #[error("node {node}: {message}")]
+    Remote {
+        /// The node.
+        node: NodeId,
+        /// Its stable code.
+        code: String,
+        /// Its words.
+        message: String,
+        /// Whether the command may have been applied.
+        unknown: bool,
+        /// Whether a retry may succeed.
+        retryable: bool,
+    },
+    /// The node ran into something that cannot happen.
+    #[error("internal error: {0}; this is a defect of skep, please report it with the node's log")]
+    Internal(String),
+}
+
+impl HostError {
+    /// A stable short name, for programs and for documentation.
+    pub fn code(&self) -> &str {
+        match self {
+            Self::Node(error) => error.code(),
+            Self::Transport(error) => error.code(),
+            Self::Config(error) => error.code(),
+            Self::Refused(refusal) => match refusal {
+                Refusal::Invalid(_) => "invalid-request",
+                Refusal::NotFound(_) => "not-found",
+                Refusal::Exists(_) => "group-exists",
+                Refusal::Full(_) => "catalogue-full",
+            },
+            Self::Invalid(_) => "invalid-request",
+            Self::TooLarge { .. } => "too-large",
+            Self::UnknownGroup(_) => "no-such-group",
+            Self::Starting { .. } => "group-starting",
+            Self::Elsewhere { .. } => "group-elsewhere",
+            Self::UnknownComponent(_) => "no-such-component",
+            Self::Component(error) => component_code(error),
+            Self::Machine(MachineError::Guest { .. }) => "guest-fault",
+            Self::Machine(MachineError::Local { .. }) => "machine-failed",
+            Self::Store(StoreError::Digest { .. }) => "digest-mismatch",
+            Self::Store(StoreError::OutOfOrder { .. }) => "invalid-request",
+            Self::Store(StoreError::TooManyUploads) => "busy",
+            Self::Store(StoreError::Disk { .. }) => "storage",
+            Self::TimedOut { .. } => "outcome-unknown",
+            Self::Listen { .. } => "cannot-listen",
+            Self::Remote { code, .. } => code,
+            Self::Internal(_) => "internal",
+        }
+    }
+
+    /// Whether what was asked for may have been done, or may yet be.
+    pub fn is_unknown(&self) -> bool {
+        match self {
+            Self::Node(error) => error.is_unknown(),
+            Self::TimedOut { .. } => true,
+            Self::Remote { unknown, .. } => *unknown,
+            _ => false,
+        }
+    }
+
+    /// Whether the same request may succeed if it is sent again.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Node(error) => error.is_retryable(),
+            Self::Starting { .. } | Self::Elsewhere { .. } | Self::TimedOut { .. } => true,
+            Self::Remote { retryable, .. } => *retryable,
+            _ => false,
+        }
+    }
+
+    /// The whole chain of causes in one line.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            let line = error.to_string();
+            // A transparent variant repeats its source.
+            if !text.ends_with(&line) {
+                text.push_str(": ");
+                text.push_str(&line);
+            }
+            cause = error.source();
+        }
+        text
+    }
+
+    pub(crate) fn listen(what: &'static str, address: &str) -> impl FnOnce(std::io::Error) -> Self {
+        let address = address.to_owned();
+        move |source| Self::Listen {
+            what,
+            address,
+            source,
+        }
+    }
+}
+
+fn component_code(error: &ComponentError) -> &'static str {
+    match error {
+        ComponentError::Engine(_) => "engine-unusable",
+        ComponentError::NotWasm => "not-wasm",
+        ComponentError::CoreModule => "core-module",
+        ComponentError::Truncated { .. } => "component-truncated",
+        ComponentError::TooLarge { .. } | ComponentError::TooManyFunctions { .. } => "too-large",
+        ComponentError::ForeignImport { .. } => "foreign-import",
+        ComponentError::MissingExport { .. } => "missing-export",
+        ComponentError::Cache { .. } => "storage",
+        _ => "invalid-component",
+    }
+}
+
+/// Resolves and binds an address; the port may be 0, so the one taken is returned.
+pub async fn listen(
+    what: &'static str,
+    address: &str,
+) -> Result<(tokio::net::TcpListener, SocketAddr), HostError> {
+    let listener = tokio::net::TcpListener::bind(address)
+        .await
+        .map_err(HostError::listen(what, address))?;
+    let bound = listener
+        .local_addr()
+        .map_err(HostError::listen(what, address))?;
+    Ok((listener, bound))
+}

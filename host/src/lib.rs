@@ -1,0 +1,70 @@
+//! A WebAssembly-pluggable replicated state machine host: many Raft groups in one process.
+//!
+//! [`MultiNode`] is the library: a node that hosts replicas of many groups. A command goes
+//!
+//! ```text
+//! MultiNode → mailbox → shard (core::Group) → log writer ‖ outbox → transport → peer
+//!                          ↑        ↓ committed
+//!                          └── worker (StateMachine) → reply
+//! ```
+//!
+//! * [`multinode`]: the public surface; `node` its inside, start and stop; `retry` proposals that are applied once.
+//! * `router`, `route`: which shard has which group; where peers, the log and the machines post to.
+//! * `mailbox`, `shard`, `replica`: threads that own replicas, and what they are told.
+//! * `outbox`, [`transport`]: messages of a round, merged and sent.
+//! * `store`, `lives`, `convert`: a data directory in use.
+//! * `worker`, `pool`: machines and the threads they run on.
+//! * `session`: the node's own sessions, for `retry`.
+//! * [`ticker`], [`clock`]: time.
+
+pub mod api;
+pub mod catalog;
+pub mod clock;
+pub mod components;
+pub mod config;
+mod convert;
+pub mod error;
+pub mod group_config;
+pub mod host;
+pub mod host_error;
+mod lives;
+mod machines;
+mod mailbox;
+pub mod metrics;
+pub mod multinode;
+mod node;
+pub mod node_config;
+mod outbox;
+mod peers;
+mod pool;
+mod replica;
+mod retry;
+mod route;
+mod router;
+mod session;
+mod shard;
+pub mod status;
+mod store;
+pub mod ticker;
+pub mod transport;
+mod worker;
+
+pub use error::Error;
+pub use group_config::{GroupConfig, GroupNode, Peer};
+pub use multinode::MultiNode;
+pub use node_config::Config;
+pub use router::NodeFault;
+pub use status::{Consistency, GroupStatus, NodeStatus, QueryAnswer};
+pub use ticker::Ticker;
+pub use transport::{Inbound, Reporter, SnapshotStatus, Transport};
+
+pub use skep_core::config::Limits;
+pub use skep_core::id::{
+    ComponentId, GroupId, Incarnation, LogIndex, NodeId, ReplicaId, RequestId, SessionId, Term,
+};
+pub use skep_core::message::{Batch, Priority};
+pub use skep_core::outcome::{ConfChange, EntryContext, LeaderChanged, Outcome};
+pub use skep_core::proposal::{Command, Proposal, ProposalError, Response};
+pub use skep_log::{DiskStorage, LogStats, open_storage};
+pub use skep_machine::state_machine::{MachineError, StateMachine};
+pub use skep_wire::codec::{Decoder, Encoder};

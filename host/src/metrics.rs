@@ -1,0 +1,347 @@
+//! What a node counts, for Prometheus.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use skep_core::message::Priority;
+use skep_core::outcome::Outcome;
+use skep_core::proposal::Response;
+
+use crate::host::Host;
+use crate::host_error::HostError;
+use crate::status::QueryAnswer;
+
+/// The counters of a node's interfaces. What the parts below count themselves is read when it is asked for.
+pub struct Metrics {
+    registry: Registry,
+    proposals: Family<OutcomeLabel, Counter>,
+    queries: Family<OutcomeLabel, Counter>,
+    proposal_seconds: Histogram,
+    query_seconds: Histogram,
+    guest_faults: Counter,
+    /// Client connections open now.
+    pub client_connections: AtomicUsize,
+    /// Client connections refused or closed for what they sent.
+    pub client_connections_refused: AtomicU64,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        // From 50 µs, faster than any disk, to 26 s, longer than any deadline here.
+        let histogram = || Histogram::new(exponential_buckets(0.000_05, 2.0, 20));
+        let metrics = Self {
+            registry: Registry::with_prefix("skep"),
+            proposals: Family::default(),
+            queries: Family::default(),
+            proposal_seconds: histogram(),
+            query_seconds: histogram(),
+            guest_faults: Counter::default(),
+            client_connections: AtomicUsize::new(0),
+            client_connections_refused: AtomicU64::new(0),
+        };
+        metrics.registered()
+    }
+
+    fn registered(mut self) -> Self {
+        let registry = &mut self.registry;
+        registry.register(
+            "proposals",
+            "Commands proposed, by outcome",
+            self.proposals.clone(),
+        );
+        registry.register("queries", "Queries asked, by outcome", self.queries.clone());
+        registry.register(
+            "guest_faults",
+            "Commands and queries a machine failed on",
+            self.guest_faults.clone(),
+        );
+        let seconds = Unit::Seconds;
+        let (name, help) = (
+            "proposal_duration",
+            "From a command's arrival to its answer",
+        );
+        registry.register_with_unit(name, help, seconds.clone(), self.proposal_seconds.clone());
+        let (name, help) = ("query_duration", "From a query's arrival to its answer");
+        registry.register_with_unit(name, help, seconds, self.query_seconds.clone());
+        self
+    }
+
+    pub(crate) fn proposed(&self, result: &Result<Response, HostError>, elapsed: Duration) {
+        self.proposal_seconds.observe(elapsed.as_secs_f64());
+        let outcome = self.outcome(result.as_ref().map(|response| &response.outcome));
+        self.proposals
+            .get_or_create(&OutcomeLabel { outcome })
+            .inc();
+    }
+
+    pub(crate) fn queried(&self, result: &Result<QueryAnswer, HostError>, elapsed: Duration) {
+        self.query_seconds.observe(elapsed.as_secs_f64());
+        let outcome = self.outcome(result.as_ref().map(|answer| &answer.outcome));
+        self.queries.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+
+    fn outcome(&self, result: Result<&Outcome, &HostError>) -> &'static str {
+        match result {
+            Ok(Outcome::Reply(_)) => "reply",
+            Ok(Outcome::Rejected { .. }) => "rejected",
+            Ok(Outcome::Fault(_)) => {
+                self.guest_faults.inc();
+                "fault"
+            }
+            Err(error) if error.is_unknown() => "unknown",
+            Err(_) => "refused",
+        }
+    }
+
+    /// Everything in the text format of Prometheus.
+    pub fn render(&self, host: &Host) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        text::encode_registry(&mut text, &self.registry)?;
+        let mut node = Registry::with_prefix("skep");
+        node.register_collector(Box::new(NodeCollector { host: host.clone() }));
+        text::encode(&mut text, &node)?;
+        Ok(text)
+    }
+}
+
+/// Reads what the node, its log and its transport count.
+struct NodeCollector {
+    host: Host,
+}
+
+impl fmt::Debug for NodeCollector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("NodeCollector")
+    }
+}
+
+impl prometheus_client::collector::Collector for NodeCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let status = self.host.node().node_status();
+        let metrics = self.host.metrics();
+        for (name, help, value) in [
+            ("groups", "Replicas on this node", status.groups),
+            ("leaders", "Replicas on this node that lead", status.leading),
+            (
+                "halted_groups",
+                "Replicas on this node that have failed",
+                status.halted,
+            ),
+            (
+                "requests_in_flight",
+                "Requests without an answer yet",
+                status.requests,
+            ),
+            (
+                "snapshots_receiving",
+                "Snapshots arriving",
+                status.receiving_snapshots,
+            ),
+            (
+                "client_connections",
+                "Client connections",
+                metrics.client_connections.load(Ordering::Relaxed),
+            ),
+        ] {
+            gauge(&mut encoder, name, help, None, value as u64)?;
+        }
+        let refused = metrics.client_connections_refused.load(Ordering::Relaxed);
+        let help = "Client connections refused or closed for what they sent";
+        counter(
+            &mut encoder,
+            "client_connections_refused",
+            help,
+            None,
+            refused,
+        )?;
+        let help = "Messages for groups that are not here";
+        counter(
+            &mut encoder,
+            "misdirected_messages",
+            help,
+            None,
+            status.misdirected_messages,
+        )?;
+        let help = "Messages dropped because a shard was behind";
+        counter(
+            &mut encoder,
+            "dropped_messages",
+            help,
+            None,
+            status.dropped_messages,
+        )?;
+        self.log(&mut encoder)?;
+        self.transport(&mut encoder)
+    }
+}
+
+impl NodeCollector {
+    fn log(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let log = self.host.node().log_stats();
+        let bytes = Some(Unit::Bytes);
+        gauge(
+            encoder,
+            "log_size",
+            "Size of the log on disk",
+            bytes.clone(),
+            log.bytes,
+        )?;
+        gauge(
+            encoder,
+            "log_segments",
+            "Files of the log",
+            None,
+            log.segments,
+        )?;
+        counter(
+            encoder,
+            "log_syncs",
+            "Times the log was made durable",
+            None,
+            log.syncs,
+        )?;
+        counter(
+            encoder,
+            "log_records",
+            "Records written to the log",
+            None,
+            log.records,
+        )?;
+        counter(
+            encoder,
+            "log_appended",
+            "Bytes written to the log",
+            bytes,
+            log.appended_bytes,
+        )
+    }
+
+    fn transport(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let stats = self.host.transport().stats();
+        let read = |value: &AtomicU64| value.load(Ordering::Relaxed);
+        let bytes = Some(Unit::Bytes);
+        for (name, help, unit, value) in [
+            (
+                "snapshot_sent",
+                "Bytes of snapshots sent",
+                bytes.clone(),
+                read(&stats.snapshot_bytes_out),
+            ),
+            (
+                "snapshot_received",
+                "Bytes of snapshots received",
+                bytes.clone(),
+                read(&stats.snapshot_bytes_in),
+            ),
+            (
+                "snapshots_sent",
+                "Snapshots that arrived at their receiver",
+                None,
+                read(&stats.snapshots_sent),
+            ),
+            (
+                "snapshots_failed",
+                "Snapshots refused or lost",
+                None,
+                read(&stats.snapshots_failed),
+            ),
+            (
+                "snapshots_received",
+                "Snapshots that arrived here",
+                None,
+                read(&stats.snapshots_received),
+            ),
+            (
+                "peer_connections_accepted",
+                "Connections of other nodes",
+                None,
+                read(&stats.accepted),
+            ),
+            (
+                "peer_connections_refused",
+                "Connections refused here",
+                None,
+                read(&stats.refused),
+            ),
+            (
+                "peer_dial_failures",
+                "Connections to other nodes that failed",
+                None,
+                read(&stats.dial_failures),
+            ),
+        ] {
+            counter(encoder, name, help, unit, value)?;
+        }
+        for priority in Priority::ALL {
+            let lane = stats.lane(priority);
+            let name = match priority {
+                Priority::High => "high",
+                Priority::Normal => "normal",
+                Priority::Low => "low",
+            };
+            for (what, help, unit, value) in [
+                (
+                    "sent",
+                    "Bytes sent to other nodes",
+                    bytes.clone(),
+                    read(&lane.bytes_out),
+                ),
+                (
+                    "received",
+                    "Bytes received from other nodes",
+                    bytes.clone(),
+                    read(&lane.bytes_in),
+                ),
+                (
+                    "dropped_messages",
+                    "Messages to other nodes that were dropped",
+                    None,
+                    read(&lane.dropped),
+                ),
+                (
+                    "disconnects",
+                    "Connections to other nodes that were lost",
+                    None,
+                    read(&lane.disconnects),
+                ),
+            ] {
+                counter(encoder, &format!("peer_{name}_{what}"), help, unit, value)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn counter(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    unit: Option<Unit>,
+    value: u64,
+) -> fmt::Result {
+    let metric = ConstCounter::new(value);
+    metric.encode(encoder.encode_descriptor(name, help, unit.as_ref(), metric.metric_type())?)
+}
+
+fn gauge(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    unit: Option<Unit>,
+    value: u64,
+) -> fmt::Result {
+    let metric = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+    metric.encode(encoder.encode_descriptor(name, help, unit.as_ref(), metric.metric_type())?)
+}

@@ -1,0 +1,245 @@
+//! Threads that run machines: few while calls are short, more as soon as calls are stuck.
+
+use std::collections::VecDeque;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Stack of a machine thread: what the sandbox asks for, which native machines share.
+const STACK_BYTES: usize = skep_machine::wasm::APPLY_THREAD_STACK_BYTES;
+
+/// Threads the pool may grow to, that is, how many machines may be stuck at once before others wait for them. A stack
+/// is only mapped, not used, so the cost of a thread that waits is a few pages.
+const THREADS_MAX: usize = 512;
+
+/// A task that waits this long without any task being started shows that all threads are in long calls. Far longer than
+/// a usual call, far shorter than an election timeout.
+const STALL: Duration = Duration::from_millis(5);
+
+/// A thread above the base that finds nothing to do for this long ends.
+const IDLE: Duration = Duration::from_secs(10);
+
+type Task = Box<dyn FnOnce() + Send>;
+
+/// An elastic thread pool. Dropping it does not wait; [`Pool::stop`] does.
+pub(crate) struct Pool {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    /// A task was queued, or the pool stops.
+    work: Condvar,
+    /// All threads may be busy, or the pool stops.
+    pressure: Condvar,
+    /// A thread has ended.
+    ended: Condvar,
+    base: usize,
+}
+
+#[derive(Default)]
+struct State {
+    tasks: VecDeque<Task>,
+    threads: usize,
+    idle: usize,
+    /// Counts tasks taken, so that the supervisor sees whether any was.
+    taken: u64,
+    /// The supervisor counts already, so it need not be woken.
+    watching: bool,
+    stopping: bool,
+}
+
+impl Pool {
+    /// A pool that keeps `base` threads and grows when they are stuck.
+    pub(crate) fn start(base: usize) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            work: Condvar::new(),
+            pressure: Condvar::new(),
+            ended: Condvar::new(),
+            base: base.clamp(1, THREADS_MAX),
+        });
+        let pool = Self { shared };
+        for _ in 0..pool.shared.base {
+            pool.shared.grow(&mut pool.shared.lock())?;
+        }
+        let supervised = Arc::clone(&pool.shared);
+        std::thread::Builder::new()
+            .name("skep-machines".into())
+            .spawn(move || supervised.supervise())?;
+        Ok(pool)
+    }
+
+    /// Queues a task. A task that panics ends alone. After [`Pool::stop`] tasks are still taken while threads remain, so
+    /// that what was begun can be ended.
+    pub(crate) fn run(&self, task: impl FnOnce() + Send + 'static) {
+        self.shared.run(Box::new(task));
+    }
+
+    /// Lets queued tasks finish and waits for the threads to end, at most `limit`; answers how many are left, stuck in
+    /// a machine.
+    pub(crate) fn stop(&self, limit: Duration) -> usize {
+        let mut state = self.shared.lock();
+        state.stopping = true;
+        self.shared.work.notify_all();
+        self.shared.pressure.notify_all();
+        let (state, _) = self
+            .shared
+            .ended
+            .wait_timeout_while(state, limit, |state| state.threads > 0)
+            .unwrap_or_else(PoisonError::into_inner);
+        state.threads
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.stop(Duration::ZERO);
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(self: &Arc<Self>, task: Task) {
+        let mut state = self.lock();
+        state.tasks.push_back(task);
+        if state.idle > 0 {
+            self.work.notify_one();
+        }
+        if state.tasks.len() <= state.idle {
+            return;
+        }
+        if state.threads == 0 {
+            // The pool has stopped and this task is the last of a machine: it must still be run by somebody.
+            if let Err(error) = self.grow(&mut state) {
+                tracing::error!(%error, "no thread for the last task of a machine");
+            }
+        } else if !state.watching {
+            self.pressure.notify_one();
+        }
+    }
+
+    fn grow(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
+        let shared = Arc::clone(self);
+        std::thread::Builder::new()
+            .name("skep-machine".into())
+            .stack_size(STACK_BYTES)
+            .spawn(move || shared.work())?;
+        state.threads += 1;
+        Ok(())
+    }
+
+    fn work(&self) {
+        let mut state = self.lock();
+        loop {
+            if let Some(task) = state.tasks.pop_front() {
+                state.taken += 1;
+                drop(state);
+                if catch_unwind(AssertUnwindSafe(task)).is_err() {
+                    tracing::error!("a machine task panicked");
+                }
+                state = self.lock();
+                continue;
+            }
+            if state.stopping {
+                break;
+            }
+            state.idle += 1;
+            let (woken, waited) = self
+                .work
+                .wait_timeout(state, IDLE)
+                .unwrap_or_else(PoisonError::into_inner);
+            state = woken;
+            state.idle -= 1;
+            if waited.timed_out() && state.tasks.is_empty() && state.threads > self.base {
+                break;
+            }
+        }
+        state.threads -= 1;
+        self.ended.notify_all();
+    }
+
+    /// Adds a thread whenever a task waits and none was taken for [`STALL`].
+    fn supervise(self: &Arc<Self>) {
+        let mut state = self.lock();
+        while !state.stopping || !state.tasks.is_empty() {
+            if state.tasks.len() <= state.idle {
+                state = self
+                    .pressure
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            let taken = state.taken;
+            state.watching = true;
+            (state, _) = self
+                .pressure
+                .wait_timeout(state, STALL)
+                .unwrap_or_else(PoisonError::into_inner);
+            state.watching = false;
+            let stuck = state.taken == taken && state.tasks.len() > state.idle;
+            if stuck
+                && state.threads < THREADS_MAX
+                && let Err(error) = self.grow(&mut state)
+            {
+                tracing::error!(%error, "no thread for a machine; it waits for the others");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[test]
+    fn stuck_tasks_delay_no_others() {
+        let pool = Pool::start(1).expect("threads start");
+        let (release, released) = channel::<()>();
+        let released = Arc::new(Mutex::new(released));
+        for _ in 0..3 {
+            let released = Arc::clone(&released);
+            pool.run(move || drop(released.lock().map(|end| end.recv())));
+        }
+        let (done, dones) = channel();
+        pool.run(move || done.send(()).expect("the test waits"));
+        dones
+            .recv_timeout(Duration::from_secs(20))
+            .expect("the pool grows past the stuck tasks");
+        drop(release);
+        assert_eq!(pool.stop(Duration::from_secs(20)), 0);
+    }
+
+    #[test]
+    fn a_panic_ends_only_its_task() {
+        let pool = Pool::start(1).expect("threads start");
+        pool.run(|| panic!("on purpose"));
+        let (done, dones) = channel();
+        pool.run(move || done.send(()).expect("the test waits"));
+        dones
+            .recv_timeout(Duration::from_secs(20))
+            .expect("the thread lives on");
+        assert_eq!(pool.stop(Duration::from_secs(20)), 0);
+    }
+
+    #[test]
+    fn stop_does_not_wait_for_the_stuck_for_ever() {
+        let pool = Pool::start(1).expect("threads start");
+        let (release, released) = channel::<()>();
+        let (begun, begins) = channel();
+        pool.run(move || {
+            begun.send(()).expect("the test waits");
+            released.recv().expect_err("the test only drops its end");
+        });
+        begins.recv().expect("the task begins");
+        assert_eq!(pool.stop(Duration::from_millis(10)), 1);
+        drop(release);
+        assert_eq!(pool.stop(Duration::from_secs(20)), 0);
+    }
+}

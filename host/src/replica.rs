@@ -1,0 +1,223 @@
+//! One replica on its shard: the pure value of the core, and what of the host belongs to it.
+
+use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use skep_core::effect::Effect;
+use skep_core::group::Group;
+use skep_core::id::{GroupId, NodeId, ReplicaId};
+use skep_core::input::{Input, Waiter};
+use skep_core::message::SnapshotName;
+use skep_core::proposal::{ProposalError, Response};
+use skep_core::status::{Health, Status};
+use skep_log::GroupKey;
+use skep_machine::state_machine::Descriptor;
+
+use crate::error::Error;
+use crate::mailbox::Asked;
+use crate::route::Route;
+use crate::status::{GroupStatus, QueryAnswer};
+use crate::store::Disk;
+use crate::worker::{Worker, panic_text};
+
+/// Numbers the replicas a node brings up, so that what was begun for one never reaches its successor.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Life(pub(crate) u64);
+
+/// Who waits for an answer of this replica.
+pub(crate) enum Waiting {
+    Response(Asked<Response>),
+    Answer(Asked<QueryAnswer>),
+}
+
+impl Waiting {
+    pub(crate) fn fail(self, error: Error) {
+        match self {
+            Self::Response(asked) => asked.answer(Err(error)),
+            Self::Answer(asked) => asked.answer(Err(error)),
+        }
+    }
+}
+
+/// A replica on its shard.
+pub(crate) struct Replica {
+    pub(crate) key: GroupKey,
+    pub(crate) life: Life,
+    pub(crate) route: Arc<Route>,
+    pub(crate) worker: Worker,
+    pub(crate) disk: Arc<Disk>,
+    pub(crate) machine: Descriptor,
+    pub(crate) waiters: HashMap<Waiter, Waiting>,
+    /// Snapshots whose record is not durable yet, with its number.
+    pub(crate) marks: VecDeque<(u64, SnapshotName)>,
+    /// The newest snapshot whose record became durable in this round.
+    pub(crate) durable: Option<SnapshotName>,
+    /// A barrier the log asked for is on its way.
+    pub(crate) heavy: Option<Waiter>,
+    /// Stands in the shard's list of what is to be polled.
+    pub(crate) touched: bool,
+    /// How it was when it was brought up.
+    first: Box<Status>,
+    state: State,
+}
+
+enum State {
+    Running(Box<Group>),
+    Halted { reason: String, status: Box<Status> },
+}
+
+impl Replica {
+    pub(crate) fn new(
+        key: GroupKey,
+        life: Life,
+        group: Group,
+        route: Arc<Route>,
+        worker: Worker,
+        disk: Arc<Disk>,
+        machine: Descriptor,
+    ) -> Self {
+        Self {
+            key,
+            life,
+            route,
+            worker,
+            disk,
+            machine,
+            waiters: HashMap::new(),
+            marks: VecDeque::new(),
+            durable: None,
+            heavy: None,
+            touched: false,
+            first: Box::new(group.status()),
+            state: State::Running(Box::new(group)),
+        }
+    }
+
+    pub(crate) fn group(&self) -> GroupId {
+        GroupId(self.key.group)
+    }
+
+    /// Why the replica is halted, if it is.
+    pub(crate) fn halted(&self) -> Option<Error> {
+        match &self.state {
+            State::Running(_) => None,
+            State::Halted { reason, .. } => Some(Error::GroupHalted {
+                group: self.group(),
+                reason: reason.clone(),
+            }),
+        }
+    }
+
+    /// Takes something in. A bug in there halts this replica only.
+    pub(crate) fn handle(&mut self, input: Input) {
+        let State::Running(group) = &mut self.state else {
+            return;
+        };
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| group.handle(input))) {
+            let reason = format!("panicked: {}", panic_text(&*panic));
+            self.halt(reason);
+        }
+    }
+
+    /// The record of this number, and so all before it, is durable.
+    pub(crate) fn persisted(&mut self, number: u64) {
+        while self.marks.front().is_some_and(|(of, _)| *of <= number) {
+            self.durable = self.marks.pop_front().map(|(_, snapshot)| snapshot);
+        }
+        self.handle(Input::Persisted { number });
+    }
+
+    /// Gives out what is to be done. A bug in there halts this replica only, and nothing of that poll is done.
+    pub(crate) fn poll(&mut self, effects: &mut Vec<Effect>) {
+        let State::Running(group) = &mut self.state else {
+            return;
+        };
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| group.poll(effects))) {
+            effects.clear();
+            let reason = format!("panicked: {}", panic_text(&*panic));
+            self.halt(reason);
+        }
+    }
+
+    /// Stops for good, keeping the files; every waiter learns of it.
+    pub(crate) fn halt(&mut self, reason: String) {
+        let State::Running(group) = &self.state else {
+            return;
+        };
+        // What panicked once may panic again.
+        let mut status = catch_unwind(AssertUnwindSafe(|| group.status()))
+            .unwrap_or_else(|_| Status::clone(&self.first));
+        status.health = Health::Faulted {
+            reason: reason.clone(),
+        };
+        tracing::error!(group = self.key.group, name = %self.route.name, reason, "the replica of a group is halted; other groups go on");
+        self.state = State::Halted {
+            reason: reason.clone(),
+            status: Box::new(status),
+        };
+        self.route.set_halted();
+        self.worker.halt();
+        let group = self.group();
+        self.fail_all(|waiting| match waiting {
+            // What was in flight may be committed by the other replicas.
+            Waiting::Response(_) => Error::Proposal {
+                group,
+                source: ProposalError::Unknown,
+            },
+            Waiting::Answer(_) => Error::GroupHalted {
+                group,
+                reason: reason.clone(),
+            },
+        });
+    }
+
+    /// The raft id; 0 while it is not known.
+    pub(crate) fn replica(&self) -> ReplicaId {
+        match &self.state {
+            State::Running(group) => group.replica(),
+            State::Halted { status, .. } => status.replica,
+        }
+    }
+
+    /// The leader, if one is known now.
+    pub(crate) fn leader(&self) -> Option<NodeId> {
+        match &self.state {
+            State::Running(group) => group.leader_node(),
+            State::Halted { .. } => None,
+        }
+    }
+
+    pub(crate) fn status(&self) -> GroupStatus {
+        let (halted, replica) = match &self.state {
+            State::Running(group) => (None, group.status()),
+            State::Halted { reason, status } => (Some(reason.clone()), Status::clone(status)),
+        };
+        GroupStatus {
+            name: self.route.name.clone(),
+            component: self.route.component,
+            machine: self.machine.clone(),
+            halted,
+            replica,
+        }
+    }
+
+    /// Answers a proposal; whoever has left is not missed.
+    pub(crate) fn reply(&mut self, waiter: Waiter, result: Result<Response, ProposalError>) {
+        if self.heavy == Some(waiter) {
+            self.heavy = None;
+        }
+        let group = self.group();
+        if let Some(Waiting::Response(asked)) = self.waiters.remove(&waiter) {
+            asked.answer(result.map_err(|source| Error::Proposal { group, source }));
+        }
+    }
+
+    /// Answers everybody.
+    pub(crate) fn fail_all(&mut self, error: impl Fn(&Waiting) -> Error) {
+        for (_, waiting) in self.waiters.drain() {
+            let error = error(&waiting);
+            waiting.fail(error);
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! What a node and its groups say of themselves, and what a query answers.
+
+use skep_core::id::{ComponentId, LogIndex, NodeId, Term};
+use skep_core::outcome::Outcome;
+use skep_core::status::Status;
+use skep_machine::state_machine::Descriptor;
+
+/// How fresh the answer to a query must be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Consistency {
+    /// It reflects every command that was acknowledged, anywhere, before the query was asked. Needs a majority.
+    #[default]
+    Linearizable,
+    /// It reflects some earlier state of the group, as this replica has it. Needs nobody else.
+    Stale,
+}
+
+/// The answer to a query.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct QueryAnswer {
+    /// What the machine answered.
+    pub outcome: Outcome,
+    /// Everything up to here is in the state that answered; often more is.
+    pub index: LogIndex,
+    /// Term of the replica when it was asked.
+    pub term: Term,
+}
+
+/// What a node knows of its replica of one group.
+#[derive(Clone, PartialEq, Debug, serde::Serialize, serde::Deserialize)]
+pub struct GroupStatus {
+    /// The group's name.
+    pub name: String,
+    /// The component its machine runs; zero for a native machine.
+    pub component: ComponentId,
+    /// What the machine says of itself.
+    pub machine: Descriptor,
+    /// Why the replica is halted, if it is. It answers nothing any more; the rest of this is how it was then.
+    pub halted: Option<String>,
+    /// The replica, from the core.
+    #[serde(flatten)]
+    pub replica: Status,
+}
+
+/// What a node says of itself.
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+pub struct NodeStatus {
+    /// The node.
+    pub id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// Groups with a replica here.
+    pub groups: usize,
+    /// Groups whose leader is here.
+    pub leading: usize,
+    /// Groups whose replica here is halted.
+    pub halted: usize,
+    /// Threads that own replicas.
+    pub shards: usize,
+    /// Requests without an answer yet.
+    pub requests: usize,
+    /// Messages for groups that are not here, or from a node they did not say.
+    pub misdirected_messages: u64,
+    /// Messages dropped because a shard was behind.
+    pub dropped_messages: u64,
+    /// Snapshots being received.
+    pub receiving_snapshots: usize,
+    /// Whether the node has stopped.
+    pub stopped: bool,
+    /// Why the node has failed, if it has.
+    pub fault: Option<String>,
+}

@@ -1,0 +1,303 @@
+//! One data directory in use: its lock, the log that groups share, their snapshot files, and what it recovered.
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::Bytes;
+use skep_core::id::{ComponentId, GroupId, Incarnation, LogIndex, NodeId, ReplicaId, Term};
+use skep_core::message::SnapshotName;
+use skep_log::{
+    GroupKey, LogError, LogHandle, LogOptions, LogPosition, LogStats, LogWriter, Record,
+    SnapshotFile, SnapshotMeta, SnapshotReceiver, SnapshotStore, SnapshotWriter, Store, Vfs,
+    WriterEvent, WriterOptions,
+};
+
+use crate::convert;
+use crate::error::Error;
+use crate::lives::{Begin, Lives};
+use crate::mailbox::{Completion, Event};
+use crate::pool::Pool;
+use crate::replica::Life;
+use crate::router::Router;
+
+/// Bytes of one snapshot file a node takes from a peer. Far above what one machine's memory holds.
+pub(crate) const SNAPSHOT_BYTES_MAX: u64 = 16 << 30;
+
+/// What is done when a record is durable.
+pub(crate) enum Token {
+    Persisted {
+        group: GroupId,
+        life: Life,
+        number: u64,
+    },
+    /// Runs on the log's thread, so it must not block.
+    Then(Box<dyn FnOnce() + Send>),
+}
+
+/// A data directory in use.
+pub(crate) struct Disk {
+    /// Held for its lock, until the log is closed.
+    store: Mutex<Option<Store>>,
+    log: LogHandle<Token>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+    snapshots: Arc<SnapshotStore>,
+    lives: Mutex<Lives>,
+}
+
+/// How to open a data directory.
+pub(crate) struct DiskConfig<'a> {
+    pub(crate) vfs: Arc<dyn Vfs>,
+    pub(crate) dir: &'a Path,
+    pub(crate) cluster: &'a str,
+    pub(crate) node: NodeId,
+    pub(crate) sync_delay: Duration,
+    /// The directory, if somebody opened it already.
+    pub(crate) store: Option<Store>,
+}
+
+impl Disk {
+    /// Opens the directory and recovers what is in it; reads all of the log.
+    pub(crate) fn open(config: DiskConfig<'_>, router: &Arc<Router>) -> Result<Arc<Self>, Error> {
+        let DiskConfig {
+            vfs,
+            dir,
+            cluster,
+            node,
+            sync_delay,
+            store,
+        } = config;
+        let store = match store {
+            Some(store) => store,
+            None => Store::open(&vfs, dir, cluster, node.0)?,
+        };
+        let (log, recovered) = store.open_log(&vfs, LogOptions::default())?;
+        let snapshots = Arc::new(SnapshotStore::open_dir(vfs, &store.snapshot_dir())?);
+        if recovered.torn_bytes > 0 {
+            let (dir, bytes) = (dir.display(), recovered.torn_bytes);
+            tracing::info!(%dir, bytes, "the last write of the log was cut off by a crash; nothing acknowledged is lost");
+        }
+        let lives = Lives::new(recovered);
+        snapshots.sweep_orphans(&lives.snapshots())?;
+        let events = Arc::clone(router);
+        let (log, writer) = LogWriter::spawn(log, WriterOptions { sync_delay }, move |event| {
+            on_event(&events, event)
+        })
+        .map_err(|source| Error::Start {
+            what: "the log's thread",
+            source,
+        })?;
+        Ok(Arc::new(Self {
+            store: Mutex::new(Some(store)),
+            log,
+            writer: Mutex::new(Some(writer)),
+            snapshots,
+            lives: Mutex::new(lives),
+        }))
+    }
+
+    /// How a replica of this life of a group begins; see [`Lives::begin`].
+    pub(crate) fn begin(&self, key: GroupKey, joins: bool) -> Result<Begin, Error> {
+        self.lives().begin(key, joins)
+    }
+
+    /// The replica is up: what was recovered of it need not be kept.
+    pub(crate) fn began(&self, key: GroupKey) {
+        self.lives().began(key);
+    }
+
+    /// The lives of a group that were recovered and not brought up.
+    pub(crate) fn dormant(&self, group: GroupId) -> Vec<GroupKey> {
+        self.lives().of_group(group)
+    }
+
+    /// All groups that were recovered and not brought up.
+    pub(crate) fn all_dormant(&self) -> Vec<(GroupId, Incarnation)> {
+        self.lives()
+            .dormant()
+            .map(|key| (GroupId(key.group), Incarnation(key.incarnation)))
+            .collect()
+    }
+
+    /// Ends a replica for ever; `then` is called once that is durable, on the log's thread or at once, and must not
+    /// block.
+    pub(crate) fn bury(
+        &self,
+        key: GroupKey,
+        replica: ReplicaId,
+        then: impl FnOnce() + Send + 'static,
+    ) -> Result<(), skep_log::Stopped> {
+        match self.lives().bury(key, replica) {
+            Some(record) => self.submit(vec![(record, Token::Then(Box::new(then)))]),
+            None => {
+                then();
+                Ok(())
+            }
+        }
+    }
+
+    /// As [`Disk::bury`], for a replica that was not brought up, whose files are deleted then.
+    pub(crate) fn bury_dormant(
+        self: &Arc<Self>,
+        key: GroupKey,
+        pool: &Arc<Pool>,
+        done: impl FnOnce(Result<(), Error>) + Send + 'static,
+    ) -> Result<(), skep_log::Stopped> {
+        let replica = self.lives().replica_of(key);
+        let (disk, pool) = (Arc::clone(self), Arc::clone(pool));
+        let delete = move || done(disk.remove_snapshots(key).map_err(Error::from));
+        self.bury(key, replica, move || pool.run(delete))
+    }
+
+    /// Hands records to the log. Blocks while the log is more than a second or so of writing behind.
+    pub(crate) fn submit(&self, records: Vec<(Record, Token)>) -> Result<(), skep_log::Stopped> {
+        self.log.submit(records)
+    }
+
+    pub(crate) fn stats(&self) -> LogStats {
+        self.log.stats()
+    }
+
+    /// Flushes and closes the log. `release` also unlocks the directory: only when nothing can write to it any more.
+    pub(crate) fn stop(&self, release: bool) {
+        self.log.clone().stop();
+        let writer = self
+            .writer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(writer) = writer
+            && writer.join().is_err()
+        {
+            tracing::error!("the log's thread panicked");
+        }
+        if release {
+            self.store
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
+        }
+    }
+
+    pub(crate) fn create_snapshot(
+        &self,
+        key: GroupKey,
+        (index, term): (LogIndex, Term),
+        state: Bytes,
+        schema: u32,
+        component: ComponentId,
+    ) -> Result<SnapshotWriter, LogError> {
+        let position = LogPosition {
+            index: index.0,
+            term: term.0,
+        };
+        self.snapshots.create(SnapshotMeta {
+            key,
+            position,
+            state,
+            schema,
+            component: component.0,
+        })
+    }
+
+    /// Opens a snapshot and verifies every byte of it.
+    pub(crate) fn open_snapshot(
+        &self,
+        key: GroupKey,
+        name: &SnapshotName,
+    ) -> Result<SnapshotFile, LogError> {
+        self.snapshots.open(key, &convert::mark(name))
+    }
+
+    pub(crate) fn receive_snapshot(
+        &self,
+        key: GroupKey,
+        name: &SnapshotName,
+    ) -> Result<SnapshotReceiver, LogError> {
+        self.snapshots
+            .receive(key, convert::mark(name), SNAPSHOT_BYTES_MAX)
+    }
+
+    pub(crate) fn snapshot_name(file: &SnapshotFile) -> SnapshotName {
+        convert::name(file.mark())
+    }
+
+    pub(crate) fn remove_snapshot(
+        &self,
+        key: GroupKey,
+        name: &SnapshotName,
+    ) -> Result<(), LogError> {
+        self.snapshots.remove(key, convert::mark(name).position)
+    }
+
+    /// Deletes the snapshots of a group before this index.
+    pub(crate) fn prune_snapshots(&self, key: GroupKey, newest: LogIndex) -> Result<(), LogError> {
+        self.remove_where(key, |position| position.index < newest.0)
+    }
+
+    /// Deletes all snapshots of a group.
+    pub(crate) fn remove_snapshots(&self, key: GroupKey) -> Result<(), LogError> {
+        self.remove_where(key, |_| true)
+    }
+
+    fn remove_where(
+        &self,
+        key: GroupKey,
+        remove: impl Fn(LogPosition) -> bool,
+    ) -> Result<(), LogError> {
+        self.snapshots
+            .list()?
+            .into_iter()
+            .filter(|snapshot| snapshot.key == key && remove(snapshot.position))
+            .try_for_each(|snapshot| self.snapshots.remove(key, snapshot.position))
+    }
+
+    fn lives(&self) -> MutexGuard<'_, Lives> {
+        self.lives.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn on_event(router: &Arc<Router>, event: WriterEvent<Token>) {
+    match event {
+        WriterEvent::Persisted(tokens) => {
+            let mut completions = Vec::with_capacity(tokens.len());
+            for token in tokens {
+                match token {
+                    Token::Persisted {
+                        group,
+                        life,
+                        number,
+                    } => {
+                        completions.push(Completion {
+                            group,
+                            life,
+                            event: Event::Persisted { number },
+                        });
+                    }
+                    Token::Then(then) => then(),
+                }
+            }
+            router.complete_all(completions);
+        }
+        WriterEvent::Heavy(keys) => router.heavy(&keys),
+        WriterEvent::Rejected { token, error } => match token {
+            Token::Persisted { group, life, .. } => {
+                let reason = format!("the log refused a record: {error}");
+                router.complete_all(vec![Completion {
+                    group,
+                    life,
+                    event: Event::Broken { reason },
+                }]);
+            }
+            Token::Then(_) => tracing::error!(%error, "the log refused to end the life of a group"),
+        },
+        WriterEvent::Poisoned { error } => router.fail(error.to_string()),
+    }
+}
+
+/// An I/O error for a thread that the system refused.
+pub(crate) fn no_thread(what: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Start { what, source }
+}

@@ -1,0 +1,267 @@
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_restarts_is_found_again() {
+    let mut two = Setup::new(2).start().await;
+    let address = two.address();
+    let one = Setup::new(1)
+        .with(|config| config.peers = vec![(NodeId(2), address.clone())])
+        .start()
+        .await;
+    let (reporter, mut reports) = reporter();
+    reach(&one.transport, 2, &reporter, &mut two).await;
+    two.transport.stop().await;
+    drop(two);
+    // While it is down every batch is reported, once for its group.
+    within(async {
+        loop {
+            one.transport.send(beat(2, 1), &reporter);
+            tokio::select! {
+                report = reports.recv() => break assert_eq!(report, Some(Report::Unreachable(NodeId(2), GROUP))),
+                () = crate::clock::sleep(Duration::from_millis(5)) => {}
+            }
+        }
+    })
+    .await;
+    let mut again = Setup::new(2);
+    again.address = address;
+    let mut two = again.start().await;
+    reach(&one.transport, 2, &reporter, &mut two).await;
+    let stats = one.transport.stats();
+    let lane = stats.lane(Priority::High);
+    assert!(lane.connects.load(Ordering::Relaxed) >= 2);
+    assert!(lane.disconnects.load(Ordering::Relaxed) >= 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_moves_is_followed() {
+    let mut former = Setup::new(2).start().await;
+    let one = Setup::new(1)
+        .with(|config| config.peers = vec![(NodeId(2), former.address())])
+        .start()
+        .await;
+    let (reporter, _reports) = reporter();
+    reach(&one.transport, 2, &reporter, &mut former).await;
+    let mut latter = Setup::new(2).start().await;
+    one.transport.set_peer(NodeId(2), latter.address());
+    assert_eq!(
+        one.transport.peer_address(NodeId(2)),
+        Some(latter.address())
+    );
+    reach(&one.transport, 2, &reporter, &mut latter).await;
+    assert!(one.transport.remove_peer(NodeId(2)));
+    assert!(!one.transport.remove_peer(NodeId(2)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_cluster_is_refused() {
+    let (one, two) = refused(
+        Setup::new(1).with(|config| config.cluster = "wasps".into()),
+        Setup::new(2),
+    )
+    .await;
+    counted(&two.transport.stats().refused, 1).await;
+    counted(&one.transport.stats().refused_by_peer, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_node_at_the_address_is_refused() {
+    let (one, two) = refused(Setup::new(1), Setup::new(3)).await;
+    counted(&two.transport.stats().refused, 1).await;
+    counted(&one.transport.stats().refused_by_peer, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_store_is_refused_by_either_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let pinned = |node, name: &str| {
+        std::fs::create_dir(dir.path().join(name)).unwrap();
+        let mut pins = PeerPins::open(Arc::new(DiskVfs), &dir.path().join(name)).unwrap();
+        pins.check(node, skep_log::StoreId([77; 16])).unwrap();
+        Arc::new(Mutex::new(pins))
+    };
+    let listener = pinned(1, "two");
+    let (one, two) = refused(
+        Setup::new(1),
+        Setup::new(2).with(|config| config.check = listener),
+    )
+    .await;
+    counted(&two.transport.stats().refused, 1).await;
+    counted(&one.transport.stats().refused_by_peer, 1).await;
+
+    let dialler = pinned(2, "one");
+    let (one, _two) = refused(
+        Setup::new(1).with(|config| config.check = dialler),
+        Setup::new(2),
+    )
+    .await;
+    assert_eq!(
+        one.transport
+            .stats()
+            .refused_by_peer
+            .load(Ordering::Relaxed),
+        0
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_on_the_port_disturbs_nobody() {
+    let mut two = Setup::new(2).start().await;
+    let one = Setup::new(1)
+        .with(|config| config.peers = vec![(NodeId(2), two.address())])
+        .start()
+        .await;
+    let (reporter, mut reports) = reporter();
+    reach(&one.transport, 2, &reporter, &mut two).await;
+    let mut strangers = Vec::new();
+    for garbage in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        b"sk\x01\x00\xff\xff\xff\xff\0\0\0\0",
+        b"sk\x09",
+        &[0; 5000],
+    ] {
+        let mut stranger = TcpStream::connect(two.address()).await.unwrap();
+        stranger.write_all(garbage).await.unwrap();
+        // It is closed without an answer; with bytes unread the end may be a reset.
+        let mut answer = Vec::new();
+        let _ = within(stranger.read_to_end(&mut answer)).await;
+        assert!(answer.is_empty());
+        strangers.push(TcpStream::connect(two.address()).await.unwrap());
+    }
+    counted(&two.transport.stats().refused, 4).await;
+    one.transport.send(beat(2, 7), &reporter);
+    while index(&two.batch().await) != 7 {}
+    assert!(reports.try_recv().is_err());
+    // Silent strangers hold nothing up when the node stops.
+    within(two.transport.stop()).await;
+}
+
+#[tokio::test]
+async fn an_address_beyond_the_loopback_needs_consent() {
+    let error = TcpTransport::bind("0.0.0.0:0", false).await.unwrap_err();
+    assert_eq!(error.code(), "plaintext-refused");
+    let listener = TcpTransport::bind("0.0.0.0:0", true).await.unwrap();
+    let (batches, _batches) = unbounded_channel();
+    let (snapshots, _snapshots) = unbounded_channel();
+    let inbound: Arc<dyn Inbound> = Arc::new(Inbox {
+        batches,
+        snapshots,
+        store: None,
+    });
+    let error = TcpTransport::start(Setup::new(1).config, listener, Arc::clone(&inbound))
+        .err()
+        .unwrap();
+    assert_eq!(error.code(), "plaintext-refused");
+    let listener = TcpTransport::bind("127.0.0.1:0", false).await.unwrap();
+    let error = TcpTransport::bind(&listener.local_addr().unwrap().to_string(), false)
+        .await
+        .unwrap_err();
+    assert_eq!(error.code(), "address-in-use");
+    let error = TcpTransport::start(Setup::new(0).config, listener, inbound)
+        .err()
+        .unwrap();
+    assert_eq!(error.code(), "zero-id");
+    assert_eq!(
+        TcpTransport::bind("nowhere", false)
+            .await
+            .unwrap_err()
+            .code(),
+        "cannot-listen"
+    );
+
+    // Nor is such an address dialled.
+    let one = Setup::new(1)
+        .with(|config| config.peers = vec![(NodeId(2), "192.0.2.1:9".into())])
+        .start()
+        .await;
+    let (reporter, mut reports) = reporter();
+    one.transport.send(beat(2, 1), &reporter);
+    assert_eq!(
+        within(reports.recv()).await,
+        Some(Report::Unreachable(NodeId(2), GROUP))
+    );
+}
+
+/// Introduces node 1 to the node at the address, by hand.
+async fn introduce(
+    address: &str,
+    protocol: u32,
+    purpose: Purpose,
+) -> (Connection, proto::hello_ack::Body) {
+    let mut connection = Connection::new(TcpStream::connect(address).await.unwrap()).unwrap();
+    let hello = Hello {
+        protocol,
+        cluster: "bees".into(),
+        from: NodeId(1),
+        to: NodeId(2),
+        store: [1; 16],
+        purpose,
+    };
+    connection
+        .writer
+        .send(peer_frame::Body::Hello(hello.into()))
+        .await
+        .unwrap();
+    let Some(peer_frame::Body::HelloAck(ack)) = within(connection.reader.next(None)).await.unwrap()
+    else {
+        panic!("no answer to the handshake");
+    };
+    (connection, ack.body.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_protocol_version_is_refused_in_words() {
+    let two = Setup::new(2).start().await;
+    let (mut connection, answer) = introduce(&two.address(), 99, Purpose::Transfer).await;
+    let proto::hello_ack::Body::Refusal(refusal) = answer else {
+        panic!("welcomed");
+    };
+    assert_eq!(refusal.reason(), proto::RefusalReason::Protocol);
+    assert!(refusal.text.contains("99"), "{}", refusal.text);
+    assert!(
+        within(connection.reader.next(None))
+            .await
+            .unwrap()
+            .is_none()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_dials_again_ends_its_former_connection_first() {
+    let mut two = Setup::new(2).start().await;
+    let lane = Purpose::Lane(Priority::High);
+    let send = async |connection: &mut Connection, at| {
+        let batch = batch_to_wire(beat(2, at), &mut Vec::new());
+        connection.writer.send(peer_frame::Body::Batch(batch)).await
+    };
+    let (mut former, _) = introduce(&two.address(), PEER_PROTOCOL, lane).await;
+    send(&mut former, 1).await.unwrap();
+    assert_eq!(index(&two.batch().await), 1);
+    let (mut latter, answer) = introduce(&two.address(), PEER_PROTOCOL, lane).await;
+    assert!(matches!(answer, proto::hello_ack::Body::Welcome(_)));
+    // Whatever the former still sends is never delivered after the latter was welcomed.
+    let _ = send(&mut former, 2).await;
+    send(&mut latter, 3).await.unwrap();
+    assert_eq!(index(&two.batch().await), 3);
+    assert!(!matches!(
+        within(former.reader.next(None)).await,
+        Ok(Some(_))
+    ));
+    assert!(two.batches.try_recv().is_err());
+    // Another lane of the same node is not concerned.
+    let (mut normal, _) = introduce(
+        &two.address(),
+        PEER_PROTOCOL,
+        Purpose::Lane(Priority::Normal),
+    )
+    .await;
+    let batch = batch_to_wire(append(2, 4, 1), &mut Vec::new());
+    normal
+        .writer
+        .send(peer_frame::Body::Batch(batch))
+        .await
+        .unwrap();
+    assert_eq!(index(&two.batch().await), 4);
+    send(&mut latter, 5).await.unwrap();
+    assert_eq!(index(&two.batch().await), 5);
+}

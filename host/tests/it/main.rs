@@ -1,0 +1,8 @@
+//! Clusters of real nodes in one process: real cores, logs, threads and files; only the network is in memory.
+
+mod group_lifecycle;
+mod isolation;
+mod membership;
+mod node_lifecycle;
+mod proposals;
+mod support;

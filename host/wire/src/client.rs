@@ -1,0 +1,257 @@
+//! What clients and nodes say to each other, as the words of `skep-core`.
+
+use bytes::Bytes;
+use skep_core::id::{ComponentId, LogIndex, RequestId, SessionId, Term};
+use skep_core::outcome::Outcome;
+use skep_core::proposal::{Command, ProposalError, Response};
+
+use crate::error::WireError;
+use crate::peer::fixed;
+use crate::proposal::request;
+use crate::proto::{self, client_frame, request, response, server_frame};
+
+impl TryFrom<proto::Propose> for Command {
+    type Error = WireError;
+
+    fn try_from(propose: proto::Propose) -> Result<Self, WireError> {
+        Ok(Self {
+            request: request(propose.session, propose.sequence)?,
+            acknowledged: propose.acknowledged,
+            data: propose.data,
+        })
+    }
+}
+
+impl From<Response> for proto::Proposed {
+    fn from(response: Response) -> Self {
+        Self {
+            index: response.index.0,
+            term: response.term.0,
+            outcome: Some(response.outcome.into()),
+        }
+    }
+}
+
+impl proto::Proposed {
+    /// The response to the command of this name.
+    ///
+    /// # Errors
+    /// If the outcome is missing or not understood.
+    pub fn into_response(self, request: RequestId) -> Result<Response, WireError> {
+        Ok(Response {
+            request,
+            index: LogIndex(self.index),
+            term: Term(self.term),
+            outcome: outcome(self.outcome)?,
+        })
+    }
+}
+
+impl proto::Answered {
+    /// The answer to a query: the state it was given from, and what the machine said.
+    ///
+    /// # Errors
+    /// If the outcome is missing or not understood.
+    pub fn into_parts(self) -> Result<(LogIndex, Term, Outcome), WireError> {
+        Ok((
+            LogIndex(self.index),
+            Term(self.term),
+            outcome(self.outcome)?,
+        ))
+    }
+}
+
+impl proto::SessionOpened {
+    /// What is sent for an opened session.
+    pub fn new(response: &Response) -> Self {
+        Self {
+            session: response.session().0,
+            index: response.index.0,
+            term: response.term.0,
+        }
+    }
+
+    /// The id of the session.
+    ///
+    /// # Errors
+    /// [`WireError::Zero`].
+    pub fn id(&self) -> Result<SessionId, WireError> {
+        if self.session == 0 {
+            Err(WireError::Zero {
+                what: "the id of a session",
+            })
+        } else {
+            Ok(SessionId(self.session))
+        }
+    }
+}
+
+impl proto::ComponentRead {
+    /// Asks for `length` bytes of the component from `offset` on.
+    pub fn new(component: ComponentId, offset: u64, length: u32) -> Self {
+        Self {
+            component: Bytes::copy_from_slice(&component.0),
+            offset,
+            length,
+        }
+    }
+
+    /// The component that is read.
+    ///
+    /// # Errors
+    /// [`WireError::BadLength`].
+    pub fn id(&self) -> Result<ComponentId, WireError> {
+        Ok(ComponentId(fixed("a component's name", &self.component)?))
+    }
+}
+
+impl From<&ProposalError> for proto::Error {
+    /// The leader's address is for the caller to add, who has the address book.
+    fn from(error: &ProposalError) -> Self {
+        Self {
+            code: error.code().to_owned(),
+            message: error.to_string(),
+            unknown: error.is_unknown(),
+            retryable: error.is_retryable(),
+            leader: match error {
+                ProposalError::NotLeader { leader } => leader.map_or(0, |node| node.0),
+                _ => 0,
+            },
+            leader_address: String::new(),
+        }
+    }
+}
+
+impl From<&WireError> for proto::Error {
+    fn from(error: &WireError) -> Self {
+        Self {
+            code: error.code().to_owned(),
+            message: error.to_string(),
+            ..Self::default()
+        }
+    }
+}
+
+/// Wraps a request into a frame.
+pub fn request_frame(id: u64, group: u64, body: request::Body) -> proto::ClientFrame {
+    let request = proto::Request {
+        id,
+        group,
+        body: Some(body),
+    };
+    proto::ClientFrame {
+        body: Some(client_frame::Body::Request(request)),
+    }
+}
+
+/// Wraps a response into a frame.
+pub fn response_frame(id: u64, body: response::Body) -> proto::ServerFrame {
+    let response = proto::Response {
+        id,
+        body: Some(body),
+    };
+    proto::ServerFrame {
+        body: Some(server_frame::Body::Response(response)),
+    }
+}
+
+fn outcome(outcome: Option<proto::Outcome>) -> Result<Outcome, WireError> {
+    outcome
+        .ok_or(WireError::Missing { what: "outcome" })?
+        .try_into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_anonymous_or_named_in_full() {
+        let propose = |session, sequence| proto::Propose {
+            session,
+            sequence,
+            ..Default::default()
+        };
+        assert_eq!(
+            Command::try_from(propose(0, 0)).unwrap().request,
+            RequestId::ANONYMOUS
+        );
+        let named = Command::try_from(propose(7, 1)).unwrap().request;
+        assert_eq!(
+            named,
+            RequestId {
+                session: SessionId(7),
+                sequence: 1
+            }
+        );
+        for (session, sequence) in [(7, 0), (0, 1)] {
+            assert!(matches!(
+                Command::try_from(propose(session, sequence)),
+                Err(WireError::Zero { .. })
+            ));
+        }
+    }
+
+    #[test]
+    fn a_response_survives_the_wire() {
+        let request = RequestId {
+            session: SessionId(9),
+            sequence: 4,
+        };
+        let outcome = Outcome::Rejected {
+            code: 3,
+            message: "no".into(),
+        };
+        let response = Response {
+            request,
+            index: LogIndex(8),
+            term: Term(2),
+            outcome,
+        };
+        assert_eq!(
+            proto::Proposed::from(response.clone())
+                .into_response(request)
+                .unwrap(),
+            response
+        );
+        let missing = proto::Proposed {
+            outcome: None,
+            ..proto::Proposed::from(response)
+        };
+        assert!(matches!(
+            missing.into_response(request),
+            Err(WireError::Missing { .. })
+        ));
+    }
+
+    #[test]
+    fn an_error_says_who_leads_and_whether_to_retry() {
+        let error = proto::Error::from(&ProposalError::NotLeader {
+            leader: Some(3.into()),
+        });
+        assert_eq!(
+            (
+                error.code.as_str(),
+                error.retryable,
+                error.unknown,
+                error.leader
+            ),
+            ("not-leader", true, false, 3)
+        );
+        let error = proto::Error::from(&ProposalError::Unknown);
+        assert_eq!(
+            (error.unknown, error.retryable, error.leader),
+            (true, true, 0)
+        );
+    }
+
+    #[test]
+    fn a_components_name_has_32_bytes() {
+        let id = ComponentId::of(b"wasm");
+        assert_eq!(proto::ComponentRead::new(id, 0, 1).id().unwrap(), id);
+        assert!(matches!(
+            proto::ComponentRead::default().id(),
+            Err(WireError::BadLength { found: 0, .. })
+        ));
+    }
+}

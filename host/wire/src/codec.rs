@@ -1,0 +1,393 @@
+//! Frames: how one message is told from the next, and a damaged one from a whole one.
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 2 | magic, `sk` |
+//! | 1 | version of this layout, 1 |
+//! | 1 | zero |
+//! | 4 | length of the body, little endian |
+//! | 4 | CRC-32C of the eight bytes above and the body, little endian |
+//! | length | body: one prost message |
+
+use std::marker::PhantomData;
+
+use bytes::{Buf, BufMut, BytesMut};
+use prost::Message;
+use tokio_util::codec;
+
+use crate::error::WireError;
+
+/// Bytes before the body.
+pub const HEADER: usize = 12;
+
+const MAGIC: [u8; 2] = *b"sk";
+const VERSION: u8 = 1;
+
+/// Bytes of the header that the checksum covers.
+const CHECKED: usize = 8;
+
+/// A decoder asks for at most this much room beyond what it has received, so that a header alone allocates nothing
+/// worth mentioning: a sender must send bytes to make the receiver hold bytes.
+const GROWTH: usize = 64 << 10;
+
+/// Writes messages as frames (`Encoder` of the seed package).
+///
+/// A failed `encode` leaves the buffer as it was.
+#[derive(Debug)]
+pub struct Encoder<M> {
+    limit: usize,
+    message: PhantomData<fn(M)>,
+}
+
+/// Reads messages from frames (`Decoder` of the seed package), however the stream is split.
+///
+/// Bytes fields of a message are slices of the buffer; a message holds on to the memory it came in.
+#[derive(Debug)]
+pub struct Decoder<M> {
+    limit: usize,
+    message: PhantomData<fn() -> M>,
+}
+
+impl<M: Message> Encoder<M> {
+    /// An encoder of frames with at most `limit` bytes of body.
+    pub fn new(limit: usize) -> Self {
+        Self {
+            limit: limit.min(u32::MAX as usize),
+            message: PhantomData,
+        }
+    }
+
+    /// Appends one frame to the buffer.
+    ///
+    /// # Errors
+    /// [`WireError::EmptyMessage`] for a message that encodes to nothing, [`WireError::FrameTooLarge`].
+    pub fn put(&self, message: &M, buffer: &mut BytesMut) -> Result<(), WireError> {
+        let size = message.encoded_len();
+        if size == 0 {
+            return Err(WireError::EmptyMessage);
+        }
+        if size > self.limit {
+            return Err(WireError::FrameTooLarge {
+                size,
+                limit: self.limit,
+            });
+        }
+        buffer.reserve(HEADER + size);
+        let start = buffer.len();
+        buffer.put_slice(&MAGIC);
+        buffer.put_u8(VERSION);
+        buffer.put_u8(0);
+        buffer.put_u32_le(u32::try_from(size).expect("the limit is at most u32::MAX"));
+        buffer.put_u32_le(0);
+        message.encode_raw(buffer);
+        let frame = &mut buffer[start..];
+        let checksum = checksum(&frame[..CHECKED], &frame[HEADER..]);
+        frame[CHECKED..HEADER].copy_from_slice(&checksum.to_le_bytes());
+        Ok(())
+    }
+}
+
+impl<M: Message + Default> Decoder<M> {
+    /// A decoder that refuses frames with more than `limit` bytes of body before it makes room for them.
+    pub fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            message: PhantomData,
+        }
+    }
+
+    /// Changes the limit for the frames to come: the first frame of a connection comes from a stranger.
+    pub fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
+    }
+
+    /// Takes one message out of the buffer, or `None` if its frame is not complete yet.
+    ///
+    /// # Errors
+    /// All of [`WireError`] that speaks of frames except [`WireError::NotEnoughData`]; after one the buffer has lost
+    /// its place.
+    pub fn take(&mut self, buffer: &mut BytesMut) -> Result<Option<M>, WireError> {
+        let Some(header) = Header::peek(buffer)? else {
+            return Ok(None);
+        };
+        let size = header.size;
+        if size > self.limit {
+            return Err(WireError::FrameTooLarge {
+                size,
+                limit: self.limit,
+            });
+        }
+        if size == 0 {
+            return Err(WireError::EmptyMessage);
+        }
+        let whole = HEADER + size;
+        if buffer.len() < whole {
+            buffer.reserve((whole - buffer.len()).min(GROWTH));
+            return Ok(None);
+        }
+        let mut frame = buffer.split_to(whole).freeze();
+        let computed = checksum(&frame[..CHECKED], &frame[HEADER..]);
+        if computed != header.checksum {
+            return Err(WireError::Corrupt {
+                found: header.checksum,
+                computed,
+            });
+        }
+        frame.advance(HEADER);
+        Ok(Some(M::decode(frame)?))
+    }
+
+    /// As [`Decoder::take`], at the end of the stream.
+    ///
+    /// # Errors
+    /// [`WireError::NotEnoughData`] if the stream ended inside a frame, and those of `take`.
+    pub fn take_last(&mut self, buffer: &mut BytesMut) -> Result<Option<M>, WireError> {
+        if let Some(message) = self.take(buffer)? {
+            return Ok(Some(message));
+        }
+        if buffer.is_empty() {
+            return Ok(None);
+        }
+        let whole = HEADER + Header::peek(buffer)?.map_or(0, |header| header.size);
+        Err(WireError::NotEnoughData {
+            missing: whole - buffer.len(),
+        })
+    }
+}
+
+impl<M: Message> codec::Encoder<M> for Encoder<M> {
+    type Error = WireError;
+
+    fn encode(&mut self, message: M, buffer: &mut BytesMut) -> Result<(), WireError> {
+        self.put(&message, buffer)
+    }
+}
+
+impl<M: Message + Default> codec::Decoder for Decoder<M> {
+    type Item = M;
+    type Error = WireError;
+
+    fn decode(&mut self, buffer: &mut BytesMut) -> Result<Option<M>, WireError> {
+        self.take(buffer)
+    }
+
+    fn decode_eof(&mut self, buffer: &mut BytesMut) -> Result<Option<M>, WireError> {
+        self.take_last(buffer)
+    }
+}
+
+struct Header {
+    size: usize,
+    checksum: u32,
+}
+
+impl Header {
+    /// Reads the header at the start of the buffer, or `None` if too little of it is there. What is wrong with the
+    /// first bytes is said as soon as they are there: a stranger may wait for an answer before it sends more.
+    fn peek(buffer: &[u8]) -> Result<Option<Self>, WireError> {
+        let seen = buffer.len().min(MAGIC.len());
+        if buffer[..seen] != MAGIC[..seen] {
+            return Err(WireError::BadMagic {
+                found: [buffer[0], buffer.get(1).copied().unwrap_or(0)],
+            });
+        }
+        if let Some(&found) = buffer.get(2).filter(|version| **version != VERSION) {
+            return Err(WireError::UnsupportedVersion {
+                found,
+                supported: VERSION,
+            });
+        }
+        let Some(header) = buffer.first_chunk::<HEADER>() else {
+            return Ok(None);
+        };
+        let word = |at: usize| {
+            u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+        };
+        Ok(Some(Self {
+            size: word(4) as usize,
+            checksum: word(CHECKED),
+        }))
+    }
+}
+
+fn checksum(header: &[u8], body: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(header), body)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::proto::SnapshotChunk;
+
+    const LIMIT: usize = 1 << 16;
+
+    fn chunk(transfer: u64, data: Vec<u8>) -> SnapshotChunk {
+        SnapshotChunk {
+            transfer,
+            offset: 7,
+            data: Bytes::from(data),
+        }
+    }
+
+    fn stream(messages: &[SnapshotChunk]) -> BytesMut {
+        let mut buffer = BytesMut::new();
+        for message in messages {
+            Encoder::new(LIMIT).put(message, &mut buffer).unwrap();
+        }
+        buffer
+    }
+
+    fn all(pieces: &[&[u8]]) -> Result<Vec<SnapshotChunk>, WireError> {
+        let mut decoder = Decoder::<SnapshotChunk>::new(LIMIT);
+        let (mut buffer, mut messages) = (BytesMut::new(), Vec::new());
+        for piece in pieces {
+            buffer.extend_from_slice(piece);
+            while let Some(message) = decoder.take(&mut buffer)? {
+                messages.push(message);
+            }
+        }
+        while let Some(message) = decoder.take_last(&mut buffer)? {
+            messages.push(message);
+        }
+        Ok(messages)
+    }
+
+    #[test]
+    fn an_empty_message_is_an_error_on_both_ends() {
+        let mut buffer = BytesMut::new();
+        let empty = SnapshotChunk::default();
+        assert!(matches!(
+            Encoder::new(LIMIT).put(&empty, &mut buffer),
+            Err(WireError::EmptyMessage)
+        ));
+        assert!(buffer.is_empty());
+        let mut frame = stream(&[chunk(1, vec![1])]);
+        frame.truncate(HEADER);
+        frame[4..8].fill(0);
+        assert!(matches!(all(&[&frame]), Err(WireError::EmptyMessage)));
+    }
+
+    #[test]
+    fn an_oversized_frame_is_refused_before_there_is_room_for_it() {
+        let mut buffer = BytesMut::new();
+        let large = chunk(1, vec![0; LIMIT]);
+        let Err(WireError::FrameTooLarge { size, limit }) =
+            Encoder::new(LIMIT).put(&large, &mut buffer)
+        else {
+            panic!("encoded");
+        };
+        assert_eq!((size, limit), (large.encoded_len(), LIMIT));
+        Encoder::new(usize::MAX).put(&large, &mut buffer).unwrap();
+        buffer.truncate(HEADER);
+        let mut header = BytesMut::from(&buffer[..]);
+        assert!(matches!(
+            Decoder::<SnapshotChunk>::new(LIMIT).take(&mut header),
+            Err(WireError::FrameTooLarge { .. })
+        ));
+        let mut allowed = BytesMut::from(&buffer[..]);
+        allowed[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert!(
+            Decoder::<SnapshotChunk>::new(usize::MAX)
+                .take(&mut allowed)
+                .unwrap()
+                .is_none()
+        );
+        assert!(
+            allowed.capacity() <= 4 * GROWTH,
+            "a header alone made {} bytes of room",
+            allowed.capacity()
+        );
+    }
+
+    #[test]
+    fn a_stream_that_ends_inside_a_frame_says_so() {
+        let frame = stream(&[chunk(1, vec![7; 30])]);
+        assert!(all(&[]).unwrap().is_empty());
+        for end in 1..frame.len() {
+            let error = all(&[&frame[..end]]).unwrap_err();
+            let WireError::NotEnoughData { missing } = error else {
+                panic!("{error} at {end}")
+            };
+            let known = if end < HEADER { HEADER } else { frame.len() };
+            assert_eq!(missing, known - end);
+        }
+    }
+
+    #[test]
+    fn strangers_are_recognised_by_their_first_bytes() {
+        assert!(matches!(all(&[b"G"]), Err(WireError::BadMagic { .. })));
+        assert!(matches!(
+            all(&[b"GET / HTTP/1.1\r\n"]),
+            Err(WireError::BadMagic {
+                found: [b'G', b'E']
+            })
+        ));
+        assert!(matches!(
+            all(&[b"sk\x09"]),
+            Err(WireError::UnsupportedVersion { found: 9, .. })
+        ));
+    }
+
+    #[test]
+    fn decoded_bytes_are_slices_of_the_frame() {
+        let mut buffer = stream(&[chunk(1, vec![7; 4096])]);
+        let memory = buffer.as_ptr_range();
+        let message = Decoder::<SnapshotChunk>::new(LIMIT)
+            .take(&mut buffer)
+            .unwrap()
+            .unwrap();
+        assert!(memory.contains(&message.data.as_ptr()));
+    }
+
+    #[test]
+    fn a_wrong_body_under_a_right_checksum_is_malformed() {
+        let mut frame = stream(&[chunk(1, vec![7; 3])]);
+        frame[HEADER] = 0xff;
+        let sum = checksum(&frame[..CHECKED], &frame[HEADER..]);
+        frame[CHECKED..HEADER].copy_from_slice(&sum.to_le_bytes());
+        assert!(matches!(all(&[&frame]), Err(WireError::Malformed(_))));
+    }
+
+    #[test]
+    fn every_flipped_bit_is_an_error() {
+        let frame = stream(&[chunk(1, vec![7; 20]), chunk(2, vec![8; 5])]);
+        for bit in 0..frame.len() * 8 {
+            let mut damaged = frame.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(all(&[&damaged]).is_err(), "bit {bit}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_split_of_a_stream_decodes_the_same(
+            bodies in prop::collection::vec((1u64.., prop::collection::vec(any::<u8>(), 0..300)), 0..8),
+            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..12),
+        ) {
+            let messages: Vec<_> = bodies.into_iter().map(|(transfer, data)| chunk(transfer, data)).collect();
+            let bytes = stream(&messages);
+            let mut at: Vec<_> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+            at.extend([0, bytes.len()]);
+            at.sort_unstable();
+            let pieces: Vec<_> = at.windows(2).map(|ends| &bytes[ends[0]..ends[1]]).collect();
+            prop_assert_eq!(all(&pieces).unwrap(), messages);
+        }
+
+        #[test]
+        fn garbage_never_panics(garbage in prop::collection::vec(any::<u8>(), 0..200), framed in any::<bool>()) {
+            let mut bytes = BytesMut::new();
+            if framed {
+                bytes.put_slice(&MAGIC);
+                bytes.put_slice(&[VERSION, 0]);
+                bytes.put_u32_le(garbage.len() as u32);
+                let sum = checksum(&bytes[..CHECKED], &garbage);
+                bytes.put_u32_le(sum);
+            }
+            bytes.extend_from_slice(&garbage);
+            let _ = all(&[&bytes]);
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! What Skep says on the network: frames, and the messages in them.
+//!
+//! [`codec`] cuts a stream into checked frames. [`proto`] holds the messages as they are on the wire; they are generated
+//! from `proto/*.proto`. [`peer`] and [`client`] turn them into the words of `skep-core` and back by moving fields: the
+//! bytes of an entry are a slice of the frame they came in. Nothing here does I/O.
+//!
+//! A byte from the network is only ever parsed by prost, never by the protobuf library inside raft-rs.
+
+pub mod client;
+pub mod codec;
+mod error;
+pub mod peer;
+mod proposal;
+mod raft_message;
+
+pub use error::WireError;
+
+/// The messages as they are on the wire, generated from `proto/*.proto`; the comments there say what each field is.
+pub mod proto {
+    #![allow(
+        missing_docs,
+        unused_qualifications,
+        clippy::large_enum_variant,
+        clippy::doc_markdown
+    )]
+    include!(concat!(env!("OUT_DIR"), "/skep.wire.v1.rs"));
+}
+
+/// Version of the protocol between nodes; both ends of a connection speak the same one.
+pub const PEER_PROTOCOL: u32 = 1;
+
+/// Version of the protocol between clients and nodes.
+pub const CLIENT_PROTOCOL: u32 = 1;
+
+/// Most bytes in a frame's body. Well above the largest message, an append of one entry of 8 MiB, so that a batch of
+/// several fits, and small enough that a peer's frame in memory is nothing to fear.
+pub const MAX_FRAME: usize = 64 << 20;
+
+/// Most bytes in the body of the first frame of a connection, which comes from someone not known yet.
+pub const MAX_HELLO: usize = 4 << 10;
+
+/// Most bytes in the body of a frame of a client connection: an entry's 8 MiB and its envelope, with room to spare.
+pub const MAX_CLIENT_FRAME: usize = 16 << 20;
+
+/// Most bytes of a snapshot or a component in one frame.
+pub const MAX_CHUNK: usize = 1 << 20;

@@ -1,0 +1,508 @@
+//! Components that attack, beside a group that works: the client of an attack gets its error, everybody else goes on.
+
+use std::time::Duration;
+
+use serde_json::json;
+use skep_client::{Client, GroupId, GuestFault, Outcome};
+use skep_tests::clock::{eventually, within};
+use skep_tests::cluster::{Cluster, Settings, files};
+use skep_tests::guests;
+
+use tokio::task::JoinSet;
+
+use crate::load::{Load, answer, propose, text};
+
+/// How long an attack may keep its own client waiting: its fuel is half a second of work, here on a busy machine.
+const BOUNDED: Duration = Duration::from_secs(20);
+/// Commands of a clockwork at once.
+const TICKS: usize = 5;
+/// Memory of a hostile guest, so that three replicas of a hoarder fit a small machine.
+const MEMORY_BYTES: u64 = 64 << 20;
+
+/// A hostile component, and what each of its attacks is answered with.
+struct Guest {
+    name: &'static str,
+    component: &'static [u8],
+    commands: &'static [(&'static str, GuestFault)],
+    queries: &'static [(&'static str, GuestFault)],
+}
+
+const GUESTS: [Guest; 5] = [
+    Guest {
+        name: "loops",
+        component: guests::LOOPS,
+        commands: &[("loop", GuestFault::OutOfFuel)],
+        queries: &[("loop", GuestFault::OutOfFuel)],
+    },
+    Guest {
+        name: "hoards",
+        component: guests::HOARDS,
+        commands: &[
+            ("hoard", GuestFault::Unreachable),
+            ("hoard 100", GuestFault::Unreachable),
+        ],
+        queries: &[],
+    },
+    Guest {
+        name: "recurses",
+        component: guests::RECURSES,
+        commands: &[
+            ("recurse", GuestFault::Unreachable),
+            ("recurse-frames", GuestFault::MemoryOutOfBounds),
+        ],
+        queries: &[
+            ("recurse", GuestFault::Unreachable),
+            ("recurse-frames", GuestFault::MemoryOutOfBounds),
+        ],
+    },
+    Guest {
+        name: "exits",
+        component: guests::EXITS,
+        commands: &[
+            ("exit", GuestFault::Exit),
+            ("exit-well", GuestFault::Exit),
+            ("abort", GuestFault::Unreachable),
+        ],
+        queries: &[("exit", GuestFault::Exit)],
+    },
+    Guest {
+        name: "giant-reply",
+        component: guests::GIANT_REPLY,
+        commands: &[
+            ("giant", GuestFault::Unreachable),
+            ("giant 4000000", GuestFault::ReplyTooLarge),
+            ("giant-rejection 4000000", GuestFault::ReplyTooLarge),
+        ],
+        queries: &[("giant 4000000", GuestFault::ReplyTooLarge)],
+    },
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attacks_are_answered_and_harm_nobody_else() {
+    let cluster = Cluster::start(&Settings::default()).await;
+    let kv = cluster.create_kv(1, "kv", &[1, 2, 3]).await;
+    let client = cluster.client().await;
+    let load = Load::start(&[cluster.client().await], kv, 2).await;
+    let mut groups = Vec::new();
+    for guest in &GUESTS {
+        let group = create(&cluster, guest.name, guest.component).await;
+        let counted = attack(&client, group, guest, &load).await;
+        groups.push((guest.name, group, counted));
+    }
+    for (name, group, counted) in groups {
+        cluster.caught_up(group, &cluster.ids()).await;
+        for id in cluster.ids() {
+            let replica = text(cluster.replica_answer(id, group, "get").await);
+            assert_eq!(replica, counted.to_string(), "{name} on node {id}");
+            let status = cluster.try_status(id, group).await.expect("a status");
+            assert_eq!(status.halted, None, "{name} on node {id}");
+        }
+    }
+    load.verify(&cluster).await;
+}
+
+/// Every attack, each between honest commands; how often the guest has counted.
+async fn attack(client: &Client, group: GroupId, guest: &Guest, load: &Load) -> u64 {
+    let mut counted = 0;
+    for (command, fault) in guest.commands {
+        counted += 1;
+        assert_eq!(
+            text(propose(client, group, "add").await),
+            counted.to_string(),
+            "{} before {command}",
+            guest.name
+        );
+        let before = load.acknowledged();
+        let outcome = within(BOUNDED, command, propose(client, group, command)).await;
+        assert_eq!(outcome, Outcome::Fault(*fault), "{}: {command}", guest.name);
+        assert!(
+            load.acknowledged() > before || *fault != GuestFault::OutOfFuel,
+            "{command} held another group up"
+        );
+        assert_eq!(
+            text(propose(client, group, "ping").await),
+            "pong",
+            "{} after {command}",
+            guest.name
+        );
+        counted += 1;
+        assert_eq!(
+            text(propose(client, group, "add").await),
+            counted.to_string(),
+            "{} after {command}",
+            guest.name
+        );
+    }
+    for (query, fault) in guest.queries {
+        let asked = client.query(
+            group,
+            (*query).into(),
+            skep_client::Consistency::Linearizable,
+        );
+        let outcome = within(BOUNDED, query, asked)
+            .await
+            .expect("an answer")
+            .outcome;
+        assert_eq!(
+            outcome,
+            Outcome::Fault(*fault),
+            "{}: query {query}",
+            guest.name
+        );
+        assert_eq!(
+            answer(client, group, "get").await,
+            counted.to_string(),
+            "{} after query {query}",
+            guest.name
+        );
+    }
+    load.more(2).await;
+    counted
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn traps_in_each_export_stay_in_their_group() {
+    let mut cluster = Cluster::start(&Settings {
+        nodes: 4,
+        ..Settings::default()
+    })
+    .await;
+    let members = [1, 2, 3];
+    let kv = cluster.create_kv(1, "kv", &members).await;
+    let load = Load::start(&[cluster.client().await], kv, 2).await;
+    let client = cluster.client().await;
+    let component = cluster.upload(1, guests::TRAPS).await.to_string();
+    let request = json!({"name": "traps", "component": component, "members": members});
+    let created = cluster
+        .http(1, "POST", "/v1/groups", request.to_string())
+        .await;
+    assert_eq!(created.status, 201, "{}", created.text());
+    let group = GroupId(created.json()["id"].as_u64().expect("an id"));
+
+    // apply and query
+    let mut counted = 0;
+    for (command, fault) in [
+        ("trap", GuestFault::Unreachable),
+        ("panic", GuestFault::Unreachable),
+        ("oob", GuestFault::MemoryOutOfBounds),
+    ] {
+        assert_eq!(
+            propose(&client, group, command).await,
+            Outcome::Fault(fault),
+            "{command}"
+        );
+        counted += 1;
+        assert_eq!(
+            text(propose(&client, group, "add").await),
+            counted.to_string(),
+            "after {command}"
+        );
+    }
+    let asked = client
+        .query(group, "trap".into(), skep_client::Consistency::Linearizable)
+        .await;
+    assert_eq!(
+        asked.expect("an answer").outcome,
+        Outcome::Fault(GuestFault::Unreachable)
+    );
+    assert_eq!(answer(&client, group, "get").await, counted.to_string());
+    // The same over HTTP, with its stable code.
+    let trapped = cluster
+        .http(2, "POST", "/v1/groups/traps/propose", "trap")
+        .await;
+    assert_eq!(
+        (trapped.status, trapped.code().as_str()),
+        (422, "guest-fault"),
+        "{}",
+        trapped.text()
+    );
+    assert_eq!(trapped.json()["fault"], "unreachable");
+
+    // save and restore: the snapshot fails, the group goes on, and says so
+    for arm in ["trap-save", "trap-restore"] {
+        assert_eq!(text(propose(&client, group, arm).await), "armed");
+        cluster
+            .http(1, "POST", "/v1/groups/traps/snapshot", "")
+            .await;
+        counted += 1;
+        assert_eq!(
+            text(propose(&client, group, "add").await),
+            counted.to_string(),
+            "after {arm}"
+        );
+        let status = cluster.try_status(1, group).await.expect("a status");
+        assert_eq!(status.halted, None, "{arm}");
+        assert_eq!(text(propose(&client, group, "disarm").await), "disarmed");
+    }
+    let snapshot = cluster
+        .http(1, "POST", "/v1/groups/traps/snapshot", "")
+        .await;
+    assert_eq!(snapshot.status, 200, "{}", snapshot.text());
+
+    // process-status-change
+    assert_eq!(text(propose(&client, group, "trap-status").await), "armed");
+    let leader = cluster.leader_among(group, &members).await;
+    let other = if leader == 1 { 2 } else { 1 };
+    let moved = cluster
+        .http(
+            1,
+            "POST",
+            "/v1/groups/traps/transfer",
+            json!({"node": other}).to_string(),
+        )
+        .await;
+    assert_eq!(moved.status, 200, "{}", moved.text());
+    counted += 1;
+    assert_eq!(
+        text(propose(&client, group, "add").await),
+        counted.to_string(),
+        "after a change of leader"
+    );
+    assert_eq!(text(propose(&client, group, "disarm").await), "disarmed");
+
+    // apply-conf-change
+    assert_eq!(text(propose(&client, group, "trap-conf").await), "armed");
+    let added = cluster
+        .http(
+            1,
+            "POST",
+            "/v1/groups/traps/members",
+            json!({"node": 4}).to_string(),
+        )
+        .await;
+    assert_eq!(added.status, 200, "{}", added.text());
+    counted += 1;
+    assert_eq!(
+        text(propose(&client, group, "add").await),
+        counted.to_string(),
+        "after a change of members"
+    );
+    assert_eq!(text(propose(&client, group, "disarm").await), "disarmed");
+
+    cluster.caught_up(group, &[1, 2, 3, 4]).await;
+    for id in cluster.ids() {
+        assert_eq!(
+            text(cluster.replica_answer(id, group, "get").await),
+            counted.to_string(),
+            "node {id}"
+        );
+    }
+    // What a replica holds after all this is also what it finds on its disk.
+    cluster.kill_at_once(&[1, 2, 3, 4]);
+    cluster.start_all().await;
+    assert_eq!(answer(&client, group, "get").await, counted.to_string());
+
+    // init: whoever creates such a group is told, nobody can use it, and all others do not notice
+    let request =
+        json!({"name": "unborn", "component": component, "members": members, "init": "trap-init"});
+    let created = cluster.http(1, "POST", "/v1/groups", request.to_string());
+    let created = within(Duration::from_secs(45), "the answer", created).await;
+    assert!(
+        created.text().contains("init failed"),
+        "{} {}",
+        created.status,
+        created.text()
+    );
+    let used = cluster.http(1, "POST", "/v1/groups/unborn/propose", "ping");
+    let used = within(BOUNDED, "the answer", used).await;
+    assert_eq!(
+        (used.status, used.code().as_str()),
+        (503, "group-faulted"),
+        "{}",
+        used.text()
+    );
+    let status = cluster.http(1, "GET", "/v1/groups/unborn/status", "").await;
+    assert!(status.text().contains("init failed"), "{}", status.text());
+    let removed = cluster.http(1, "DELETE", "/v1/groups/unborn", "").await;
+    assert_eq!(removed.status, 200, "{}", removed.text());
+    counted += 1;
+    assert_eq!(
+        text(propose(&client, group, "add").await),
+        counted.to_string()
+    );
+    load.verify(&cluster).await;
+}
+
+#[tokio::test]
+async fn what_cannot_say_what_it_is_is_refused() {
+    let cluster = Cluster::start(&Settings {
+        nodes: 1,
+        ..Settings::default()
+    })
+    .await;
+    let id = skep_client::ComponentId::of(guests::TRAPS_DESCRIBE);
+    let answer = cluster
+        .http(
+            1,
+            "PUT",
+            &format!("/v1/components/{id}"),
+            guests::TRAPS_DESCRIBE,
+        )
+        .await;
+    assert_eq!(
+        (answer.status, answer.code().as_str()),
+        (422, "invalid-component"),
+        "{}",
+        answer.text()
+    );
+    assert!(
+        answer.text().contains("could not say what it is"),
+        "{}",
+        answer.text()
+    );
+    let request = json!({"name": "t", "component": id.to_string()}).to_string();
+    let answer = cluster.http(1, "POST", "/v1/groups", request).await;
+    assert_eq!(answer.status, 404, "{}", answer.text());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn noise_is_tamed_in_the_logs() {
+    let cluster = Cluster::start(&Settings::default()).await;
+    let group = create(&cluster, "noisy", guests::NOISY).await;
+    let client = cluster.client().await;
+    assert_eq!(text(propose(&client, group, "noise 1000").await), "quiet");
+    assert_eq!(
+        text(propose(&client, group, "noise-line 100000").await),
+        "quiet"
+    );
+    // More than one call may hand to the host at all.
+    assert_eq!(
+        propose(&client, group, "noise-line 3000000").await,
+        Outcome::Fault(GuestFault::Limit)
+    );
+    assert_eq!(text(propose(&client, group, "add").await), "1");
+    cluster.caught_up(group, &cluster.ids()).await;
+    for id in cluster.ids() {
+        let log = cluster.node(id).log();
+        assert!(log.contains("forged line"), "node {id} dropped all of it");
+        // Three calls of at most 16 KiB each, escaped, with what surrounds each line.
+        assert!(
+            log.len() < 1 << 20,
+            "the log of node {id} has {} bytes",
+            log.len()
+        );
+        let forged = |line: &&str| line.starts_with("2026-01-01T00:00:00Z");
+        assert_eq!(log.lines().find(forged), None, "node {id}");
+        let control = |c: &char| c.is_control() && *c != '\n' || *c == '\u{202e}';
+        assert_eq!(log.chars().find(control), None, "node {id}");
+    }
+}
+
+/// The same clock, the same randomness, the same order of a hash map on every replica, whether it applied the entries in
+/// one life or began anew from its disk in between. The answers are compared on all replicas: a group keeps those of a
+/// session with its state, so they are in each replica's snapshot, which must be the same to the byte.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_see_the_same_clock_and_chance() {
+    let mut cluster = Cluster::start(&Settings::default()).await;
+    let group = create(&cluster, "clockwork", guests::CLOCKWORK).await;
+    let session = cluster
+        .client()
+        .await
+        .session(group)
+        .await
+        .expect("a session");
+    let mut ticks = Vec::new();
+    for round in 0..3 {
+        let slept = session.propose("sleep 3600".into());
+        let slept = within(BOUNDED, "an hour's sleep", slept)
+            .await
+            .expect("a sleep");
+        assert_eq!(text(slept.outcome), "awake");
+        // All in flight at once: the group keeps an answer until a later command says that it has arrived.
+        let mut asked = JoinSet::new();
+        for _ in 0..TICKS {
+            let session = session.clone();
+            asked.spawn(async move { session.propose("tick".into()).await });
+        }
+        while let Some(ticked) = asked.join_next().await {
+            let ticked = ticked.expect("the task").expect("a tick");
+            ticks.push(text(ticked.outcome));
+        }
+        cluster.caught_up(group, &cluster.ids()).await;
+        if round < 2 {
+            let follower = cluster.others(&[cluster.leader(group).await])[round];
+            // Queries must leave no trace in what is applied later, on the one node that is asked.
+            let seen = text(cluster.replica_answer(follower, group, "tick").await);
+            assert!(seen.contains("order=["), "{seen}");
+            cluster.kill(follower);
+            cluster.restart(follower).await;
+        }
+        same_snapshots(&cluster, group).await;
+    }
+    for tick in &ticks {
+        assert!(
+            tick.contains("environment=[]") && tick.contains("arguments=[]"),
+            "{tick}"
+        );
+    }
+    ticks.sort();
+    ticks.dedup();
+    assert_eq!(
+        ticks.len(),
+        3 * TICKS,
+        "each tick has its own time and chance"
+    );
+}
+
+/// Makes every replica take a snapshot at one index and compares the files.
+async fn same_snapshots(cluster: &Cluster, group: GroupId) {
+    let taken = cluster
+        .http(1, "POST", &format!("/v1/groups/{group}/snapshot"), "")
+        .await;
+    assert_eq!(taken.status, 200, "{}", taken.text());
+    let index = taken.json()["index"].as_u64().expect("an index");
+    let mut snapshots = Vec::new();
+    for id in cluster.ids() {
+        eventually(
+            &format!("node {id} has the snapshot at {index}"),
+            async || {
+                let snapshot = cluster.try_status(id, group).await?.replica.snapshot;
+                if snapshot.0 >= index {
+                    Ok(())
+                } else {
+                    Err(format!("its last is at {snapshot}"))
+                }
+            },
+        )
+        .await;
+        let mut newest: Vec<_> = files(&cluster.node(id).data().join("snap"))
+            .into_iter()
+            .filter_map(|(path, _)| {
+                let bytes = std::fs::read(&path).ok()?;
+                let name = path.file_name()?.to_str()?.to_owned();
+                Some((name, bytes))
+            })
+            .filter(|(name, _)| !name.ends_with(".tmp"))
+            .collect();
+        newest.sort();
+        snapshots.push(newest.pop().expect("a snapshot file"));
+    }
+    let (name, bytes) = &snapshots[0];
+    let kept = bytes.windows(6).filter(|six| six == b"order=").count();
+    assert_eq!(kept, TICKS, "answers in {name}");
+    for (id, (other, same)) in (1..).zip(&snapshots) {
+        assert_eq!(other, name, "node {id}");
+        assert!(same == bytes, "{name} on node {id} differs from node 1's");
+    }
+}
+
+/// A group of a hostile component on all nodes.
+async fn create(cluster: &Cluster, name: &str, component: &[u8]) -> GroupId {
+    let component = cluster.upload(1, component).await.to_string();
+    let profile = json!({"memory-bytes": MEMORY_BYTES});
+    let request = json!({"name": name, "component": component, "profile": profile});
+    let answer = cluster
+        .http(1, "POST", "/v1/groups", request.to_string())
+        .await;
+    assert_eq!(answer.status, 201, "{}", answer.text());
+    let group = GroupId(answer.json()["id"].as_u64().expect("an id"));
+    // All three replicas, so that each attack meets all of them.
+    eventually(&format!("group {name} is up on every node"), async || {
+        for id in cluster.ids() {
+            cluster.try_status(id, group).await?;
+        }
+        Ok(())
+    })
+    .await;
+    group
+}

@@ -1,0 +1,13 @@
+//! Real processes on loopback: kill -9, hostile guests, bad input, the demonstration.
+
+mod bad_input;
+mod components;
+mod demo;
+mod disk_damage;
+mod group_commit;
+mod hostile;
+mod lifecycle;
+mod load;
+mod membership;
+mod power;
+mod retries;

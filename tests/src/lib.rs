@@ -1,0 +1,12 @@
+//! Tests of Skep that cross crates: real processes, hostile guests, the seed package's surface.
+//!
+//! [`cluster`] starts real `skep serve` processes on loopback, [`http`] and the `skep-client` crate speak to them, and
+//! [`clock`] waits for what they should become. A failure of the harness itself is a panic that says what was expected,
+//! because a test has nobody to hand an error to.
+
+pub mod clock;
+pub mod cluster;
+pub mod guests;
+pub mod http;
+pub mod process;
+pub mod seed;
