@@ -2,6 +2,8 @@
 //! leader is removed.
 
 use prost::Message;
+use raft::GetEntriesContext;
+use raft::eraftpb::EntryType;
 
 use crate::config::MEMBERS_MAX;
 use crate::group::{Group, Raft, raft_change};
@@ -45,6 +47,10 @@ impl Group {
                 return;
             }
         };
+        if self.raft_waits_with_changes() {
+            self.defer(asker, Proposal::Change(change));
+            return;
+        }
         if let Err(asker) = self.propose_record(record, Some(asker)) {
             for asker in asker {
                 self.reply(asker, Err(ProposalError::ChangeInProgress));
@@ -138,7 +144,24 @@ impl Group {
                 .is_some_and(|progress| progress.recent_active)
     }
 
+    /// Whether a change is in the log and not applied.
     fn change_in_flight(&self) -> bool {
+        let Some(Raft(node)) = &self.raft else {
+            return false;
+        };
+        let log = &node.raft.raft_log;
+        let (from, to) = (self.processed.0 + 1, log.last_index() + 1);
+        let entries = log.slice(from, to, None, GetEntriesContext::empty(false));
+        entries.is_ok_and(|entries| {
+            entries
+                .iter()
+                .any(|entry| entry.entry_type != EntryType::EntryNormal)
+        })
+    }
+
+    /// Whether Raft would put a change aside although none is in flight: a new leader takes the whole of its unapplied
+    /// log for one.
+    fn raft_waits_with_changes(&self) -> bool {
         self.raft
             .as_ref()
             .is_some_and(|raft| raft.0.raft.has_pending_conf())
@@ -171,7 +194,7 @@ impl Group {
 
     /// Promotes a learner that has nearly all of the log.
     pub(crate) fn promote_who_has_caught_up(&mut self) {
-        if !self.can_propose() || self.change_in_flight() || self.proposals.elected {
+        if !self.can_propose() || self.raft_waits_with_changes() || self.proposals.elected {
             return;
         }
         let Some(Raft(node)) = &self.raft else { return };

@@ -83,7 +83,16 @@ async fn stop_answers_what_is_in_flight() {
         (probe.entered.load(SeqCst) == 1).then_some(())
     })
     .await;
+    let committed = || async {
+        let status = node.status(GROUP).await.expect("the group is here");
+        status.replica.commit
+    };
+    let before = committed().await;
     let behind = in_flight(b"add k");
+    until("it is in the log", || async {
+        (committed().await > before).then_some(())
+    })
+    .await;
     let asking = {
         let node = node.clone();
         tokio::spawn(async move {
@@ -129,7 +138,7 @@ async fn stop_answers_what_is_in_flight() {
         .count(1, GROUP, "k", Consistency::Linearizable)
         .await
         .expect("it is answered");
-    assert!(count <= 1);
+    assert_eq!(count, 1, "it was in the log");
 }
 
 #[tokio::test(flavor = "multi_thread")]

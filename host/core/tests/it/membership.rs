@@ -184,3 +184,24 @@ fn a_joiner_takes_no_id_of_a_replica_that_was_removed() {
     cluster.tick(5);
     assert_eq!(cluster.status(2).expect("runs").replica.0, 0);
 }
+
+#[test]
+fn a_change_asked_of_a_new_leader_waits_for_its_log() {
+    let mut cluster = Cluster::new(3);
+    cluster.elect(1);
+    cluster.tick(2);
+    // Node 2 is elected with an entry of its own that is not committed yet.
+    cluster.input(1, Input::Transfer { to: NodeId(2) });
+    cluster.drop = |message| crate::cluster::is_append(message) && message.from.0 == 2;
+    cluster.until("node 2 leads", |cluster| {
+        cluster
+            .status(2)
+            .is_some_and(|status| status.part == Part::Leader)
+    });
+    let waiter = cluster.propose(2, remove(3));
+    cluster.run();
+    assert_eq!(cluster.reply(2, waiter), None);
+    cluster.drop = |_| false;
+    cluster.until("an answer", |cluster| cluster.reply(2, waiter).is_some());
+    assert!(matches!(cluster.reply(2, waiter), Some(Ok(_))));
+}
