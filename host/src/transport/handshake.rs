@@ -206,7 +206,7 @@ impl Identity {
         }
     }
 
-    /// Hears out who has connected. The answer is for [`welcome`] or [`refuse`] to give.
+    /// Hears out who has connected. The answer is for `welcome` or `refuse` to give.
     pub(super) async fn hear(&self, connection: &mut Connection) -> Result<Hello, HandshakeError> {
         let first = timeout(HANDSHAKE_TIMEOUT, connection.reader.next(None))
             .await

@@ -496,3 +496,21 @@ async fn the_machine_hears_of_members_with_their_data() {
         (ChangeKind::AddVoter, ONE, &member.data)
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_to_a_silent_member_says_that_it_is_unreachable() {
+    let cluster = Cluster::with_group(3).await;
+    let leader = cluster.leader(GROUP).await;
+    let silent = cluster
+        .ids()
+        .into_iter()
+        .find(|node| *node != leader)
+        .expect("there are three");
+    cluster.net.cut(silent);
+    let error = until("the leader has noticed", || async {
+        let node = cluster.node(leader.0);
+        node.transfer_leader(GROUP, silent).await.err()
+    })
+    .await;
+    assert_eq!(error.code(), "unreachable", "{error}");
+}

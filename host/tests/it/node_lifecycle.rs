@@ -54,6 +54,13 @@ async fn after_stop_every_call_says_so_and_none_hangs() {
                 .await
                 .expect_err("stopped"),
             node.snapshot(GROUP).await.expect_err("stopped"),
+            node.step_batch(skep::Batch {
+                from: NodeId(2),
+                to: ONE,
+                priority: skep::Priority::Normal,
+                messages: Default::default(),
+            })
+            .expect_err("stopped"),
             node.report_unreachable(NodeId(2), GROUP)
                 .expect_err("stopped"),
             node.report_snapshot(NodeId(2), GROUP, SnapshotStatus::Failure)
