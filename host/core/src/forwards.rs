@@ -133,10 +133,10 @@ impl Group {
             .collect();
         for token in lost {
             if let Some(forwarded) = self.proposals.forwarded.remove(&token) {
-                match forwarded.proposal {
-                    // A change is idempotent: asked again it is refused as made already, or goes on.
-                    Proposal::Change(_) => self.requeue(forwarded.asker, forwarded.proposal),
-                    _ => self.reply(forwarded.asker, Err(ProposalError::Unknown)),
+                if forwarded.proposal.is_repeatable() {
+                    self.requeue(forwarded.asker, forwarded.proposal);
+                } else {
+                    self.reply(forwarded.asker, Err(ProposalError::Unknown));
                 }
             }
         }

@@ -56,6 +56,16 @@ pub enum Change {
 }
 
 impl Proposal {
+    /// Whether it does no harm to propose it a second time although the first may have been committed: a named command is
+    /// applied once, a change that was made is refused, a second barrier is a second snapshot, and a session that
+    /// nobody uses is forgotten.
+    pub fn is_repeatable(&self) -> bool {
+        match self {
+            Self::Command(command) => !command.request.is_anonymous(),
+            Self::OpenSession | Self::Change(_) | Self::Barrier => true,
+        }
+    }
+
     /// Bytes the proposal carries; what queues and entries are bounded by.
     pub fn size(&self) -> usize {
         const FIXED: usize = 32;
