@@ -310,15 +310,21 @@ async fn catch_up(
     Ok(info.snapshots_received)
 }
 
+/// Takes a snapshot of a group. Asked for again when no answer comes, because its leader may just have been killed and
+/// one snapshot more changes nothing.
 async fn snapshot(connection: &Connection, group: GroupId) -> anyhow::Result<Placed> {
-    connection
-        .call(
-            method::GROUP_SNAPSHOT,
-            &OfGroup {
-                group: group.to_string(),
-            },
-        )
-        .await
+    let watch = Stopwatch::start();
+    let body = OfGroup {
+        group: group.to_string(),
+    };
+    loop {
+        match connection.call(method::GROUP_SNAPSHOT, &body).await {
+            Err(_) if watch.elapsed() < Duration::from_secs(REQUEST_SECONDS) => {
+                clock::sleep(CAUGHT_UP_POLL).await;
+            }
+            answer => return answer,
+        }
+    }
 }
 
 async fn status(connection: &Connection, group: GroupId) -> anyhow::Result<GroupStatus> {

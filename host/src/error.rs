@@ -145,7 +145,7 @@ impl Error {
     /// Whether the same request may succeed on this node if it is sent again (under the same request id).
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Busy { .. } => true,
+            Self::Busy { .. } | Self::Unreachable { .. } => true,
             Self::Proposal { source, .. } => source.is_retryable(),
             _ => false,
         }

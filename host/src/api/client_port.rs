@@ -329,12 +329,14 @@ fn explain(host: &Host, group: GroupId, error: &HostError) -> proto::Error {
         }
         HostError::Node(
             crate::Error::GroupHalted { .. }
+            | crate::Error::Stopped { .. }
+            | crate::Error::StoppedInFlight { .. }
             | crate::Error::Proposal {
-                source: ProposalError::Faulted,
+                source: ProposalError::Faulted | ProposalError::Stopped,
                 ..
             },
         ) => {
-            // Another replica may be well.
+            // Another replica may be well; this one failed, was removed, or goes with its node.
             if let Some(node) = host.another_member(group) {
                 (wire.leader, wire.leader_address, wire.retryable) =
                     (node.id.0, node.client.clone(), true);

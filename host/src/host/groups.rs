@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use skep_core::id::{ComponentId, GroupId, NodeId};
+use skep_core::status::{Health, Status};
 
 use super::reconcile::blocking;
 use super::requests::Reach;
@@ -299,7 +300,27 @@ impl Host {
         let mut info = GroupInfo::of(record);
         loop {
             match self.group_status(&id, Reach::Cluster).await {
-                Ok(status) if status.replica.leader.is_some() => {
+                Ok(GroupStatus {
+                    halted: Some(reason),
+                    ..
+                })
+                | Ok(GroupStatus {
+                    replica:
+                        Status {
+                            health: Health::Faulted { reason },
+                            ..
+                        },
+                    ..
+                }) => {
+                    info.problem = Some(reason);
+                    return Ok(info);
+                }
+                // `init` runs with the leader's own first entry, behind one for each founder and the empty one of its
+                // term: only then is it known whether the machine takes its configuration.
+                Ok(status)
+                    if status.replica.leader.is_some()
+                        && status.replica.applied.0 > record.founders.len() as u64 + 1 =>
+                {
                     info.leader = status.replica.leader;
                     info.term = Some(status.replica.term);
                     info.problem = None;

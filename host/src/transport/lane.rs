@@ -125,10 +125,14 @@ impl Lane {
     async fn keep_connected(&self, shared: &Shared, address: &mut watch::Receiver<String>) {
         let subject = format!("node {}", self.to);
         let mut failures = 0_u32;
+        // One lane dials before there is anything to send, so that either end knows the other's store as early as can
+        // be: whoever has known a node's store refuses the node when it comes back without it.
+        let mut idle = self.priority != Priority::High;
         loop {
-            if failures == 0 {
+            if idle && failures == 0 {
                 self.work().await;
             }
+            idle = true;
             let target = address.borrow_and_update().clone();
             match shared
                 .identity
