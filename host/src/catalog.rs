@@ -59,6 +59,9 @@ pub struct NodeRecord {
     pub client: String,
     /// `host:port` of its HTTP interface.
     pub http: String,
+    /// The id of its store, 32 hexadecimal digits. It never changes: a node with another store has forgotten what it
+    /// voted for and stored.
+    pub store: String,
 }
 
 /// A component every member of a group that uses it keeps on its disk.
@@ -201,6 +204,16 @@ impl Catalog {
         if !self.nodes.contains_key(&node.id) && self.nodes.len() >= NODES_MAX {
             return Err(Refusal::Full(format!(
                 "the catalogue knows {NODES_MAX} nodes, the most it may"
+            )));
+        }
+        if self
+            .nodes
+            .get(&node.id)
+            .is_some_and(|known| known.store != node.store)
+        {
+            return Err(Refusal::Invalid(format!(
+                "node {} is known with another store: was its data directory wiped or replaced? Remove it from its groups and add it under a new id",
+                node.id
             )));
         }
         self.nodes.insert(node.id, Arc::new(node));

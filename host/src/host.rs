@@ -15,6 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use skep_core::id::{GroupId, Incarnation, NodeId};
 use skep_core::outcome::Outcome;
+use skep_log::StoreId;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -49,6 +50,8 @@ struct Inner {
     config: Config,
     node: MultiNode,
     transport: Arc<TcpTransport>,
+    store: StoreId,
+    pins: Arc<start::Pins>,
     catalog: watch::Receiver<Arc<Catalog>>,
     components: ComponentStore,
     machines: Machines,

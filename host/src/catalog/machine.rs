@@ -163,6 +163,7 @@ mod tests {
             peer: format!("127.0.0.1:{}", 7300 + id),
             client: format!("127.0.0.1:{}", 7400 + id),
             http: format!("127.0.0.1:{}", 7500 + id),
+            store: format!("{id:032x}"),
         })
     }
 
@@ -238,6 +239,27 @@ mod tests {
         let mut bytes = Vec::new();
         machine.save(&EntryContext::default(), &mut bytes).unwrap();
         bytes
+    }
+
+    #[test]
+    fn a_node_keeps_its_store() {
+        let mut catalog = Catalog::default();
+        let Command::PutNode(first) = node(1) else {
+            unreachable!("it puts a node")
+        };
+        let moved = NodeRecord {
+            peer: "10.0.0.1:7301".into(),
+            ..first.clone()
+        };
+        let wiped = NodeRecord {
+            store: format!("{:032x}", 99),
+            ..first.clone()
+        };
+        for (record, taken) in [(first, true), (moved.clone(), true), (wiped, false)] {
+            let outcome = catalog.apply(LogIndex(1), Command::PutNode(record));
+            assert_eq!(outcome.is_ok(), taken, "{outcome:?}");
+        }
+        assert_eq!(catalog.node(NodeId(1)).map(|node| &**node), Some(&moved));
     }
 
     #[test]

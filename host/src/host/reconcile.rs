@@ -38,8 +38,17 @@ pub(super) async fn run(host: Host) {
     let mut states = host.inner.catalog.clone();
     let sweep = sweep(host.clone());
     spawn(&host, sweep);
+    let mut learned = None;
     loop {
         let catalog = states.borrow_and_update().clone();
+        // Before anything of it is brought up: whoever the catalogue knows is known by its store from here on.
+        if learned != Some(catalog.version) {
+            let (pins, own, known) = (host.inner.pins.clone(), host.id(), catalog.clone());
+            if let Err(error) = blocking(move || pins.learn(own, &known)).await {
+                tracing::error!(%error, "stores of peers are not noted");
+            }
+            learned = Some(catalog.version);
+        }
         step(&host, &catalog);
         tokio::select! {
             changed = states.changed() => if changed.is_err() { return },

@@ -12,7 +12,7 @@ use super::reconcile::blocking;
 use super::{Host, Inner, reconcile};
 use crate::catalog::command::Command;
 use crate::catalog::machine::CatalogMachine;
-use crate::catalog::{self, NodeRecord};
+use crate::catalog::{self, Catalog, NodeRecord};
 use crate::components::ComponentStore;
 use crate::config::Config;
 use crate::host_error::HostError;
@@ -24,7 +24,12 @@ use crate::{GroupConfig, Inbound, MultiNode, Peer, Ticker, Transport, clock};
 
 pub(super) async fn start(config: Config) -> Result<Host, HostError> {
     let data = config.node.data_dir.clone();
-    let (node, transport) = node(&config).await?;
+    let Started {
+        node,
+        transport,
+        store,
+        pins,
+    } = node(&config).await?;
     // From here on a failure must not leave the node running.
     let build = || async {
         let components = ComponentStore::open(data.join("components"))?;
@@ -54,6 +59,8 @@ pub(super) async fn start(config: Config) -> Result<Host, HostError> {
             config,
             node,
             transport,
+            store,
+            pins,
             catalog,
             components,
             machines,
@@ -85,24 +92,43 @@ async fn register(host: Host) {
         peer: own.peer.clone(),
         client: own.client.clone(),
         http: own.http.clone(),
+        store: host.inner.store.to_string(),
     };
     let mut attempt = 0;
     // A stale catalogue may say what is not so any more, so it is asked only after it was refreshed.
-    while host.refresh().await.is_err()
-        || host.catalog().node(record.id).map(|node| &**node) != Some(&record)
-            && host
-                .change_catalog(&Command::PutNode(record.clone()))
-                .await
-                .is_err()
-    {
+    loop {
+        match announce(&host, &record).await {
+            Ok(()) => return,
+            Err(error @ HostError::Refused(_)) => {
+                tracing::error!(%error, "this node is not registered");
+            }
+            Err(error) => tracing::debug!(%error, "this node is not registered yet"),
+        }
         clock::sleep(reconcile::backoff(attempt)).await;
         attempt += 1;
     }
 }
 
+async fn announce(host: &Host, record: &NodeRecord) -> Result<(), HostError> {
+    host.refresh().await?;
+    if host.catalog().node(record.id).map(|node| &**node) != Some(record) {
+        host.change_catalog(&Command::PutNode(record.clone()))
+            .await?;
+    }
+    Ok(())
+}
+
+/// A node that runs, and what it knows of stores.
+struct Started {
+    node: MultiNode,
+    transport: Arc<TcpTransport>,
+    store: StoreId,
+    pins: Arc<Pins>,
+}
+
 /// The library's node on a transport of its own. The port comes first: a taken one must be found before the store is
 /// touched.
-async fn node(config: &Config) -> Result<(MultiNode, Arc<TcpTransport>), HostError> {
+async fn node(config: &Config) -> Result<Started, HostError> {
     let insecure_plaintext = config.listen.insecure_plaintext;
     let listener = TcpTransport::bind(config.listen_peer(), insecure_plaintext).await?;
     let (dir, cluster, id) = (
@@ -117,6 +143,8 @@ async fn node(config: &Config) -> Result<(MultiNode, Arc<TcpTransport>), HostErr
         Ok((store, pins))
     });
     let (store, pins) = opened.await?.map_err(crate::Error::Storage)?;
+    let own_store = store.identity().store;
+    let pins = Arc::new(Pins(Mutex::new(pins)));
     let tcp = TcpConfig {
         cluster: config.cluster.id.clone(),
         node: id,
@@ -127,7 +155,7 @@ async fn node(config: &Config) -> Result<(MultiNode, Arc<TcpTransport>), HostErr
             .iter()
             .map(|node| (NodeId(node.id), node.peer.clone()))
             .collect(),
-        check: Arc::new(Pins(Mutex::new(pins))),
+        check: Arc::clone(&pins) as Arc<dyn PeerCheck>,
         insecure_plaintext,
         limits: TcpLimits::default(),
     };
@@ -149,7 +177,12 @@ async fn node(config: &Config) -> Result<(MultiNode, Arc<TcpTransport>), HostErr
     };
     let started = MultiNode::start(settings, send).await;
     match (started, transport) {
-        (Ok(node), Some(transport)) => Ok((node, transport)),
+        (Ok(node), Some(transport)) => Ok(Started {
+            node,
+            transport,
+            store: own_store,
+            pins,
+        }),
         (Err(error), transport) => {
             if let Some(transport) = transport {
                 transport.stop().await;
@@ -162,8 +195,22 @@ async fn node(config: &Config) -> Result<(MultiNode, Arc<TcpTransport>), HostErr
     }
 }
 
-/// Remembers each node's store from the first time it was seen.
-struct Pins(Mutex<PeerPins>);
+/// Remembers each node's store from the first time it was seen, or named by the catalogue.
+pub(super) struct Pins(Mutex<PeerPins>);
+
+impl Pins {
+    /// Pins the stores that the catalogue names: those of nodes this one has never met too.
+    pub(super) fn learn(&self, own: NodeId, catalog: &Catalog) {
+        for node in catalog.nodes().filter(|node| node.id != own) {
+            let Some(store) = StoreId::parse(&node.store) else {
+                continue;
+            };
+            if let Err(refused) = self.check(node.id, store.0) {
+                tracing::warn!(node = node.id.0, %refused, "the catalogue knows a node with another store");
+            }
+        }
+    }
+}
 
 impl PeerCheck for Pins {
     fn check(&self, node: NodeId, store: [u8; 16]) -> Result<(), PeerRefused> {
@@ -176,5 +223,42 @@ impl PeerCheck for Pins {
                 reason: error.to_string(),
             }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use skep_core::id::LogIndex;
+    use skep_log::SimVfs;
+
+    use super::*;
+
+    #[test]
+    fn a_store_that_the_catalogue_names_is_known_before_its_node_was_met() {
+        let vfs: Arc<dyn Vfs> = Arc::new(SimVfs::new(1));
+        let dir = Path::new("/data");
+        vfs.create_dir_all(dir).expect("a directory");
+        let pins = Pins(Mutex::new(PeerPins::open(vfs, dir).expect("no pins yet")));
+        let (own, other) = (NodeId(1), NodeId(2));
+        let mut catalog = Catalog::default();
+        for (id, store) in [(own, [1; 16]), (other, [2; 16])] {
+            let record = NodeRecord {
+                id,
+                name: format!("node-{id}"),
+                peer: String::new(),
+                client: String::new(),
+                http: String::new(),
+                store: StoreId(store).to_string(),
+            };
+            catalog
+                .apply(LogIndex(1), Command::PutNode(record))
+                .expect("taken");
+        }
+        pins.learn(own, &catalog);
+        assert!(pins.check(other, [2; 16]).is_ok());
+        let refused = pins.check(other, [3; 16]).expect_err("another store");
+        assert!(matches!(refused, PeerRefused::WrongStore { node } if node == other));
     }
 }
