@@ -1,8 +1,11 @@
 //! Members that come and go, and leadership that is handed over.
 
 use serde_json::json;
+use skep_client::Consistency;
 use skep_tests::clock::eventually;
 use skep_tests::cluster::{Cluster, Settings};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use crate::load::{Load, text};
 
@@ -122,6 +125,65 @@ async fn members_change_under_load() {
         again > before,
         "replica {again} of node {leader} is not newer than replica {before}"
     );
+}
+
+/// Commands that arrive at a member in the moment it is removed are answered all the same: by those who stay.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removal_is_nothing_that_clients_of_the_removed_node_see() {
+    const REMOVALS: usize = 8;
+    const WORKERS: usize = 16;
+
+    let cluster = Cluster::start(&Settings::default()).await;
+    let group = cluster.create_kv(1, "kv", &[1, 2, 3]).await;
+    let mut increments = 0;
+    for _ in 0..REMOVALS {
+        // A client that knows no other node yet.
+        let client = cluster.client_at(&[3]).await;
+        let (stop, removed) = watch::channel(false);
+        let mut workers = JoinSet::new();
+        for _ in 0..WORKERS {
+            let (client, removed) = (client.clone(), removed.clone());
+            workers.spawn(async move {
+                let session = client.session(group).await.expect("a session");
+                let mut increments = 0_u64;
+                while !*removed.borrow() {
+                    let answer = session.propose("incr total".into()).await;
+                    answer.unwrap_or_else(|error| panic!("{error} [{}]", error.code()));
+                    let answer = client
+                        .query(group, "get total".into(), Consistency::Linearizable)
+                        .await;
+                    answer.unwrap_or_else(|error| panic!("{error} [{}]", error.code()));
+                    increments += 1;
+                }
+                increments
+            });
+        }
+        let status = cluster
+            .http(1, "DELETE", "/v1/groups/kv/members/3", "")
+            .await;
+        assert_eq!(status.status, 200, "{}", status.text());
+        eventually("node 3 hosts nothing of the group", async || match cluster
+            .try_status(3, group)
+            .await
+        {
+            Err(_) => Ok(()),
+            Ok(status) => Err(format!("{status:?}")),
+        })
+        .await;
+        stop.send_replace(true);
+        increments += workers.join_all().await.iter().sum::<u64>();
+        let added = cluster
+            .http(
+                1,
+                "POST",
+                "/v1/groups/kv/members",
+                json!({"node": 3}).to_string(),
+            )
+            .await;
+        assert_eq!(added.status, 200, "{}", added.text());
+    }
+    let total = crate::load::answer(&cluster.client().await, group, "get total").await;
+    assert_eq!(total, increments.to_string());
 }
 
 /// Which replica of the group is on a node, as another node knows.

@@ -38,26 +38,12 @@ impl Host {
     ) -> Result<Response, HostError> {
         self.check_request(id, &command.data)?;
         let watch = Stopwatch::start();
-        let work = async {
-            match self.place(id, Reach::Cluster).await? {
-                None => Ok(self.inner.node.propose_as(id, command).await?),
-                Some(members) => {
-                    let mut failure = HostError::UnknownGroup(id.to_string());
-                    for member in &members {
-                        match self
-                            .inner
-                            .peers
-                            .propose(member, id, &command, timeout)
-                            .await
-                        {
-                            Err(error) if is_unreachable(&error) => failure = error,
-                            answer => return answer,
-                        }
-                    }
-                    Err(failure)
-                }
-            }
-        };
+        let (node, peers, command) = (&self.inner.node, &self.inner.peers, &command);
+        let work = self.served(
+            id,
+            || node.propose_as(id, command.clone()),
+            |member| async move { peers.propose(&member, id, command, timeout).await },
+        );
         let result = within(timeout, work).await;
         self.inner.metrics.proposed(&result, watch.elapsed());
         result
@@ -70,21 +56,12 @@ impl Host {
         timeout: Duration,
     ) -> Result<Response, HostError> {
         self.check_request(id, &Bytes::new())?;
-        let work = async {
-            match self.place(id, Reach::Cluster).await? {
-                None => Ok(self.inner.node.open_session(id).await?),
-                Some(members) => {
-                    let mut failure = HostError::UnknownGroup(id.to_string());
-                    for member in &members {
-                        match self.inner.peers.open_session(member, id, timeout).await {
-                            Err(error) if is_unreachable(&error) => failure = error,
-                            answer => return answer,
-                        }
-                    }
-                    Err(failure)
-                }
-            }
-        };
+        let (node, peers) = (&self.inner.node, &self.inner.peers);
+        let work = self.served(
+            id,
+            || node.open_session(id),
+            |member| async move { peers.open_session(&member, id, timeout).await },
+        );
         within(timeout, work).await
     }
 
@@ -98,26 +75,16 @@ impl Host {
     ) -> Result<QueryAnswer, HostError> {
         self.check_request(id, &request)?;
         let watch = Stopwatch::start();
-        let work = async {
-            match self.place(id, Reach::Cluster).await? {
-                None => Ok(self.inner.node.query(id, request, consistency).await?),
-                Some(members) => {
-                    let mut failure = HostError::UnknownGroup(id.to_string());
-                    for member in &members {
-                        match self
-                            .inner
-                            .peers
-                            .query(member, id, &request, consistency, timeout)
-                            .await
-                        {
-                            Err(error) if is_unreachable(&error) => failure = error,
-                            answer => return answer,
-                        }
-                    }
-                    Err(failure)
-                }
-            }
-        };
+        let (node, peers, request) = (&self.inner.node, &self.inner.peers, &request);
+        let work = self.served(
+            id,
+            || node.query(id, request.clone(), consistency),
+            |member| async move {
+                peers
+                    .query(&member, id, request, consistency, timeout)
+                    .await
+            },
+        );
         let result = match within(timeout, work).await {
             // A query changes nothing, so that it got no answer is all there is to say.
             Err(HostError::TimedOut { .. }) => Err(crate::Error::Proposal {
@@ -129,6 +96,37 @@ impl Host {
         };
         self.inner.metrics.queried(&result, watch.elapsed());
         result
+    }
+
+    /// Asks this node if it hosts the group, or else the first of its members that answers.
+    async fn served<T, Here, There>(
+        &self,
+        id: GroupId,
+        here: impl FnOnce() -> Here,
+        there: impl Fn(Arc<NodeRecord>) -> There,
+    ) -> Result<T, HostError>
+    where
+        Here: Future<Output = Result<T, crate::Error>>,
+        There: Future<Output = Result<T, HostError>>,
+    {
+        let members = match self.place(id, Reach::Cluster).await? {
+            Some(members) => members,
+            None => match here().await {
+                // The replica left while the request was on its way to it, which therefore did nothing.
+                Err(crate::Error::NoSuchGroup { .. }) => {
+                    self.others(id, NodeId(0), Reach::Cluster).await?
+                }
+                answer => return Ok(answer?),
+            },
+        };
+        let mut failure = HostError::UnknownGroup(id.to_string());
+        for member in members {
+            match there(member).await {
+                Err(error) if is_unreachable(&error) => failure = error,
+                answer => return answer,
+            }
+        }
+        Err(failure)
     }
 
     /// Whether the group is served here; an error that names a member if it is not. For clients that can go there.
@@ -276,9 +274,14 @@ impl Host {
     }
 }
 
-/// Whether the node was not reached, so that nothing was done and another may be asked.
+/// Whether the node was not reached, or has no replica (any more, or yet), so that nothing was done and another may be
+/// asked.
 fn is_unreachable(error: &HostError) -> bool {
-    !error.is_unknown() && matches!(error.code(), "unreachable" | "group-starting")
+    !error.is_unknown()
+        && matches!(
+            error.code(),
+            "unreachable" | "group-starting" | "group-elsewhere"
+        )
 }
 
 async fn within<T>(
