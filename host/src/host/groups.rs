@@ -95,40 +95,31 @@ impl Host {
         } else {
             self.find(group).await?.id
         };
-        match self.place(id, reach).await? {
-            None => Ok(self.inner.node.status(id).await?),
-            Some(members) => {
-                self.ask(
-                    &members,
-                    method::GROUP_STATUS,
-                    &OfGroup {
-                        group: id.to_string(),
-                    },
-                )
-                .await
-            }
-        }
+        let asked = &OfGroup {
+            group: id.to_string(),
+        };
+        self.served(
+            id,
+            reach,
+            || self.inner.node.status(id),
+            |member| async move { self.ask(&member, method::GROUP_STATUS, asked).await },
+        )
+        .await
     }
 
     /// Makes a replica stand for election: this node's, or a member's if there is none here.
     pub async fn campaign(&self, group: &str, reach: Reach) -> Result<Done, HostError> {
         let id = self.find(group).await?.id;
-        match self.place(id, reach).await? {
-            None => {
-                self.inner.node.campaign(id).await?;
-                Ok(Done::DONE)
-            }
-            Some(members) => {
-                self.ask(
-                    &members,
-                    method::GROUP_CAMPAIGN,
-                    &OfGroup {
-                        group: id.to_string(),
-                    },
-                )
-                .await
-            }
-        }
+        let asked = &OfGroup {
+            group: id.to_string(),
+        };
+        self.served(
+            id,
+            reach,
+            async || self.inner.node.campaign(id).await.map(|()| Done::DONE),
+            |member| async move { self.ask(&member, method::GROUP_CAMPAIGN, asked).await },
+        )
+        .await
     }
 
     /// Asks the leader to hand over to another member.
@@ -162,7 +153,7 @@ impl Host {
                     node: to,
                     data: String::new(),
                 };
-                self.ask(&[node], method::GROUP_TRANSFER, &body).await
+                self.ask(&node, method::GROUP_TRANSFER, &body).await
             }
         }
     }
@@ -170,25 +161,20 @@ impl Host {
     /// Makes every replica of the group take a snapshot at one index, now.
     pub async fn snapshot(&self, group: &str, reach: Reach) -> Result<Placed, HostError> {
         let id = self.find(group).await?.id;
-        match self.place(id, reach).await? {
-            None => {
-                let response = self.inner.node.snapshot(id).await?;
-                Ok(Placed {
-                    index: response.index.0,
-                    term: response.term.0,
-                })
-            }
-            Some(members) => {
-                self.ask(
-                    &members,
-                    method::GROUP_SNAPSHOT,
-                    &OfGroup {
-                        group: id.to_string(),
-                    },
-                )
-                .await
-            }
-        }
+        let asked = &OfGroup {
+            group: id.to_string(),
+        };
+        let here = async || {
+            let response = self.inner.node.snapshot(id).await?;
+            Ok(Placed {
+                index: response.index.0,
+                term: response.term.0,
+            })
+        };
+        self.served(id, reach, here, |member| async move {
+            self.ask(&member, method::GROUP_SNAPSHOT, asked).await
+        })
+        .await
     }
 
     /// Checks, stores and announces a component. It is compiled here first, so that what cannot be a machine is

@@ -10,7 +10,7 @@ use skep_core::id::NodeId;
 use skep_core::proposal::{ChangeRefusal, ProposalError};
 
 use super::Host;
-use super::requests::Reach;
+use super::requests::{Reach, first};
 use crate::api::admin::{Done, GroupInfo, OfGroupAndNode, method};
 use crate::host_error::HostError;
 
@@ -51,7 +51,10 @@ impl Host {
         // The node in question is the last that should be asked: a joiner knows nothing yet, and one that leaves
         // may be gone before it can answer.
         if let Some(members) = self.place_but(id, request.node, reach).await? {
-            return self.ask(&members, method, request).await;
+            return first(members, |member| async move {
+                self.ask(&member, method, request).await
+            })
+            .await;
         }
         let (node, data) = (request.node, Bytes::from(request.data.clone()));
         let adds = method == method::MEMBER_ADD;

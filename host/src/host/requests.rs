@@ -41,6 +41,7 @@ impl Host {
         let (node, peers, command) = (&self.inner.node, &self.inner.peers, &command);
         let work = self.served(
             id,
+            Reach::Cluster,
             || node.propose_as(id, command.clone()),
             |member| async move { peers.propose(&member, id, command, timeout).await },
         );
@@ -59,6 +60,7 @@ impl Host {
         let (node, peers) = (&self.inner.node, &self.inner.peers);
         let work = self.served(
             id,
+            Reach::Cluster,
             || node.open_session(id),
             |member| async move { peers.open_session(&member, id, timeout).await },
         );
@@ -78,6 +80,7 @@ impl Host {
         let (node, peers, request) = (&self.inner.node, &self.inner.peers, &request);
         let work = self.served(
             id,
+            Reach::Cluster,
             || node.query(id, request.clone(), consistency),
             |member| async move {
                 peers
@@ -99,9 +102,10 @@ impl Host {
     }
 
     /// Asks this node if it hosts the group, or else the first of its members that answers.
-    async fn served<T, Here, There>(
+    pub(super) async fn served<T, Here, There>(
         &self,
         id: GroupId,
+        reach: Reach,
         here: impl FnOnce() -> Here,
         there: impl Fn(Arc<NodeRecord>) -> There,
     ) -> Result<T, HostError>
@@ -109,24 +113,15 @@ impl Host {
         Here: Future<Output = Result<T, crate::Error>>,
         There: Future<Output = Result<T, HostError>>,
     {
-        let members = match self.place(id, Reach::Cluster).await? {
+        let members = match self.place(id, reach).await? {
             Some(members) => members,
             None => match here().await {
                 // The replica left while the request was on its way to it, which therefore did nothing.
-                Err(crate::Error::NoSuchGroup { .. }) => {
-                    self.others(id, NodeId(0), Reach::Cluster).await?
-                }
+                Err(crate::Error::NoSuchGroup { .. }) => self.others(id, NodeId(0), reach).await?,
                 answer => return Ok(answer?),
             },
         };
-        let mut failure = HostError::UnknownGroup(id.to_string());
-        for member in members {
-            match there(member).await {
-                Err(error) if is_unreachable(&error) => failure = error,
-                answer => return answer,
-            }
-        }
-        Err(failure)
+        first(members, there).await
     }
 
     /// Whether the group is served here; an error that names a member if it is not. For clients that can go there.
@@ -187,42 +182,30 @@ impl Host {
         }
     }
 
-    /// Hands an administrative call to the first of the nodes that answers.
+    /// Hands an administrative call to a node.
     pub(super) async fn ask<T: DeserializeOwned>(
         &self,
-        nodes: &[Arc<NodeRecord>],
+        node: &NodeRecord,
         method: &str,
         body: &impl Serialize,
     ) -> Result<T, HostError> {
         let body =
             serde_json::to_vec(body).map_err(|error| HostError::Internal(error.to_string()))?;
-        let method = format!("{}{method}", method::LOCAL);
-        let mut failure = HostError::Internal("no node to ask".to_owned());
-        for node in nodes {
-            match self
-                .inner
-                .peers
-                .call(
-                    node,
-                    &method,
-                    body.clone().into(),
-                    self.inner.config.request_timeout(),
-                )
-                .await
-            {
-                Ok(answer) => {
-                    return serde_json::from_slice(&answer).map_err(|error| {
-                        HostError::Internal(format!(
-                            "node {} answered {method} with other JSON: {error}",
-                            node.id
-                        ))
-                    });
-                }
-                Err(error) if is_unreachable(&error) => failure = error,
-                Err(error) => return Err(error),
-            }
-        }
-        Err(failure)
+        let (method, timeout) = (
+            format!("{}{method}", method::LOCAL),
+            self.inner.config.request_timeout(),
+        );
+        let answer = self
+            .inner
+            .peers
+            .call(node, &method, body.into(), timeout)
+            .await?;
+        serde_json::from_slice(&answer).map_err(|error| {
+            HostError::Internal(format!(
+                "node {} answered {method} with other JSON: {error}",
+                node.id
+            ))
+        })
     }
 
     async fn others(
@@ -272,6 +255,24 @@ impl Host {
         }
         Ok(())
     }
+}
+
+/// The answer of the first of these nodes that can give one.
+pub(super) async fn first<T, There>(
+    nodes: Vec<Arc<NodeRecord>>,
+    ask: impl Fn(Arc<NodeRecord>) -> There,
+) -> Result<T, HostError>
+where
+    There: Future<Output = Result<T, HostError>>,
+{
+    let mut failure = HostError::Internal("no node to ask".to_owned());
+    for node in nodes {
+        match ask(node).await {
+            Err(error) if is_unreachable(&error) => failure = error,
+            answer => return answer,
+        }
+    }
+    Err(failure)
 }
 
 /// Whether the node was not reached, or has no replica (any more, or yet), so that nothing was done and another may be
