@@ -12,10 +12,8 @@ use skep_core::id::{GroupId, NodeId};
 use skep_log::Vfs;
 use tokio::sync::{oneshot, watch};
 
-use crate::convert;
 use crate::error::Error;
 use crate::group_config::GroupConfig;
-use crate::lives::Begin;
 use crate::mailbox::Request;
 use crate::node_config::{Config, SHARDS_MAX};
 use crate::pool::Pool;
@@ -27,6 +25,8 @@ use crate::store::{Disk, DiskConfig, no_thread};
 use crate::ticker::Ticking;
 use crate::transport::{Inbound, Transport};
 use crate::worker::{Owner, Worker, panic_text};
+use skep_store::Begin;
+use skep_store::convert;
 
 /// How long a stopping node waits for machines in the middle of a call. A sandboxed machine runs out of fuel long
 /// before; a native one that is stuck is left behind, and the data directory stays locked until the process ends.

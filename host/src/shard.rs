@@ -14,7 +14,6 @@ use skep_core::proposal::{Proposal, ProposalError};
 use skep_log::Record;
 use tokio::sync::oneshot;
 
-use crate::convert;
 use crate::error::Error;
 use crate::mailbox::{Completion, Event, FromPeer, Request, Round};
 use crate::outbox::Outbox;
@@ -24,6 +23,7 @@ use crate::router::{Router, TransferReporter};
 use crate::store::{Disk, Token};
 use crate::transport::{Reporter, Transport};
 use crate::worker::{Job, panic_text};
+use skep_store::convert;
 
 /// The records of a round, by the log they belong to: one for almost all groups.
 type Records = Vec<(Arc<Disk>, Vec<(Record, Token)>)>;

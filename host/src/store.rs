@@ -14,10 +14,9 @@ use skep_log::{
     SnapshotFile, SnapshotMeta, SnapshotReceiver, SnapshotStore, SnapshotWriter, Store, Vfs,
     WriterEvent, WriterOptions,
 };
+use skep_store::{Begin, Lives, convert};
 
-use crate::convert;
 use crate::error::Error;
-use crate::lives::{Begin, Lives};
 use crate::mailbox::{Completion, Event};
 use crate::pool::Pool;
 use crate::replica::Life;
@@ -100,7 +99,12 @@ impl Disk {
 
     /// How a replica of this life of a group begins; see [`Lives::begin`].
     pub(crate) fn begin(&self, key: GroupKey, joins: bool) -> Result<Begin, Error> {
-        self.lives().begin(key, joins)
+        self.lives()
+            .begin(key, joins)
+            .map_err(|_| Error::GroupRemoved {
+                group: GroupId(key.group),
+                incarnation: Incarnation(key.incarnation),
+            })
     }
 
     /// The replica is up: what was recovered of it need not be kept.

@@ -12,7 +12,7 @@ use skep_log::{
 use bytes::Bytes;
 
 /// The key of one life of a group.
-pub(crate) fn key(group: GroupId, incarnation: Incarnation) -> GroupKey {
+pub fn key(group: GroupId, incarnation: Incarnation) -> GroupKey {
     GroupKey {
         group: group.0,
         incarnation: incarnation.0,
@@ -20,7 +20,7 @@ pub(crate) fn key(group: GroupId, incarnation: Incarnation) -> GroupKey {
 }
 
 /// The record that makes `persist` durable.
-pub(crate) fn record(key: GroupKey, persist: Persist) -> Record {
+pub fn record(key: GroupKey, persist: Persist) -> Record {
     Record {
         key,
         replica: persist.replica.0,
@@ -41,10 +41,10 @@ pub(crate) fn record(key: GroupKey, persist: Persist) -> Record {
 }
 
 /// What the log recovered, for the core. `state` is the host's section of the snapshot file.
-pub(crate) fn recovered(
-    group: RecoveredGroup,
-    state: Option<Bytes>,
-) -> Result<Recovered, LogError> {
+///
+/// # Errors
+/// [`LogError::InvalidRecord`] if an entry is of a kind that this version does not know.
+pub fn recovered(group: RecoveredGroup, state: Option<Bytes>) -> Result<Recovered, LogError> {
     let key = group.key;
     let HardState { term, vote, commit } = group.hard_state;
     let hard_state = eraftpb::HardState {
@@ -67,7 +67,7 @@ pub(crate) fn recovered(
 }
 
 /// The log's name of a snapshot.
-pub(crate) fn mark(name: &SnapshotName) -> SnapshotMark {
+pub fn mark(name: &SnapshotName) -> SnapshotMark {
     SnapshotMark {
         position: LogPosition {
             index: name.index.0,
@@ -79,7 +79,7 @@ pub(crate) fn mark(name: &SnapshotName) -> SnapshotMark {
 }
 
 /// The core's name of a snapshot.
-pub(crate) fn name(mark: &SnapshotMark) -> SnapshotName {
+pub fn name(mark: &SnapshotMark) -> SnapshotName {
     SnapshotName {
         index: LogIndex(mark.position.index),
         term: Term(mark.position.term),
