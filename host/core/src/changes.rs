@@ -10,6 +10,7 @@ use crate::group::{Group, Raft, raft_change};
 use crate::id::{NodeId, ReplicaId};
 use crate::outcome::ChangeKind;
 use crate::payload::ChangeRecord;
+use crate::planted::{self, Defect};
 use crate::proposal::{Change, ChangeRefusal, Proposal, ProposalError};
 use crate::proposals::Asker;
 use crate::state::Role;
@@ -125,7 +126,7 @@ impl Group {
         if alive < left.len() / 2 + 1 {
             return Err(ProposalError::ChangeRefused(ChangeRefusal::QuorumAtRisk));
         }
-        if replica == self.replica {
+        if replica == self.replica && !planted::has(Defect::RemovedLeaderServes) {
             return Err(ProposalError::NotLeader { leader: None });
         }
         Ok(())

@@ -11,6 +11,7 @@ use crate::log_view::{Snapshotted, weight};
 use crate::message::{Body, SnapshotName};
 use crate::outcome::{ChangeKind, ConfChange, EntryContext, LeaderChanged, Outcome};
 use crate::payload::{ChangeRecord, Item, Kind, Payload};
+use crate::planted::{self, Defect};
 use crate::proposal::{ChangeRefusal, ProposalError, Response};
 use crate::proposals::Asker;
 use crate::sessions::Admission;
@@ -545,6 +546,9 @@ impl Group {
             return;
         }
         if changed.replica == self.replica {
+            if planted::has(Defect::RemovedLeaderServes) {
+                return;
+            }
             // The leader's answer may come too late for a replica that is no more.
             self.removal_is_answered(&response);
             self.remove_self();

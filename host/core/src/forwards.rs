@@ -4,6 +4,7 @@ use crate::election::mix;
 use crate::group::Group;
 use crate::id::{NodeId, ReplicaId};
 use crate::message::{Answer, Body, Forward};
+use crate::planted::{self, Defect};
 use crate::proposal::{Change, Proposal, ProposalError, Response};
 use crate::proposals::{Asker, Forwarded, Queued, Who};
 
@@ -59,7 +60,11 @@ impl Group {
                     continue;
                 }
                 self.proposals.forwards += 1;
-                let token = mix(self.config.seed).wrapping_add(self.proposals.forwards);
+                let first = match planted::has(Defect::TokensRepeat) {
+                    true => 0,
+                    false => mix(self.config.seed),
+                };
+                let token = first.wrapping_add(self.proposals.forwards);
                 forwards.push(Forward {
                     token,
                     proposal: proposal.clone(),

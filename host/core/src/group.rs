@@ -16,6 +16,7 @@ use crate::log_view::{LogView, Snapshotted};
 use crate::message::{ArrivedSnapshot, Body, PeerMessage, SnapshotName};
 use crate::outcome::{ChangeKind, LeaderChanged};
 use crate::payload::ChangeRecord;
+use crate::planted::{self, Defect};
 use crate::proposal::ProposalError;
 use crate::proposals::Proposals;
 use crate::reads::Reads;
@@ -177,6 +178,10 @@ impl Group {
             let conf_state = state.membership.conf_state();
             group.state = state;
             group.processed = name.index;
+            if planted::has(Defect::DoubleApplyAfterRestart) {
+                let before = LogIndex(name.index.0.saturating_sub(3));
+                group.processed = before.max(recovered.truncated.0);
+            }
             group.effects.push(Effect::Machine(Work::Restore {
                 context,
                 snapshot: name.clone(),
@@ -332,7 +337,10 @@ impl Group {
             check_quorum: true,
             pre_vote: true,
             // `LeaseBased` checks no lease.
-            read_only_option: ReadOnlyOption::Safe,
+            read_only_option: match planted::has(Defect::ReadWithoutQuorum) {
+                true => ReadOnlyOption::LeaseBased,
+                false => ReadOnlyOption::Safe,
+            },
             max_uncommitted_size: self.config.limits.uncommitted_bytes,
             max_committed_size_per_ready: 4 << 20,
             ..raft::Config::default()

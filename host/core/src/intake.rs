@@ -1,5 +1,6 @@
 //! Messages and snapshots from other replicas: what is for this replica, and what raft-rs can take.
 
+use raft::StateRole;
 use raft::eraftpb::{self, HardState};
 
 use crate::effect::Persist;
@@ -7,11 +8,12 @@ use crate::group::{Group, Raft};
 use crate::id::{LogIndex, NodeId, ReplicaId, Term};
 use crate::log_view::LogView;
 use crate::message::{ArrivedSnapshot, Body, PeerMessage};
+use crate::planted::{self, Defect};
 use crate::state::HostState;
 
 impl Group {
     pub(crate) fn message(&mut self, from: NodeId, message: PeerMessage) {
-        if message.group != self.config.group || message.incarnation != self.config.incarnation {
+        if message.group != self.config.group || !self.is_of_this_life(&message) {
             return;
         }
         if message.from.0 == 0 || message.from == message.to || !self.is_for_us(&message) {
@@ -29,8 +31,14 @@ impl Group {
             }
             Body::Forward(forwards) => self.forwarded(message.from, from, forwards),
             Body::Answer(answers) => self.answered(answers),
+            Body::Gone if planted::has(Defect::RemovedLeaderServes) => {}
             Body::Gone => self.remove_self(),
         }
+    }
+
+    fn is_of_this_life(&self, message: &PeerMessage) -> bool {
+        message.incarnation == self.config.incarnation
+            || planted::has(Defect::StaleIncarnationAccepted)
     }
 
     /// Whether a message is for this replica. A joiner that nobody has contacted yet takes the id that a leader
@@ -80,6 +88,10 @@ impl Group {
         if message.from != from.0 || message.to != self.replica.0 {
             return;
         }
+        // raft-rs takes the context of a read from the first entry without looking whether there is one.
+        if kind == Type::MsgReadIndex && message.entries.len() != 1 {
+            return;
+        }
         if kind == Type::MsgAppend && faulted && backlog {
             return;
         }
@@ -94,6 +106,22 @@ impl Group {
                 message.commit
             );
             self.halt(reason);
+            return;
+        }
+        let last = node.raft.raft_log.last_index();
+        let leads = node.raft.state == StateRole::Leader;
+        let senseless = match kind {
+            // A leader that believed it would look for entries that nobody has.
+            Type::MsgAppendResponse => {
+                leads
+                    && message.term == node.raft.term
+                    && (message.index > last || message.reject_hint > last)
+            }
+            // A follower would pass it on under the term it came with, which raft-rs does not send.
+            Type::MsgTransferLeader => !leads && message.term == node.raft.term,
+            _ => false,
+        };
+        if senseless {
             return;
         }
         // An error says that the sender is no peer, or that the type is local; either is dropped.
@@ -118,7 +146,7 @@ impl Group {
             state,
         } = &snapshot;
         if message.group != self.config.group
-            || message.incarnation != self.config.incarnation
+            || !self.is_of_this_life(message)
             || !self.is_for_us(message)
         {
             return;
@@ -138,8 +166,12 @@ impl Group {
         }
         self.addresses.insert(message.from, from);
         let mut raft_message = raft_message.clone();
+        let conf_state = match planted::has(Defect::SnapshotWithoutConfState) {
+            true => self.state.membership.conf_state(),
+            false => decoded.membership.conf_state(),
+        };
         let metadata = eraftpb::SnapshotMetadata {
-            conf_state: Some(decoded.membership.conf_state()).into(),
+            conf_state: Some(conf_state).into(),
             index: name.index.0,
             term: name.term.0,
             ..Default::default()

@@ -36,6 +36,7 @@ mod log_view;
 pub mod message;
 pub mod outcome;
 pub mod payload;
+pub mod planted;
 pub mod proposal;
 mod proposals;
 mod reads;

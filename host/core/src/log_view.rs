@@ -11,6 +11,7 @@ use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
 use crate::id::{LogIndex, Term};
 use crate::message::SnapshotName;
+use crate::planted::{self, Defect};
 
 /// Fixed cost of an entry that the byte bounds count beside its data.
 const ENTRY_OVERHEAD: u64 = 64;
@@ -80,11 +81,15 @@ impl LogView {
     pub(crate) fn append(&mut self, entries: &[Entry]) {
         let Some(first) = entries.first() else { return };
         let keep = first.index.saturating_sub(self.truncated.0.0 + 1) as usize;
+        let behind: Vec<_> = match planted::has(Defect::ConflictingSuffixKept) {
+            true => (self.entries.iter().skip(keep + entries.len()).cloned()).collect(),
+            false => Vec::new(),
+        };
         while self.entries.len() > keep {
             self.bytes -= self.entries.pop_back().as_ref().map_or(0, weight);
         }
-        self.bytes += entries.iter().map(weight).sum::<u64>();
-        self.entries.extend(entries.iter().cloned());
+        self.bytes += entries.iter().chain(&behind).map(weight).sum::<u64>();
+        self.entries.extend(entries.iter().cloned().chain(behind));
     }
 
     /// Forgets entries up to `index` and answers what stands before the first one now. Never above the snapshot.

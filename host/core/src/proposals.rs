@@ -12,6 +12,7 @@ use crate::id::{LogIndex, NodeId, ReplicaId, Term};
 use crate::input::Waiter;
 use crate::message::{Answer, Body};
 use crate::payload::{Barrier, Commands, Elected, Item, Kind, Payload};
+use crate::planted::{self, Defect};
 use crate::proposal::{Proposal, ProposalError, Response};
 
 /// Records on their way above which a leader packs no further entry. One is being synced while the next is filled;
@@ -312,7 +313,8 @@ impl Group {
         }
     }
 
-    pub(crate) fn propose_barrier_if_due(&mut self) {
+    /// `true` if there was something to propose: its entry is in the next `Ready`.
+    pub(crate) fn propose_barrier_if_due(&mut self) -> bool {
         let wanted = self
             .raft
             .as_ref()
@@ -323,27 +325,30 @@ impl Group {
             || !self.can_propose()
             || self.proposals.elected
         {
-            return;
+            return false;
         }
         let limits = &self.config.limits;
         let snapshot_bytes = self.snapshot_name().map_or(0, |name| name.size);
         let bytes_max =
             (4 * snapshot_bytes).clamp(limits.barrier_log_bytes_min, limits.barrier_log_bytes_max);
         let since = &self.since_barrier;
-        if since.wanted
+        let due = since.wanted
             || since.entries >= self.config.snapshot_entries
             || since.bytes >= bytes_max
             || since.fuel >= limits.barrier_fuel
-            || since.faults >= limits.barrier_faults
-        {
+            || since.faults >= limits.barrier_faults;
+        if due {
             self.propose_barrier(None);
         }
+        due && self.since_barrier.proposed
     }
 
     /// Who waits for a committed entry. If another entry was committed in its place, they are told.
     pub(crate) fn take_proposed(&mut self, index: LogIndex, term: Term) -> Vec<Asker> {
         match self.proposals.proposed.remove(&index) {
-            Some(proposed) if proposed.term == term => proposed.askers,
+            Some(proposed) if proposed.term == term || planted::has(Defect::SupersededIsDone) => {
+                proposed.askers
+            }
             Some(proposed) => {
                 self.reply_all(proposed.askers, &ProposalError::Superseded);
                 Vec::new()

@@ -10,6 +10,7 @@ use crate::election::mix;
 use crate::group::{Group, Raft};
 use crate::id::LogIndex;
 use crate::input::Waiter;
+use crate::planted::{self, Defect};
 use crate::proposal::ProposalError;
 
 /// Rounds in flight; queries that come meanwhile share the next one.
@@ -122,7 +123,7 @@ impl Group {
     /// Hands queries to the machine, behind the work whose effects they must see.
     pub(crate) fn serve_reads(&mut self) {
         while let Some(entry) = self.reads.indexed.first_entry() {
-            if *entry.key() > self.processed {
+            if *entry.key() > self.processed && !planted::has(Defect::ReadBeforeApplied) {
                 break;
             }
             let queries = entry.remove();
@@ -148,8 +149,14 @@ impl Group {
         let ticks = self.ticks;
         let patience = 2 * u64::from(self.config.heartbeat_ticks) + 1;
         let mut lost = Vec::new();
+        let mut late: Vec<Asked> = Vec::new();
         let rounds = std::mem::take(&mut self.reads.rounds);
-        for round in rounds {
+        for mut round in rounds {
+            late.extend(
+                round
+                    .queries
+                    .extract_if(.., |query| query.deadline <= ticks),
+            );
             if round.asked_at + patience <= ticks {
                 lost.extend(round.queries);
             } else {
@@ -163,7 +170,6 @@ impl Group {
             Some(_) => ProposalError::Busy,
             None => ProposalError::NoLeader,
         };
-        let mut late: Vec<Asked> = Vec::new();
         let asked = std::mem::take(&mut self.reads.asked);
         for query in asked {
             if query.deadline <= ticks {

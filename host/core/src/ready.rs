@@ -11,6 +11,7 @@ use crate::group::{Group, Raft};
 use crate::id::{LogIndex, ReplicaId, Term};
 use crate::log_view::Snapshotted;
 use crate::message::{Body, PeerMessage};
+use crate::planted::{self, Defect};
 use crate::proposal::ProposalError;
 use crate::state::HostState;
 
@@ -52,7 +53,7 @@ impl Group {
             self.ask_reads();
             let mut moved = self.take_ready();
             moved |= self.process_committed();
-            self.propose_barrier_if_due();
+            moved |= self.propose_barrier_if_due();
             if !moved {
                 break;
             }
@@ -72,11 +73,14 @@ impl Group {
         self.storage.issued += 1;
         let number = self.storage.issued;
         self.storage.on_the_way.push_back((number, ready));
-        let hard_state = Some(self.storage.hard_state.clone());
+        let mut hard_state = self.storage.hard_state.clone();
+        if planted::has(Defect::VoteNotPersisted) {
+            hard_state.vote = 0;
+        }
         self.effects.push(Effect::Persist(Persist {
             number,
             replica: self.replica,
-            hard_state,
+            hard_state: Some(hard_state),
             ..record
         }));
         number
@@ -157,7 +161,7 @@ impl Group {
         let writes = ready.must_sync();
         let waits_for = if writes {
             let record = self.persist(record, number);
-            if urgent {
+            if urgent && !planted::has(Defect::TermGateOff) {
                 self.storage.gate = record;
             }
             if installs {
@@ -193,7 +197,7 @@ impl Group {
             return;
         };
         node.advance_append_async(ready);
-        if nothing_on_the_way {
+        if nothing_on_the_way || planted::has(Defect::AckBeforeSync) {
             node.on_persist_ready(number);
         }
     }
@@ -201,10 +205,9 @@ impl Group {
     /// Replaces log and state by an arrived snapshot. `false` if the replica had to be halted.
     fn install(&mut self, snapshot: &eraftpb::Snapshot, record: &mut Persist) -> bool {
         let index = LogIndex(snapshot.get_metadata().index);
-        let arrived = self
-            .arrived
-            .take()
-            .filter(|arrived| arrived.name.index == index);
+        let arrived = self.arrived.take().filter(|arrived| {
+            arrived.name.index == index || planted::has(Defect::AnySnapshotInstalled)
+        });
         let decoded = HostState::decode(snapshot.data.clone());
         let (Some(arrived), Ok((state, context))) = (arrived, decoded) else {
             self.halt(format!(
@@ -253,7 +256,11 @@ impl Group {
         };
         let view = node.mut_store();
         view.set_snapshot(snapshotted);
-        let truncated = view.truncate(view.compaction(name.index, kept, KEPT_BYTES));
+        let mut last = view.compaction(name.index, kept, KEPT_BYTES);
+        if planted::has(Defect::TruncatesAboveSnapshot) {
+            last = LogIndex(name.index.0 + 1);
+        }
+        let truncated = view.truncate(last);
         // The commit index of the record must not be below the snapshot it names.
         let commit = node.raft.raft_log.committed;
         self.storage.hard_state.commit = self
@@ -271,7 +278,7 @@ impl Group {
 
     fn flush_outbox(&mut self) {
         while let Some((waits_for, _)) = self.storage.outbox.front() {
-            if *waits_for > self.storage.durable {
+            if *waits_for > self.storage.durable && !planted::has(Defect::SendBeforeSync) {
                 break;
             }
             let Some((_, message)) = self.storage.outbox.pop_front() else {

@@ -9,6 +9,7 @@ use raft::eraftpb::ConfState;
 
 use crate::id::{LogIndex, NodeId, ReplicaId, Term};
 use crate::outcome::{ChangeKind, EntryContext};
+use crate::planted::{self, Defect};
 use crate::sessions::{Sessions, SessionsRecord};
 
 /// How a member takes part.
@@ -181,7 +182,8 @@ impl HostState {
                     data: member.data.clone(),
                 })
                 .collect(),
-            sessions: Some(self.sessions.encode()),
+            sessions: (!planted::has(Defect::SessionsMissingFromSnapshot))
+                .then(|| self.sessions.encode()),
         }
         .encode_to_vec()
         .into()

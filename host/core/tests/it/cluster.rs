@@ -29,7 +29,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    fn write(&mut self, record: Persist) {
+    pub fn write(&mut self, record: Persist) {
         self.any = true;
         self.replica = record.replica;
         if let Some(hard_state) = record.hard_state {
@@ -456,7 +456,7 @@ impl Cluster {
 }
 
 impl Machine {
-    fn run(
+    pub fn run(
         &mut self,
         work: Work,
         disk: &mut Disk,

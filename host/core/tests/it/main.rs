@@ -6,4 +6,5 @@ mod durability;
 mod membership;
 mod proposals;
 mod reads;
+mod scripts;
 mod snapshots;
