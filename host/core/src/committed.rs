@@ -8,10 +8,9 @@ use crate::effect::{Call, Effect, Work};
 use crate::group::{Group, Raft, SinceBarrier, raft_change};
 use crate::id::{LogIndex, NodeId, ReplicaId, RequestId, Term};
 use crate::log_view::{Snapshotted, weight};
-use crate::message::{Body, SnapshotName};
+use crate::message::SnapshotName;
 use crate::outcome::{ChangeKind, ConfChange, EntryContext, LeaderChanged, Outcome};
 use crate::payload::{ChangeRecord, Item, Kind, Payload};
-use crate::planted::{self, Defect};
 use crate::proposal::{ChangeRefusal, ProposalError, Response};
 use crate::proposals::Asker;
 use crate::sessions::Admission;
@@ -304,6 +303,7 @@ impl Group {
         }
         if kind == Some(ChangeKind::Remove) && valid.is_some() {
             self.addresses.insert(replica, node);
+            self.record_removal(applying.index);
         }
         let applied = valid.map(|kind| Changed {
             kind,
@@ -527,7 +527,9 @@ impl Group {
             }
             return;
         }
-        if let Some(asker) = asker {
+        if changed.kind == ChangeKind::Remove {
+            self.removed(changed.replica, changed.node, asker, response.clone());
+        } else if let Some(asker) = asker {
             self.reply(asker, Ok(response.clone()));
         }
         let joined = self
@@ -541,21 +543,6 @@ impl Group {
                 _ => Ok(response.clone()),
             };
             self.reply(asker, result);
-        }
-        if changed.kind != ChangeKind::Remove {
-            return;
-        }
-        if changed.replica == self.replica {
-            if planted::has(Defect::RemovedLeaderServes) {
-                return;
-            }
-            // The leader's answer may come too late for a replica that is no more.
-            self.removal_is_answered(&response);
-            self.remove_self();
-        } else if self.leads() {
-            // It may never see the commit of its own removal, because nobody sends it entries any more.
-            self.flush_answers();
-            self.send(changed.replica, changed.node, Body::Gone);
         }
     }
 

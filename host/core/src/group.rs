@@ -57,6 +57,7 @@ pub struct Group {
     pub(crate) raft: Option<Raft>,
     pub(crate) state: HostState,
     pub(crate) storage: crate::ready::Persistence,
+    pub(crate) removals: crate::removal::Removals,
     pub(crate) committed: VecDeque<eraftpb::Entry>,
     pub(crate) applying: VecDeque<Applying>,
     /// Entries up to here were taken from `committed`, and their work was pushed.
@@ -298,6 +299,7 @@ impl Group {
             raft: None,
             state: HostState::default(),
             storage: crate::ready::Persistence::default(),
+            removals: crate::removal::Removals::default(),
             committed: VecDeque::new(),
             applying: VecDeque::new(),
             processed: LogIndex(0),
@@ -476,6 +478,13 @@ impl Group {
         self.expire();
         self.expire_reads();
         self.promote_who_has_caught_up();
+        if self.is_leaving()
+            && self
+                .ticks
+                .is_multiple_of(u64::from(self.config.election_ticks))
+        {
+            self.ask_to_leave();
+        }
         self.give_leadership_away_if_faulted();
     }
 

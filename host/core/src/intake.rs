@@ -24,7 +24,9 @@ impl Group {
         match message.body {
             Body::Raft(raft) => {
                 if removed {
-                    self.send(message.from, from, Body::Gone);
+                    if self.removals_are_durable() {
+                        self.send(message.from, from, Body::Gone);
+                    }
                     return;
                 }
                 self.step(raft, message.from);
@@ -32,7 +34,7 @@ impl Group {
             Body::Forward(forwards) => self.forwarded(message.from, from, forwards),
             Body::Answer(answers) => self.answered(answers),
             Body::Gone if planted::has(Defect::RemovedLeaderServes) => {}
-            Body::Gone => self.remove_self(),
+            Body::Gone => self.gone(),
         }
     }
 
@@ -89,7 +91,9 @@ impl Group {
             return;
         }
         // raft-rs takes the context of a read from the first entry without looking whether there is one.
-        if kind == Type::MsgReadIndex && message.entries.len() != 1 {
+        if kind == Type::MsgReadIndex
+            && (message.entries.len() != 1 || Self::leads_without_progress(node))
+        {
             return;
         }
         if kind == Type::MsgAppend && faulted && backlog {
@@ -182,9 +186,17 @@ impl Group {
             ..Default::default()
         };
         raft_message.snapshot = Some(data).into();
-        self.arrived = Some(snapshot);
-        if let Some(Raft(node)) = &mut self.raft {
-            let _dropped = node.step(raft_message);
+        let index = name.index;
+        let Some(Raft(node)) = &mut self.raft else {
+            return;
+        };
+        let _dropped = node.step(raft_message);
+        // One that Raft does not want must not take the place of the one that Raft has accepted and not installed yet.
+        let wanted = node
+            .snap()
+            .is_some_and(|wanted| wanted.get_metadata().index == index.0);
+        if wanted || planted::has(Defect::AnySnapshotInstalled) {
+            self.arrived = Some(snapshot);
         }
     }
 }

@@ -41,6 +41,7 @@ pub mod proposal;
 mod proposals;
 mod reads;
 mod ready;
+mod removal;
 pub mod sessions;
 pub mod state;
 pub mod status;

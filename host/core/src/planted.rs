@@ -40,7 +40,7 @@ pub enum Defect {
     ReadBeforeApplied,
     /// Requests that a replica hands to the leader are numbered from 1 in every life.
     TokensRepeat,
-    /// A snapshot is taken for whatever snapshot Raft waits for.
+    /// A snapshot that arrives late takes the place of the one that Raft waits for.
     AnySnapshotInstalled,
 }
 

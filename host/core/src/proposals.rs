@@ -440,6 +440,7 @@ impl Group {
             self.reply_all(askers, &ProposalError::Unknown);
         }
         self.abandon_applying(&ProposalError::Unknown);
+        self.abandon_removals();
         self.refuse_reads(&error);
     }
 

@@ -79,6 +79,10 @@ impl Group {
         if self.reads.asked.is_empty()
             || self.reads.rounds.len() >= ROUNDS_MAX
             || self.leader_replica().is_none()
+            || self
+                .raft
+                .as_ref()
+                .is_some_and(|raft| Self::leads_without_progress(&raft.0))
         {
             return;
         }

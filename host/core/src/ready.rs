@@ -40,6 +40,11 @@ impl Persistence {
         self.on_the_way.len()
     }
 
+    /// Number of the last record that is durable.
+    pub(crate) fn durable(&self) -> u64 {
+        self.durable
+    }
+
     pub(crate) fn is_installing(&self) -> bool {
         self.installing.is_some()
     }
@@ -69,7 +74,7 @@ impl Group {
         self.storage.gate = number;
     }
 
-    fn persist(&mut self, record: Persist, ready: u64) -> u64 {
+    pub(crate) fn persist(&mut self, record: Persist, ready: u64) -> u64 {
         self.storage.issued += 1;
         let number = self.storage.issued;
         self.storage.on_the_way.push_back((number, ready));
@@ -106,7 +111,7 @@ impl Group {
         let Some(Raft(node)) = &mut self.raft else {
             return;
         };
-        if ready != 0 {
+        if ready != 0 && !Self::leads_without_progress(node) {
             node.on_persist_ready(ready);
         }
         if let Some((record, index)) = storage.installing
@@ -115,6 +120,7 @@ impl Group {
             storage.installing = None;
             node.advance_apply_to(index.0);
         }
+        self.announce_removals();
     }
 
     /// Takes every `Ready` that may be taken. `true` if there was one.
@@ -197,7 +203,9 @@ impl Group {
             return;
         };
         node.advance_append_async(ready);
-        if nothing_on_the_way || planted::has(Defect::AckBeforeSync) {
+        if (nothing_on_the_way || planted::has(Defect::AckBeforeSync))
+            && !Self::leads_without_progress(node)
+        {
             node.on_persist_ready(number);
         }
     }
@@ -205,9 +213,10 @@ impl Group {
     /// Replaces log and state by an arrived snapshot. `false` if the replica had to be halted.
     fn install(&mut self, snapshot: &eraftpb::Snapshot, record: &mut Persist) -> bool {
         let index = LogIndex(snapshot.get_metadata().index);
-        let arrived = self.arrived.take().filter(|arrived| {
-            arrived.name.index == index || planted::has(Defect::AnySnapshotInstalled)
-        });
+        let arrived = self
+            .arrived
+            .take()
+            .filter(|arrived| arrived.name.index == index);
         let decoded = HostState::decode(snapshot.data.clone());
         let (Some(arrived), Ok((state, context))) = (arrived, decoded) else {
             self.halt(format!(
@@ -341,7 +350,9 @@ impl Group {
     /// Whether Raft takes proposals here now.
     pub(crate) fn can_propose(&self) -> bool {
         self.raft.as_ref().is_some_and(|Raft(node)| {
-            node.raft.state == StateRole::Leader && node.raft.lead_transferee.is_none()
+            node.raft.state == StateRole::Leader
+                && node.raft.lead_transferee.is_none()
+                && !Self::leads_without_progress(node)
         })
     }
 }

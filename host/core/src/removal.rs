@@ -1,0 +1,151 @@
+//! The end of a removed replica: not before those who stay know of the removal, and cannot forget it.
+//!
+//! That an entry is committed is learned again after a crash, from a majority. With the removed replica gone, the others may
+//! be no majority of the members they remember: of two, one would wait for ever for the vote of the other. So a removal is
+//! announced only when its commit is on disk, and a removed replica goes on, as what it was, until a member announces it.
+
+use raft::StateRole;
+use raft::eraftpb::{self, MessageType};
+
+use crate::effect::Persist;
+use crate::group::Group;
+use crate::id::{LogIndex, NodeId, ReplicaId};
+use crate::message::Body;
+use crate::planted::{self, Defect};
+use crate::proposal::{ProposalError, Response};
+use crate::proposals::Asker;
+
+/// Removals this replica has applied and not announced, and its own.
+#[derive(Debug, Default)]
+pub(crate) struct Removals {
+    /// The record that holds the commit of the last one.
+    record: u64,
+    /// Applied, and not durable yet.
+    unannounced: Vec<Removed>,
+    /// This replica was removed, and nobody has told it.
+    own: Option<Removed>,
+}
+
+#[derive(Debug)]
+struct Removed {
+    record: u64,
+    replica: ReplicaId,
+    node: NodeId,
+    asker: Option<Asker>,
+    response: Response,
+}
+
+impl Group {
+    /// Puts the commit of a removal on disk.
+    pub(crate) fn record_removal(&mut self, index: LogIndex) {
+        let commit = &mut self.storage.hard_state.commit;
+        *commit = index.0.max(*commit);
+        self.removals.record = self.persist(Persist::default(), 0);
+    }
+
+    /// Whether this replica can never forget the removals that it knows of.
+    pub(crate) fn removals_are_durable(&self) -> bool {
+        self.removals.record <= self.storage.durable() && !self.storage.is_installing()
+    }
+
+    /// The machine has heard of a removal.
+    pub(crate) fn removed(
+        &mut self,
+        replica: ReplicaId,
+        node: NodeId,
+        asker: Option<Asker>,
+        response: Response,
+    ) {
+        let removed = Removed {
+            record: self.removals.record,
+            replica,
+            node,
+            asker,
+            response,
+        };
+        if replica == self.replica {
+            self.removals.own = Some(removed);
+            self.ask_to_leave();
+        } else {
+            self.removals.unannounced.push(removed);
+            self.announce_removals();
+        }
+    }
+
+    /// Tells of the removals that are durable.
+    pub(crate) fn announce_removals(&mut self) {
+        let durable = self.storage.durable();
+        let ready = |removed: &mut Removed| removed.record <= durable;
+        for removed in self
+            .removals
+            .unannounced
+            .extract_if(.., ready)
+            .collect::<Vec<_>>()
+        {
+            if let Some(asker) = removed.asker {
+                self.reply(asker, Ok(removed.response));
+            }
+            if self.leads() {
+                // It may never see the commit of its own removal, because nobody sends it entries any more. Behind the
+                // answer, which it may have to hand on.
+                self.flush_answers();
+                self.send(removed.replica, removed.node, Body::Gone);
+            }
+        }
+    }
+
+    /// Asks the members whether it may go; each who knows answers that it may. A leader's heartbeats ask too.
+    pub(crate) fn ask_to_leave(&mut self) {
+        if self.removals.own.is_none() || planted::has(Defect::RemovedLeaderServes) {
+            return;
+        }
+        let members = self.state.membership.members();
+        let members: Vec<_> = members
+            .iter()
+            .map(|(id, member)| (*id, member.node))
+            .collect();
+        for (replica, node) in members {
+            let question = eraftpb::Message {
+                msg_type: MessageType::MsgHeartbeatResponse,
+                from: self.replica.0,
+                to: replica.0,
+                term: self.storage.hard_state.term,
+                ..Default::default()
+            };
+            self.send(replica, node, Body::Raft(question));
+        }
+    }
+
+    /// A member says that this replica was removed.
+    pub(crate) fn gone(&mut self) {
+        if let Some(own) = self.removals.own.take() {
+            if let Some(asker) = own.asker {
+                self.reply(asker, Ok(own.response.clone()));
+            }
+            self.removal_is_answered(&own.response);
+        }
+        self.remove_self();
+    }
+
+    /// Whoever waits for the announcement of a removal waits in vain.
+    pub(crate) fn abandon_removals(&mut self) {
+        let unannounced = std::mem::take(&mut self.removals.unannounced);
+        let askers = unannounced
+            .into_iter()
+            .chain(self.removals.own.take())
+            .filter_map(|removed| removed.asker)
+            .collect();
+        self.reply_all(askers, &ProposalError::Unknown);
+    }
+
+    /// Whether this replica leads and is no member. Raft-rs then panics at hearing that a record is durable, drops what is
+    /// proposed, and, if one voter is left, answers reads without asking it.
+    pub(crate) fn leads_without_progress(node: &raft::RawNode<crate::log_view::LogView>) -> bool {
+        node.raft.state == StateRole::Leader && node.raft.prs().get(node.raft.id).is_none()
+    }
+
+    /// Whether this replica knows that it was removed.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.removals.own.is_some()
+    }
+}
