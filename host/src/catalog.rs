@@ -249,7 +249,7 @@ impl Catalog {
             );
             return Err(Refusal::Invalid(message));
         }
-        let id = new.id.unwrap_or(GroupId(self.next_group));
+        let id = new.id.unwrap_or_else(|| self.free_id());
         if id == GROUP {
             return Err(Refusal::Invalid(
                 "group id 0 is the catalogue's own; use 1 or more".into(),
@@ -306,6 +306,15 @@ impl Catalog {
         self.names.insert(group.name.clone(), id);
         self.groups.insert(id, group.clone());
         Ok(Reply::Group(group))
+    }
+
+    /// The id of the next group that names none: above all that were ever used, or, where the largest of all is taken,
+    /// the lowest that is free. At most [`GROUPS_MAX`] are not.
+    fn free_id(&self) -> GroupId {
+        let ids = (self.next_group..=u64::MAX).chain(1..self.next_group);
+        ids.map(GroupId)
+            .find(|id| !self.groups.contains_key(id))
+            .unwrap_or(GroupId(self.next_group))
     }
 
     fn remove_group(&mut self, id: GroupId) -> Result<Reply, Refusal> {

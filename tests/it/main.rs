@@ -4,6 +4,8 @@ mod bad_input;
 mod components;
 mod demo;
 mod disk_damage;
+mod faults;
+mod fuzz_corpus;
 mod group_commit;
 mod hostile;
 mod lifecycle;

@@ -52,6 +52,16 @@ pub async fn within<F: Future>(limit: Duration, what: &str, future: F) -> F::Out
     }
 }
 
+/// What the future gives, or `None` if it takes longer than the limit.
+pub async fn timeout<F: Future>(limit: Duration, future: F) -> Option<F::Output> {
+    tokio::time::timeout(limit, future).await.ok()
+}
+
+/// Waits. For faults that last a given time; a test that waits for something waits for it with [`eventually`].
+pub async fn pause(duration: Duration) {
+    tokio::time::sleep(duration).await;
+}
+
 /// Measures how long something takes.
 #[derive(Clone, Copy, Debug)]
 pub struct Stopwatch(Instant);

@@ -15,6 +15,7 @@ use tempfile::TempDir;
 use crate::clock::{PATIENCE, Stopwatch, eventually};
 use crate::http::{self, Answer};
 use crate::process::Process;
+use crate::proxy::Proxy;
 
 /// How long a node that was told to stop may take.
 pub const STOP_WITHIN: Duration = Duration::from_secs(15);
@@ -52,6 +53,11 @@ impl Default for Settings {
     }
 }
 
+/// Something to be dropped with a cluster.
+pub trait Guard: std::fmt::Debug + Send {}
+
+impl<T: std::fmt::Debug + Send> Guard for T {}
+
 /// One node, running or not.
 #[derive(Debug)]
 pub struct Node {
@@ -65,6 +71,8 @@ pub struct Node {
     pub http: String,
     /// Its directory: `skep.toml`, `node.log`, `data`.
     pub home: PathBuf,
+    /// What it finds in its environment when it is started next, beside the test's own.
+    pub environment: Vec<(&'static str, PathBuf)>,
     process: Option<Process>,
 }
 
@@ -112,12 +120,40 @@ impl Node {
 #[derive(Debug)]
 pub struct Cluster {
     nodes: Vec<Node>,
+    kept: Vec<Box<dyn Guard>>,
     _dir: TempDir,
 }
 
 impl Cluster {
     /// Writes the configurations; starts nothing.
     pub fn prepare(settings: &Settings) -> Self {
+        let cluster = Self::lay_out(settings);
+        cluster.configure(settings, |_, to| to.peer.clone());
+        cluster
+    }
+
+    /// As [`prepare`](Self::prepare), and what nodes say to each other goes through a proxy: each is told that the
+    /// others are where the proxy listens for it.
+    pub async fn prepare_behind_proxy(settings: &Settings) -> (Self, Proxy) {
+        let cluster = Self::lay_out(settings);
+        let addresses = cluster
+            .nodes
+            .iter()
+            .map(|node| (node.id, node.peer.clone()))
+            .collect();
+        let proxy = Proxy::start(&addresses).await;
+        cluster.configure(settings, |from, to| {
+            if from == to.id {
+                to.peer.clone()
+            } else {
+                proxy.address(from, to.id).to_owned()
+            }
+        });
+        (cluster, proxy)
+    }
+
+    /// Directories and addresses for the nodes.
+    fn lay_out(settings: &Settings) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("skep-test-")
             .tempdir()
@@ -133,15 +169,24 @@ impl Cluster {
                     client: address(),
                     http: address(),
                     home,
+                    environment: Vec::new(),
                     process: None,
                 }
             })
             .collect();
-        for node in &nodes {
-            std::fs::write(node.config(), toml(settings, &nodes, node.id))
-                .expect("a configuration");
+        Self {
+            nodes,
+            kept: Vec::new(),
+            _dir: dir,
         }
-        Self { nodes, _dir: dir }
+    }
+
+    /// Writes the configurations; `peer` says where one node finds another.
+    fn configure(&self, settings: &Settings, peer: impl Fn(u64, &Node) -> String) {
+        for node in &self.nodes {
+            let text = toml(settings, &self.nodes, node.id, |other| peer(node.id, other));
+            std::fs::write(node.config(), text).expect("a configuration");
+        }
     }
 
     /// A running cluster whose nodes are all ready.
@@ -172,8 +217,14 @@ impl Cluster {
         let config = config
             .to_str()
             .expect("temporary directories have plain names");
-        let process = Process::start(
+        let environment: Vec<_> = node
+            .environment
+            .iter()
+            .map(|(name, value)| (*name, value.as_path()))
+            .collect();
+        let process = Process::start_with(
             &["serve", "--config", config],
+            &environment,
             &node.home.join("stdout"),
             &node.log_path(),
         );
@@ -235,6 +286,27 @@ impl Cluster {
                 self.node(id).log_tail()
             ),
         }
+    }
+
+    /// Waits until a running node has ended by itself; its exit code, and its log.
+    pub async fn ends(&mut self, id: u64) -> (Option<i32>, String) {
+        let status = eventually(&format!("node {id} ends by itself"), async || {
+            let process = self.node_mut(id).process.as_mut().expect("it was spawned");
+            process.ended().ok_or_else(|| "it still runs".to_owned())
+        })
+        .await;
+        self.node_mut(id).process = None;
+        (status.code(), self.node(id).log())
+    }
+
+    /// Drops this when all nodes have ended, before their directories go.
+    pub fn keep(&mut self, guard: impl Guard + 'static) {
+        self.kept.push(Box::new(guard));
+    }
+
+    /// From now on no file of the node may grow beyond this size; `None` takes the limit away.
+    pub fn limit_files(&self, id: u64, bytes: Option<u64>) {
+        self.node(id).process().limit_files(bytes);
     }
 
     /// SIGSTOP: the node lives, and does nothing.
@@ -502,7 +574,7 @@ impl Drop for Cluster {
     }
 }
 
-fn toml(settings: &Settings, nodes: &[Node], id: u64) -> String {
+fn toml(settings: &Settings, nodes: &[Node], id: u64, peer_of: impl Fn(&Node) -> String) -> String {
     let Settings {
         cluster,
         tick_ms,
@@ -515,14 +587,11 @@ fn toml(settings: &Settings, nodes: &[Node], id: u64) -> String {
         "[node]\nid = {id}\ndata_dir = \"data\"\n\n[raft]\ntick_ms = {tick_ms}\nelection_ticks = {election_ticks}\n\
          heartbeat_ticks = {heartbeat_ticks}\nsnapshot_entries = {snapshot_entries}\n\n[cluster]\nid = \"{cluster}\"\n"
     );
-    for Node {
-        id,
-        peer,
-        client,
-        http,
-        ..
-    } in nodes
-    {
+    for node in nodes {
+        let peer = peer_of(node);
+        let Node {
+            id, client, http, ..
+        } = node;
         text.push_str(&format!(
             "\n[[cluster.nodes]]\nid = {id}\npeer = \"{peer}\"\nclient = \"{client}\"\nhttp = \"{http}\"\n"
         ));

@@ -1,12 +1,16 @@
 //! Tests of Skep that cross crates: real processes, hostile guests, the seed package's surface.
 //!
 //! [`cluster`] starts real `skep serve` processes on loopback, [`http`] and the `skep-client` crate speak to them, and
-//! [`clock`] waits for what they should become. A failure of the harness itself is a panic that says what was expected,
-//! because a test has nobody to hand an error to.
+//! [`clock`] waits for what they should become. [`proxy`] is a bad network between them, and [`shim`] a bad disk and a bad
+//! clock beneath them. A failure of the harness itself is a panic that says what was expected, because a test has nobody
+//! to hand an error to.
 
 pub mod clock;
 pub mod cluster;
+pub mod fuzz;
 pub mod guests;
 pub mod http;
 pub mod process;
+pub mod proxy;
 pub mod seed;
+pub mod shim;

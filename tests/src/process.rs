@@ -107,6 +107,38 @@ impl Process {
         );
     }
 
+    /// From now on no file of the process may grow beyond this size: a write that would fails with `EFBIG`, as one on a
+    /// full disk does with `ENOSPC`. `None` takes the limit away.
+    #[cfg(target_os = "linux")]
+    pub fn limit_files(&self, bytes: Option<u64>) {
+        let limit = libc::rlimit {
+            rlim_cur: bytes.unwrap_or(libc::RLIM_INFINITY),
+            rlim_max: libc::RLIM_INFINITY,
+        };
+        // SAFETY: the new limit is a value that outlives the call, and the old one is not asked for.
+        let set = unsafe {
+            libc::prlimit(
+                self.child.id() as libc::pid_t,
+                libc::RLIMIT_FSIZE,
+                &limit,
+                std::ptr::null_mut(),
+            )
+        };
+        assert_eq!(
+            set,
+            0,
+            "a limit for process {}: {}",
+            self.id(),
+            io::Error::last_os_error()
+        );
+    }
+
+    /// There is no such limit here.
+    #[cfg(not(target_os = "linux"))]
+    pub fn limit_files(&self, _: Option<u64>) {
+        panic!("the size of a running process' files can only be limited on Linux");
+    }
+
     /// Waits for its end; `None` if it does not come in time.
     pub fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
         blocking_until(limit, || self.ended())
@@ -196,13 +228,15 @@ fn spawn(command: Command) -> io::Result<Child> {
 fn die_with_parent(command: &mut Command) {
     use std::os::unix::process::CommandExt;
     let ask = || {
-        // SAFETY: `prctl` is async-signal-safe and takes plain numbers here.
+        // A file that may not grow is to be an error, not the end of the process; see `Process::limit_files`.
+        // SAFETY: `signal` and `prctl` are async-signal-safe and take plain numbers here.
+        unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
         match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
     };
-    // SAFETY: `ask` runs between fork and exec and only makes the one system call above; it allocates nothing.
+    // SAFETY: `ask` runs between fork and exec and only makes the system calls above; it allocates nothing.
     unsafe { command.pre_exec(ask) };
 }
 

@@ -78,7 +78,11 @@ impl Store {
         })?;
         let path = dir.join("identity");
         let (identity, created) = match vfs.read(&path, IDENTITY_BYTES) {
-            Ok(content) => (Identity::parse(&content, &path)?, false),
+            Ok(content) => {
+                // An earlier start may have been killed before it made the names in here durable.
+                vfs.sync_dir(dir).map_err(LogError::io("sync", dir))?;
+                (Identity::parse(&content, &path)?, false)
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 refuse_orphaned_log(&**vfs, dir, &path)?;
                 let store = draw().map_err(LogError::io("draw an id for", &path))?;

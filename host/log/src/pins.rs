@@ -45,6 +45,9 @@ impl PeerPins {
         let path = dir.join("peers");
         let pins = match vfs.read(&path, PINS_BYTES) {
             Ok(content) => {
+                // The process that wrote the pins may have been killed before their name was durable. A peer that is
+                // trusted because of a pin must not become unknown again.
+                vfs.sync_dir(dir).map_err(LogError::io("sync", dir))?;
                 let bad = |reason: &str| LogError::BadIdentity {
                     file: path.clone(),
                     reason: reason.to_owned(),

@@ -238,6 +238,14 @@ impl Replay {
 
     fn body(&mut self, body: Body, place: FramePlace, file: &Path) -> Result<(), LogError> {
         match body {
+            // It would have everything up to there deleted, this segment included.
+            Body::Checkpoint { first_live } if first_live > place.segment => {
+                Err(LogError::corrupt(
+                    file,
+                    place.offset,
+                    format!("a checkpoint names segment {first_live:016x}, which comes later"),
+                ))
+            }
             Body::Checkpoint { first_live } => {
                 self.first_live = self.first_live.max(first_live);
                 Ok(())
@@ -325,7 +333,7 @@ impl Replay {
             let entries: Vec<Entry> = self.entries.remove(key).unwrap_or_default().into();
             let gap = entries
                 .first()
-                .is_some_and(|first| first.index != state.truncated.index + 1);
+                .is_some_and(|first| first.index.checked_sub(1) != Some(state.truncated.index));
             if gap || state.hard_state.commit > state.last_index() {
                 let place = state.spans.front().map_or((state.newest, 0), |span| {
                     (span.place.segment, span.place.offset)

@@ -136,6 +136,14 @@ impl SegmentHeader {
             );
             return Err(LogError::corrupt(path, 0, reason));
         }
+        if header.first_live > sequence {
+            // It would have this segment deleted.
+            let reason = format!(
+                "its header says that the log begins with the later segment {:016x}",
+                header.first_live
+            );
+            return Err(LogError::corrupt(path, 0, reason));
+        }
         Ok(header)
     }
 }

@@ -5,6 +5,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::admin::{CreateGroup, OfGroup, OfGroupAndNode, method};
+use super::problem::quoted;
 use crate::components::Upload;
 use crate::host::{Host, Reach};
 use crate::host_error::HostError;
@@ -78,8 +79,11 @@ async fn member(
 }
 
 fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, HostError> {
-    serde_json::from_slice(body)
-        .map_err(|error| HostError::Invalid(format!("the body is not what it should be: {error}")))
+    serde_json::from_slice(body).map_err(|error| {
+        HostError::Invalid(quoted(&format!(
+            "the body is not what it should be: {error}"
+        )))
+    })
 }
 
 fn answer(value: &impl Serialize) -> Result<Bytes, HostError> {

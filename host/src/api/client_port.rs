@@ -329,6 +329,7 @@ fn explain(host: &Host, group: GroupId, error: &HostError) -> proto::Error {
         }
         HostError::Node(
             crate::Error::GroupHalted { .. }
+            | crate::Error::NodeFailed { .. }
             | crate::Error::Stopped { .. }
             | crate::Error::StoppedInFlight { .. }
             | crate::Error::Proposal {

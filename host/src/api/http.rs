@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::admin::{CreateGroup, Done, GroupInfo, OfGroupAndNode, Placed};
-use super::problem::Problem;
+use super::problem::{Problem, quoted};
 use crate::catalog::ComponentRecord;
 use crate::host::{Host, Reach};
 use crate::host_error::HostError;
@@ -363,6 +363,7 @@ fn component_id(text: &str) -> Answer<ComponentId> {
 }
 
 fn bad_request(detail: impl Into<String>) -> Problem {
+    let detail = quoted(&detail.into());
     Problem::new(StatusCode::BAD_REQUEST, "invalid-request", detail)
 }
 

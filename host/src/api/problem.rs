@@ -10,6 +10,17 @@ use crate::host_error::HostError;
 /// Seconds after which a client may try again what failed for want of a leader: an election at the default ticks.
 const RETRY_AFTER_SECONDS: u64 = 1;
 
+/// Characters of what is wrong with a request's form: a parser quotes what it was given, which may be megabytes.
+const QUOTED_CHARS: usize = 1000;
+
+/// A parser's complaint, short enough to be sent back.
+pub(super) fn quoted(complaint: &str) -> String {
+    match complaint.char_indices().nth(QUOTED_CHARS) {
+        Some((end, _)) => format!("{}…", &complaint[..end]),
+        None => complaint.to_owned(),
+    }
+}
+
 /// One problem, as JSON of the type `application/problem+json`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Problem {

@@ -242,6 +242,25 @@ mod tests {
     }
 
     #[test]
+    fn the_largest_id_leaves_ids_for_others() {
+        let (mut machine, _) = seeded();
+        let Command::CreateGroup(mut largest) = create("largest", &[1]) else {
+            unreachable!("a group is created")
+        };
+        largest.id = Some(GroupId(u64::MAX));
+        let commands = [
+            Command::CreateGroup(largest),
+            create("b", &[1]),
+            create("c", &[1]),
+        ];
+        let ids: Vec<_> = run(&mut machine, 10, &commands)
+            .iter()
+            .map(|outcome| group(outcome).id.0)
+            .collect();
+        assert_eq!(ids, [u64::MAX, 2, 3]);
+    }
+
+    #[test]
     fn a_node_keeps_its_store() {
         let mut catalog = Catalog::default();
         let Command::PutNode(first) = node(1) else {

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | 2 | magic, `sk` |
 //! | 1 | version of this layout, 1 |
-//! | 1 | zero |
+//! | 1 | CRC-8 of the other seven bytes up to the checksum |
 //! | 4 | length of the body, little endian |
 //! | 4 | CRC-32C of the eight bytes above and the body, little endian |
 //! | length | body: one prost message |
@@ -22,6 +22,10 @@ pub const HEADER: usize = 12;
 
 const MAGIC: [u8; 2] = *b"sk";
 const VERSION: u8 = 1;
+
+/// Where the header's own check is. A damaged length must be noticed at once: the checksum of the frame is only looked at
+/// when as many bytes have come as the length says, which on a quiet lane may be never, and until then the lane is mute.
+const CHECK: usize = 3;
 
 /// Bytes of the header that the checksum covers.
 const CHECKED: usize = 8;
@@ -81,6 +85,7 @@ impl<M: Message> Encoder<M> {
         buffer.put_u32_le(0);
         message.encode_raw(buffer);
         let frame = &mut buffer[start..];
+        frame[CHECK] = header_check(frame);
         let checksum = checksum(&frame[..CHECKED], &frame[HEADER..]);
         frame[CHECKED..HEADER].copy_from_slice(&checksum.to_le_bytes());
         Ok(())
@@ -200,6 +205,12 @@ impl Header {
         let Some(header) = buffer.first_chunk::<HEADER>() else {
             return Ok(None);
         };
+        if header[CHECK] != header_check(header) {
+            return Err(WireError::Corrupt {
+                found: header[CHECK].into(),
+                computed: header_check(header).into(),
+            });
+        }
         let word = |at: usize| {
             u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
         };
@@ -208,6 +219,24 @@ impl Header {
             checksum: word(CHECKED),
         }))
     }
+}
+
+/// What stands in the fourth byte of a header: the CRC-8 (polynomial 0x07) of the seven bytes around it, which tells every
+/// damage of up to three bits in so few.
+///
+/// # Panics
+/// If there are fewer than eight bytes.
+pub fn header_check(header: &[u8]) -> u8 {
+    let covered = header[..CHECK].iter().chain(&header[CHECK + 1..CHECKED]);
+    covered.fold(0, |crc, byte| {
+        (0..8).fold(crc ^ byte, |crc, _| {
+            if crc & 0x80 == 0 {
+                crc << 1
+            } else {
+                crc << 1 ^ 0x07
+            }
+        })
+    })
 }
 
 fn checksum(header: &[u8], body: &[u8]) -> u32 {
@@ -267,6 +296,7 @@ mod tests {
         let mut frame = stream(&[chunk(1, vec![1])]);
         frame.truncate(HEADER);
         frame[4..8].fill(0);
+        frame[CHECK] = header_check(&frame);
         assert!(matches!(all(&[&frame]), Err(WireError::EmptyMessage)));
     }
 
@@ -289,6 +319,7 @@ mod tests {
         ));
         let mut allowed = BytesMut::from(&buffer[..]);
         allowed[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
+        allowed[CHECK] = header_check(&allowed);
         assert!(
             Decoder::<SnapshotChunk>::new(usize::MAX)
                 .take(&mut allowed)
@@ -361,6 +392,17 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_damaged_header_is_noticed_before_more_is_waited_for() {
+        let frame = stream(&[chunk(1, vec![7; 20])]);
+        for bit in 0..CHECKED * 8 {
+            let mut damaged = frame.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            let taken = Decoder::<SnapshotChunk>::new(LIMIT).take(&mut damaged);
+            assert!(taken.is_err(), "bit {bit}: {taken:?}");
+        }
+    }
+
     proptest! {
         #[test]
         fn any_split_of_a_stream_decodes_the_same(
@@ -383,6 +425,7 @@ mod tests {
                 bytes.put_slice(&MAGIC);
                 bytes.put_slice(&[VERSION, 0]);
                 bytes.put_u32_le(garbage.len() as u32);
+                bytes[CHECK] = header_check(&bytes);
                 let sum = checksum(&bytes[..CHECKED], &garbage);
                 bytes.put_u32_le(sum);
             }

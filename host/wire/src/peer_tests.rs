@@ -27,6 +27,19 @@ fn raft(msg_type: MessageType) -> eraftpb::Message {
     }
 }
 
+/// What raft-rs sends to ask for a read index.
+fn read_index() -> eraftpb::Message {
+    let context = eraftpb::Entry {
+        data: Bytes::from_static(b"12345678"),
+        ..Default::default()
+    };
+    eraftpb::Message {
+        term: 0,
+        entries: vec![context].into(),
+        ..raft(MessageType::MsgReadIndex)
+    }
+}
+
 fn append() -> eraftpb::Message {
     let entry = |index, entry_type, data: &'static [u8]| eraftpb::Entry {
         entry_type,
@@ -122,7 +135,6 @@ fn every_kind_that_travels_survives_and_no_other_leaves() {
         MsgHeartbeatResponse,
         MsgTransferLeader,
         MsgTimeoutNow,
-        MsgReadIndex,
         MsgReadIndexResp,
         MsgRequestPreVote,
         MsgRequestPreVoteResponse,
@@ -130,6 +142,8 @@ fn every_kind_that_travels_survives_and_no_other_leaves() {
         let message = message(Body::Raft(raft(kind)));
         assert_eq!(over_the_wire(message.clone()).unwrap(), message, "{kind:?}");
     }
+    let read = message(Body::Raft(read_index()));
+    assert_eq!(over_the_wire(read.clone()).unwrap(), read);
     for kind in [
         MsgHup,
         MsgBeat,
@@ -185,9 +199,52 @@ fn term_zero_is_a_local_word_and_does_not_arrive() {
         over_the_wire(zero(MessageType::MsgHeartbeat)),
         Err(WireError::Zero { .. })
     ));
-    for kind in [MessageType::MsgTransferLeader, MessageType::MsgReadIndex] {
-        assert_eq!(over_the_wire(zero(kind)).unwrap(), zero(kind));
+    let transfer = zero(MessageType::MsgTransferLeader);
+    assert_eq!(over_the_wire(transfer.clone()).unwrap(), transfer);
+}
+
+#[test]
+fn a_read_has_one_context_and_no_term() {
+    let with_term = eraftpb::Message {
+        term: 5,
+        ..read_index()
+    };
+    let without_context = eraftpb::Message {
+        entries: Vec::new().into(),
+        ..read_index()
+    };
+    for read in [with_term, without_context] {
+        let error = over_the_wire(message(Body::Raft(read))).unwrap_err();
+        assert!(matches!(error, WireError::Misplaced { .. }), "{error}");
     }
+}
+
+#[test]
+fn numbers_that_nobody_counts_to_do_not_arrive() {
+    let spoils: [fn(&mut eraftpb::Message); 6] = [
+        |message| message.term = u64::MAX,
+        |message| message.index = u64::MAX - 3,
+        |message| message.commit = u64::MAX,
+        |message| message.commit_term = u64::MAX,
+        |message| message.reject_hint = u64::MAX,
+        |message| message.entries[2].term = u64::MAX,
+    ];
+    for spoil in spoils {
+        let mut large = append();
+        spoil(&mut large);
+        let error = over_the_wire(message(Body::Raft(large))).unwrap_err();
+        assert!(matches!(error, WireError::Misplaced { .. }), "{error}");
+    }
+}
+
+#[test]
+fn an_append_that_hides_the_term_it_follows_does_not_arrive() {
+    let hides = eraftpb::Message {
+        log_term: 0,
+        ..append()
+    };
+    let error = over_the_wire(message(Body::Raft(hides))).unwrap_err();
+    assert!(matches!(error, WireError::Zero { .. }), "{error}");
 }
 
 #[test]

@@ -5,6 +5,9 @@ use raft::eraftpb::{self, EntryType, MessageType};
 use crate::error::WireError;
 use crate::proto;
 
+/// The largest term or index: no group counts so far, and whoever adds to a smaller one does not overflow.
+const NUMBER_MAX: u64 = u64::MAX >> 1;
+
 /// Turns a message of raft-rs into what is sent. Its sender and receiver are not in it: they are those of the
 /// `PeerMessage` around it.
 ///
@@ -67,8 +70,9 @@ pub(crate) fn to_wire(message: eraftpb::Message) -> Result<proto::RaftMessage, W
 /// Understands a message from the replica `from` to the replica `to`.
 ///
 /// # Errors
-/// For whatever raft-rs must not be shown: an unknown kind, term 0 where it would be taken for the replica's own word, a
-/// gap between the entries of an append, a snapshot without metadata.
+/// For whatever raft-rs must not be shown: an unknown kind, term 0 where it would be taken for the replica's own word and
+/// another one where it panics, numbers that would overflow, a gap before or between the entries of an append, a read
+/// without its one context, a snapshot without metadata.
 pub(crate) fn from_wire(
     message: proto::RaftMessage,
     from: u64,
@@ -107,8 +111,15 @@ pub(crate) fn from_wire(
             what: "the term of a Raft message",
         });
     }
-    if msg_type == MessageType::MsgAppend {
-        contiguous(&message)?;
+    countable(&message)?;
+    match msg_type {
+        MessageType::MsgAppend => contiguous(&message)?,
+        MessageType::MsgReadIndex if message.term != 0 || message.entries.len() != 1 => {
+            return Err(WireError::Misplaced {
+                what: "a question for a read index has a term, or not exactly one context",
+            });
+        }
+        _ => {}
     }
     let snapshot = message.snapshot.map(snapshot_from_wire).transpose()?;
     if (msg_type == MessageType::MsgSnapshot) != snapshot.is_some() {
@@ -142,12 +153,43 @@ pub(crate) fn from_wire(
     })
 }
 
+fn countable(message: &proto::RaftMessage) -> Result<(), WireError> {
+    let metadata = message
+        .snapshot
+        .as_ref()
+        .and_then(|snapshot| snapshot.metadata.as_ref());
+    let numbers = [
+        message.term,
+        message.log_term,
+        message.index,
+        message.commit,
+        message.commit_term,
+        message.request_snapshot,
+        message.reject_hint,
+        metadata.map_or(0, |metadata| metadata.index.max(metadata.term)),
+    ];
+    let entries = message
+        .entries
+        .iter()
+        .map(|entry| entry.index.max(entry.term));
+    if entries.chain(numbers).any(|number| number > NUMBER_MAX) {
+        return Err(WireError::Misplaced {
+            what: "a term or an index is larger than any group can have",
+        });
+    }
+    Ok(())
+}
+
 fn contiguous(append: &proto::RaftMessage) -> Result<(), WireError> {
+    // raft-rs answers 0 for the term of an entry that it does not have, and would take the two for a match.
+    if append.index != 0 && append.log_term == 0 {
+        return Err(WireError::Zero {
+            what: "the term of the entry that an append follows",
+        });
+    }
     let mut last = append.index;
     for entry in &append.entries {
-        let expected = last.checked_add(1).ok_or(WireError::Misplaced {
-            what: "an append stands at the end of all indices",
-        })?;
+        let expected = last + 1;
         if entry.index != expected {
             return Err(WireError::EntriesNotContiguous {
                 after: append.index,

@@ -428,6 +428,38 @@ fn the_first_start_may_be_interrupted_anywhere() {
 }
 
 #[test]
+fn what_is_read_after_a_kill_is_still_there_after_a_power_cut() {
+    let pin = |vfs: &SimVfs| -> Result<(), LogError> {
+        let mut pins = PeerPins::open(Arc::new(vfs.clone()), Path::new(DATA))?;
+        pins.check(2, StoreId([2; 16])).map(drop)
+    };
+    let first_start = |vfs: &SimVfs| store(vfs, "bees", 1, 4).map(drop).and_then(|()| pin(vfs));
+    let clean = SimVfs::new(1);
+    first_start(&clean).expect("a new store");
+    for call in 0..clean.calls() {
+        let vfs = SimVfs::new(1);
+        vfs.cut_power_after(call);
+        assert!(first_start(&vfs).is_err());
+        // A killed process leaves a new name in the page cache, where the next one finds it and relies on it.
+        vfs.crash(Crash::ProcessOnly);
+        let identity = |vfs: &SimVfs, id| {
+            let store = store(vfs, "bees", 1, id).expect("it starts");
+            store.identity().store
+        };
+        let pinned = |vfs: &SimVfs| {
+            let pins = PeerPins::open(Arc::new(vfs.clone()), Path::new(DATA)).expect("pins");
+            pins.pinned(2)
+        };
+        let (one, other) = (vfs.fork(), vfs);
+        let before = (identity(&one, 5), pinned(&other));
+        one.crash(Crash::LoseAll);
+        other.crash(Crash::LoseAll);
+        let after = (identity(&one, 6), pinned(&other));
+        assert_eq!(after, before, "killed after call {call}");
+    }
+}
+
+#[test]
 fn a_lost_log_is_not_taken_for_a_new_one_and_a_first_start_may_be_cut_anywhere() {
     let start = |disk: &SimVfs| {
         let vfs: Arc<dyn Vfs> = Arc::new(disk.clone());

@@ -255,7 +255,8 @@ impl Random {
         (z ^ (z >> 31)) % limit
     }
 
-    fn record(
+    /// A record that may follow what `state` holds. A mark in it names a position; its file is the caller's to make.
+    pub fn record(
         &mut self,
         state: &State,
         incarnations: &mut BTreeMap<u64, u64>,

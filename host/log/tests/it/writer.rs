@@ -10,7 +10,7 @@ use skep_log::{
     LogError, LogHandle, LogOptions, LogWriter, Record, SimVfs, Stopped, WriterEvent, WriterOptions,
 };
 
-use crate::model::{State, compaction, entries, key, open, open_with, small};
+use crate::model::{Op, State, Workload, compaction, entries, key, open, open_with, small};
 
 type Writer = (LogHandle<u64>, JoinHandle<()>, Receiver<WriterEvent<u64>>);
 
@@ -245,4 +245,96 @@ fn a_panicking_listener_leaves_nobody_waiting() {
     assert!(thread.join().is_err());
     assert_eq!(handle.submit(Vec::new()), Err(Stopped));
     handle.stop();
+}
+
+/// Submits a workload batch by batch, each when the one before is answered for, until the writer has failed. Gives the
+/// numbers of records submitted and reported as durable, and whether the failure was reported.
+fn submit_all(vfs: &SimVfs, batches: &[Vec<(Record, u64)>]) -> (u64, u64, bool) {
+    let Ok((log, _)) = open(vfs) else {
+        return (0, 0, true);
+    };
+    let (events, received) = channel();
+    let (handle, thread) = LogWriter::spawn(log, WriterOptions::default(), move |event| {
+        events.send(event).expect("the test listens")
+    })
+    .expect("a thread");
+    let (mut submitted, mut durable, mut poisoned) = (0, 0, false);
+    for batch in batches {
+        let Some((_, last)) = batch.last() else {
+            continue;
+        };
+        if handle.submit(batch.clone()).is_err() {
+            break;
+        }
+        submitted = *last;
+        while durable < submitted && !poisoned {
+            match received.recv().expect("an answer") {
+                WriterEvent::Persisted(tokens) => durable = *tokens.last().expect("a token"),
+                WriterEvent::Heavy(_) => {}
+                WriterEvent::Poisoned { .. } => poisoned = true,
+                WriterEvent::Rejected { error, .. } => panic!("the workload is valid: {error}"),
+            }
+        }
+        if poisoned {
+            let refused = handle.submit(batch.clone());
+            assert_eq!(refused, Err(Stopped), "it goes on after a failure");
+            break;
+        }
+    }
+    handle.stop();
+    thread.join().expect("it ends");
+    for event in received {
+        assert!(!poisoned, "an event after the failure: {event:?}");
+        match event {
+            WriterEvent::Poisoned { .. } => poisoned = true,
+            WriterEvent::Heavy(_) => {}
+            other => panic!("nothing was submitted: {other:?}"),
+        }
+    }
+    (submitted, durable, poisoned)
+}
+
+#[test]
+fn whichever_call_fails_the_writer_reports_it_and_nothing_after_it() {
+    let workload = Workload::random(31, 400);
+    let mut batches = vec![Vec::new()];
+    let mut records = 0;
+    for op in &workload.ops {
+        match op {
+            Op::Append(record) => {
+                records += 1;
+                let batch = batches.last_mut().expect("there is one");
+                batch.push((record.clone(), records));
+            }
+            Op::Sync => batches.push(Vec::new()),
+            Op::Prepare | Op::Collect => {}
+        }
+    }
+    let clean = SimVfs::new(1);
+    assert_eq!(submit_all(&clean, &batches), (records, records, false));
+    for call in 1..=clean.calls() {
+        for kind in [ErrorKind::Other, ErrorKind::StorageFull] {
+            let vfs = SimVfs::new(call);
+            vfs.fail_call(call, kind);
+            let (submitted, durable, poisoned) = submit_all(&vfs, &batches);
+            assert!(poisoned, "call {call} failed with {kind:?} in silence");
+            for crash in [Crash::ProcessOnly, Crash::LoseAll, Crash::Subset(call)] {
+                let disk = vfs.fork();
+                disk.crash(crash);
+                let (_, recovered) = open(&disk)
+                    .unwrap_or_else(|error| panic!("call {call}, {kind:?}, {crash:?}: {error}"));
+                let state = State::of(&recovered);
+                let allowed = &workload.states[durable as usize..=submitted as usize];
+                assert!(
+                    allowed.contains(&state),
+                    "call {call}, {kind:?}, {crash:?}: of {submitted} records {durable} were durable, found {state:#?}"
+                );
+            }
+        }
+    }
+    println!(
+        "{records} records in {} batches, {} calls failed in 2 ways",
+        batches.len(),
+        clean.calls()
+    );
 }

@@ -114,9 +114,11 @@ async fn garbage_on_the_port_disturbs_nobody() {
     let (reporter, mut reports) = reporter();
     reach(&one.transport, 2, &reporter, &mut two).await;
     let mut strangers = Vec::new();
+    let mut endless = *b"sk\x01\x00\xff\xff\xff\xff\0\0\0\0";
+    endless[3] = skep_wire::codec::header_check(&endless);
     for garbage in [
         &b"GET / HTTP/1.1\r\n\r\n"[..],
-        b"sk\x01\x00\xff\xff\xff\xff\0\0\0\0",
+        &endless,
         b"sk\x09",
         &[0; 5000],
     ] {

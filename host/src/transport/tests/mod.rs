@@ -253,6 +253,7 @@ fn append(to: u64, index: u64, bytes: usize) -> Batch {
         ..Default::default()
     };
     let raft = eraftpb::Message {
+        log_term: if index == 0 { 0 } else { 3 },
         entries: vec![entry].into(),
         ..raft(MessageType::MsgAppend, index)
     };

@@ -1,0 +1,262 @@
+//! Disks that are full or fail, and clocks that jump.
+
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use skep_client::{Client, GroupId};
+use skep_tests::cluster::Settings;
+use skep_tests::guests;
+use skep_tests::seed::Seed;
+use skep_tests::shim::Shim;
+
+use super::scenario::{Scenario, rounds, step};
+use crate::load::{propose, text};
+
+/// No file may grow beyond this: the log has some of its zeros written ahead already, and soon needs more.
+const FILE_BYTES: u64 = 1 << 20;
+
+/// Size of the small disk: room for the components and for the log of one scenario.
+const DISK: &str = "size=256m";
+
+/// A node whose files cannot grow says so, ends with exit code 1, and is well when there is room again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_cannot_grow() {
+    let mut scenario = Scenario::start("files cannot grow", &Settings::default()).await;
+    for round in 0..rounds() {
+        let id = victim(&scenario, round).await;
+        // The log writes a mebibyte of zeros ahead, so this takes effect when that is used up: at once after a restart.
+        scenario.cluster.limit_files(id, Some(FILE_BYTES));
+        fails_under_load(&mut scenario, id, "File too large").await;
+        scenario.load.more(step()).await;
+        scenario.cluster.restart(id).await;
+        scenario.load.more(step()).await;
+    }
+    let ids = scenario.cluster.ids();
+    scenario.finish(&ids).await;
+}
+
+/// The data directory of each node is a file system of its own, which somebody else fills.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_disk_is_full() {
+    let probe = tempfile::tempdir().expect("a directory");
+    if let Err(error) = Disk::mount(probe.path()) {
+        println!(
+            "SKIPPED the disk is full: a small file system cannot be mounted here ({error}); `files_cannot_grow` covers \
+             a log that cannot be written"
+        );
+        return;
+    }
+    let mut scenario = Scenario::start_with("the disk is full", &Settings::default(), |cluster| {
+        for id in cluster.ids() {
+            let disk = Disk::mount(&cluster.node(id).data()).expect("one more small disk");
+            cluster.keep(disk);
+        }
+    })
+    .await;
+    for round in 0..rounds() {
+        let id = victim(&scenario, round).await;
+        let ballast = scenario.cluster.node(id).data().join("ballast");
+        take_all(&ballast);
+        fails_under_load(&mut scenario, id, "No space left on device").await;
+        scenario.load.more(step()).await;
+        std::fs::remove_file(&ballast).expect("the ballast is there");
+        scenario.cluster.restart(id).await;
+        scenario.load.more(step()).await;
+    }
+    let ids = scenario.cluster.ids();
+    scenario.finish(&ids).await;
+}
+
+/// After a failed sync a node acknowledges nothing any more, though later syncs would succeed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sync_fails() {
+    let Some((mut scenario, shims)) = shimmed("a sync fails").await else {
+        return;
+    };
+    for round in 0..rounds() {
+        let id = victim(&scenario, round).await;
+        let shim = &shims[id as usize - 1];
+        shim.fail_syncs(libc::EIO);
+        fails_under_load(&mut scenario, id, "cannot sync").await;
+        shim.heal();
+        scenario.load.more(step()).await;
+        scenario.cluster.restart(id).await;
+        scenario.load.more(step()).await;
+    }
+    let ids = scenario.cluster.ids();
+    scenario.finish(&ids).await;
+}
+
+/// Wall clocks jump by hours, to and fro, each node's on its own. Nobody's reads or elections may notice, and the time
+/// that machines are told must never go back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clocks_jump() {
+    const HOUR: i64 = 3_600_000;
+    const HOURS: u64 = 48;
+    let Some((scenario, shims)) = shimmed("clocks jump").await else {
+        return;
+    };
+    let members = scenario.cluster.ids();
+    let cluster = &scenario.cluster;
+    let clock = cluster
+        .create_from(1, "clock", guests::CLOCKWORK, &members)
+        .await;
+    let client = cluster.client().await;
+    let term = cluster
+        .try_status(1, scenario.group)
+        .await
+        .map(|s| s.replica.term);
+    let mut seed = Seed::new(7);
+    let mut times = vec![told(&client, clock).await];
+    for round in 0..rounds() * 2 {
+        for shim in &shims {
+            let hours = 1 + seed.below(HOURS) as i64;
+            shim.shift_clock(if round % 2 == 0 { hours } else { -hours } * HOUR);
+        }
+        scenario.load.more(step()).await;
+        times.push(told(&client, clock).await);
+    }
+    assert!(times.is_sorted(), "time went back: {times:?}");
+    let hours = (times[1] - times[0]) / 1_000_000 / HOUR;
+    assert!(hours >= 1, "no clock jumped: {times:?}");
+    println!(
+        "machines were told {hours} hours at the first jump of all clocks, and never an earlier time"
+    );
+    let now = cluster
+        .try_status(1, scenario.group)
+        .await
+        .map(|s| s.replica.term);
+    println!("terms before and after all jumps: {term:?}, {now:?}");
+    for shim in &shims {
+        shim.heal();
+    }
+    scenario.finish(&members).await;
+}
+
+/// The time that a machine is told, in nanoseconds since the Unix epoch.
+async fn told(client: &Client, group: GroupId) -> i64 {
+    let observed = text(propose(client, group, "tick").await);
+    let now = observed
+        .strip_prefix("now=")
+        .and_then(|rest| rest.split(' ').next());
+    now.and_then(|now| now.parse().ok())
+        .unwrap_or_else(|| panic!("no time in `{observed}`"))
+}
+
+/// The leader in even rounds, a follower in odd ones.
+async fn victim(scenario: &Scenario, round: u64) -> u64 {
+    let leader = scenario.leader().await;
+    match round % 2 {
+        0 => leader,
+        _ => scenario.cluster.others(&[leader])[0],
+    }
+}
+
+/// The node ends by itself while its log grows, and says why.
+async fn fails_under_load(scenario: &mut Scenario, id: u64, why: &str) {
+    let client = scenario.cluster.client().await;
+    let Scenario { cluster, load, .. } = scenario;
+    let (code, log) = tokio::select! {
+        ended = cluster.ends(id) => ended,
+        () = load.fill(&client) => unreachable!("it goes on until it is dropped"),
+    };
+    // Its clients are served by the others, also those who asked between the failure and the end.
+    let left_alone = load
+        .reasons()
+        .into_iter()
+        .find(|(_, why)| why.contains("has failed"));
+    assert_eq!(
+        left_alone, None,
+        "node {id} told clients to help themselves"
+    );
+    let last = log.lines().last().unwrap_or_default();
+    assert!(
+        code == Some(1) && last.contains(why) && last.ends_with("[node-failed]"),
+        "node {id} ended with code {code:?} and the line `{last}`, expected `{why}`"
+    );
+}
+
+/// A scenario with a shim beneath each node.
+async fn shimmed(name: &'static str) -> Option<(Scenario, Vec<Shim>)> {
+    let mut shims = Vec::new();
+    let scenario = Scenario::start_with(name, &Settings::default(), |cluster| {
+        for id in cluster.ids() {
+            shims.extend(Shim::install(cluster, id));
+        }
+    })
+    .await;
+    if shims.is_empty() {
+        println!(
+            "SKIPPED {name}: there is no library for this system that could be loaded beneath a node"
+        );
+        return None;
+    }
+    Some((scenario, shims))
+}
+
+/// A small file system. Unmounted when dropped.
+#[derive(Debug)]
+struct Disk {
+    at: PathBuf,
+}
+
+impl Disk {
+    #[cfg(target_os = "linux")]
+    fn mount(at: &Path) -> std::io::Result<Self> {
+        use std::ffi::CString;
+        use std::os::unix::ffi::OsStrExt;
+
+        std::fs::create_dir_all(at)?;
+        let path = CString::new(at.as_os_str().as_bytes())?;
+        let options = CString::new(DISK)?;
+        // SAFETY: four strings that end with a zero and outlive the call.
+        let mounted = unsafe {
+            libc::mount(
+                c"skep-test".as_ptr(),
+                path.as_ptr(),
+                c"tmpfs".as_ptr(),
+                0,
+                options.as_ptr().cast(),
+            )
+        };
+        match mounted {
+            0 => Ok(Self { at: at.to_owned() }),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn mount(_: &Path) -> std::io::Result<Self> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// Fills the file system of this file with it.
+fn take_all(ballast: &Path) {
+    let mut file = std::fs::File::create(ballast).expect("a file on the small disk");
+    // Ever smaller pieces, until not even one byte fits.
+    let block = vec![0xaa; 64 << 10];
+    let mut piece = block.len();
+    while piece > 0 {
+        match file.write(&block[..piece]) {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::StorageFull => piece /= 2,
+            Err(error) => panic!("the small disk: {error}"),
+        }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        #[cfg(target_os = "linux")]
+        {
+            use std::ffi::CString;
+            use std::os::unix::ffi::OsStrExt;
+            if let Ok(path) = CString::new(self.at.as_os_str().as_bytes()) {
+                // SAFETY: a string that ends with a zero. Detached, so that a process that is just being killed does
+                // not keep it.
+                unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
+            }
+        }
+    }
+}

@@ -1,0 +1,382 @@
+//! What must always hold. One file for each promise; [`Checker`] shows each of them what it needs to see, at every step.
+
+use std::collections::{BTreeMap, HashMap};
+
+use skep_core::config::Limits;
+use skep_core::effect::Persist;
+use skep_core::group::Recovered;
+use skep_core::message::{Body, PeerMessage};
+use skep_core::status::Status;
+use skep_log::GroupKey;
+
+use crate::machine::{Applied, Command};
+use crate::trace::digest;
+
+mod at_most_once;
+mod commits;
+mod election_safety;
+pub mod ledger;
+mod limits;
+mod linearizable;
+mod log_matching;
+mod order;
+mod removed;
+mod send_after_durable;
+mod state_machine_safety;
+
+use ledger::{Ledger, Mark};
+pub use state_machine_safety::Step;
+
+/// A replica's place: a life of a group, on a node.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Place {
+    /// The node.
+    pub node: u64,
+    /// The life of the group.
+    pub key: GroupKey,
+}
+
+/// A promise that was broken.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Violation {
+    /// Which promise.
+    pub invariant: &'static str,
+    /// How.
+    pub text: String,
+}
+
+impl std::fmt::Display for Violation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.invariant, self.text)
+    }
+}
+
+/// Names the promise that an error breaks.
+pub trait Breaks<T> {
+    /// As a violation of `invariant`.
+    fn breaks(self, invariant: &'static str, place: Place) -> Result<T, Violation>;
+}
+
+impl<T> Breaks<T> for Result<T, String> {
+    fn breaks(self, invariant: &'static str, place: Place) -> Result<T, Violation> {
+        self.map_err(|text| Violation {
+            invariant,
+            text: format!("{} on node {}: {text}", place.key, place.node),
+        })
+    }
+}
+
+/// What a step of a replica left behind, beside its status.
+#[derive(Clone, Copy, Debug)]
+pub struct Queues {
+    /// Records that the replica does not know to be durable.
+    pub records: usize,
+    /// Pieces of work that wait for the machine.
+    pub work: usize,
+    /// A snapshot is on its way into the machine, or the machine has failed.
+    pub restoring: bool,
+}
+
+/// Watches a whole simulation.
+#[derive(Debug, Default)]
+pub struct Checker {
+    ledgers: BTreeMap<Place, Ledger>,
+    elections: election_safety::ElectionSafety,
+    matching: log_matching::LogMatching,
+    commits: commits::Commits,
+    machines: state_machine_safety::StateMachineSafety,
+    order: order::Order,
+    once: at_most_once::AtMostOnce,
+    linearizable: linearizable::Linearizable,
+    /// Replies by command, as the first machine gave them.
+    replies: HashMap<(GroupKey, u64, u64), u64>,
+    /// Acknowledged commands, with the indices clients were told.
+    acknowledged: BTreeMap<GroupKey, Vec<(Command, u64)>>,
+    steps: u64,
+}
+
+impl Checker {
+    /// A replica begins with what its node's disk holds of it, or new.
+    pub fn began(&mut self, place: Place, recovered: Option<&Recovered>) -> Result<(), Violation> {
+        self.order.began(place);
+        self.commits.began(place);
+        let ledger = self.ledgers.entry(place).or_default();
+        match recovered {
+            Some(recovered) => ledger.recovered(recovered).breaks("recovery", place),
+            None if ledger.durable == ledger::Image::default() => {
+                *ledger = Ledger::default();
+                Ok(())
+            }
+            None => Err(format!(
+                "nothing is recovered, durable was {}",
+                ledger.durable.short()
+            ))
+            .breaks("recovery", place),
+        }
+    }
+
+    /// A replica was removed from its node, durably.
+    pub fn buried(&mut self, place: Place) {
+        self.ledgers.remove(&place);
+    }
+
+    /// A life of a group is over: its replicas are deleted, each when its node hears of it, so nothing in it lasts.
+    pub fn ended(&mut self, key: GroupKey) {
+        self.commits.ended(key);
+    }
+
+    /// A replica asks for a record to be durable.
+    pub fn persists(&mut self, place: Place, persist: &Persist) {
+        self.ledgers.entry(place).or_default().persists(persist);
+    }
+
+    /// A replica's record, and all before it, is durable.
+    pub fn durable(&mut self, place: Place, number: u64) -> Result<(), Violation> {
+        let Some(ledger) = self.ledgers.get_mut(&place) else {
+            return Ok(());
+        };
+        for (index, mark, previous) in ledger.durable(number) {
+            self.matching
+                .check(place.key, index, mark, previous)
+                .breaks("log matching", place)?;
+        }
+        Ok(())
+    }
+
+    /// A replica sends a message.
+    pub fn sends(&mut self, place: Place, message: &PeerMessage) -> Result<(), Violation> {
+        let Body::Raft(raft) = &message.body else {
+            return Ok(());
+        };
+        let Some(ledger) = self.ledgers.get(&place) else {
+            return Ok(());
+        };
+        let committed = self.commits.last(place.key);
+        send_after_durable::check(&ledger.durable, raft, committed)
+            .breaks("send after durable", place)?;
+        let mut previous = Some(raft.log_term);
+        for entry in &raft.entries {
+            // What a read request carries is no entry.
+            if entry.index == 0 {
+                break;
+            }
+            self.matching
+                .check(place.key, entry.index, Mark::of(entry), previous)
+                .breaks("log matching", place)?;
+            previous = Some(entry.term);
+        }
+        Ok(())
+    }
+
+    /// A replica has taken in and given out everything of a step. `true` if it has just begun to lead.
+    pub fn stepped(
+        &mut self,
+        place: Place,
+        status: &Status,
+        limits: &Limits,
+        queues: Queues,
+    ) -> Result<bool, Violation> {
+        self.steps += 1;
+        let elected = self
+            .elections
+            .check(place.key, status)
+            .breaks("election safety", place)?;
+        if elected && let Some(ledger) = self.ledgers.get(&place) {
+            self.commits
+                .check_leader(place, ledger)
+                .breaks("leader completeness", place)?;
+        }
+        self.commits
+            .check(place, status, &self.ledgers)
+            .breaks("commits", place)?;
+        self.order
+            .check(place, status, queues.restoring)
+            .breaks("order", place)?;
+        limits::check(limits, status, queues.records, queues.work).breaks("limits", place)?;
+        // A snapshot that Raft has accepted waits until everything before it is written.
+        let settled = !queues.restoring && queues.records == 0;
+        if let Some(ledger) = self.ledgers.get(&place).filter(|_| settled) {
+            order::check_last(status, &ledger.written).breaks("order", place)?;
+        }
+        if elected {
+            removed::check(status).breaks("removed", place)?;
+        }
+        Ok(elected)
+    }
+
+    /// A machine has applied an entry and is in `state`.
+    pub fn applied(
+        &mut self,
+        place: Place,
+        index: u64,
+        applied: &Applied,
+        state: u64,
+    ) -> Result<(), Violation> {
+        let outcomes: Vec<u64> = applied.outcomes.iter().map(outcome).collect();
+        let step = Step {
+            input: applied.input,
+            outcomes: digest(&outcomes),
+            state,
+        };
+        let first = self
+            .machines
+            .check(place.key, index, step)
+            .breaks("state machine safety", place)?;
+        if first {
+            for (command, reply) in applied.commands.iter().zip(&outcomes) {
+                self.once
+                    .check(place.key, index, *command)
+                    .breaks("at most once", place)?;
+                self.replies
+                    .insert((place.key, command.client, command.number), *reply);
+            }
+        }
+        Ok(())
+    }
+
+    /// A machine was rebuilt from a snapshot.
+    pub fn restored(&self, place: Place, index: u64, state: u64) -> Result<(), Violation> {
+        match self.machines.state(place.key, index) {
+            Some(expected) if expected != state => {
+                Err(format!("the snapshot at {index} gives another state"))
+                    .breaks("state machine safety", place)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A snapshot was taken.
+    pub fn snapshotted(
+        &mut self,
+        place: Place,
+        index: u64,
+        digest: [u8; 32],
+    ) -> Result<(), Violation> {
+        self.machines
+            .check_snapshot(place.key, index, digest)
+            .breaks("equal snapshots", place)
+    }
+
+    /// An operation begins; the answer must be at or behind this index.
+    pub fn begins(&self, key: GroupKey) -> u64 {
+        self.linearizable.begins(key)
+    }
+
+    /// A client is told that its command was applied at `index` with this outcome.
+    pub fn acknowledged(
+        &mut self,
+        place: Place,
+        command: Command,
+        floor: u64,
+        index: u64,
+        reply: &skep_core::outcome::Outcome,
+    ) -> Result<(), Violation> {
+        let committed = self.commits.last(place.key);
+        if index > committed {
+            return Err(format!(
+                "acknowledges entry {index}; only {committed} is committed"
+            ))
+            .breaks("reply after commit", place);
+        }
+        let name = (place.key, command.client, command.number);
+        if self.replies.get(&name) != Some(&outcome(reply))
+            || self.once.index(place.key, command.client, command.number) != Some(index)
+        {
+            return Err(format!(
+                "command {} of client {} is answered from {index} with {reply:?}; it was applied at {:?}",
+                command.number,
+                command.client,
+                self.once.index(place.key, command.client, command.number)
+            ))
+            .breaks("true answers", place);
+        }
+        self.linearizable
+            .command(place.key, floor, index)
+            .breaks("linearizable", place)?;
+        self.acknowledged
+            .entry(place.key)
+            .or_default()
+            .push((command, index));
+        Ok(())
+    }
+
+    /// A client is told the state after `index`.
+    pub fn read(
+        &mut self,
+        place: Place,
+        floor: u64,
+        index: u64,
+        state: u64,
+        linearizable: bool,
+    ) -> Result<(), Violation> {
+        let expected = self.machines.state(place.key, index);
+        if expected.is_some_and(|expected| expected != state) {
+            return Err(format!("a read at {index} sees another state"))
+                .breaks("true answers", place);
+        }
+        if linearizable {
+            self.linearizable
+                .read(place.key, floor, index)
+                .breaks("linearizable", place)?;
+        }
+        Ok(())
+    }
+
+    /// Everything has healed: each acknowledged command is in the state that all replicas have, once.
+    pub fn healed(&self, key: GroupKey, applied: u64) -> Result<(), Violation> {
+        let place = Place { node: 0, key };
+        for (command, index) in self.acknowledged.get(&key).into_iter().flatten() {
+            let at = self.once.index(key, command.client, command.number);
+            if at != Some(*index) || *index > applied {
+                return Err(format!(
+                    "command {} of client {} was acknowledged at {index} and is at {at:?}; replicas are at {applied}",
+                    command.number, command.client
+                ))
+                .breaks("durability", place);
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts for the report.
+    pub fn counts(&self) -> Counts {
+        let (acknowledged, reads) = self.linearizable.answers();
+        Counts {
+            steps: self.steps,
+            elections: self.elections.elections() as u64,
+            applies: self.machines.entries() as u64,
+            commands: self.once.len() as u64,
+            acknowledged,
+            reads,
+            snapshots: self.machines.snapshots() as u64,
+        }
+    }
+}
+
+/// How much happened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counts {
+    /// Steps of replicas, after each of which everything was checked.
+    pub steps: u64,
+    /// Leaders.
+    pub elections: u64,
+    /// Entries applied by machines, each counted once.
+    pub applies: u64,
+    /// Commands applied, each counted once.
+    pub commands: u64,
+    /// Commands whose clients were told.
+    pub acknowledged: u64,
+    /// Linearizable reads answered.
+    pub reads: u64,
+    /// Snapshots, each counted once.
+    pub snapshots: u64,
+}
+
+fn outcome(outcome: &skep_core::outcome::Outcome) -> u64 {
+    use skep_core::outcome::Outcome;
+    match outcome {
+        Outcome::Reply(reply) => digest((0_u8, &reply[..])),
+        Outcome::Rejected { code, message } => digest((1_u8, code, message)),
+        Outcome::Fault(fault) => digest((2_u8, fault.code())),
+    }
+}

@@ -1,0 +1,185 @@
+//! Runs simulations: one seed, many, or for a while.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use skep_sim::scenario::SECOND;
+use skep_sim::{Failure, Scenario, soak};
+
+/// Simulates clusters under faults, and checks what must always hold at every step.
+#[derive(Parser)]
+struct Arguments {
+    /// Runs this seed twice, compares, and shows the end of the trace if it fails.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Runs so many seeds.
+    #[arg(long)]
+    seeds: Option<u64>,
+    /// Runs seeds for so many minutes.
+    #[arg(long)]
+    minutes: Option<u64>,
+    /// The first of the seeds.
+    #[arg(long, default_value_t = 1)]
+    first: u64,
+    /// Threads; a seed is one thread's.
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Lines of the trace that are shown.
+    #[arg(long, default_value_t = 200)]
+    lines: usize,
+    /// Switches a defect on; `all` measures each of them.
+    #[cfg(feature = "planted")]
+    #[arg(long)]
+    planted: Option<String>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    // The core catches panics of a replica; their words come back as a broken promise. Where one seed is looked at, the
+    // place of the panic is of interest too.
+    if arguments.seed.is_none() {
+        std::panic::set_hook(Box::new(|_| {}));
+    }
+    #[cfg(feature = "planted")]
+    if let Some(name) = &arguments.planted {
+        return match planted(name, &arguments) {
+            true => ExitCode::SUCCESS,
+            false => ExitCode::FAILURE,
+        };
+    }
+    let ok = match arguments.seed {
+        Some(seed) => replay(seed, arguments.lines),
+        None => many(&arguments),
+    };
+    if ok {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn replay(seed: u64, lines: usize) -> bool {
+    let scenario = Scenario::draw(seed);
+    println!("{}", scenario.short());
+    let first = soak::run(scenario.clone(), lines);
+    let second = soak::run(scenario, 0);
+    let digest = |result: &Result<skep_sim::Report, Box<Failure>>| match result {
+        Ok(report) => report.digest,
+        Err(failure) => failure.digest,
+    };
+    println!(
+        "trace {:016x}, again {:016x}",
+        digest(&first),
+        digest(&second)
+    );
+    let same = digest(&first) == digest(&second);
+    match first {
+        Ok(report) => {
+            println!("{report:#?}");
+            same
+        }
+        Err(failure) => {
+            for line in &failure.lines {
+                println!("{line}");
+            }
+            println!(
+                "FAILED after {:.3} s: {}",
+                failure.at as f64 / SECOND as f64,
+                failure.violation
+            );
+            false
+        }
+    }
+}
+
+/// Measures how many seeds find a defect.
+#[cfg(feature = "planted")]
+fn planted(name: &str, arguments: &Arguments) -> bool {
+    use skep_core::planted::{Defect, plant};
+    let chosen: Vec<_> = Defect::ALL
+        .into_iter()
+        .filter(|defect| name == "all" || format!("{defect:?}") == name)
+        .collect();
+    if let (Some(seed), [defect]) = (arguments.seed, &chosen[..]) {
+        plant(Some(*defect));
+        return replay(seed, arguments.lines);
+    }
+    if chosen.is_empty() {
+        println!("no such defect; there are {:?}", Defect::ALL);
+    }
+    let mut all = !chosen.is_empty();
+    for defect in chosen {
+        let most = arguments.seeds.unwrap_or(1000);
+        let hunt = skep_sim::planted::hunt(
+            defect,
+            arguments.first,
+            threads(arguments),
+            most,
+            usize::MAX,
+        );
+        println!(
+            "{:28} {:6.0} ‰ ({} of {} seeds, the first {:?}) {:?}",
+            format!("{defect:?}"),
+            hunt.rate(),
+            hunt.found,
+            hunt.seeds,
+            hunt.first,
+            hunt.by
+        );
+        all &= hunt.found > 0;
+    }
+    all
+}
+
+fn threads(arguments: &Arguments) -> usize {
+    arguments
+        .threads
+        .or_else(|| std::thread::available_parallelism().ok().map(usize::from))
+        .unwrap_or(1)
+}
+
+fn many(arguments: &Arguments) -> bool {
+    let start = Instant::now();
+    let limit = arguments
+        .minutes
+        .map(|minutes| Duration::from_secs(60 * minutes));
+    let seeds = match limit {
+        Some(_) => u64::MAX,
+        None => arguments.seeds.unwrap_or(100),
+    };
+    let sum = soak::soak(
+        arguments.first,
+        threads(arguments),
+        || {},
+        |begun, failures| {
+            begun < seeds && failures < 10 && limit.is_none_or(|limit| start.elapsed() < limit)
+        },
+        |_| {},
+    );
+    for (seed, failure) in &sum.failures {
+        println!(
+            "seed {seed} FAILED after {:.3} s: {}",
+            failure.at as f64 / SECOND as f64,
+            failure
+                .violation
+                .to_string()
+                .chars()
+                .take(600)
+                .collect::<String>()
+        );
+    }
+    println!(
+        "{} seeds from {} on, {:.1} simulated hours in {:.0} s; {} restarts, {:?}; {} messages; {:?}; {} failures",
+        sum.seeds,
+        arguments.first,
+        sum.hours(),
+        start.elapsed().as_secs_f64(),
+        sum.restarts,
+        sum.faults,
+        sum.messages,
+        sum.counts,
+        sum.failures.len()
+    );
+    sum.failures.is_empty()
+}

@@ -1,0 +1,51 @@
+//! Whether the simulator finds defects: each is switched on in turn, and the first seeds are run with it.
+
+use std::collections::BTreeMap;
+
+use skep_core::planted::{Defect, plant};
+
+use crate::soak::{Sum, soak};
+
+/// How one defect fared.
+#[derive(Debug)]
+pub struct Hunt {
+    /// Which.
+    pub defect: Defect,
+    /// Seeds run.
+    pub seeds: u64,
+    /// Seeds that found it.
+    pub found: usize,
+    /// By which promises, with how many seeds each.
+    pub by: BTreeMap<&'static str, usize>,
+    /// The first seed that found it.
+    pub first: Option<u64>,
+}
+
+impl Hunt {
+    /// Seeds of a thousand that find it.
+    pub fn rate(&self) -> f64 {
+        1000.0 * self.found as f64 / self.seeds.max(1) as f64
+    }
+}
+
+/// Runs seeds from `first` on with the defect until `enough` have found it, or `most` have run.
+pub fn hunt(defect: Defect, first: u64, threads: usize, most: u64, enough: usize) -> Hunt {
+    let sum: Sum = soak(
+        first,
+        threads,
+        || plant(Some(defect)),
+        |begun, failures| begun < most && failures < enough,
+        |_| {},
+    );
+    let mut by = BTreeMap::new();
+    for failure in sum.failures.values() {
+        *by.entry(failure.violation.invariant).or_default() += 1;
+    }
+    Hunt {
+        defect,
+        seeds: sum.seeds + sum.failures.len() as u64,
+        found: sum.failures.len(),
+        first: sum.failures.keys().next().copied(),
+        by,
+    }
+}

@@ -1,0 +1,148 @@
+//! What one seed draws: the size of the cluster, how bad its network and disks are, and what goes wrong in it.
+
+use skep_core::GroupConfig;
+use skep_log::GroupKey;
+
+use crate::nemesis::Fault;
+use crate::node::core_config;
+use crate::random::Random;
+
+/// Virtual microseconds of a second.
+pub const SECOND: u64 = 1_000_000;
+
+/// The parameters of one simulation.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    /// Draws everything.
+    pub seed: u64,
+    /// Nodes at the start.
+    pub nodes: u64,
+    /// Groups at the start.
+    pub groups: u64,
+    /// Founders of a group, at the most.
+    pub voters: u64,
+    /// Clients of each group.
+    pub clients: u64,
+    /// Virtual seconds with faults; as long as it takes to heal comes on top.
+    pub seconds: u64,
+    /// Between ticks of a node.
+    pub tick: u64,
+    /// The wall clock at the start, in microseconds since the Unix epoch.
+    pub epoch: u64,
+    /// Messages lost, of a thousand.
+    pub loss: u64,
+    /// Raft messages that arrive twice, of a thousand.
+    pub duplicates: u64,
+    /// Mean time of a message on the way.
+    pub delay: u64,
+    /// Mean time of a sync.
+    pub disk: u64,
+    /// Mean time of one piece of work of a machine.
+    pub apply: u64,
+    /// Mean time between a client's operations.
+    pub think: u64,
+    /// Mean time between faults.
+    pub fault: u64,
+    /// What may go wrong.
+    pub faults: Vec<Fault>,
+    /// Entries between snapshots.
+    pub snapshot_entries: u64,
+    /// Bytes added to each command.
+    pub ballast: usize,
+}
+
+impl Scenario {
+    /// The scenario of a seed.
+    pub fn draw(seed: u64) -> Self {
+        let mut random = Random::new(seed, 1);
+        let nodes = match random.below(10) {
+            0 => random.range(1, 2),
+            1..=5 => 3,
+            6..=7 => random.range(4, 5),
+            _ => random.range(4, 7),
+        };
+        let groups = match random.below(100) {
+            0..=54 => 1,
+            55..=89 => random.range(2, 4),
+            90..=97 => random.range(5, 12),
+            _ => random.range(13, 50),
+        };
+        // Each kind is in about half of the scenarios, so that each is also seen alone.
+        let mut faults: Vec<_> = Fault::ALL
+            .into_iter()
+            .filter(|_| random.one_in(2))
+            .collect();
+        if faults.is_empty() {
+            faults.push(Fault::Crash);
+        }
+        let clients = if groups > 12 { 1 } else { random.range(1, 8) };
+        Self {
+            seed,
+            nodes,
+            groups,
+            voters: random.range(1, 5).min(nodes).max(nodes.min(3)),
+            clients,
+            seconds: if groups > 12 {
+                random.range(30, 90)
+            } else {
+                random.range(120, 900)
+            },
+            tick: 100_000,
+            epoch: 1_700_000_000 * SECOND,
+            loss: match random.below(4) {
+                0 => 0,
+                1 | 2 => random.range(1, 50),
+                _ => random.range(50, 300),
+            },
+            duplicates: random.below(50),
+            delay: match random.below(4) {
+                0 => 200,
+                1 | 2 => random.range(500, 10_000),
+                _ => random.range(10_000, 150_000),
+            },
+            disk: match random.below(4) {
+                0 | 1 => random.range(200, 3_000),
+                2 => random.range(3_000, 30_000),
+                _ => random.range(30_000, 300_000),
+            },
+            apply: random.range(10, 2_000),
+            // All clients together do about one to thirty operations a second.
+            think: groups * clients * random.range(SECOND / 30, SECOND),
+            fault: random.range(SECOND / 2, 15 * SECOND),
+            faults,
+            snapshot_entries: random.range(3, 60),
+            ballast: random.range(0, 200) as usize,
+        }
+    }
+
+    /// The configuration of a replica on the `boot`th start of its node.
+    pub fn group_config(&self, key: GroupKey, node: u64, boot: u64) -> GroupConfig {
+        let mut config = core_config(key, node);
+        config.init = bytes::Bytes::from_static(b"init");
+        config.seed = Random::new(self.seed ^ (node << 32) ^ (boot << 40), 2).next();
+        config.snapshot_entries = self.snapshot_entries;
+        config.max_message_bytes = 4 << 10;
+        config.limits.request_ticks = 50;
+        config
+    }
+
+    /// One line for people.
+    pub fn short(&self) -> String {
+        format!(
+            "seed {}: {} nodes, {} groups of ≤ {} voters, {} clients each, {} s; loss {} ‰, duplicates {} ‰, delay {} \
+             µs, disk {} µs, a fault each {:.1} s of {:?}",
+            self.seed,
+            self.nodes,
+            self.groups,
+            self.voters,
+            self.clients,
+            self.seconds,
+            self.loss,
+            self.duplicates,
+            self.delay,
+            self.disk,
+            self.fault as f64 / SECOND as f64,
+            self.faults
+        )
+    }
+}
