@@ -363,7 +363,7 @@ impl Inbound for Router {
 
     fn offer_snapshot(
         &self,
-        _from: NodeId,
+        from: NodeId,
         message: &PeerMessage,
         name: &SnapshotName,
     ) -> Result<SnapshotReceiver, SnapshotRefusal> {
@@ -374,6 +374,19 @@ impl Inbound for Router {
             .filter(|route| route.key.incarnation == message.incarnation.0 && !route.is_halted())
             .ok_or(SnapshotRefusal::NoSuchGroup(group))?;
         if name.index <= route.snapshot() {
+            let input = Input::SnapshotOutdated {
+                from,
+                message: message.clone(),
+                name: name.clone(),
+            };
+            self.complete(
+                group,
+                [Completion {
+                    group,
+                    life: route.life,
+                    event: Event::Input(input),
+                }],
+            );
             return Err(SnapshotRefusal::Outdated);
         }
         if name.size > SNAPSHOT_BYTES_MAX {

@@ -406,6 +406,11 @@ impl Group {
             Input::Tick { now } => self.tick(now),
             Input::Message { from, message } => self.message(from, message),
             Input::SnapshotArrived { from, snapshot } => self.snapshot_arrived(from, snapshot),
+            Input::SnapshotOutdated {
+                from,
+                message,
+                name,
+            } => self.snapshot_outdated(from, message, &name),
             Input::Propose { waiter, proposal } => self.propose(waiter, proposal),
             Input::Query {
                 waiter,

@@ -33,6 +33,16 @@ pub enum Input {
         /// What arrived.
         snapshot: ArrivedSnapshot,
     },
+    /// A snapshot was offered and is not taken, because this replica has one as new already. The sender does not know: the
+    /// acknowledgement of what is in it was lost, and its log does not reach back so far.
+    SnapshotOutdated {
+        /// The node that offered it.
+        from: NodeId,
+        /// The header of the transfer.
+        message: PeerMessage,
+        /// What was offered.
+        name: SnapshotName,
+    },
     /// A client's proposal; answered by one `Effect::Reply`.
     Propose {
         /// Who waits.

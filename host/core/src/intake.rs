@@ -7,7 +7,7 @@ use crate::effect::Persist;
 use crate::group::{Group, Raft};
 use crate::id::{LogIndex, NodeId, ReplicaId, Term};
 use crate::log_view::LogView;
-use crate::message::{ArrivedSnapshot, Body, PeerMessage};
+use crate::message::{ArrivedSnapshot, Body, PeerMessage, SnapshotName};
 use crate::planted::{self, Defect};
 use crate::state::HostState;
 
@@ -91,9 +91,11 @@ impl Group {
             return;
         }
         // raft-rs takes the context of a read from the first entry without looking whether there is one.
-        if kind == Type::MsgReadIndex
-            && (message.entries.len() != 1 || Self::leads_without_progress(node))
-        {
+        if kind == Type::MsgReadIndex && message.entries.len() != 1 {
+            return;
+        }
+        // A leader that was removed only tells what is committed, by its heartbeats, until somebody else leads.
+        if Self::leads_without_progress(node) && message.term <= node.raft.term {
             return;
         }
         if kind == Type::MsgAppend && faulted && backlog {
@@ -141,6 +143,41 @@ impl Group {
                 .as_ref()
                 .and_then(|raft| raft.0.snap())
                 .is_some_and(|snapshot| !snapshot.is_empty())
+    }
+
+    /// Lets Raft acknowledge what a snapshot holds that need not arrive. Without this answer the leader offers it for ever.
+    pub(crate) fn snapshot_outdated(
+        &mut self,
+        from: NodeId,
+        message: PeerMessage,
+        name: &SnapshotName,
+    ) {
+        if message.group != self.config.group
+            || !self.is_of_this_life(&message)
+            || message.to != self.replica
+            || self.state.membership.was_removed(message.from)
+        {
+            return;
+        }
+        let (Some(Raft(node)), Body::Raft(mut raft)) = (&mut self.raft, message.body) else {
+            return;
+        };
+        let is_known = name.index.0 <= node.raft.raft_log.committed;
+        if !is_known || raft.from != message.from.0 || raft.to != self.replica.0 {
+            return;
+        }
+        self.addresses.insert(message.from, from);
+        let metadata = eraftpb::SnapshotMetadata {
+            index: name.index.0,
+            term: name.term.0,
+            ..Default::default()
+        };
+        let snapshot = eraftpb::Snapshot {
+            metadata: Some(metadata).into(),
+            ..Default::default()
+        };
+        raft.snapshot = Some(snapshot).into();
+        let _dropped = node.step(raft);
     }
 
     pub(crate) fn snapshot_arrived(&mut self, from: NodeId, snapshot: ArrivedSnapshot) {

@@ -138,8 +138,8 @@ impl Group {
         self.reply_all(askers, &ProposalError::Unknown);
     }
 
-    /// Whether this replica leads and is no member. Raft-rs then panics at hearing that a record is durable, drops what is
-    /// proposed, and, if one voter is left, answers reads without asking it.
+    /// Whether this replica leads and is no member. Raft-rs then panics when a record is durable and when an entry is
+    /// committed, drops what is proposed, and, if one voter is left, answers reads without asking it.
     pub(crate) fn leads_without_progress(node: &raft::RawNode<crate::log_view::LogView>) -> bool {
         node.raft.state == StateRole::Leader && node.raft.prs().get(node.raft.id).is_none()
     }

@@ -17,6 +17,7 @@ pub mod node;
 pub mod planted;
 pub mod random;
 pub mod scenario;
+pub mod shrink;
 pub mod soak;
 pub mod trace;
 pub mod world;

@@ -25,6 +25,13 @@ struct Arguments {
     /// Threads; a seed is one thread's.
     #[arg(long)]
     threads: Option<usize>,
+    /// The gate of the project: 250 simulated hours without a broken promise, one seed twice with the same trace, and each
+    /// defect that can be planted found.
+    #[arg(long)]
+    gate: bool,
+    /// Looks for the smallest scenario in which the seed still fails.
+    #[arg(long)]
+    shrink: bool,
     /// Lines of the trace that are shown.
     #[arg(long, default_value_t = 200)]
     lines: usize,
@@ -49,7 +56,8 @@ fn main() -> ExitCode {
         };
     }
     let ok = match arguments.seed {
-        Some(seed) => replay(seed, arguments.lines),
+        Some(seed) => replay(seed, &arguments),
+        None if arguments.gate => gate(&arguments),
         None => many(&arguments),
     };
     if ok {
@@ -59,15 +67,65 @@ fn main() -> ExitCode {
     }
 }
 
-fn replay(seed: u64, lines: usize) -> bool {
-    let scenario = Scenario::draw(seed);
-    println!("{}", scenario.short());
-    let first = soak::run(scenario.clone(), lines);
-    let second = soak::run(scenario, 0);
-    let digest = |result: &Result<skep_sim::Report, Box<Failure>>| match result {
+/// Simulated hours of the gate.
+const GATE_HOURS: f64 = 250.0;
+/// Seeds in which the gate looks for a planted defect. The rarest is found by about one in three hundred.
+#[cfg(feature = "planted")]
+const GATE_SEEDS: u64 = 4000;
+
+/// Everything that must hold before a change lands.
+fn gate(arguments: &Arguments) -> bool {
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+    let start = Instant::now();
+    let minutes = AtomicU64::new(0);
+    let sum = soak::soak(
+        arguments.first,
+        threads(arguments),
+        || {},
+        |_, failures| failures == 0 && minutes.load(Relaxed) < (60.0 * GATE_HOURS) as u64,
+        |sum| minutes.store((60.0 * sum.hours()) as u64, Relaxed),
+    );
+    report(arguments, &sum, start.elapsed());
+    let mut ok = sum.failures.is_empty();
+    let digests: Vec<_> = (0..2)
+        .map(|_| digest(&soak::run(Scenario::draw(arguments.first), 0)))
+        .collect();
+    println!(
+        "seed {} twice: trace {:016x} and {:016x}",
+        arguments.first, digests[0], digests[1]
+    );
+    ok &= digests[0] == digests[1];
+    #[cfg(feature = "planted")]
+    for defect in skep_core::planted::Defect::ALL {
+        let threads = threads(arguments);
+        let hunt = skep_sim::planted::hunt(defect, arguments.first, threads, GATE_SEEDS, 1);
+        show(&hunt);
+        ok &= hunt.found > 0;
+    }
+    println!(
+        "gate {} after {:.0} s",
+        if ok { "passed" } else { "FAILED" },
+        start.elapsed().as_secs_f64()
+    );
+    ok
+}
+
+fn digest(result: &Result<skep_sim::Report, Box<Failure>>) -> u64 {
+    match result {
         Ok(report) => report.digest,
         Err(failure) => failure.digest,
-    };
+    }
+}
+
+fn replay(seed: u64, arguments: &Arguments) -> bool {
+    let mut scenario = Scenario::draw(seed);
+    if arguments.shrink {
+        scenario = skep_sim::shrink::shrink(scenario, |scenario| println!("{}", scenario.short()));
+    }
+    println!("{}", scenario.short());
+    let first = soak::run(scenario.clone(), arguments.lines);
+    let second = soak::run(scenario, 0);
     println!(
         "trace {:016x}, again {:016x}",
         digest(&first),
@@ -103,7 +161,7 @@ fn planted(name: &str, arguments: &Arguments) -> bool {
         .collect();
     if let (Some(seed), [defect]) = (arguments.seed, &chosen[..]) {
         plant(Some(*defect));
-        return replay(seed, arguments.lines);
+        return replay(seed, arguments);
     }
     if chosen.is_empty() {
         println!("no such defect; there are {:?}", Defect::ALL);
@@ -118,18 +176,23 @@ fn planted(name: &str, arguments: &Arguments) -> bool {
             most,
             usize::MAX,
         );
-        println!(
-            "{:28} {:6.0} ‰ ({} of {} seeds, the first {:?}) {:?}",
-            format!("{defect:?}"),
-            hunt.rate(),
-            hunt.found,
-            hunt.seeds,
-            hunt.first,
-            hunt.by
-        );
+        show(&hunt);
         all &= hunt.found > 0;
     }
     all
+}
+
+#[cfg(feature = "planted")]
+fn show(hunt: &skep_sim::planted::Hunt) {
+    println!(
+        "{:28} {:6.0} ‰ ({} of {} seeds, the first {:?}) {:?}",
+        format!("{:?}", hunt.defect),
+        hunt.rate(),
+        hunt.found,
+        hunt.seeds,
+        hunt.first,
+        hunt.by
+    );
 }
 
 fn threads(arguments: &Arguments) -> usize {
@@ -157,6 +220,11 @@ fn many(arguments: &Arguments) -> bool {
         },
         |_| {},
     );
+    report(arguments, &sum, start.elapsed());
+    sum.failures.is_empty()
+}
+
+fn report(arguments: &Arguments, sum: &soak::Sum, elapsed: Duration) {
     for (seed, failure) in &sum.failures {
         println!(
             "seed {seed} FAILED after {:.3} s: {}",
@@ -174,12 +242,11 @@ fn many(arguments: &Arguments) -> bool {
         sum.seeds,
         arguments.first,
         sum.hours(),
-        start.elapsed().as_secs_f64(),
+        elapsed.as_secs_f64(),
         sum.restarts,
         sum.faults,
         sum.messages,
         sum.counts,
         sum.failures.len()
     );
-    sum.failures.is_empty()
 }

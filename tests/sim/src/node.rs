@@ -314,10 +314,19 @@ impl Node {
             .replicas
             .get(&group)
             .filter(|replica| replica.place.key.incarnation == message.incarnation.0)
-            .filter(|replica| name.index > replica.snapshot)
         else {
             return Ok(false);
         };
+        let from = NodeId(from);
+        if name.index <= replica.snapshot {
+            let outdated = Input::SnapshotOutdated {
+                from,
+                message,
+                name,
+            };
+            running.handle(group, outdated, context)?;
+            return Ok(false);
+        }
         let key = replica.place.key;
         let mut receiver = running
             .snapshots
@@ -329,7 +338,6 @@ impl Node {
             name: convert::name(arrived.mark()),
             state: arrived.meta().state.clone(),
         };
-        let from = NodeId(from);
         running.handle(group, Input::SnapshotArrived { from, snapshot }, context)?;
         Ok(true)
     }
@@ -393,7 +401,8 @@ impl Running {
         config.removed_through = begin.removed_through;
         for former in begin.former {
             let replica = self.lives.replica_of(former);
-            self.bury(former, replica);
+            let node = place.node;
+            self.bury(Place { node, key: former }, replica, context);
         }
         let group = match begin.recovered {
             None => {
@@ -443,7 +452,7 @@ impl Running {
             context.trace.line(context.now, || {
                 format!("node {}: {key} is removed", replica.place.node)
             });
-            self.bury(key, id);
+            self.bury(replica.place, id, context);
             if !self.burying.contains(&key) {
                 self.snapshots_of(key, u64::MAX)?;
             }
@@ -452,8 +461,10 @@ impl Running {
         Ok(())
     }
 
-    fn bury(&mut self, key: GroupKey, replica: skep_core::id::ReplicaId) {
+    fn bury(&mut self, place: Place, replica: skep_core::id::ReplicaId, context: &mut Context<'_>) {
+        let key = place.key;
         if let Some(record) = self.lives.bury(key, replica) {
+            context.checker.buries(place);
             self.burying.insert(key);
             self.queue.push((record, Token::Buried(key)));
         }

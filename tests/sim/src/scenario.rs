@@ -119,7 +119,7 @@ impl Scenario {
     pub fn group_config(&self, key: GroupKey, node: u64, boot: u64) -> GroupConfig {
         let mut config = core_config(key, node);
         config.init = bytes::Bytes::from_static(b"init");
-        config.seed = Random::new(self.seed ^ (node << 32) ^ (boot << 40), 2).next();
+        config.seed = Random::new(self.seed ^ (node << 32) ^ (boot << 40), 2).word();
         config.snapshot_entries = self.snapshot_entries;
         config.max_message_bytes = 4 << 10;
         config.limits.request_ticks = 50;

@@ -588,8 +588,8 @@ impl World {
     fn crash(&mut self, id: u64, crash: Option<Crash>) {
         let crash = crash.unwrap_or_else(|| match self.random.below(4) {
             0 => Crash::LoseAll,
-            1 => Crash::TearLast(self.random.next()),
-            _ => Crash::Subset(self.random.next()),
+            1 => Crash::TearLast(self.random.word()),
+            _ => Crash::Subset(self.random.word()),
         });
         self.armed.remove(&id);
         self.paused.remove(&id);
@@ -830,8 +830,8 @@ impl World {
                 let floor = self.checker.begins(key);
                 client.begin(floor, &mut self.random);
             }
-            Some(operation) => match operation.waiting {
-                Some(waiter) => {
+            Some(operation) => {
+                if let Some(waiter) = operation.waiting {
                     self.waiters.remove(&waiter);
                     client.timed_out();
                     if client.operation.is_none() {
@@ -839,8 +839,7 @@ impl World {
                         return Ok(());
                     }
                 }
-                None => {}
-            },
+            }
         }
         let Some(node) = self.a_host(key) else {
             self.wake_client(index, SECOND);
@@ -1008,7 +1007,7 @@ impl World {
             return Ok(());
         }
         let gone = self.nodes.get(&task.node).is_none_or(|node| node.destroyed);
-        if self.now > task.until && !(gone && !task.add) {
+        if self.now > task.until && (task.add || !gone) {
             self.tasks.remove(&group);
             return Ok(());
         }
@@ -1073,6 +1072,25 @@ impl World {
                 .iter()
                 .find(|node| self.nodes.get(node).is_none_or(|node| node.destroyed));
             tasks.extend(gone.map(|node| (*group, *node)));
+        }
+        for (group, node) in tasks {
+            self.begin_task(group, false, node);
+        }
+    }
+
+    /// A change that an operator gave up may be done later by a leader of then: operators undo it.
+    fn remove_strays(&mut self) {
+        let mut tasks = Vec::new();
+        for (group, record) in &self.catalogue.groups {
+            let statuses = self.statuses(*group);
+            let leader = statuses
+                .iter()
+                .find(|(_, status, _)| status.part == Part::Leader);
+            let stray = leader.and_then(|(_, status, _)| {
+                let mut members = status.members.iter();
+                members.find(|member| !record.hosts.contains(&member.node.0))
+            });
+            tasks.extend(stray.map(|member| (*group, member.node.0)));
         }
         for (group, node) in tasks {
             self.begin_task(group, false, node);
@@ -1210,7 +1228,7 @@ impl World {
         let mut all: Vec<u64> = self
             .nodes
             .values()
-            .filter(|node| !node.destroyed)
+            .filter(|node| !node.destroyed && !self.rotten.contains(&node.id))
             .map(|node| node.id)
             .collect();
         // A group needs three to lose one.
@@ -1291,7 +1309,8 @@ impl World {
     fn may_lose(&self, id: u64) -> bool {
         let free = self.nodes.len() as u64;
         let another = self.nodes.values().any(|node| {
-            node.destroyed
+            // What has rotted may turn out to be lost at the next start.
+            (node.destroyed || self.rotten.contains(&node.id))
                 && self
                     .catalogue
                     .groups
@@ -1458,8 +1477,12 @@ impl World {
             self.crash(id, Some(Crash::ProcessOnly));
         }
         self.replace_destroyed();
+        self.remove_strays();
         if let Some(task) = self.tasks.values().next() {
-            return Err(format!("an operator is at {task:?}"));
+            return Err(format!(
+                "an operator is at {task:?}: {:#?}",
+                self.statuses(task.key.group)
+            ));
         }
         if let Some(client) = self
             .clients

@@ -205,3 +205,44 @@ fn a_change_asked_of_a_new_leader_waits_for_its_log() {
     cluster.until("an answer", |cluster| cluster.reply(2, waiter).is_some());
     assert!(matches!(cluster.reply(2, waiter), Some(Ok(_))));
 }
+
+/// Of two voters one is removed, and the leader forgets in a crash that this was committed: it then needs the vote of the
+/// other, which therefore must still be there.
+#[test]
+fn of_two_voters_the_removed_one_stays_until_the_other_cannot_forget() {
+    let mut cluster = Cluster::new(2);
+    cluster.elect(1);
+    cluster.tick(5);
+    let waiter = cluster.propose(1, remove(2));
+    // The entry becomes durable on both; the leader commits and applies it, and its disk does nothing more.
+    cluster.turn(1, usize::MAX, usize::MAX);
+    while let Some((from, to, message, file)) = cluster.network.pop_front() {
+        cluster.deliver(from, to, message, file);
+    }
+    // Once to write, once to say so.
+    cluster.turn(2, usize::MAX, usize::MAX);
+    cluster.turn(2, usize::MAX, usize::MAX);
+    while let Some((from, to, message, file)) = cluster.network.pop_front() {
+        cluster.deliver(from, to, message, file);
+    }
+    cluster.slow_disks.insert(1);
+    cluster.turn(1, 0, usize::MAX);
+    cluster.turn(1, 0, usize::MAX);
+    let members = cluster.status(1).expect("runs").members;
+    assert_eq!(members.len(), 1, "the removal is applied: {members:?}");
+    assert_eq!(cluster.reply(1, waiter), None, "and not announced");
+    while let Some((from, to, message, file)) = cluster.network.pop_front() {
+        cluster.deliver(from, to, message, file);
+    }
+    cluster.turn(2, usize::MAX, usize::MAX);
+    cluster.crash(1);
+    cluster.slow_disks.clear();
+    cluster.tick(30);
+    assert!(!cluster.node(2).removed);
+    cluster.boot(1);
+    cluster.until("a leader", |cluster| cluster.leader().is_some());
+    cluster.until("the removal is done in the end", |cluster| {
+        cluster.node(2).removed
+    });
+    cluster.ask(1, anonymous("alone")).expect("committed");
+}

@@ -1,5 +1,9 @@
 //! Barriers, compaction, catch-up by snapshot, recovery from one.
 
+use raft::eraftpb;
+use skep_core::id::{NodeId, ReplicaId};
+use skep_core::input::Input;
+use skep_core::message::{Body, PeerMessage};
 use skep_core::proposal::{Change, Proposal};
 
 use crate::cluster::{Cluster, anonymous, in_session};
@@ -126,7 +130,7 @@ fn a_joiner_is_given_a_snapshot_that_knows_it() {
     }
     cluster.add(2, 0);
     let change = Change::Add {
-        node: skep_core::id::NodeId(2),
+        node: NodeId(2),
         data: bytes::Bytes::new(),
     };
     cluster
@@ -170,4 +174,46 @@ fn a_crash_between_snapshot_file_and_record_loses_nothing() {
     cluster.until("a leader", |cluster| cluster.leader().is_some());
     cluster.tick(2);
     assert_eq!(cluster.commands(1), ["a"]);
+}
+
+/// A leader that missed an acknowledgement and has cut its log offers a snapshot that the follower has already.
+#[test]
+fn a_snapshot_that_need_not_arrive_is_acknowledged() {
+    let mut cluster = Cluster::with(3, small);
+    cluster.elect(1);
+    for n in 0..10 {
+        let text = n.to_string();
+        cluster.ask(1, anonymous(&text)).expect("committed");
+    }
+    cluster.tick(5);
+    let (index, (name, _, _)) = cluster.node(2).disk.files.last_key_value().expect("a file");
+    let (index, name) = (*index, name.clone());
+    let status = cluster.status(1).expect("runs");
+    let header = eraftpb::Message {
+        msg_type: eraftpb::MessageType::MsgSnapshot,
+        from: 1,
+        to: 2,
+        term: status.term.0,
+        ..Default::default()
+    };
+    let message = PeerMessage {
+        group: status.group,
+        incarnation: status.incarnation,
+        from: ReplicaId(1),
+        to: ReplicaId(2),
+        body: Body::Raft(header),
+    };
+    cluster.node(2).sent.clear();
+    let outdated = Input::SnapshotOutdated {
+        from: NodeId(1),
+        message,
+        name,
+    };
+    cluster.input(2, outdated);
+    cluster.run();
+    let acknowledged = cluster.node(2).sent.iter().any(|sent| {
+        matches!(&sent.body, Body::Raft(raft)
+            if raft.msg_type == eraftpb::MessageType::MsgAppendResponse && !raft.reject && raft.index >= index.0)
+    });
+    assert!(acknowledged, "{:?}", cluster.node(2).sent);
 }

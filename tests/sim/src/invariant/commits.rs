@@ -8,7 +8,7 @@ use skep_core::status::{Part, Status};
 use skep_log::GroupKey;
 
 use super::Place;
-use super::ledger::{Ledger, Mark};
+use super::ledger::{Image, Ledger, Mark};
 
 /// What is committed in each life of each group.
 #[derive(Debug, Default)]
@@ -16,13 +16,18 @@ pub struct Commits {
     groups: HashMap<GroupKey, Committed>,
     /// The voters each replica knew when it was last seen.
     voters: HashMap<Place, Vec<(u64, u64)>>,
+    /// The term in which each replica was last seen to lead.
+    led: HashMap<Place, u64>,
+    /// What replicas that were removed had stored: their word counts still in the majority of the members before.
+    graves: HashMap<(Place, u64), Image>,
     /// How far each replica was seen to know.
     known: HashMap<Place, u64>,
 }
 
 #[derive(Debug, Default)]
 struct Committed {
-    entries: BTreeMap<u64, Mark>,
+    /// With the term of the leader that committed it, which is not always that of the entry.
+    entries: BTreeMap<u64, (Mark, u64)>,
     last: u64,
     over: bool,
 }
@@ -38,9 +43,15 @@ impl Commits {
         self.groups.entry(key).or_default().over = true;
     }
 
+    /// A replica's disk space was given back.
+    pub fn buried(&mut self, place: Place, stored: Image) {
+        self.graves.insert((place, stored.replica), stored);
+    }
+
     /// A replica begins anew.
     pub fn began(&mut self, place: Place) {
         self.known.remove(&place);
+        self.led.remove(&place);
         self.voters.remove(&place);
     }
 
@@ -60,9 +71,20 @@ impl Commits {
             .map(|member| (member.node.0, member.replica.0))
             .collect();
         let before = self.voters.get(&place);
+        let term = status.term.0;
+        // It may have committed and stepped down in one step.
+        let leads = status.part == Part::Leader || self.led.get(&place) == Some(&term);
+        if status.part == Part::Leader {
+            self.led.insert(place, term);
+        }
         let result = if commit > known {
             let group = self.groups.entry(place.key).or_default();
-            group.learn(place, status, known, [before, Some(&voters)], ledgers)
+            let voters = [before, Some(&voters)];
+            let stored = Stored {
+                ledgers,
+                graves: &self.graves,
+            };
+            group.learn(place, status, leads, known, voters, stored)
         } else {
             Ok(())
         };
@@ -73,16 +95,17 @@ impl Commits {
     }
 
     /// A replica begins to lead: every committed entry must be in its log.
-    pub fn check_leader(&self, place: Place, ledger: &Ledger) -> Result<(), String> {
+    pub fn check_leader(&self, place: Place, term: u64, ledger: &Ledger) -> Result<(), String> {
         let Some(group) = self.groups.get(&place.key) else {
             return Ok(());
         };
         let log = &ledger.written;
-        for (index, mark) in group.entries.range(log.truncated.0 + 1..) {
+        for (index, (mark, committed)) in group.entries.range(log.truncated.0 + 1..) {
             if group.over {
                 break;
             }
-            if log.entries.get(index) != Some(mark) {
+            // A leader of an older term, elected before and late to know, need not have it.
+            if *committed < term && log.entries.get(index) != Some(mark) {
                 return Err(format!(
                     "the new leader on node {} lacks committed entry {index} of term {}; it has {}",
                     place.node,
@@ -95,20 +118,37 @@ impl Commits {
     }
 }
 
+/// What is and was on disks.
+#[derive(Clone, Copy)]
+struct Stored<'a> {
+    ledgers: &'a BTreeMap<Place, Ledger>,
+    graves: &'a HashMap<(Place, u64), Image>,
+}
+
+impl Stored<'_> {
+    fn of(&self, place: Place, replica: u64) -> Option<&Image> {
+        let durable = self.ledgers.get(&place).map(|ledger| &ledger.durable);
+        durable
+            .filter(|image| image.replica == replica)
+            .or_else(|| self.graves.get(&(place, replica)))
+    }
+}
+
 impl Committed {
     fn learn(
         &mut self,
         place: Place,
         status: &Status,
+        leads: bool,
         known: u64,
         voters: [Option<&Vec<(u64, u64)>>; 2],
-        ledgers: &BTreeMap<Place, Ledger>,
+        stored: Stored<'_>,
     ) -> Result<(), String> {
         let commit = status.commit.0;
-        let log = &ledgers[&place].written;
+        let log = &stored.ledgers[&place].written;
         for (index, mark) in log.entries.range(known + 1..=commit) {
             match self.entries.get(index) {
-                Some(committed) if committed != mark => {
+                Some((committed, _)) if committed != mark => {
                     return Err(format!(
                         "node {} takes entry {index} of term {} for committed, where {committed:?} is",
                         place.node, mark.term
@@ -116,7 +156,7 @@ impl Committed {
                 }
                 Some(_) => {}
                 None => {
-                    self.entries.insert(*index, *mark);
+                    self.entries.insert(*index, (*mark, status.term.0));
                 }
             }
         }
@@ -132,7 +172,7 @@ impl Committed {
         if self.over {
             return Ok(());
         }
-        if status.part != Part::Leader {
+        if !leads {
             // A replica that found its own commit index on disk may know it before it is seen to lead.
             return Err(format!(
                 "node {} knows entry {commit} to be committed, and no leader has committed it",
@@ -145,9 +185,8 @@ impl Committed {
                 node: *node,
                 key: place.key,
             };
-            ledgers.get(&place).is_some_and(|ledger| {
-                ledger.durable.replica == *replica && ledger.durable.holds(commit, term)
-            })
+            let holds = |image: &Image| image.holds(commit, term);
+            stored.of(place, *replica).is_some_and(holds)
         };
         // A change that was committed in the same step has changed whose majority counts from here on.
         let mut majorities = voters.into_iter().flatten().map(|voters| {

@@ -1,6 +1,6 @@
 //! What must always hold. One file for each promise; [`Checker`] shows each of them what it needs to see, at every step.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use skep_core::config::Limits;
 use skep_core::effect::Persist;
@@ -81,6 +81,7 @@ pub struct Queues {
 #[derive(Debug, Default)]
 pub struct Checker {
     ledgers: BTreeMap<Place, Ledger>,
+    burying: BTreeSet<Place>,
     elections: election_safety::ElectionSafety,
     matching: log_matching::LogMatching,
     commits: commits::Commits,
@@ -102,7 +103,15 @@ impl Checker {
         self.commits.began(place);
         let ledger = self.ledgers.entry(place).or_default();
         match recovered {
-            Some(recovered) => ledger.recovered(recovered).breaks("recovery", place),
+            Some(recovered) => {
+                self.burying.remove(&place);
+                ledger.recovered(recovered).breaks("recovery", place)
+            }
+            // The tombstone was on its way when the node ended, and arrived.
+            None if self.burying.contains(&place) => {
+                self.buried(place);
+                Ok(())
+            }
             None if ledger.durable == ledger::Image::default() => {
                 *ledger = Ledger::default();
                 Ok(())
@@ -115,9 +124,17 @@ impl Checker {
         }
     }
 
+    /// A replica's tombstone is on its way to the disk.
+    pub fn buries(&mut self, place: Place) {
+        self.burying.insert(place);
+    }
+
     /// A replica was removed from its node, durably.
     pub fn buried(&mut self, place: Place) {
-        self.ledgers.remove(&place);
+        self.burying.remove(&place);
+        if let Some(ledger) = self.ledgers.remove(&place) {
+            self.commits.buried(place, ledger.durable);
+        }
     }
 
     /// A life of a group is over: its replicas are deleted, each when its node hears of it, so nothing in it lasts.
@@ -183,7 +200,7 @@ impl Checker {
             .breaks("election safety", place)?;
         if elected && let Some(ledger) = self.ledgers.get(&place) {
             self.commits
-                .check_leader(place, ledger)
+                .check_leader(place, status.term.0, ledger)
                 .breaks("leader completeness", place)?;
         }
         self.commits
