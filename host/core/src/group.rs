@@ -483,13 +483,7 @@ impl Group {
         self.expire();
         self.expire_reads();
         self.promote_who_has_caught_up();
-        if self.is_leaving()
-            && self
-                .ticks
-                .is_multiple_of(u64::from(self.config.election_ticks))
-        {
-            self.ask_to_leave();
-        }
+        self.ask_if_nobody_else_does();
         self.give_leadership_away_if_faulted();
     }
 

@@ -65,7 +65,7 @@ impl Group {
         };
         if replica == self.replica {
             self.removals.own = Some(removed);
-            self.ask_to_leave();
+            self.ask_whether_removed();
         } else {
             self.removals.unannounced.push(removed);
             self.announce_removals();
@@ -94,9 +94,20 @@ impl Group {
         }
     }
 
-    /// Asks the members whether it may go; each who knows answers that it may. A leader's heartbeats ask too.
-    pub(crate) fn ask_to_leave(&mut self) {
-        if self.removals.own.is_none() || planted::has(Defect::RemovedLeaderServes) {
+    /// Asks the members whether it was removed; each who knows answers. A leader's heartbeats and a candidate's request for
+    /// votes ask too, but a learner that was away campaigns never, and a removed replica no more.
+    pub(crate) fn ask_if_nobody_else_does(&mut self) {
+        let asks = self.is_leaving() || (!self.is_promotable() && self.leader_node().is_none());
+        let due = self
+            .ticks
+            .is_multiple_of(u64::from(self.config.election_ticks));
+        if asks && due {
+            self.ask_whether_removed();
+        }
+    }
+
+    fn ask_whether_removed(&mut self) {
+        if planted::has(Defect::RemovedLeaderServes) {
             return;
         }
         let members = self.state.membership.members();
@@ -145,7 +156,13 @@ impl Group {
     }
 
     /// Whether this replica knows that it was removed.
-    pub(crate) fn is_leaving(&self) -> bool {
+    fn is_leaving(&self) -> bool {
         self.removals.own.is_some()
+    }
+
+    fn is_promotable(&self) -> bool {
+        self.raft
+            .as_ref()
+            .is_none_or(|raft| raft.0.raft.promotable())
     }
 }

@@ -872,10 +872,15 @@ impl World {
         match self.waiters.remove(&waiter) {
             Some(Who::Client(index)) => {
                 let client = &mut self.clients[index];
-                let floor = client
+                // An answer to what it asked before the group was created anew says nothing of what it asks now.
+                let Some(operation) = client
                     .operation
                     .as_ref()
-                    .map_or(0, |operation| operation.floor);
+                    .filter(|operation| operation.waiting == Some(waiter))
+                else {
+                    return Ok(());
+                };
+                let floor = operation.floor;
                 if client.key != place.key {
                     return Ok(());
                 }
@@ -917,7 +922,11 @@ impl World {
         if client.key != place.key {
             return Ok(());
         }
-        let Some(operation) = &mut client.operation else {
+        let Some(operation) = client
+            .operation
+            .as_mut()
+            .filter(|operation| operation.waiting == Some(waiter))
+        else {
             return Ok(());
         };
         operation.waiting = None;
