@@ -20,6 +20,7 @@ use crate::planted::{self, Defect};
 use crate::proposal::ProposalError;
 use crate::proposals::Proposals;
 use crate::reads::Reads;
+use crate::sessions::Sessions;
 use crate::state::HostState;
 use crate::status::{Health, MemberStatus, Part, Status};
 
@@ -293,11 +294,15 @@ impl Group {
     }
 
     fn empty(config: GroupConfig) -> Self {
+        let state = HostState {
+            sessions: Sessions::of_life(config.incarnation),
+            ..HostState::default()
+        };
         Self {
             config,
             replica: ReplicaId(0),
             raft: None,
-            state: HostState::default(),
+            state,
             storage: crate::ready::Persistence::default(),
             removals: crate::removal::Removals::default(),
             committed: VecDeque::new(),

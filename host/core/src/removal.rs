@@ -107,7 +107,8 @@ impl Group {
     }
 
     fn ask_whether_removed(&mut self) {
-        if planted::has(Defect::RemovedLeaderServes) {
+        // The question speaks for the term of this replica, which must be durable first.
+        if self.storage.on_the_way() > 0 || planted::has(Defect::RemovedLeaderServes) {
             return;
         }
         let members = self.state.membership.members();

@@ -8,9 +8,12 @@ use std::collections::BTreeMap;
 
 use prost::Message;
 
-use crate::id::{LogIndex, RequestId, SessionId, Term};
+use crate::id::{Incarnation, LogIndex, RequestId, SessionId, Term};
 use crate::outcome::{GuestFault, Outcome};
 use crate::proposal::{ProposalError, Response};
+
+/// Where a session's id holds the life of its group: four thousand million sessions of a life have room below it.
+const LIFE_SHIFT: u32 = 32;
 
 /// Sessions of one group. The one unused for longest is forgotten first; dragonboat keeps as many.
 pub const SESSIONS_MAX: usize = 4096;
@@ -62,6 +65,15 @@ pub enum Admission {
 }
 
 impl Sessions {
+    /// No sessions yet, in this life of a group. Ids of different lives differ: a client of a former life that did not
+    /// hear of its end must not meet a stranger's session.
+    pub fn of_life(incarnation: Incarnation) -> Self {
+        Self {
+            next: incarnation.0 << LIFE_SHIFT,
+            ..Self::default()
+        }
+    }
+
     /// Opens a session at an entry.
     pub fn open(&mut self, index: LogIndex) -> SessionId {
         if self.table.len() >= SESSIONS_MAX {
@@ -418,5 +430,19 @@ mod tests {
             );
         }
         assert_eq!(restored.open(LogIndex(4)), sessions.open(LogIndex(4)));
+    }
+
+    #[test]
+    fn lives_share_no_session() {
+        let open = |incarnation| Sessions::of_life(Incarnation(incarnation)).open(LogIndex(1));
+        assert_ne!(open(1), open(2));
+        let mut old = Sessions::of_life(Incarnation(1));
+        let stranger = request(old.open(LogIndex(1)), 1);
+        let mut new = Sessions::of_life(Incarnation(2));
+        new.open(LogIndex(1));
+        assert_eq!(
+            new.admit(stranger, 0, LogIndex(2)),
+            Admission::Refuse(ProposalError::SessionExpired)
+        );
     }
 }

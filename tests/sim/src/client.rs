@@ -108,6 +108,12 @@ impl Client {
         });
     }
 
+    /// What it is at, in a few words.
+    pub fn describe(&self) -> String {
+        let kind = self.operation.as_ref().map(|operation| operation.kind);
+        format!("{kind:?} in {:?} as {}", self.session, self.sequence)
+    }
+
     /// The proposal that an operation makes, if it is one.
     pub fn proposal(&self, ballast: usize) -> Option<Proposal> {
         match self.operation.as_ref()?.kind {

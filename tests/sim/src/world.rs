@@ -847,6 +847,13 @@ impl World {
         };
         let waiter = self.waiter(Who::Client(index));
         let client = &mut self.clients[index];
+        self.trace.line(self.now, || {
+            format!(
+                "client {} asks node {node} as waiter {waiter}: {}",
+                client.id,
+                client.describe()
+            )
+        });
         let proposal = client.proposal(self.scenario.ballast);
         let operation = client.operation.as_mut().expect("begun above");
         operation.waiting = Some(waiter);
@@ -881,6 +888,12 @@ impl World {
                     return Ok(());
                 };
                 let floor = operation.floor;
+                self.trace.line(self.now, || {
+                    format!(
+                        "client {} hears from node {} of {} as waiter {waiter}: {result:?}",
+                        client.id, place.node, place.key
+                    )
+                });
                 if client.key != place.key {
                     return Ok(());
                 }
