@@ -24,7 +24,7 @@ impl Group {
         match message.body {
             Body::Raft(raft) => {
                 if removed {
-                    if self.removals_are_durable() {
+                    if self.may_announce() {
                         self.send(message.from, from, Body::Gone);
                     }
                     return;

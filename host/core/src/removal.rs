@@ -2,7 +2,7 @@
 //!
 //! That an entry is committed is learned again after a crash, from a majority. With the removed replica gone, the others may
 //! be no majority of the members they remember: of two, one would wait for ever for the vote of the other. So a removal is
-//! announced only when its commit is on disk, and a removed replica goes on, as what it was, until a member announces it.
+//! announced only by a voter, when its commit is on disk; and a removed replica goes on, as what it was, until then.
 
 use raft::StateRole;
 use raft::eraftpb::{self, MessageType};
@@ -14,6 +14,7 @@ use crate::message::Body;
 use crate::planted::{self, Defect};
 use crate::proposal::{ProposalError, Response};
 use crate::proposals::Asker;
+use crate::state::{MemberState, Role};
 
 /// Removals this replica has applied and not announced, and its own.
 #[derive(Debug, Default)]
@@ -43,9 +44,17 @@ impl Group {
         self.removals.record = self.persist(Persist::default(), 0);
     }
 
-    /// Whether this replica can never forget the removals that it knows of.
-    pub(crate) fn removals_are_durable(&self) -> bool {
-        self.removals.record <= self.storage.durable() && !self.storage.is_installing()
+    /// Whether this replica may tell others of the removals that it knows of: it can never forget them, and it can be
+    /// elected with what it knows. A learner's knowledge elects nobody.
+    pub(crate) fn may_announce(&self) -> bool {
+        let voter = |member: &MemberState| member.role == Role::Voter;
+        self.removals.record <= self.storage.durable()
+            && !self.storage.is_installing()
+            && self
+                .state
+                .membership
+                .member(self.replica)
+                .is_some_and(voter)
     }
 
     /// The machine has heard of a removal.
