@@ -232,7 +232,7 @@ impl Group {
         let wanted = node
             .snap()
             .is_some_and(|wanted| wanted.get_metadata().index == index.0);
-        if wanted || planted::has(Defect::AnySnapshotInstalled) {
+        if wanted {
             self.arrived = Some(snapshot);
         }
     }

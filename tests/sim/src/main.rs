@@ -83,6 +83,7 @@ fn gate(arguments: &Arguments) -> bool {
         arguments.first,
         threads(arguments),
         || {},
+        Scenario::draw,
         |_, failures| failures == 0 && minutes.load(Relaxed) < (60.0 * GATE_HOURS) as u64,
         |sum| minutes.store((60.0 * sum.hours()) as u64, Relaxed),
     );
@@ -215,6 +216,7 @@ fn many(arguments: &Arguments) -> bool {
         arguments.first,
         threads(arguments),
         || {},
+        Scenario::draw,
         |begun, failures| {
             begun < seeds && failures < 10 && limit.is_none_or(|limit| start.elapsed() < limit)
         },

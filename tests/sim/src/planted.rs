@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use skep_core::planted::{Defect, plant};
 
+use crate::nemesis::Fault;
+use crate::scenario::{SECOND, Scenario};
 use crate::soak::{Sum, soak};
 
 /// How one defect fared.
@@ -34,6 +36,7 @@ pub fn hunt(defect: Defect, first: u64, threads: usize, most: u64, enough: usize
         first,
         threads,
         || plant(Some(defect)),
+        |seed| directed(defect, seed),
         |begun, failures| begun < most && failures < enough,
         |_| {},
     );
@@ -48,4 +51,22 @@ pub fn hunt(defect: Defect, first: u64, threads: usize, most: u64, enough: usize
         first: sum.failures.keys().next().copied(),
         by,
     }
+}
+
+/// One defect needs a meeting of rare events. Its scenarios are what a seed draws, with the odds of those events raised.
+fn directed(defect: Defect, seed: u64) -> Scenario {
+    let mut scenario = Scenario::draw(seed);
+    // Lives so short that two of them hand on equally many requests, and answers slow enough to come to the next.
+    if defect == Defect::TokensRepeat {
+        scenario.nodes = 3;
+        scenario.groups = 1;
+        scenario.voters = 3;
+        scenario.clients = 8;
+        scenario.think = SECOND / 10;
+        scenario.disk = 150_000;
+        scenario.delay = 5_000;
+        scenario.fault = 2 * SECOND;
+        scenario.faults = vec![Fault::Flap, Fault::DiskSlow, Fault::OneWay];
+    }
+    scenario
 }

@@ -75,11 +75,12 @@ pub fn run(scenario: Scenario, lines: usize) -> Result<Report, Box<Failure>> {
 }
 
 /// Runs the seeds from `first` on while `go_on` says so (it is told how many have begun and how many failed).
-/// `prepare` is called on each thread before it begins.
+/// `prepare` is called on each thread before it begins, `draw` makes a scenario of a seed.
 pub fn soak(
     first: u64,
     threads: usize,
     prepare: impl Fn() + Sync,
+    draw: impl Fn(u64) -> Scenario + Sync,
     go_on: impl Fn(u64, usize) -> bool + Sync,
     progress: impl Fn(&Sum) + Sync,
 ) -> Sum {
@@ -97,7 +98,7 @@ pub fn soak(
                         return;
                     }
                     let seed = first + begun;
-                    let result = run(Scenario::draw(seed), 0);
+                    let result = run(draw(seed), 0);
                     let mut sum = lock();
                     match result {
                         Ok(report) => sum.add(&report),

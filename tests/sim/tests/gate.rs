@@ -7,7 +7,14 @@ const SEEDS: u64 = 16;
 
 #[test]
 fn a_few_hours_break_no_promise() {
-    let sum = soak::soak(1, 2, || {}, |begun, _| begun < SEEDS, |_| {});
+    let sum = soak::soak(
+        1,
+        2,
+        || {},
+        Scenario::draw,
+        |begun, _| begun < SEEDS,
+        |_| {},
+    );
     for (seed, failure) in &sum.failures {
         println!("seed {seed}: {}", failure.violation);
     }
