@@ -69,7 +69,7 @@ fn main() -> ExitCode {
 
 /// Simulated hours of the gate.
 const GATE_HOURS: f64 = 250.0;
-/// Seeds in which the gate looks for a planted defect. The rarest is found by about one in three hundred.
+/// Seeds in which the gate looks for a planted defect, at the most. The rarest was first found by the 87th.
 #[cfg(feature = "planted")]
 const GATE_SEEDS: u64 = 4000;
 
