@@ -81,7 +81,7 @@ pub struct Group {
     pub(crate) last_leader_node: NodeId,
     pub(crate) ticks: u64,
     pub(crate) now: u64,
-    /// Campaigns begun; keys the election timeout.
+    /// Campaigns begun since a leader was last known; keys the election timeout.
     attempt: u64,
     /// Entries proposed; keys their entropy.
     pub(crate) proposed: u64,
@@ -395,14 +395,21 @@ impl Group {
             election_ticks,
             ..
         } = self.config;
-        let ticks = election::timeout(
-            seed,
-            id,
+        let raft = &node.raft;
+        let voters = raft.prs().conf().voters();
+        let place = voters.contains(raft.id).then(|| {
+            let ids = voters.ids();
+            let before = ids.iter().filter(|voter| *voter < raft.id).count();
+            (before as u64, ids.iter().count() as u64)
+        });
+        let candidacy = election::Candidacy {
+            node: id,
             group,
-            node.raft.term,
-            self.attempt,
-            election_ticks,
-        );
+            term: raft.term,
+            attempt: self.attempt,
+            place,
+        };
+        let ticks = election::timeout(seed, candidacy, election_ticks);
         node.raft.set_randomized_election_timeout(ticks);
     }
 
@@ -478,6 +485,9 @@ impl Group {
             && let Some(Raft(node)) = &mut self.raft
         {
             let raft = &mut node.raft;
+            if raft.leader_id != 0 {
+                self.attempt = 0;
+            }
             if raft.state != StateRole::Leader
                 && raft.election_elapsed + 1 >= raft.randomized_election_timeout()
             {

@@ -194,10 +194,16 @@ impl Checker {
         queues: Queues,
     ) -> Result<bool, Violation> {
         self.steps += 1;
-        let elected = self
-            .elections
-            .check(place.key, status)
-            .breaks("election safety", place)?;
+        // A lone voter leads as soon as it campaigns. Until its term is durable it has told nobody and may forget it.
+        let lasts = self
+            .ledgers
+            .get(&place)
+            .is_some_and(|ledger| ledger.durable.hard.0 >= status.term.0);
+        let elected = lasts
+            && self
+                .elections
+                .check(place.key, status)
+                .breaks("election safety", place)?;
         if elected && let Some(ledger) = self.ledgers.get(&place) {
             self.commits
                 .check_leader(place, status.term.0, ledger)
