@@ -4,13 +4,14 @@ use bytes::Bytes;
 use prost::Message;
 use raft::eraftpb::{Entry, EntryType};
 
+use crate::deployment::Deployment;
 use crate::effect::{Call, Effect, Work};
 use crate::group::{Group, Raft, SinceBarrier, raft_change};
 use crate::id::{LogIndex, NodeId, ReplicaId, RequestId, Term};
 use crate::log_view::{Snapshotted, weight};
 use crate::message::SnapshotName;
 use crate::outcome::{ChangeKind, ConfChange, EntryContext, LeaderChanged, Outcome};
-use crate::payload::{ChangeRecord, Item, Kind, Payload};
+use crate::payload::{ChangeRecord, Item, Kind, Payload, Verdict};
 use crate::proposal::{ChangeRefusal, ProposalError, Response};
 use crate::proposals::Asker;
 use crate::sessions::Admission;
@@ -24,6 +25,8 @@ pub(crate) struct Applying {
     weight: u64,
     /// The machine will answer for it.
     works: bool,
+    /// The entry's bytes, for the chain.
+    data: Bytes,
     what: What,
 }
 
@@ -40,6 +43,10 @@ enum What {
         conf_state: raft::eraftpb::ConfState,
     },
     Restore,
+    Activate {
+        asker: Option<Asker>,
+        deployment: Deployment,
+    },
 }
 
 #[derive(Debug)]
@@ -76,6 +83,7 @@ impl Applying {
             term: context.term,
             weight: 0,
             works: true,
+            data: Bytes::new(),
             what: What::Restore,
         }
     }
@@ -90,7 +98,9 @@ impl Applying {
                 .iter_mut()
                 .filter_map(|plan| plan.asker.take())
                 .collect(),
-            What::Change { asker, .. } => asker.take().into_iter().collect(),
+            What::Change { asker, .. } | What::Activate { asker, .. } => {
+                asker.take().into_iter().collect()
+            }
             What::Barrier { askers, .. } => std::mem::take(askers),
             What::Control | What::Restore => Vec::new(),
         }
@@ -100,8 +110,9 @@ impl Applying {
 impl Group {
     /// Plans committed entries and hands their work to the machine. `true` if anything moved.
     pub(crate) fn process_committed(&mut self) -> bool {
-        let mut moved = false;
-        while !self.is_faulted() {
+        let mut moved = self.take_cure();
+        self.look_for_verdict();
+        while self.serves() {
             let Some(entry) = self.committed.front() else {
                 break;
             };
@@ -123,6 +134,11 @@ impl Group {
                     ..
                 })
             );
+            // What follows depends on whether the activation was taken.
+            let activates = |applying: &Applying| matches!(applying.what, What::Activate { .. });
+            if self.applying.back().is_some_and(activates) {
+                break;
+            }
             // The host's section of the snapshot must hold every answer up to the barrier, and no later one.
             if is_barrier && !self.applying.is_empty() {
                 break;
@@ -152,6 +168,10 @@ impl Group {
             term,
             weight,
             works: false,
+            data: match &decoded {
+                Decoded::Change(_) => entry.context.clone(),
+                _ => entry.data.clone(),
+            },
             what: What::Control,
         };
         match decoded {
@@ -166,6 +186,18 @@ impl Group {
             Decoded::Payload(payload) => self.process_payload(payload, askers, &mut applying),
         }
         self.applying.push_back(applying);
+    }
+
+    /// Takes an entry for done whose effect a snapshot holds, but for what Raft must know of it.
+    pub(crate) fn pass_over(&mut self, entry: Entry) {
+        let (index, term) = (LogIndex(entry.index), Term(entry.term));
+        self.unapplied_bytes = self.unapplied_bytes.saturating_sub(weight(&entry));
+        let askers = self.take_proposed(index, term);
+        self.reply_all(askers, &ProposalError::Unknown);
+        self.processed = index;
+        if let Ok(Decoded::Change(record)) = decode(&entry) {
+            self.change_members(index, &record);
+        }
     }
 
     fn process_payload(&mut self, payload: Payload, askers: Vec<Asker>, applying: &mut Applying) {
@@ -202,7 +234,39 @@ impl Group {
                 self.effects
                     .push(Effect::Machine(Work::Barrier { context, state }));
             }
+            Some(Kind::Verdict(verdict)) => {
+                self.process_verdict(&verdict);
+                self.acknowledge(askers, applying.index, applying.term);
+            }
+            Some(Kind::Pause(pause)) => {
+                self.state.paused = pause.on;
+                self.faults_in_a_row = 0;
+                self.acknowledge(askers, applying.index, applying.term);
+            }
+            Some(Kind::Activate(record)) => match record.read() {
+                Some(deployment) => {
+                    applying.what = What::Activate {
+                        asker: askers.into_iter().next(),
+                        deployment: deployment.clone(),
+                    };
+                    self.work(applying, context, vec![Call::Activate(deployment)]);
+                }
+                None => self.reply_all(askers, &ProposalError::NotNeeded),
+            },
             None => {}
+        }
+    }
+
+    /// Answers whoever asked for an entry that only the host looks at.
+    pub(crate) fn acknowledge(&mut self, askers: Vec<Asker>, index: LogIndex, term: Term) {
+        let response = Response {
+            request: RequestId::ANONYMOUS,
+            index,
+            term,
+            outcome: Outcome::Reply(Bytes::new()),
+        };
+        for asker in askers {
+            self.reply(asker, Ok(response.clone()));
         }
     }
 
@@ -234,6 +298,8 @@ impl Group {
                     term: applying.term,
                     outcome,
                 }))
+            } else if self.state.paused {
+                Fate::Known(Err(ProposalError::Paused))
             } else {
                 match self
                     .state
@@ -265,6 +331,26 @@ impl Group {
         applying: &mut Applying,
     ) {
         let context = self.context(applying, record.now, &record.entropy);
+        let applied = self.change_members(applying.index, &record);
+        if self.has_ended() {
+            return;
+        }
+        if let Some(changed) = &applied {
+            let change = ConfChange {
+                kind: changed.kind,
+                node: changed.node,
+                data: record.data,
+            };
+            self.work(applying, context, vec![Call::ConfChange(change)]);
+        }
+        applying.what = What::Change {
+            asker: askers.into_iter().next(),
+            applied,
+        };
+    }
+
+    /// Changes the members, here and in Raft. Nothing if the change makes no sense, which it does on every replica alike.
+    fn change_members(&mut self, index: LogIndex, record: &ChangeRecord) -> Option<Changed> {
         let (replica, node) = (ReplicaId(record.replica), NodeId(record.node));
         let kind = record.change_kind();
         let valid = kind.filter(|kind| {
@@ -278,7 +364,7 @@ impl Group {
         };
         let expected = self.state.membership.conf_state();
         let Some(Raft(raft)) = &mut self.raft else {
-            return;
+            return None;
         };
         match raft.apply_conf_change(&change) {
             Ok(mut conf_state) => {
@@ -287,42 +373,28 @@ impl Group {
                 if (conf_state.voters, conf_state.learners) != (expected.voters, expected.learners)
                 {
                     self.halt(format!(
-                        "at entry {} Raft's members and the host's differ",
-                        applying.index
+                        "at entry {index} Raft's members and the host's differ"
                     ));
-                    return;
+                    return None;
                 }
             }
             Err(error) => {
                 self.halt(format!(
-                    "Raft refused the committed change at entry {}: {error}",
-                    applying.index
+                    "Raft refused the committed change at entry {index}: {error}"
                 ));
-                return;
+                return None;
             }
         }
         if kind == Some(ChangeKind::Remove) && valid.is_some() {
             self.addresses.insert(replica, node);
-            self.record_removal(applying.index);
+            self.record_removal(index);
         }
-        let applied = valid.map(|kind| Changed {
+        valid.map(|kind| Changed {
             kind,
             replica,
             node,
             promote: record.promote,
-        });
-        if let Some(kind) = valid {
-            let change = ConfChange {
-                kind,
-                node,
-                data: record.data,
-            };
-            self.work(applying, context, vec![Call::ConfChange(change)]);
-        }
-        applying.what = What::Change {
-            asker: askers.into_iter().next(),
-            applied,
-        };
+        })
     }
 
     fn context(&mut self, applying: &Applying, now: u64, entropy: &[u8]) -> EntryContext {
@@ -359,11 +431,17 @@ impl Group {
             return;
         };
         self.since_barrier.fuel = self.since_barrier.fuel.saturating_add(fuel);
-        let faults = outcomes
-            .iter()
-            .filter(|outcome| matches!(outcome, Outcome::Fault(_)))
-            .count();
-        self.since_barrier.faults = self.since_barrier.faults.saturating_add(faults as u32);
+        for outcome in &outcomes {
+            if matches!(outcome, Outcome::Fault(_)) {
+                self.since_barrier.faults = self.since_barrier.faults.saturating_add(1);
+                self.faults_in_a_row = self.faults_in_a_row.saturating_add(1);
+            } else {
+                self.faults_in_a_row = 0;
+            }
+        }
+        self.attestations
+            .chain
+            .extend(index, &front.data, &outcomes, fuel);
         self.complete(front, outcomes);
         self.complete_idle();
     }
@@ -386,12 +464,16 @@ impl Group {
         };
         self.unapplied_bytes = self.unapplied_bytes.saturating_sub(front.weight);
         self.applied = index;
-        match snapshot {
+        self.attest(index, snapshot.as_ref());
+        let health = match snapshot {
             Some(name) => {
-                self.health = Health::Healthy;
                 self.compact(Snapshotted { name, conf_state });
+                Health::Healthy
             }
-            None => self.health = Health::Degraded { index },
+            None => Health::Degraded { index },
+        };
+        if self.serves() {
+            self.health = health;
         }
         for asker in askers {
             let outcome = Outcome::Reply(Bytes::new());
@@ -485,6 +567,27 @@ impl Group {
             }
             What::Change { asker, applied } => {
                 self.complete_change(index, term, asker, applied, outcomes)
+            }
+            What::Activate { asker, deployment } => {
+                let outcome = outcomes
+                    .into_iter()
+                    .next()
+                    .unwrap_or_else(|| Outcome::Reply(Bytes::new()));
+                if matches!(outcome, Outcome::Reply(_)) {
+                    self.state.deployment = Some(deployment);
+                    self.state.paused = false;
+                    // So that no replica needs the former code for long.
+                    self.since_barrier.wanted = true;
+                }
+                let response = Response {
+                    request: RequestId::ANONYMOUS,
+                    index,
+                    term,
+                    outcome,
+                };
+                if let Some(asker) = asker {
+                    self.reply(asker, Ok(response));
+                }
             }
             What::Control | What::Barrier { .. } | What::Restore => {}
         }
@@ -589,6 +692,17 @@ enum Decoded {
     Empty,
     Change(ChangeRecord),
     Payload(Payload),
+}
+
+/// The verdict in an entry, if it holds one.
+pub(crate) fn verdict(entry: &Entry) -> Option<Verdict> {
+    match decode(entry) {
+        Ok(Decoded::Payload(Payload {
+            kind: Some(Kind::Verdict(verdict)),
+            ..
+        })) => Some(verdict),
+        _ => None,
+    }
 }
 
 /// Reads an entry. What Raft's own encoding says of a change is not looked at: the record in the context says it all,

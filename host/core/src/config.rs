@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use crate::deployment::Deployment;
 use crate::id::{GroupId, Incarnation, NodeId, ReplicaId};
 
 /// Most members a group may have; an argument against more is the quorum each commit waits for.
@@ -33,7 +34,10 @@ pub struct GroupConfig {
     pub removed_through: ReplicaId,
     /// Bytes for the machine's `init`.
     pub init: Bytes,
-    /// Ticks without a leader before a replica campaigns; the real timeout is drawn from this to twice this.
+    /// What the group runs from its first entry on; the same on every replica. None for a machine that is never exchanged
+    /// and knows no quota.
+    pub deployment: Option<Deployment>,
+    /// Ticks without a leader before a replica campaigns; the real timeout lies between this and twice this.
     pub election_ticks: u32,
     /// Ticks between heartbeats of a leader.
     pub heartbeat_ticks: u32,
@@ -60,6 +64,7 @@ impl GroupConfig {
             members: Vec::new(),
             removed_through: ReplicaId(0),
             init: Bytes::new(),
+            deployment: None,
             election_ticks: 10,
             heartbeat_ticks: 2,
             max_in_flight: 256,
@@ -159,6 +164,8 @@ pub struct Limits {
     pub barrier_fuel: u64,
     /// Faults since the last barrier that make the leader propose one: each fault costs a rebuild since the barrier.
     pub barrier_faults: u32,
+    /// Commands in a row on which the machine fails that make the leader pause the group; 0 is never.
+    pub pause_faults: u32,
 }
 
 impl Default for Limits {
@@ -177,6 +184,7 @@ impl Default for Limits {
             barrier_log_bytes_max: 64 << 20,
             barrier_fuel: 20_000_000_000,
             barrier_faults: 4,
+            pause_faults: 1000,
         }
     }
 }

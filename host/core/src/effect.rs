@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use raft::eraftpb;
 
+use crate::deployment::Deployment;
 use crate::id::{LogIndex, NodeId, ReplicaId, Term};
 use crate::input::Waiter;
 use crate::message::{PeerMessage, SnapshotName};
@@ -46,6 +47,15 @@ pub enum Effect {
         /// Why.
         error: ProposalError,
     },
+    /// Replicas disagree on a barrier; for the operator.
+    Diverged {
+        /// The barrier.
+        index: LogIndex,
+        /// A majority says the same. Otherwise the group is suspended.
+        decided: bool,
+        /// This replica is not of the majority, or there is none.
+        here: bool,
+    },
     /// Who leads has changed, as this node sees it at once and before the machine does; for metrics and watchers.
     Leader(LeaderChanged),
     /// This replica was removed from its group: stop it and delete what it stored.
@@ -83,7 +93,7 @@ pub enum Work {
     Apply {
         /// The entry.
         context: EntryContext,
-        /// The calls it makes, in order. Only [`Call::Commands`] and [`Call::ConfChange`] yield outcomes.
+        /// The calls it makes, in order. All but [`Call::Init`] and [`Call::StatusChange`] yield outcomes.
         calls: Vec<Call>,
     },
     /// Save the state, make the file durable, rebuild the machine from it; then `Input::Snapshotted`.
@@ -99,6 +109,8 @@ pub enum Work {
         context: EntryContext,
         /// The file.
         snapshot: SnapshotName,
+        /// What the group runs there, if it is not what it was created with.
+        deployment: Option<Deployment>,
     },
     /// Ask the machine; the answer goes to the waiter directly.
     Query {
@@ -124,4 +136,7 @@ pub enum Call {
     ConfChange(ConfChange),
     /// `process-status-change`.
     StatusChange(LeaderChanged),
+    /// Save, and restore into another machine; if that refuses, into the one that ran. Yields one outcome: an empty reply,
+    /// or why it was refused, in the same words on every replica.
+    Activate(Deployment),
 }

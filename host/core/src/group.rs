@@ -8,6 +8,8 @@ use raft::{RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 
 use crate::committed::Applying;
 use crate::config::{ConfigError, GroupConfig};
+use crate::deployment::{Allowance, Quota};
+use crate::divergence::Attestations;
 use crate::effect::{Effect, Persist, Work};
 use crate::election;
 use crate::id::{LogIndex, NodeId, ReplicaId, Term};
@@ -73,6 +75,11 @@ pub struct Group {
     pub(crate) reads: Reads,
     /// What has happened since the last barrier; decides on the next.
     pub(crate) since_barrier: SinceBarrier,
+    pub(crate) attestations: Attestations,
+    /// What this leader may take of its clients.
+    pub(crate) allowance: Allowance,
+    /// Commands on which the machine has failed since the last one on which it did not, as this leader saw them.
+    pub(crate) faults_in_a_row: u32,
     pub(crate) arrived: Option<ArrivedSnapshot>,
     /// Where replicas are that the membership does not know (yet, or any more).
     pub(crate) addresses: BTreeMap<ReplicaId, NodeId>,
@@ -180,6 +187,7 @@ impl Group {
             let conf_state = state.membership.conf_state();
             group.state = state;
             group.processed = name.index;
+            group.attest_restored(name.index, name.digest);
             if planted::has(Defect::DoubleApplyAfterRestart) {
                 let before = LogIndex(name.index.0.saturating_sub(3));
                 group.processed = before.max(recovered.truncated.0);
@@ -187,6 +195,7 @@ impl Group {
             group.effects.push(Effect::Machine(Work::Restore {
                 context,
                 snapshot: name.clone(),
+                deployment: group.state.deployment.clone(),
             }));
             group.applying.push_back(Applying::restore(context));
             snapshot = Some(Snapshotted { name, conf_state });
@@ -288,6 +297,17 @@ impl Group {
             snapshot: self.snapshot_name().map_or(LogIndex(0), |name| name.index),
             members,
             health: self.health.clone(),
+            verified: if leads {
+                self.attestations.verified
+            } else {
+                LogIndex(0)
+            },
+            paused: self.state.paused,
+            component: self
+                .state
+                .deployment
+                .as_ref()
+                .map(|deployment| deployment.component),
             sessions: self.state.sessions.len(),
             queued: self.proposals.len(),
         }
@@ -296,6 +316,7 @@ impl Group {
     fn empty(config: GroupConfig) -> Self {
         let state = HostState {
             sessions: Sessions::of_life(config.incarnation),
+            deployment: config.deployment.clone(),
             ..HostState::default()
         };
         Self {
@@ -314,6 +335,9 @@ impl Group {
             proposals: Proposals::default(),
             reads: Reads::default(),
             since_barrier: SinceBarrier::default(),
+            attestations: Attestations::default(),
+            allowance: Allowance::default(),
+            faults_in_a_row: 0,
             arrived: None,
             addresses: BTreeMap::new(),
             seen_leader: (0, 0),
@@ -464,6 +488,7 @@ impl Group {
                 }
             }
             Input::SnapshotSent { node, arrived } => {
+                self.cure_sent(node);
                 let status = if arrived {
                     SnapshotStatus::Finish
                 } else {
@@ -495,10 +520,12 @@ impl Group {
             }
             node.tick();
         }
+        self.allowance.refill(self.quota(), self.now);
         self.expire();
         self.expire_reads();
         self.promote_who_has_caught_up();
         self.ask_if_nobody_else_does();
+        self.ask_if_due();
         self.give_leadership_away_if_faulted();
     }
 
@@ -546,8 +573,25 @@ impl Group {
             .is_some_and(|raft| raft.0.raft.state == StateRole::Leader)
     }
 
+    /// Whether the machine is of no use: it has failed, or is known to be wrong.
     pub(crate) fn is_faulted(&self) -> bool {
-        matches!(self.health, Health::Faulted { .. })
+        matches!(
+            self.health,
+            Health::Faulted { .. } | Health::Quarantined { .. }
+        )
+    }
+
+    /// What the group takes of its clients.
+    pub(crate) fn quota(&self) -> Quota {
+        let deployment = self.state.deployment.as_ref();
+        deployment
+            .map(|deployment| deployment.quota)
+            .unwrap_or_default()
+    }
+
+    /// Whether commands and reads are taken.
+    pub(crate) fn serves(&self) -> bool {
+        matches!(self.health, Health::Healthy | Health::Degraded { .. })
     }
 
     pub(crate) fn leader_replica(&self) -> Option<ReplicaId> {
@@ -603,6 +647,8 @@ impl Group {
             self.proposals.elected = true;
             self.proposals.leader_since = self.ticks;
             self.since_barrier.proposed = false;
+            self.faults_in_a_row = 0;
+            self.forget_reports();
         } else if led_before {
             self.proposals.elected = false;
         }

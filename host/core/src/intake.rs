@@ -10,6 +10,7 @@ use crate::log_view::LogView;
 use crate::message::{ArrivedSnapshot, Body, PeerMessage, SnapshotName};
 use crate::planted::{self, Defect};
 use crate::state::HostState;
+use crate::status::Health;
 
 impl Group {
     pub(crate) fn message(&mut self, from: NodeId, message: PeerMessage) {
@@ -33,6 +34,11 @@ impl Group {
             }
             Body::Forward(forwards) => self.forwarded(message.from, from, forwards),
             Body::Answer(answers) => self.answered(answers),
+            Body::AskAttestations { after } => {
+                self.asked_for_attestations(message.from, from, after);
+            }
+            Body::Attestations(said) => self.attested(message.from, said),
+            Body::AskSnapshot { after } => self.asked_for_snapshot(message.from, from, after),
             Body::Gone if planted::has(Defect::RemovedLeaderServes) => {}
             Body::Gone => self.gone(),
         }
@@ -234,6 +240,8 @@ impl Group {
             .is_some_and(|wanted| wanted.get_metadata().index == index.0);
         if wanted {
             self.arrived = Some(snapshot);
+        } else if matches!(self.health, Health::Quarantined { .. }) && index > self.processed {
+            self.attestations.cure = Some(snapshot);
         }
     }
 }

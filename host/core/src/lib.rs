@@ -13,6 +13,8 @@
 //! * `proposals`: queueing, packing, deadlines; `forwards`: on the way to the leader. [`proposal`] has the words.
 //! * `changes`: membership.
 //! * `reads`: linearizable queries.
+//! * [`attestation`], `divergence`: whether replicas agree, and what becomes of one that does not.
+//! * [`deployment`]: what a group runs.
 //! * [`sessions`], [`state`]: what is replicated beside the machine's state.
 //! * `log_view`: the log as Raft reads it.
 //! * `election`: timeouts without randomness.
@@ -22,9 +24,12 @@
 //! No thread, socket, file, clock or randomness; no tokio, no wasmtime. Time is ticks, and a wall clock that comes with
 //! them and is only ever written into entries. The same inputs give the same effects, so a simulator runs this code.
 
+pub mod attestation;
 mod changes;
 mod committed;
 pub mod config;
+pub mod deployment;
+mod divergence;
 pub mod effect;
 mod election;
 mod forwards;

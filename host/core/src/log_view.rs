@@ -112,6 +112,11 @@ impl LogView {
         self.snapshot = Some(snapshot);
     }
 
+    /// The snapshot is wrong: it is offered to nobody.
+    pub(crate) fn distrust_snapshot(&mut self) {
+        self.snapshot = None;
+    }
+
     pub(crate) fn set_snapshot(&mut self, snapshot: Snapshotted) {
         self.snapshot = Some(snapshot);
     }

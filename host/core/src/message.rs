@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use raft::eraftpb;
 
+use crate::attestation::Attestation;
 use crate::id::{GroupId, Incarnation, NodeId, ReplicaId};
 use crate::proposal::{Proposal, ProposalError, Response};
 
@@ -55,6 +56,18 @@ pub enum Body {
     /// The receiver was removed from the group and may delete itself: removals are replicated and replica ids are
     /// never used again, so this can only be true.
     Gone,
+    /// The leader asks what the receiver has to say of barriers behind `after`.
+    AskAttestations {
+        /// Index of the newest barrier that it has spoken of.
+        after: crate::id::LogIndex,
+    },
+    /// What the sender says of barriers, in their order.
+    Attestations(Vec<Attestation>),
+    /// The sender's machine is wrong; it asks the leader for a snapshot of a point behind `after`.
+    AskSnapshot {
+        /// Index of the last entry that its machine was given.
+        after: crate::id::LogIndex,
+    },
 }
 
 /// One proposal on its way to the leader.
@@ -106,7 +119,12 @@ impl Body {
         use eraftpb::MessageType as Type;
         match self {
             // `Gone` must not overtake the answer to the removal that it tells of.
-            Self::Forward(_) | Self::Answer(_) | Self::Gone => Priority::Normal,
+            Self::Forward(_)
+            | Self::Answer(_)
+            | Self::Gone
+            | Self::AskAttestations { .. }
+            | Self::Attestations(_)
+            | Self::AskSnapshot { .. } => Priority::Normal,
             Self::Raft(message) => match message.msg_type {
                 Type::MsgSnapshot => Priority::Low,
                 Type::MsgAppend | Type::MsgAppendResponse => Priority::Normal,
@@ -119,7 +137,8 @@ impl Body {
     pub fn size(&self) -> usize {
         const FIXED: usize = 64;
         match self {
-            Self::Gone => FIXED,
+            Self::Gone | Self::AskAttestations { .. } | Self::AskSnapshot { .. } => FIXED,
+            Self::Attestations(attestations) => FIXED + 2 * FIXED * attestations.len(),
             Self::Raft(message) => {
                 let entries: usize = message
                     .entries

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use prost::Message;
 
+use crate::deployment::DeploymentRecord;
 use crate::id::{RequestId, SessionId};
 use crate::outcome::ChangeKind;
 use crate::proposal::Command;
@@ -17,7 +18,7 @@ pub struct Payload {
     #[prost(bytes = "bytes", tag = "2")]
     pub entropy: Bytes,
     /// What the entry does.
-    #[prost(oneof = "Kind", tags = "3, 4, 5")]
+    #[prost(oneof = "Kind", tags = "3, 4, 5, 6, 7, 8")]
     pub kind: Option<Kind>,
 }
 
@@ -33,6 +34,15 @@ pub enum Kind {
     /// Every replica snapshots here.
     #[prost(message, tag = "5")]
     Barrier(Barrier),
+    /// Replicas disagree.
+    #[prost(message, tag = "6")]
+    Verdict(Verdict),
+    /// Commands are refused from here on, or taken again.
+    #[prost(message, tag = "7")]
+    Pause(Pause),
+    /// Every replica goes on with another deployment, if it takes the state.
+    #[prost(message, tag = "8")]
+    Activate(DeploymentRecord),
 }
 
 /// Many commands in one entry.
@@ -77,6 +87,42 @@ pub struct Elected {
 /// Every replica snapshots here.
 #[derive(Clone, Copy, PartialEq, Message)]
 pub struct Barrier {}
+
+/// What replicas said of one barrier. See [`crate::attestation`].
+#[derive(Clone, PartialEq, Message)]
+pub struct Verdict {
+    /// Index of the barrier.
+    #[prost(uint64, tag = "1")]
+    pub index: u64,
+    /// What each replica said.
+    #[prost(message, repeated, tag = "2")]
+    pub reports: Vec<Report>,
+    /// The replica that an operator trusts; 0 leaves it to the majority.
+    #[prost(uint64, tag = "3")]
+    pub trusted: u64,
+}
+
+/// What one replica said.
+#[derive(Clone, PartialEq, Message)]
+pub struct Report {
+    /// The replica.
+    #[prost(uint64, tag = "1")]
+    pub replica: u64,
+    /// sha256 of its snapshot file, or nothing.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub snapshot: Bytes,
+    /// Its chain, or nothing.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub chain: Bytes,
+}
+
+/// Commands are refused from here on, or taken again.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct Pause {
+    /// Refused from here on.
+    #[prost(bool, tag = "1")]
+    pub on: bool,
+}
 
 /// The context of a configuration change entry.
 #[derive(Clone, PartialEq, Message)]

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use crate::deployment::Deployment;
 use crate::id::{LogIndex, NodeId, RequestId, SessionId, Term};
 use crate::outcome::Outcome;
 
@@ -27,6 +28,15 @@ pub enum Proposal {
     Change(Change),
     /// Asks for a barrier, that is, a snapshot at one index on every replica.
     Barrier,
+    /// Asks to go on with another deployment. Every voter must have the component; see [`crate::effect::Call::Activate`].
+    Activate(Deployment),
+    /// Asks a paused group to take commands again.
+    Resume,
+    /// Decides for a suspended group whose state is right.
+    Trust {
+        /// The node whose replica is right.
+        node: NodeId,
+    },
 }
 
 /// A change of membership that is asked for (`AddNodeToGroup`, `RemoveNodeFromGroup`).
@@ -57,12 +67,17 @@ pub enum Change {
 
 impl Proposal {
     /// Whether it does no harm to propose it a second time although the first may have been committed: a named command is
-    /// applied once, a change that was made is refused, a second barrier is a second snapshot, and a session that
-    /// nobody uses is forgotten.
+    /// applied once, a change that was made is refused, a second barrier is a second snapshot, a session that
+    /// nobody uses is forgotten, and what is decided is decided again.
     pub fn is_repeatable(&self) -> bool {
         match self {
             Self::Command(command) => !command.request.is_anonymous(),
-            Self::OpenSession | Self::Change(_) | Self::Barrier => true,
+            Self::OpenSession
+            | Self::Change(_)
+            | Self::Barrier
+            | Self::Activate(_)
+            | Self::Resume
+            | Self::Trust { .. } => true,
         }
     }
 
@@ -72,7 +87,8 @@ impl Proposal {
         FIXED
             + match self {
                 Self::Command(command) => command.data.len(),
-                Self::OpenSession | Self::Barrier => 0,
+                Self::OpenSession | Self::Barrier | Self::Resume | Self::Trust { .. } => 0,
+                Self::Activate(deployment) => deployment.size(),
                 Self::Change(
                     Change::Add { data, .. }
                     | Change::AddLearner { data, .. }
@@ -150,6 +166,16 @@ pub enum ProposalError {
     /// The change makes no sense or would endanger the group.
     #[error("the membership change was refused: {0}")]
     ChangeRefused(ChangeRefusal),
+    /// The group takes no commands, because its machine failed on many in a row.
+    #[error(
+        "the group is paused because its machine failed on every command lately; nothing was applied: see `skep group resume`, or upgrade it"
+    )]
+    Paused,
+    /// There is nothing to decide.
+    #[error(
+        "the group is not suspended here, or nothing is known of that node's replica; nothing was changed"
+    )]
+    NotNeeded,
     /// The group's machine has failed on this replica, or the replica was halted.
     #[error("this replica of the group has failed; ask another one, and see `skep group status`")]
     Faulted,
@@ -213,6 +239,8 @@ impl ProposalError {
             Self::SessionExpired => "session-expired",
             Self::ChangeInProgress => "change-in-progress",
             Self::ChangeRefused(_) => "change-refused",
+            Self::Paused => "group-paused",
+            Self::NotNeeded => "not-needed",
             Self::Faulted => "group-faulted",
             Self::Stopped => "stopped",
             Self::Unknown => "outcome-unknown",

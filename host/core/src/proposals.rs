@@ -6,12 +6,13 @@ use bytes::Bytes;
 use prost::Message;
 use sha2::{Digest, Sha256};
 
+use crate::deployment::DeploymentRecord;
 use crate::effect::Effect;
 use crate::group::{Group, Raft};
 use crate::id::{LogIndex, NodeId, ReplicaId, Term};
 use crate::input::Waiter;
 use crate::message::{Answer, Body};
-use crate::payload::{Barrier, Commands, Elected, Item, Kind, Payload};
+use crate::payload::{Barrier, Commands, Elected, Item, Kind, Pause, Payload};
 use crate::planted::{self, Defect};
 use crate::proposal::{Proposal, ProposalError, Response};
 
@@ -117,10 +118,19 @@ impl Group {
     }
 
     pub(crate) fn enqueue(&mut self, asker: Asker, proposal: Proposal) {
+        let quota = self.quota();
         let limits = &self.config.limits;
+        let bytes_max = match quota.in_flight_bytes {
+            0 => limits.queued_bytes,
+            bytes => bytes.min(limits.queued_bytes),
+        };
         let size = proposal.size() as u64;
         let error = match &proposal {
+            Proposal::Command(_) | Proposal::OpenSession if !self.serves() => {
+                Some(ProposalError::Faulted)
+            }
             _ if self.is_faulted() => Some(ProposalError::Faulted),
+            Proposal::Command(_) if self.state.paused => Some(ProposalError::Paused),
             Proposal::Command(command) if command.data.len() as u64 > limits.command_bytes => {
                 Some(ProposalError::TooLarge {
                     size: command.data.len() as u64,
@@ -132,8 +142,12 @@ impl Group {
                 limit: limits.command_bytes,
             }),
             _ if self.proposals.queue.len() >= limits.queued_proposals
-                || self.proposals.queued_bytes + size > limits.queued_bytes =>
+                || self.proposals.queued_bytes + size > bytes_max =>
             {
+                Some(ProposalError::Busy)
+            }
+            // The last look: only what is taken is counted.
+            Proposal::Command(_) if self.leads() && !self.allowance.take(quota) => {
                 Some(ProposalError::Busy)
             }
             _ => None,
@@ -197,7 +211,7 @@ impl Group {
             let size = front.proposal.size() as u64;
             let fits = items.is_empty()
                 || (bytes + size <= limits.entry_bytes && items.len() < limits.entry_commands);
-            if !fits || matches!(front.proposal, Proposal::Change(_) | Proposal::Barrier) {
+            if !fits || !matches!(front.proposal, Proposal::Command(_) | Proposal::OpenSession) {
                 break;
             }
             bytes += size;
@@ -230,6 +244,12 @@ impl Group {
         };
         match proposal {
             Proposal::Change(change) => self.propose_change(asker, change),
+            Proposal::Activate(deployment) => {
+                let kind = Kind::Activate(DeploymentRecord::from(&deployment));
+                self.propose_order(kind, asker);
+            }
+            Proposal::Resume => self.propose_order(Kind::Pause(Pause { on: false }), asker),
+            Proposal::Trust { node } => self.propose_trust(asker, node),
             _ => self.propose_barrier(Some(asker)),
         }
         true
@@ -252,7 +272,11 @@ impl Group {
         self.proposals.deferred.push(Queued { asker, proposal });
     }
 
-    fn propose_entry(&mut self, kind: Kind, askers: Vec<Asker>) -> Result<(), Vec<Asker>> {
+    pub(crate) fn propose_entry(
+        &mut self,
+        kind: Kind,
+        askers: Vec<Asker>,
+    ) -> Result<(), Vec<Asker>> {
         let payload = Payload {
             now: self.now,
             entropy: self.entropy(),
@@ -303,6 +327,28 @@ impl Group {
         Bytes::copy_from_slice(&hash.finalize()[..16])
     }
 
+    fn propose_order(&mut self, kind: Kind, asker: Asker) {
+        if let Err(askers) = self.propose_entry(kind, vec![asker]) {
+            self.reply_all(askers, &ProposalError::Busy);
+        }
+    }
+
+    /// A group whose machine fails on every command costs a rebuild for each: its leader stops it.
+    pub(crate) fn propose_pause_if_due(&mut self) -> bool {
+        let limit = self.config.limits.pause_faults;
+        if limit == 0
+            || self.faults_in_a_row < limit
+            || self.state.paused
+            || !self.can_propose()
+            || self.proposals.elected
+        {
+            return false;
+        }
+        self.faults_in_a_row = 0;
+        self.propose_entry(Kind::Pause(Pause { on: true }), Vec::new())
+            .is_ok()
+    }
+
     pub(crate) fn propose_barrier(&mut self, asker: Option<Asker>) {
         match self.propose_entry(Kind::Barrier(Barrier {}), asker.into_iter().collect()) {
             Ok(()) => {
@@ -322,6 +368,7 @@ impl Group {
         self.since_barrier.wanted |= wanted;
         if !self.leads()
             || self.since_barrier.proposed
+            || !self.serves()
             || !self.can_propose()
             || self.proposals.elected
         {

@@ -46,7 +46,7 @@ pub(crate) struct Reads {
 impl Group {
     pub(crate) fn query(&mut self, waiter: Waiter, request: Bytes, linearizable: bool) {
         let error = match () {
-            () if self.is_faulted() => Some(ProposalError::Faulted),
+            () if !self.serves() => Some(ProposalError::Faulted),
             () if self.reads.waiting >= self.config.limits.queued_queries => {
                 Some(ProposalError::Busy)
             }

@@ -14,6 +14,7 @@ use crate::message::{Body, PeerMessage};
 use crate::planted::{self, Defect};
 use crate::proposal::ProposalError;
 use crate::state::HostState;
+use crate::status::Health;
 
 /// What is on its way to the log, and what waits for it.
 #[derive(Debug, Default)]
@@ -59,6 +60,7 @@ impl Group {
             let mut moved = self.take_ready();
             moved |= self.process_committed();
             moved |= self.propose_barrier_if_due();
+            moved |= self.propose_pause_if_due();
             if !moved {
                 break;
             }
@@ -237,6 +239,13 @@ impl Group {
         self.abandon_proposed_through(index);
         self.processed = index;
         self.since_barrier = Default::default();
+        self.attest_restored(index, arrived.name.digest);
+        if matches!(
+            self.health,
+            Health::Quarantined { .. } | Health::Suspended { .. }
+        ) {
+            self.health = Health::Healthy;
+        }
         self.applying.push_back(Applying::restore(context));
         record.snapshot = Some(arrived.name.clone());
         record.truncated = Some((arrived.name.index, arrived.name.term));
@@ -250,6 +259,7 @@ impl Group {
         self.effects.push(Effect::Machine(Work::Restore {
             context,
             snapshot: arrived.name,
+            deployment: self.state.deployment.clone(),
         }));
         true
     }

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use prost::Message;
 use raft::eraftpb::ConfState;
 
+use crate::deployment::{Deployment, DeploymentRecord};
 use crate::id::{LogIndex, NodeId, ReplicaId, Term};
 use crate::outcome::{ChangeKind, EntryContext};
 use crate::planted::{self, Defect};
@@ -154,6 +155,10 @@ pub struct HostState {
     pub now: u64,
     /// The machine's `init` was called.
     pub initialized: bool,
+    /// Commands are refused.
+    pub paused: bool,
+    /// What the group runs, if it is not what it was created with.
+    pub deployment: Option<Deployment>,
 }
 
 impl HostState {
@@ -184,6 +189,8 @@ impl HostState {
                 .collect(),
             sessions: (!planted::has(Defect::SessionsMissingFromSnapshot))
                 .then(|| self.sessions.encode()),
+            paused: self.paused,
+            deployment: self.deployment.as_ref().map(DeploymentRecord::from),
         }
         .encode_to_vec()
         .into()
@@ -229,7 +236,17 @@ impl HostState {
         };
         let sessions = Sessions::decode(record.sessions.unwrap_or_default())
             .ok_or_else(|| wrong("a session makes no sense"))?;
+        let deployment = record
+            .deployment
+            .map(|record| {
+                record
+                    .read()
+                    .ok_or_else(|| wrong("a component's name has not 32 bytes"))
+            })
+            .transpose()?;
         let state = Self {
+            paused: record.paused,
+            deployment,
             membership,
             sessions,
             leader: NodeId(record.leader),
@@ -265,6 +282,10 @@ struct HostStateRecord {
     members: Vec<MemberRecord>,
     #[prost(message, optional, tag = "9")]
     sessions: Option<SessionsRecord>,
+    #[prost(bool, tag = "10")]
+    paused: bool,
+    #[prost(message, optional, tag = "11")]
+    deployment: Option<DeploymentRecord>,
 }
 
 #[derive(Clone, PartialEq, Message)]

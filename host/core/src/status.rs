@@ -1,6 +1,6 @@
 //! What a replica says of itself (`Status` of the seed package, typed).
 
-use crate::id::{GroupId, Incarnation, LogIndex, NodeId, ReplicaId, Term};
+use crate::id::{ComponentId, GroupId, Incarnation, LogIndex, NodeId, ReplicaId, Term};
 use crate::state::Role;
 
 /// The part a replica plays in its group now.
@@ -30,6 +30,16 @@ pub enum Health {
     /// The machine failed to save itself at the last barrier; it goes on, but its log cannot be compacted.
     Degraded {
         /// The barrier.
+        index: LogIndex,
+    },
+    /// A majority of the replicas contradicts this one. It answers nothing and fetches their state.
+    Quarantined {
+        /// The barrier at which they disagree.
+        index: LogIndex,
+    },
+    /// The replicas disagree, and no majority of them says the same: the group has stopped at this point.
+    Suspended {
+        /// The barrier at which they disagree.
         index: LogIndex,
     },
     /// The machine can no longer be run on this node, or the replica was halted.
@@ -70,6 +80,12 @@ pub struct Status {
     pub members: Vec<MemberStatus>,
     /// The machine.
     pub health: Health,
+    /// The newest barrier at which a majority is known to have done the same; only the leader knows.
+    pub verified: LogIndex,
+    /// Commands are refused because the machine failed on many in a row, until somebody resumes the group.
+    pub paused: bool,
+    /// What the group runs, if it is not what it was created with.
+    pub component: Option<ComponentId>,
     /// Open client sessions.
     pub sessions: usize,
     /// Proposals that wait to be packed.

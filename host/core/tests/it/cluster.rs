@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use raft::eraftpb::{Entry, HardState};
+use sha2::{Digest as _, Sha256};
 use skep_core::effect::{Call, Effect, Persist, Work};
 use skep_core::id::{
     GroupId, Incarnation, LogIndex, NodeId, ReplicaId, RequestId, SessionId, Term,
 };
 use skep_core::input::{Input, Waiter};
 use skep_core::message::{ArrivedSnapshot, Body, PeerMessage, SnapshotName};
-use skep_core::outcome::{LeaderChanged, Outcome};
+use skep_core::outcome::{GuestFault, LeaderChanged, Outcome};
 use skep_core::proposal::{Command, Proposal, ProposalError, Response};
 use skep_core::status::{Part, Status};
 use skep_core::{Group, GroupConfig, Member, Recovered};
@@ -52,6 +53,9 @@ impl Disk {
     }
 }
 
+/// First byte of the name of a component that refuses every state.
+pub const REFUSED: u8 = 13;
+
 /// A machine that remembers every command; its answer is how many there were.
 #[derive(Default)]
 pub struct Machine {
@@ -59,6 +63,20 @@ pub struct Machine {
     pub changes: Vec<(u64, u8)>,
     pub leaders: Vec<LeaderChanged>,
     pub inits: Vec<Bytes>,
+    /// What it runs, by the first byte of the component's name.
+    pub runs: u8,
+    pub sick: Sick,
+}
+
+/// How a machine differs from the others.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub enum Sick {
+    #[default]
+    Healthy,
+    /// It loses what it is told.
+    Forgets,
+    /// It answers wrongly, and stores what is right.
+    Lies,
 }
 
 pub struct Node {
@@ -73,6 +91,8 @@ pub struct Node {
     pub query_replies: BTreeMap<Waiter, Result<Vec<Bytes>, ProposalError>>,
     pub halted: Option<String>,
     pub removed: bool,
+    /// Barriers that it was told replicas disagree on.
+    pub diverged: Vec<LogIndex>,
     pub sent: Vec<PeerMessage>,
 }
 
@@ -138,6 +158,7 @@ impl Cluster {
             query_replies: BTreeMap::new(),
             halted: None,
             removed: false,
+            diverged: Vec::new(),
             sent: Vec::new(),
         };
         self.nodes.insert(id, node);
@@ -375,6 +396,7 @@ impl Cluster {
                     );
                 }
                 Effect::Leader(_) => {}
+                Effect::Diverged { index, .. } => node.diverged.push(index),
                 Effect::Removed => node.removed = true,
                 Effect::Halt { reason } => node.halted = Some(reason),
             }
@@ -470,9 +492,18 @@ impl Machine {
                         Call::Init(bytes) => self.inits.push(bytes),
                         Call::Commands(commands) => {
                             for command in commands {
-                                self.commands.push(command);
-                                outcomes
-                                    .push(Outcome::Reply(self.commands.len().to_string().into()));
+                                if &command[..] == b"fault" {
+                                    outcomes.push(Outcome::Fault(GuestFault::Unreachable));
+                                    continue;
+                                }
+                                if self.sick != Sick::Forgets {
+                                    self.commands.push(command);
+                                }
+                                let count = match self.sick {
+                                    Sick::Lies => 0,
+                                    _ => self.commands.len(),
+                                };
+                                outcomes.push(Outcome::Reply(count.to_string().into()));
                             }
                         }
                         Call::ConfChange(change) => {
@@ -480,6 +511,16 @@ impl Machine {
                             outcomes.push(Outcome::Reply(change.data));
                         }
                         Call::StatusChange(changed) => self.leaders.push(changed),
+                        Call::Activate(deployment) if deployment.component.0[0] == REFUSED => {
+                            outcomes.push(Outcome::Rejected {
+                                code: 7,
+                                message: "another schema".into(),
+                            });
+                        }
+                        Call::Activate(deployment) => {
+                            self.runs = deployment.component.0[0];
+                            outcomes.push(Outcome::Reply(Bytes::new()));
+                        }
                     }
                 }
                 Some(Input::Applied {
@@ -489,10 +530,15 @@ impl Machine {
                 })
             }
             Work::Barrier { context, state } => {
+                let mut hash = Sha256::new();
+                hash.update(&state);
+                for command in &self.commands {
+                    hash.update(command);
+                }
                 let name = SnapshotName {
                     index: context.index,
                     term: context.term,
-                    digest: [0; 32],
+                    digest: hash.finalize().into(),
                     size: 1,
                 };
                 disk.files
@@ -502,7 +548,12 @@ impl Machine {
                     snapshot: Some(name),
                 })
             }
-            Work::Restore { context, snapshot } => {
+            Work::Restore {
+                context,
+                snapshot,
+                deployment,
+            } => {
+                self.runs = deployment.map_or(0, |deployment| deployment.component.0[0]);
                 self.commands = disk.files[&snapshot.index].2.clone();
                 Some(Input::Restored {
                     index: context.index,

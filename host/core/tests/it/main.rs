@@ -2,6 +2,8 @@
 
 mod chaos;
 mod cluster;
+mod deployment;
+mod divergence;
 mod durability;
 mod membership;
 mod proposals;

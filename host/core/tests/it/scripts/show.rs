@@ -46,6 +46,11 @@ impl Names {
                     changed.old, changed.new, changed.term
                 )
             }
+            Effect::Diverged {
+                index,
+                decided,
+                here,
+            } => format!("diverged at {index} decided={decided} here={here}"),
             Effect::Removed => "removed".into(),
             Effect::Halt { reason } => format!("halt: {reason}"),
         }
@@ -93,6 +98,12 @@ impl Names {
                 format!("{ends} Answer [{}]", items.join(", "))
             }
             Body::Gone => format!("{ends} Gone"),
+            Body::AskAttestations { after } => format!("{ends} AskAttestations after={after}"),
+            Body::AskSnapshot { after } => format!("{ends} AskSnapshot after={after}"),
+            Body::Attestations(said) => {
+                let barriers = words(said.iter().map(|said| format!("@{}", said.index)));
+                format!("{ends} Attestations {barriers}")
+            }
         }
     }
 
@@ -278,6 +289,8 @@ pub fn status(status: &Status) -> String {
     let health = match &status.health {
         Health::Healthy => "",
         Health::Degraded { .. } => " degraded",
+        Health::Quarantined { .. } => " quarantined",
+        Health::Suspended { .. } => " suspended",
         Health::Faulted { .. } => " faulted",
     };
     format!(
@@ -331,6 +344,7 @@ fn call_line(call: &Call) -> String {
                 changed.old, changed.new, changed.term
             )
         }
+        Call::Activate(deployment) => format!("activate {}", deployment.component),
     }
 }
 
@@ -347,6 +361,9 @@ fn payload_line(payload: Payload) -> String {
         })),
         Some(Kind::Elected(elected)) => format!("elected n{}", elected.node),
         Some(Kind::Barrier(_)) => "barrier".into(),
+        Some(Kind::Verdict(verdict)) => format!("verdict on @{}", verdict.index),
+        Some(Kind::Pause(pause)) => if pause.on { "pause" } else { "resume" }.into(),
+        Some(Kind::Activate(_)) => "activate".into(),
         None => "of a kind that is not known".into(),
     }
 }
@@ -373,6 +390,9 @@ fn proposal(proposal: &Proposal) -> String {
         Proposal::Change(Change::AddLearner { node, .. }) => format!("add-learner n{node}"),
         Proposal::Change(Change::Remove { node, .. }) => format!("remove n{node}"),
         Proposal::Barrier => "barrier".into(),
+        Proposal::Activate(deployment) => format!("activate {}", deployment.component),
+        Proposal::Resume => "resume".into(),
+        Proposal::Trust { node } => format!("trust n{node}"),
     }
 }
 

@@ -319,6 +319,9 @@ pub fn kind_of(message: &PeerMessage) -> String {
         Body::Forward(_) => "Forward".into(),
         Body::Answer(_) => "Answer".into(),
         Body::Gone => "Gone".into(),
+        Body::AskAttestations { .. } => "AskAttestations".into(),
+        Body::Attestations(_) => "Attestations".into(),
+        Body::AskSnapshot { .. } => "AskSnapshot".into(),
     }
 }
 

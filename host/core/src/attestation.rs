@@ -1,0 +1,298 @@
+//! What a replica did up to a barrier, in a form that replicas can compare, and how a majority is found.
+
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+
+use crate::id::{LogIndex, ReplicaId};
+use crate::outcome::Outcome;
+use crate::payload::Verdict;
+use crate::state::Membership;
+
+/// A sha256.
+pub type Digest = [u8; 32];
+
+/// What a replica says of one barrier. Replicas that ran the same code on the same log say the same.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Attestation {
+    /// Index of the barrier.
+    pub index: LogIndex,
+    /// The snapshot file it wrote there; none if the machine could not save itself.
+    pub snapshot: Option<Digest>,
+    /// [`Chain`] over the entries since the barrier before; none if this replica did not run them in this life.
+    pub chain: Option<Digest>,
+}
+
+impl Attestation {
+    /// Whether both may come from replicas that did the same.
+    pub fn agrees(&self, other: &Self) -> bool {
+        let chains = self.chain.zip(other.chain);
+        self.index == other.index
+            && self.snapshot == other.snapshot
+            && chains.is_none_or(|(one, two)| one == two)
+    }
+}
+
+/// A hash over every entry that the machine saw since the last snapshot: its index, its bytes, the outcomes and the fuel.
+///
+/// Equal snapshots are not enough: a machine may answer differently and save the same. Fuel is the sharpest part of it, since
+/// nearly any difference on a heap changes the number of instructions that some later command takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Chain(Digest);
+
+impl Chain {
+    /// The chain behind a snapshot, from which all replicas go on.
+    pub fn behind(snapshot: Digest) -> Self {
+        Self(snapshot)
+    }
+
+    /// Adds what an entry did.
+    pub fn extend(&mut self, index: LogIndex, entry: &[u8], outcomes: &[Outcome], fuel: u64) {
+        let mut hash = Sha256::new();
+        let mut part = |tag: u8, number: u64, bytes: &[u8]| {
+            hash.update([tag]);
+            hash.update(number.to_le_bytes());
+            hash.update((bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
+        };
+        part(0, index.0, &self.0);
+        part(1, fuel, entry);
+        for outcome in outcomes {
+            match outcome {
+                Outcome::Reply(reply) => part(2, 0, reply),
+                Outcome::Rejected { code, message } => part(3, (*code).into(), message.as_bytes()),
+                Outcome::Fault(fault) => part(4, fault.code().into(), &[]),
+            }
+        }
+        self.0 = hash.finalize().into();
+    }
+
+    /// Its value.
+    pub fn digest(self) -> Digest {
+        self.0
+    }
+}
+
+/// What the replicas' words come to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Judgement {
+    /// A majority of the voters says this.
+    Majority(Attestation),
+    /// No majority says the same.
+    Undecided,
+}
+
+impl Verdict {
+    pub(crate) fn of(index: LogIndex, reports: &[(ReplicaId, Attestation)]) -> Self {
+        let bytes = |digest: Option<Digest>| {
+            digest.map_or_else(Bytes::new, |digest| Bytes::copy_from_slice(&digest))
+        };
+        Self {
+            index: index.0,
+            trusted: 0,
+            reports: reports
+                .iter()
+                .map(|(replica, said)| crate::payload::Report {
+                    replica: replica.0,
+                    snapshot: bytes(said.snapshot),
+                    chain: bytes(said.chain),
+                })
+                .collect(),
+        }
+    }
+
+    /// The reports as they were made.
+    pub(crate) fn reports(&self) -> Vec<(ReplicaId, Attestation)> {
+        let digest = |bytes: &Bytes| Digest::try_from(&bytes[..]).ok();
+        self.reports
+            .iter()
+            .map(|report| {
+                let said = Attestation {
+                    index: LogIndex(self.index),
+                    snapshot: digest(&report.snapshot),
+                    chain: digest(&report.chain),
+                };
+                (ReplicaId(report.replica), said)
+            })
+            .collect()
+    }
+
+    /// The same on every replica that reads it under the same membership.
+    pub(crate) fn judge(&self, membership: &Membership) -> Judgement {
+        let reports = self.reports();
+        let trusted = reports
+            .iter()
+            .find(|(replica, _)| replica.0 == self.trusted);
+        match trusted {
+            Some((_, said)) => Judgement::Majority(*said),
+            None => judge(&reports, membership),
+        }
+    }
+}
+
+/// Looks for what a majority of the voters says. If two different chains could each be that of a majority, because some
+/// replicas know the snapshot only, the snapshot alone is judged: from equal snapshots all go on equally.
+pub(crate) fn judge(reports: &[(ReplicaId, Attestation)], membership: &Membership) -> Judgement {
+    let voters: Vec<ReplicaId> = membership.voters().collect();
+    let said: Vec<Attestation> = reports
+        .iter()
+        .filter(|(replica, _)| voters.contains(replica))
+        .map(|(_, said)| *said)
+        .collect();
+    let is_majority = |candidate: &Attestation| {
+        let agree = said.iter().filter(|said| said.agrees(candidate)).count();
+        agree > voters.len() / 2
+    };
+    let whole: Vec<_> = said
+        .iter()
+        .filter(|said| said.chain.is_some() && is_majority(said))
+        .collect();
+    if let [first, others @ ..] = &whole[..]
+        && others.iter().all(|other| other.agrees(first))
+    {
+        return Judgement::Majority(**first);
+    }
+    said.iter()
+        .map(|said| Attestation {
+            chain: None,
+            ..*said
+        })
+        .find(is_majority)
+        .map_or(Judgement::Undecided, Judgement::Majority)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::NodeId;
+    use crate::outcome::ChangeKind;
+
+    fn membership(voters: u64) -> Membership {
+        let mut membership = Membership::default();
+        for id in 1..=voters {
+            let data = Bytes::new();
+            assert!(membership.apply(
+                ChangeKind::AddVoter,
+                ReplicaId(id),
+                NodeId(id),
+                &data,
+                false
+            ));
+        }
+        membership
+    }
+
+    fn said(snapshot: u8, chain: Option<u8>) -> Attestation {
+        Attestation {
+            index: LogIndex(9),
+            snapshot: Some([snapshot; 32]),
+            chain: chain.map(|chain| [chain; 32]),
+        }
+    }
+
+    fn judged(voters: u64, reports: &[Attestation]) -> Judgement {
+        let reports: Vec<_> = (1..).map(ReplicaId).zip(reports.iter().copied()).collect();
+        let verdict = Verdict::of(LogIndex(9), &reports);
+        assert_eq!(verdict.reports(), reports, "survives the log");
+        verdict.judge(&membership(voters))
+    }
+
+    #[test]
+    fn a_majority_of_the_voters_decides() {
+        let (one, two) = (said(1, Some(1)), said(2, Some(2)));
+        assert_eq!(judged(3, &[one, one, two]), Judgement::Majority(one));
+        assert_eq!(judged(3, &[two, one, one]), Judgement::Majority(one));
+        assert_eq!(judged(3, &[one, two]), Judgement::Undecided);
+        assert_eq!(judged(2, &[one, two]), Judgement::Undecided);
+        assert_eq!(
+            judged(4, &[one, one, two]),
+            Judgement::Undecided,
+            "of four, three decide"
+        );
+        assert_eq!(judged(5, &[one, two, one, one]), Judgement::Majority(one));
+        assert_eq!(
+            judged(3, &[one, two, said(3, Some(3))]),
+            Judgement::Undecided
+        );
+        // The fourth and fifth do not vote.
+        assert_eq!(
+            judged(3, &[one, one, two, two, two]),
+            Judgement::Majority(one)
+        );
+    }
+
+    #[test]
+    fn a_chain_counts_where_it_is_known() {
+        let (whole, other) = (said(1, Some(1)), said(1, Some(2)));
+        let half = said(1, None);
+        assert_eq!(
+            judged(3, &[whole, whole, other]),
+            Judgement::Majority(whole)
+        );
+        assert_eq!(judged(3, &[whole, half, half]), Judgement::Majority(whole));
+        assert_eq!(
+            judged(3, &[half, half, said(2, None)]),
+            Judgement::Majority(half)
+        );
+        // Either chain may be the true one; the snapshot is.
+        assert_eq!(judged(3, &[whole, other, half]), Judgement::Majority(half));
+        assert!(half.agrees(&whole) && !other.agrees(&whole));
+    }
+
+    #[test]
+    fn an_operator_may_decide() {
+        let said_both = [said(1, Some(1)), said(2, Some(2))];
+        let reports: Vec<_> = (1..).map(ReplicaId).zip(said_both).collect();
+        let verdict = Verdict {
+            trusted: 2,
+            ..Verdict::of(LogIndex(9), &reports)
+        };
+        assert_eq!(
+            verdict.judge(&membership(2)),
+            Judgement::Majority(said(2, Some(2)))
+        );
+    }
+
+    #[test]
+    fn the_chain_tells_everything_apart() {
+        let reply = |bytes: &'static str| Outcome::Reply(Bytes::from_static(bytes.as_bytes()));
+        let chain = |index, entry: &[u8], outcomes: &[Outcome], fuel| {
+            let mut chain = Chain::behind([7; 32]);
+            chain.extend(LogIndex(index), entry, outcomes, fuel);
+            chain.digest()
+        };
+        let all = [
+            chain(1, b"e", &[reply("a"), reply("b")], 5),
+            chain(2, b"e", &[reply("a"), reply("b")], 5),
+            chain(1, b"f", &[reply("a"), reply("b")], 5),
+            chain(1, b"e", &[reply("ab"), reply("")], 5),
+            chain(1, b"e", &[reply("a"), reply("b")], 6),
+            chain(1, b"e", &[reply("a")], 5),
+            chain(
+                1,
+                b"e",
+                &[Outcome::Rejected {
+                    code: 1,
+                    message: "a".into(),
+                }],
+                5,
+            ),
+            chain(
+                1,
+                b"e",
+                &[Outcome::Rejected {
+                    code: 2,
+                    message: "a".into(),
+                }],
+                5,
+            ),
+            chain(
+                1,
+                b"e",
+                &[Outcome::Fault(crate::outcome::GuestFault::Exit)],
+                5,
+            ),
+        ];
+        let different: std::collections::BTreeSet<_> = all.iter().collect();
+        assert_eq!(different.len(), all.len());
+    }
+}

@@ -1,0 +1,109 @@
+//! What a group runs: which code, and within which limits. Replicated, and changed by an entry of the log.
+
+use bytes::Bytes;
+use prost::Message;
+
+use crate::id::ComponentId;
+
+/// What a group runs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Deployment {
+    /// The component; all zero for a machine that is part of the host.
+    pub component: ComponentId,
+    /// The machine's limits, as the host encodes them; the core only carries them.
+    pub profile: Bytes,
+    /// What the group takes from its clients.
+    pub quota: Quota,
+}
+
+/// What a group takes from its clients. Held by its leader.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Quota {
+    /// Commands in a second; 0 is no limit. Bursts of one second's worth are taken.
+    pub commands_per_second: u32,
+    /// Bytes of commands that wait to be put into the log; 0 leaves it to the node.
+    pub in_flight_bytes: u64,
+}
+
+/// Commands that the leader may take now under a [`Quota`].
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Allowance {
+    /// In billionths of a command, so that a tick of any length refills it exactly.
+    left: u64,
+    /// Wall clock at the last refill.
+    at: u64,
+}
+
+impl Allowance {
+    /// Refills to at most one second's worth. A clock that jumps gives no more, and takes nothing.
+    pub(crate) fn refill(&mut self, quota: Quota, now: u64) {
+        const SECOND: u64 = 1_000_000_000;
+        let rate = u64::from(quota.commands_per_second);
+        let passed = now.saturating_sub(self.at).min(SECOND);
+        self.at = now;
+        self.left = self.left.saturating_add(rate * passed).min(rate * SECOND);
+    }
+
+    /// Takes one command out. `false` if there is none left.
+    pub(crate) fn take(&mut self, quota: Quota) -> bool {
+        const ONE: u64 = 1_000_000_000;
+        if quota.commands_per_second == 0 {
+            return true;
+        }
+        let taken = self.left >= ONE;
+        if taken {
+            self.left -= ONE;
+        }
+        taken
+    }
+}
+
+impl Deployment {
+    /// Bytes it holds.
+    pub fn size(&self) -> usize {
+        self.component.0.len() + self.profile.len()
+    }
+}
+
+/// A [`Deployment`] in the log and in snapshots.
+#[derive(Clone, PartialEq, Message)]
+pub struct DeploymentRecord {
+    /// 32 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub component: Bytes,
+    /// As the host encodes it.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub profile: Bytes,
+    /// See [`Quota`].
+    #[prost(uint32, tag = "3")]
+    pub commands_per_second: u32,
+    /// See [`Quota`].
+    #[prost(uint64, tag = "4")]
+    pub in_flight_bytes: u64,
+}
+
+impl From<&Deployment> for DeploymentRecord {
+    fn from(deployment: &Deployment) -> Self {
+        Self {
+            component: Bytes::copy_from_slice(&deployment.component.0),
+            profile: deployment.profile.clone(),
+            commands_per_second: deployment.quota.commands_per_second,
+            in_flight_bytes: deployment.quota.in_flight_bytes,
+        }
+    }
+}
+
+impl DeploymentRecord {
+    /// What it says; none if the component's name has not 32 bytes.
+    pub fn read(self) -> Option<Deployment> {
+        Some(Deployment {
+            component: ComponentId(self.component[..].try_into().ok()?),
+            profile: self.profile,
+            quota: Quota {
+                commands_per_second: self.commands_per_second,
+                in_flight_bytes: self.in_flight_bytes,
+            },
+        })
+    }
+}

@@ -1,0 +1,472 @@
+//! Replicas that disagree: the leader compares what they say of each barrier, and the log judges.
+//!
+//! Agreement costs two small messages for each member and barrier, and no entry. A disagreement is put into the log as a
+//! [`Verdict`], so that every replica draws the same conclusion at the same place. A replica that a majority contradicts is
+//! *quarantined*: it answers nothing, does not lead, and goes on from a snapshot of the majority. Without a majority the group is
+//! *suspended*: every replica stops at the verdict, until a later one decides.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use raft::eraftpb::{self, MessageType};
+
+use crate::attestation::{Attestation, Chain, Digest, Judgement, judge};
+use crate::committed::Applying;
+use crate::effect::{Effect, Work};
+use crate::group::{Group, Raft};
+use crate::id::{LogIndex, NodeId, ReplicaId, Term};
+use crate::log_view::Snapshotted;
+use crate::message::{ArrivedSnapshot, Body, PeerMessage, SnapshotName};
+use crate::payload::{Kind, Verdict};
+use crate::proposal::ProposalError;
+use crate::proposals::Asker;
+use crate::state::HostState;
+use crate::status::Health;
+
+/// Barriers that a replica can still speak of. A member that is further behind has a later one to speak of.
+const KEPT: usize = 8;
+
+/// What replicas said of barriers.
+#[derive(Debug, Default)]
+pub(crate) struct Attestations {
+    /// Since the last snapshot.
+    pub(crate) chain: Chain,
+    /// This replica's, the newest last.
+    own: VecDeque<Attestation>,
+    /// What members told this leader of barriers in `own`.
+    reports: BTreeMap<LogIndex, BTreeMap<ReplicaId, Attestation>>,
+    /// The newest barrier that each member has spoken of.
+    heard: BTreeMap<ReplicaId, LogIndex>,
+    /// Since when this leader knows of a disagreement, and how many reports it has put into the log.
+    disputes: BTreeMap<LogIndex, Dispute>,
+    /// Barriers that a verdict has decided.
+    settled: BTreeSet<LogIndex>,
+    /// A snapshot of the majority, for this quarantined replica.
+    pub(crate) cure: Option<ArrivedSnapshot>,
+    /// Nodes that such a snapshot is on its way to, and since when.
+    cures: BTreeMap<NodeId, u64>,
+    /// The newest barrier at which a majority is known to agree.
+    pub(crate) verified: LogIndex,
+}
+
+#[derive(Debug, Default)]
+struct Dispute {
+    since: u64,
+    proposed: usize,
+}
+
+impl Group {
+    /// The machine has passed a barrier.
+    pub(crate) fn attest(&mut self, index: LogIndex, snapshot: Option<&SnapshotName>) {
+        let snapshot = snapshot.map(|name| name.digest);
+        self.speak(Attestation {
+            index,
+            snapshot,
+            chain: Some(self.attestations.chain.digest()),
+        });
+        if let Some(snapshot) = snapshot {
+            self.attestations.chain = Chain::behind(snapshot);
+        }
+        self.ask_for_attestations();
+        self.compare();
+    }
+
+    /// The machine goes on from a snapshot; what led to it was not seen.
+    pub(crate) fn attest_restored(&mut self, index: LogIndex, snapshot: Digest) {
+        self.attestations.chain = Chain::behind(snapshot);
+        self.attestations.own.clear();
+        self.attestations.reports.clear();
+        self.speak(Attestation {
+            index,
+            snapshot: Some(snapshot),
+            chain: None,
+        });
+    }
+
+    fn speak(&mut self, attestation: Attestation) {
+        let own = &mut self.attestations.own;
+        own.push_back(attestation);
+        while own.len() > KEPT {
+            own.pop_front();
+        }
+        let oldest = own.front().map_or(LogIndex(0), |oldest| oldest.index);
+        let attestations = &mut self.attestations;
+        attestations.reports = attestations.reports.split_off(&oldest);
+        attestations.disputes = attestations.disputes.split_off(&oldest);
+        attestations.settled = attestations.settled.split_off(&oldest);
+    }
+
+    /// A leader asks the members that have not spoken of its newest barrier; again with every election timeout, since
+    /// questions and answers may be lost.
+    pub(crate) fn ask_if_due(&mut self) {
+        if self
+            .ticks
+            .is_multiple_of(u64::from(self.config.election_ticks))
+        {
+            self.ask_for_attestations();
+            self.compare();
+            self.ask_for_snapshot();
+        }
+    }
+
+    fn ask_for_attestations(&mut self) {
+        let Some(newest) = self.attestations.own.back().map(|newest| newest.index) else {
+            return;
+        };
+        if !self.leads() {
+            return;
+        }
+        let members: Vec<(ReplicaId, NodeId)> = self
+            .state
+            .membership
+            .members()
+            .iter()
+            .map(|(replica, member)| (*replica, member.node))
+            .filter(|(replica, _)| *replica != self.replica)
+            .collect();
+        for (replica, node) in members {
+            let after = self.attestations.heard.get(&replica).copied();
+            let after = after.unwrap_or_default();
+            if after < newest {
+                self.send(replica, node, Body::AskAttestations { after });
+            }
+        }
+    }
+
+    /// The leader asks what this replica has to say of barriers behind `after`.
+    pub(crate) fn asked_for_attestations(
+        &mut self,
+        replica: ReplicaId,
+        node: NodeId,
+        after: LogIndex,
+    ) {
+        let own: Vec<_> = self
+            .attestations
+            .own
+            .iter()
+            .filter(|attestation| attestation.index > after)
+            .copied()
+            .collect();
+        if !own.is_empty() {
+            self.send(replica, node, Body::Attestations(own));
+        }
+    }
+
+    /// A member speaks.
+    pub(crate) fn attested(&mut self, replica: ReplicaId, said: Vec<Attestation>) {
+        if !self.leads() || self.state.membership.member(replica).is_none() {
+            return;
+        }
+        for said in said.into_iter().take(KEPT) {
+            let heard = self.attestations.heard.entry(replica).or_default();
+            *heard = said.index.max(*heard);
+            let known = self
+                .attestations
+                .own
+                .iter()
+                .any(|own| own.index == said.index);
+            if known {
+                self.attestations
+                    .reports
+                    .entry(said.index)
+                    .or_default()
+                    .insert(replica, said);
+            }
+        }
+        self.compare();
+    }
+
+    /// A replica that begins to lead knows nothing of what the others said.
+    pub(crate) fn forget_reports(&mut self) {
+        self.attestations.reports.clear();
+        self.attestations.heard.clear();
+        self.attestations.disputes.clear();
+    }
+
+    /// Looks whether all say the same, and takes to the log what they do not agree on.
+    fn compare(&mut self) {
+        if !self.leads() {
+            return;
+        }
+        for own in self.attestations.own.clone() {
+            let index = own.index;
+            if self.attestations.settled.contains(&index) {
+                continue;
+            }
+            let mut reports = self
+                .attestations
+                .reports
+                .get(&index)
+                .cloned()
+                .unwrap_or_default();
+            reports.insert(self.replica, own);
+            let reports: Vec<_> = reports.into_iter().collect();
+            let agreed = reports
+                .iter()
+                .all(|(_, said)| reports.iter().all(|(_, other)| said.agrees(other)));
+            if !agreed {
+                self.dispute(index, &reports);
+            } else if matches!(
+                judge(&reports, &self.state.membership),
+                Judgement::Majority(_)
+            ) {
+                self.attestations.verified = self.attestations.verified.max(index);
+            }
+        }
+    }
+
+    /// A verdict is worth an entry as soon as a majority is known; or when nobody is left to ask, or has answered in time.
+    fn dispute(&mut self, index: LogIndex, reports: &[(ReplicaId, Attestation)]) {
+        let ticks = self.ticks;
+        let dispute = self.attestations.disputes.entry(index).or_insert(Dispute {
+            since: ticks,
+            proposed: 0,
+        });
+        let (since, proposed) = (dispute.since, dispute.proposed);
+        let decided = matches!(
+            judge(reports, &self.state.membership),
+            Judgement::Majority(_)
+        );
+        let complete = self
+            .state
+            .membership
+            .voters()
+            .all(|voter| reports.iter().any(|(replica, _)| *replica == voter));
+        let late = ticks >= since + 2 * u64::from(self.config.election_ticks);
+        if reports.len() == proposed || !(decided || complete || late) {
+            return;
+        }
+        if self
+            .put_verdict(Verdict::of(index, reports), Vec::new())
+            .is_ok()
+            && let Some(dispute) = self.attestations.disputes.get_mut(&index)
+        {
+            dispute.proposed = reports.len();
+        }
+    }
+
+    fn put_verdict(&mut self, verdict: Verdict, askers: Vec<Asker>) -> Result<(), Vec<Asker>> {
+        if !self.can_propose() || self.proposals.elected {
+            return Err(askers);
+        }
+        self.propose_entry(Kind::Verdict(verdict), askers)
+    }
+
+    /// An operator says whose state is right, of a group that cannot find out by itself.
+    pub(crate) fn propose_trust(&mut self, asker: Asker, node: NodeId) {
+        let trusted = self.state.membership.replica_on(node);
+        let verdict = match (&self.health, trusted) {
+            (Health::Suspended { index }, Some(trusted)) => {
+                let own = self.attestations.own.iter().find(|own| own.index == *index);
+                let mut reports = self
+                    .attestations
+                    .reports
+                    .get(index)
+                    .cloned()
+                    .unwrap_or_default();
+                if let Some(own) = own {
+                    reports.insert(self.replica, *own);
+                }
+                let reports: Vec<_> = reports.into_iter().collect();
+                reports
+                    .iter()
+                    .any(|(replica, _)| *replica == trusted)
+                    .then(|| Verdict {
+                        trusted: trusted.0,
+                        ..Verdict::of(*index, &reports)
+                    })
+            }
+            _ => None,
+        };
+        let Some(verdict) = verdict else {
+            self.reply(asker, Err(ProposalError::NotNeeded));
+            return;
+        };
+        if let Err(askers) = self.put_verdict(verdict, vec![asker]) {
+            self.reply_all(askers, &ProposalError::Busy);
+        }
+    }
+
+    /// The log holds a verdict.
+    pub(crate) fn process_verdict(&mut self, verdict: &Verdict) {
+        let index = LogIndex(verdict.index);
+        if self.attestations.settled.contains(&index) {
+            return;
+        }
+        let own = self
+            .attestations
+            .own
+            .iter()
+            .find(|own| own.index == index)
+            .copied();
+        match verdict.judge(&self.state.membership) {
+            Judgement::Majority(right) => {
+                self.attestations.settled.insert(index);
+                let diverged = own.is_some_and(|own| !own.agrees(&right));
+                self.effects.push(Effect::Diverged {
+                    index,
+                    decided: true,
+                    here: diverged,
+                });
+                if diverged {
+                    self.quarantine(index);
+                } else if matches!(self.health, Health::Suspended { index: suspended } if suspended == index)
+                {
+                    self.health = Health::Healthy;
+                }
+            }
+            Judgement::Undecided => {
+                self.effects.push(Effect::Diverged {
+                    index,
+                    decided: false,
+                    here: own.is_some(),
+                });
+                if !self.is_faulted() {
+                    self.health = Health::Suspended { index };
+                    self.refuse_reads(&ProposalError::Faulted);
+                }
+            }
+        }
+    }
+
+    /// A suspended replica looks for a later verdict among the entries that it does not process.
+    pub(crate) fn look_for_verdict(&mut self) {
+        let Health::Suspended { index } = self.health else {
+            return;
+        };
+        let decides = |verdict: &Verdict| {
+            verdict.index == index.0
+                && matches!(
+                    verdict.judge(&self.state.membership),
+                    Judgement::Majority(_)
+                )
+        };
+        let later = self.committed.iter().find_map(|entry| {
+            let verdict = crate::committed::verdict(entry).filter(decides)?;
+            Some((LogIndex(entry.index), Term(entry.term), verdict))
+        });
+        if let Some((at, term, verdict)) = later {
+            self.process_verdict(&verdict);
+            // Its own turn may not come here: this replica may be the one that is wrong.
+            let askers = self.take_proposed(at, term);
+            self.acknowledge(askers, at, term);
+        }
+    }
+
+    /// What this replica has is wrong: nobody gets it any more, and it takes the state of the majority.
+    fn quarantine(&mut self, index: LogIndex) {
+        self.health = Health::Quarantined { index };
+        self.abandon_applying(&ProposalError::Unknown);
+        self.refuse_reads(&ProposalError::Faulted);
+        if let Some(Raft(node)) = &mut self.raft {
+            node.mut_store().distrust_snapshot();
+        }
+        self.ask_for_snapshot();
+    }
+
+    /// Asks the leader for a snapshot of a point that this replica has not reached. Raft's own request for one will not do:
+    /// it takes no entries meanwhile, and of two voters none could then commit the barrier that is needed.
+    pub(crate) fn ask_for_snapshot(&mut self) {
+        if !matches!(self.health, Health::Quarantined { .. }) || self.attestations.cure.is_some() {
+            return;
+        }
+        if let Some(leader) = self.leader_replica()
+            && leader != self.replica
+            && let Some(node) = self.node_of(leader)
+        {
+            let after = self.processed;
+            self.send(leader, node, Body::AskSnapshot { after });
+        }
+    }
+
+    /// A quarantined replica wants a snapshot of a point behind `after`.
+    pub(crate) fn asked_for_snapshot(&mut self, to: ReplicaId, node: NodeId, after: LogIndex) {
+        if !self.leads() || self.is_faulted() || self.state.membership.member(to).is_none() {
+            return;
+        }
+        let Some(snapshot) = self
+            .snapshot_name()
+            .filter(|name| name.index > after)
+            .cloned()
+        else {
+            self.since_barrier.wanted = true;
+            return;
+        };
+        let patience = 10 * u64::from(self.config.election_ticks);
+        let sent = self.attestations.cures.get(&node);
+        if sent.is_some_and(|sent| self.ticks < sent + patience) {
+            return;
+        }
+        self.attestations.cures.insert(node, self.ticks);
+        let header = eraftpb::Message {
+            msg_type: MessageType::MsgSnapshot,
+            from: self.replica.0,
+            to: to.0,
+            term: self.term().0,
+            ..Default::default()
+        };
+        let message = PeerMessage {
+            group: self.config.group,
+            incarnation: self.config.incarnation,
+            from: self.replica,
+            to,
+            body: Body::Raft(header),
+        };
+        self.effects.push(Effect::SendSnapshot {
+            to: node,
+            message,
+            snapshot,
+        });
+    }
+
+    /// A transfer to a node has ended.
+    pub(crate) fn cure_sent(&mut self, node: NodeId) {
+        self.attestations.cures.remove(&node);
+    }
+
+    /// Goes on from a snapshot of the majority, once its barrier is committed here too. The log is right, only the machine was
+    /// not; so nothing of the log is replaced. `true` if it was done.
+    pub(crate) fn take_cure(&mut self) -> bool {
+        let Some(ArrivedSnapshot { name, state, .. }) = self.attestations.cure.clone() else {
+            return false;
+        };
+        let handed_out = self.committed.back().map_or(0, |entry| entry.index);
+        if handed_out < name.index.0 && self.processed < name.index {
+            return false;
+        }
+        self.attestations.cure = None;
+        let barrier = self
+            .committed
+            .iter()
+            .find(|entry| entry.index == name.index.0);
+        let is_of_this_log = barrier.is_some_and(|entry| entry.term == name.term.0);
+        let (true, Ok((state, context))) = (is_of_this_log, HostState::decode(state)) else {
+            return false;
+        };
+        self.superseded_through = self.superseded_through.max(self.processed);
+        while let Some(entry) = self
+            .committed
+            .pop_front_if(|entry| entry.index <= name.index.0)
+        {
+            self.pass_over(entry);
+        }
+        if self.has_ended() {
+            return true;
+        }
+        if let Some(Raft(node)) = &mut self.raft {
+            node.advance_apply_to(name.index.0);
+        }
+        let conf_state = state.membership.conf_state();
+        self.state = state;
+        self.since_barrier = Default::default();
+        self.attest_restored(name.index, name.digest);
+        self.health = Health::Healthy;
+        self.applying.push_back(Applying::restore(context));
+        self.effects.push(Effect::Machine(Work::Restore {
+            context,
+            snapshot: name.clone(),
+            deployment: self.state.deployment.clone(),
+        }));
+        self.compact(Snapshotted { name, conf_state });
+        true
+    }
+}
