@@ -1,0 +1,199 @@
+//! A replica on a node that runs, and its machine.
+
+use std::collections::VecDeque;
+use std::io::Write;
+
+use bytes::Bytes;
+use skep_core::effect::{Effect, Work};
+use skep_core::group::Group;
+use skep_core::id::{GroupId, LogIndex};
+use skep_core::input::Input;
+use skep_core::message::SnapshotName;
+use skep_core::proposal::ProposalError;
+use skep_log::{LogError, LogPosition, SnapshotMeta, SnapshotStore};
+use skep_store::convert;
+
+use super::{Context, Out, violation};
+use crate::invariant::{Place, Queues, Violation};
+use crate::machine::Machine;
+
+/// A replica, its machine, and what that still has to do.
+pub(super) struct Replica {
+    pub(super) place: Place,
+    pub(super) life: u64,
+    pub(super) group: Group,
+    pub(super) machine: Option<Machine>,
+    pub(super) work: VecDeque<Work>,
+    pub(super) working: bool,
+    /// Snapshots whose record is not durable yet.
+    pub(super) marks: VecDeque<(u64, SnapshotName)>,
+    pub(super) snapshot: LogIndex,
+    /// Numbers of the last record asked for, and of the last known here to be durable.
+    pub(super) records: (u64, u64),
+}
+
+impl Replica {
+    /// Shows the checker what this step has made of the replica.
+    pub(super) fn check(
+        &self,
+        effects: &[Effect],
+        context: &mut Context<'_>,
+    ) -> Result<(), Violation> {
+        let place = self.place;
+        let status = self.group.status();
+        let restores = |work: &Work| matches!(work, Work::Restore { .. });
+        let restoring = self.machine.is_none()
+            || self.work.iter().any(restores)
+            || effects
+                .iter()
+                .any(|effect| matches!(effect, Effect::Machine(work) if restores(work)));
+        let queues = Queues {
+            records: (self.records.0 - self.records.1) as usize,
+            work: self.work.len(),
+            restoring,
+        };
+        let limits = self.group.config().limits;
+        let elected = context.checker.stepped(place, &status, &limits, queues)?;
+        if elected {
+            context.trace.line(context.now, || {
+                format!(
+                    "node {}: {} is led by replica {} in term {}",
+                    place.node, place.key, status.replica, status.term
+                )
+            });
+        }
+        context.trace.hash((
+            place.node,
+            place.key.group,
+            status.term.0,
+            status.commit.0,
+            status.applied.0,
+            status.last.0,
+        ));
+        Ok(())
+    }
+
+    pub(super) fn request_work(&mut self, context: &mut Context<'_>) {
+        if !self.work.is_empty() && !self.working {
+            self.working = true;
+            context.out.push(Out::Work {
+                group: GroupId(self.place.key.group),
+                life: self.life,
+            });
+        }
+    }
+
+    pub(super) fn run(
+        &mut self,
+        work: Work,
+        snapshots: &SnapshotStore,
+        context: &mut Context<'_>,
+    ) -> Result<Option<Input>, Violation> {
+        let place = self.place;
+        let Some(machine) = &mut self.machine else {
+            if let Work::Query { waiter, .. } = work {
+                context.out.push(Out::Answer {
+                    place,
+                    waiter,
+                    result: Err(ProposalError::Faulted),
+                });
+            }
+            return Ok(None);
+        };
+        let failed = |error: LogError| Input::MachineFailed {
+            reason: error.to_string(),
+        };
+        match work {
+            Work::Apply {
+                context: entry,
+                calls,
+            } => {
+                let applied = machine.apply(&entry, calls);
+                context
+                    .checker
+                    .applied(place, entry.index.0, &applied, machine.state())?;
+                Ok(Some(Input::Applied {
+                    index: entry.index,
+                    outcomes: applied.outcomes,
+                    fuel: 1,
+                }))
+            }
+            Work::Barrier {
+                context: entry,
+                state,
+            } => {
+                let position = LogPosition {
+                    index: entry.index.0,
+                    term: entry.term.0,
+                };
+                let meta = SnapshotMeta {
+                    key: place.key,
+                    position,
+                    state,
+                    schema: 1,
+                    component: [0; 32],
+                };
+                let saved = machine.save();
+                let written = snapshots.create(meta).and_then(|mut writer| {
+                    let path = snapshots.path(place.key, position);
+                    writer.write_all(&saved).map_err(|source| LogError::Io {
+                        action: "write",
+                        path,
+                        source,
+                    })?;
+                    writer.finish()
+                });
+                let file = match written {
+                    Ok(file) => file,
+                    Err(error) => {
+                        self.machine = None;
+                        return Ok(Some(failed(error)));
+                    }
+                };
+                context
+                    .checker
+                    .snapshotted(place, entry.index.0, file.mark().digest)?;
+                *machine = restored(place, entry.index, file.guest())?;
+                Ok(Some(Input::Snapshotted {
+                    index: entry.index,
+                    snapshot: Some(convert::name(file.mark())),
+                }))
+            }
+            Work::Restore { snapshot, .. } => {
+                match snapshots.open(place.key, &convert::mark(&snapshot)) {
+                    Ok(file) => {
+                        *machine = restored(place, snapshot.index, file.guest())?;
+                        context
+                            .checker
+                            .restored(place, snapshot.index.0, machine.state())?;
+                        Ok(Some(Input::Restored {
+                            index: snapshot.index,
+                        }))
+                    }
+                    Err(error) => {
+                        self.machine = None;
+                        Ok(Some(failed(error)))
+                    }
+                }
+            }
+            Work::Query { waiter, .. } => {
+                context.out.push(Out::Answer {
+                    place,
+                    waiter,
+                    result: Ok(machine.query()),
+                });
+                Ok(None)
+            }
+        }
+    }
+}
+
+fn restored(place: Place, index: LogIndex, guest: Bytes) -> Result<Machine, Violation> {
+    Machine::restore(index, guest).ok_or_else(|| {
+        violation(
+            "true snapshots",
+            place,
+            format!("the file at {index} is strange"),
+        )
+    })
+}

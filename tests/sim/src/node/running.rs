@@ -1,0 +1,412 @@
+//! A node that runs: its log and its snapshots, and the replicas that it drives.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::Path;
+use std::sync::Arc;
+
+use skep_core::GroupConfig;
+use skep_core::effect::Effect;
+use skep_core::group::Group;
+use skep_core::id::{GroupId, ReplicaId};
+use skep_core::input::{Input, Waiter};
+use skep_core::proposal::Proposal;
+use skep_log::{
+    GroupKey, Log, LogError, LogOptions, Record, SimVfs, SnapshotStore, Store, StoreId, Vfs,
+};
+use skep_store::{Lives, convert};
+
+use super::replica::Replica;
+use super::{Context, Out, Stop, violation};
+use crate::invariant::Place;
+use crate::machine::Machine;
+use crate::scenario::Scenario;
+
+/// Where a node keeps everything on its disk.
+const DIR: &str = "/data";
+/// Bytes that collection copies at once.
+const COLLECT_BYTES: u64 = 64 << 10;
+/// The waiter of a barrier that the log asked for; nobody waits.
+const NOBODY: Waiter = 0;
+
+/// What a node has while it runs.
+pub(super) struct Running {
+    _store: Store,
+    log: Log,
+    pub(super) snapshots: SnapshotStore,
+    lives: Lives,
+    pub(super) replicas: BTreeMap<GroupId, Replica>,
+    queue: Vec<(Record, Token)>,
+    syncing: bool,
+    /// Their tombstones are not durable yet.
+    pub(super) burying: BTreeSet<GroupKey>,
+    next_life: u64,
+}
+
+/// What a record that became durable is good for.
+enum Token {
+    Persisted {
+        group: GroupId,
+        life: u64,
+        number: u64,
+    },
+    Buried(GroupKey),
+}
+
+impl Running {
+    /// Opens the disk; no replica is up yet.
+    pub(super) fn open(
+        node: u64,
+        boots: u64,
+        vfs: &SimVfs,
+        scenario: &Scenario,
+    ) -> Result<Self, LogError> {
+        let vfs: Arc<dyn Vfs> = Arc::new(vfs.clone());
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&node.to_le_bytes());
+        id[8..].copy_from_slice(&scenario.seed.to_le_bytes());
+        let store = Store::open_with(&vfs, Path::new(DIR), "simulation", node, || Ok(StoreId(id)))?;
+        let options = LogOptions {
+            segment_bytes: 64 << 10,
+            fill_step: 4 << 10,
+            garbage_bytes: 128 << 10,
+            light_group_bytes: 8 << 10,
+            ..LogOptions::default()
+        };
+        let (log, recovered) = store.open_log(&vfs, options)?;
+        let snapshots = SnapshotStore::open_dir(vfs, &store.snapshot_dir())?;
+        let lives = Lives::new(recovered);
+        snapshots.sweep_orphans(&lives.snapshots())?;
+        Ok(Self {
+            _store: store,
+            log,
+            snapshots,
+            lives,
+            replicas: BTreeMap::new(),
+            queue: Vec::new(),
+            syncing: false,
+            burying: BTreeSet::new(),
+            next_life: boots << 32,
+        })
+    }
+
+    pub(super) fn bring_up(
+        &mut self,
+        place: Place,
+        mut config: GroupConfig,
+        context: &mut Context<'_>,
+    ) -> Result<(), Stop> {
+        let key = place.key;
+        let Ok(begin) = self.lives.begin(key, config.members.is_empty()) else {
+            // Its life is over here; the catalogue is older than that.
+            return Ok(());
+        };
+        config.removed_through = begin.removed_through;
+        for former in begin.former {
+            let replica = self.lives.replica_of(former);
+            let node = place.node;
+            self.bury(Place { node, key: former }, replica, context);
+        }
+        let group = match begin.recovered {
+            None => {
+                context.checker.began(place, None)?;
+                Group::create(config)
+            }
+            Some(recovered) => {
+                let state = match &recovered.snapshot {
+                    Some(mark) => Some(self.snapshots.open(key, mark)?.meta().state.clone()),
+                    None => None,
+                };
+                let recovered = convert::recovered(recovered, state)?;
+                context.checker.began(place, Some(&recovered))?;
+                Group::recover(config, recovered)
+            }
+        };
+        let group = group.map_err(|error| violation("recovery", place, error.to_string()))?;
+        self.lives.began(key);
+        self.next_life += 1;
+        let snapshot = group.status().snapshot;
+        let id = GroupId(key.group);
+        self.replicas.insert(
+            id,
+            Replica {
+                place,
+                life: self.next_life,
+                group,
+                machine: Some(Machine::default()),
+                work: VecDeque::new(),
+                working: false,
+                marks: VecDeque::new(),
+                snapshot,
+                records: (0, 0),
+            },
+        );
+        context.trace.line(context.now, || {
+            format!("node {}: {key} is up, snapshot {snapshot}", place.node)
+        });
+        self.poll(id, context)
+    }
+
+    /// Ends a replica for ever.
+    pub(super) fn remove(&mut self, group: GroupId, context: &mut Context<'_>) -> Result<(), Stop> {
+        if let Some(replica) = self.replicas.remove(&group) {
+            let key = replica.place.key;
+            let id = replica.group.replica();
+            context.trace.line(context.now, || {
+                format!("node {}: {key} is removed", replica.place.node)
+            });
+            self.bury(replica.place, id, context);
+            if !self.burying.contains(&key) {
+                self.snapshots_of(key, u64::MAX)?;
+            }
+            self.request_sync(context);
+        }
+        Ok(())
+    }
+
+    fn bury(&mut self, place: Place, replica: ReplicaId, context: &mut Context<'_>) {
+        let key = place.key;
+        if let Some(record) = self.lives.bury(key, replica) {
+            context.checker.buries(place);
+            self.burying.insert(key);
+            self.queue.push((record, Token::Buried(key)));
+        }
+    }
+
+    /// Deletes the snapshots of a group before this index.
+    fn snapshots_of(&self, key: GroupKey, before: u64) -> Result<(), LogError> {
+        for name in self.snapshots.list()? {
+            if name.key == key && name.position.index < before {
+                self.snapshots.remove(key, name.position)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn handle(
+        &mut self,
+        group: GroupId,
+        input: Input,
+        context: &mut Context<'_>,
+    ) -> Result<(), Stop> {
+        if let Some(replica) = self.replicas.get_mut(&group) {
+            replica.group.handle(input);
+            self.poll(group, context)?;
+        }
+        Ok(())
+    }
+
+    /// Lets a replica act, and carries out what it wants.
+    fn poll(&mut self, group: GroupId, context: &mut Context<'_>) -> Result<(), Stop> {
+        loop {
+            let Some(replica) = self.replicas.get_mut(&group) else {
+                return Ok(());
+            };
+            let place = replica.place;
+            let mut effects = Vec::new();
+            replica.group.poll(&mut effects);
+            // What it has written and what it knows come before what it says.
+            for effect in &effects {
+                if let Effect::Persist(persist) = effect {
+                    context.checker.persists(place, persist);
+                }
+            }
+            replica.records.0 += effects
+                .iter()
+                .filter(|effect| matches!(effect, Effect::Persist(_)))
+                .count() as u64;
+            replica.check(&effects, context)?;
+            let mut removed = false;
+            let mut unsent = Vec::new();
+            for effect in effects {
+                match effect {
+                    Effect::Persist(persist) => {
+                        if let Some(name) = &persist.snapshot {
+                            replica.marks.push_back((persist.number, name.clone()));
+                        }
+                        let token = Token::Persisted {
+                            group,
+                            life: replica.life,
+                            number: persist.number,
+                        };
+                        self.queue
+                            .push((convert::record(place.key, persist), token));
+                    }
+                    Effect::Send { to, message } => {
+                        context.checker.sends(place, &message)?;
+                        context.out.push(Out::Send { to: to.0, message });
+                    }
+                    Effect::SendSnapshot {
+                        to,
+                        message,
+                        snapshot,
+                    } => match self.snapshots.open(place.key, &convert::mark(&snapshot)) {
+                        Ok(file) => context.out.push(Out::Snapshot {
+                            to: to.0,
+                            message,
+                            name: snapshot,
+                            file: file.read_chunk(0, file.size() as usize),
+                        }),
+                        Err(_) => unsent.push(to),
+                    },
+                    Effect::Machine(work) => replica.work.push_back(work),
+                    Effect::Reply { waiter, result } => context.out.push(Out::Reply {
+                        place,
+                        waiter,
+                        result,
+                    }),
+                    Effect::QueryFailed { waiter, error } => context.out.push(Out::Answer {
+                        place,
+                        waiter,
+                        result: Err(error),
+                    }),
+                    Effect::Leader(_) => {}
+                    Effect::Removed => removed = true,
+                    Effect::Halt { reason } => {
+                        return Err(violation("a replica goes on", place, reason).into());
+                    }
+                }
+            }
+            replica.request_work(context);
+            for to in unsent.iter().copied() {
+                let unsent = Input::SnapshotSent {
+                    node: to,
+                    arrived: false,
+                };
+                replica.group.handle(unsent);
+            }
+            if removed {
+                self.remove(group, context)?;
+            }
+            self.request_sync(context);
+            if unsent.is_empty() || removed {
+                return Ok(());
+            }
+        }
+    }
+
+    fn request_sync(&mut self, context: &mut Context<'_>) {
+        if !self.queue.is_empty() && !self.syncing {
+            self.syncing = true;
+            context.out.push(Out::Sync);
+        }
+    }
+
+    pub(super) fn sync(&mut self, node: u64, context: &mut Context<'_>) -> Result<(), Stop> {
+        let round = std::mem::take(&mut self.queue);
+        let mut tokens = Vec::with_capacity(round.len());
+        for (record, token) in round {
+            match self.log.append(&record) {
+                Ok(()) => tokens.push(token),
+                Err(error) if error.is_record_error() => {
+                    let key = record.key;
+                    return Err(violation(
+                        "the log takes every record",
+                        Place { node, key },
+                        error.to_string(),
+                    )
+                    .into());
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.log.sync()?;
+        self.syncing = false;
+        // The sum is durable before any replica acts on its part of it.
+        for token in &tokens {
+            match token {
+                Token::Persisted { group, number, .. } => {
+                    if let Some(replica) = self.replicas.get(group) {
+                        context.checker.durable(replica.place, *number)?;
+                    }
+                }
+                Token::Buried(key) => context.checker.buried(Place { node, key: *key }),
+            }
+        }
+        for token in tokens {
+            match token {
+                Token::Persisted {
+                    group,
+                    life,
+                    number,
+                } => self.persisted(group, life, number, context)?,
+                Token::Buried(key) => {
+                    self.burying.remove(&key);
+                    self.snapshots_of(key, u64::MAX)?;
+                }
+            }
+        }
+        if self.log.wants_collect() {
+            let collected = self.log.collect(COLLECT_BYTES)?;
+            for key in collected.heavy {
+                let waiter = NOBODY;
+                let proposal = Proposal::Barrier;
+                let group = GroupId(key.group);
+                self.handle(group, Input::Propose { waiter, proposal }, context)?;
+            }
+        }
+        self.log.prepare()?;
+        self.request_sync(context);
+        Ok(())
+    }
+
+    fn persisted(
+        &mut self,
+        group: GroupId,
+        life: u64,
+        number: u64,
+        context: &mut Context<'_>,
+    ) -> Result<(), Stop> {
+        let Some(replica) = self
+            .replicas
+            .get_mut(&group)
+            .filter(|replica| replica.life == life)
+        else {
+            return Ok(());
+        };
+        let mut newest = None;
+        while let Some((_, name)) = replica.marks.pop_front_if(|(of, _)| *of <= number) {
+            newest = Some(name.index);
+        }
+        let key = replica.place.key;
+        if let Some(index) = newest {
+            replica.snapshot = replica.snapshot.max(index);
+        }
+        replica.records.1 = number;
+        replica.group.handle(Input::Persisted { number });
+        self.poll(group, context)?;
+        // A replacement that waits for the machine may still need the older file.
+        let idle = self
+            .replicas
+            .get(&group)
+            .is_some_and(|replica| replica.work.is_empty());
+        if let Some(index) = newest.filter(|_| idle) {
+            self.snapshots_of(key, index.0)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn work(
+        &mut self,
+        group: GroupId,
+        life: u64,
+        context: &mut Context<'_>,
+    ) -> Result<(), Stop> {
+        let Some(replica) = self
+            .replicas
+            .get_mut(&group)
+            .filter(|replica| replica.life == life)
+        else {
+            return Ok(());
+        };
+        replica.working = false;
+        let Some(work) = replica.work.pop_front() else {
+            return Ok(());
+        };
+        let input = replica.run(work, &self.snapshots, context)?;
+        replica.request_work(context);
+        match input {
+            Some(input) => self.handle(group, input, context),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Everything becomes well again when nothing goes wrong any more, or it never was.
+
+use skep_core::status::Part;
+use skep_log::sim::Crash;
+
+use super::World;
+use super::event::Event;
+use crate::invariant::Violation;
+use crate::scenario::SECOND;
+
+/// Time that everything has to become well again when nothing goes wrong any more.
+pub(super) const HEALING: u64 = 300 * SECOND;
+
+impl World {
+    pub(super) fn heal(&mut self) {
+        self.healing = true;
+        // A network slower than the election timeout, or a disk, is a fault too.
+        self.scenario.delay = self.scenario.delay.min(5_000);
+        self.scenario.disk = self.scenario.disk.min(5_000);
+        self.scenario.loss = 0;
+        self.trace.line(self.now, || "healing".to_owned());
+        self.cuts.clear();
+        self.slow.clear();
+        self.paused.clear();
+        self.full.clear();
+        let mut down = Vec::new();
+        for (id, node) in &self.nodes {
+            node.vfs.limit_capacity(None);
+            if !node.is_up() && !node.destroyed {
+                down.push(*id);
+            }
+        }
+        for id in down {
+            self.after(SECOND, Event::Boot { node: id });
+        }
+        // What is armed strikes now or never.
+        for (id, _) in std::mem::take(&mut self.armed) {
+            self.crash(id, None);
+        }
+        self.replace_destroyed();
+        self.after(SECOND, Event::Look);
+    }
+
+    /// Whether every group has one leader whom all its members follow, all in one state, and every client its answer.
+    pub(super) fn is_healed(&mut self) -> Result<(), String> {
+        let faulted: Vec<u64> = self
+            .nodes
+            .values()
+            .filter(|node| node.is_faulted())
+            .map(|node| node.id)
+            .collect();
+        for id in faulted {
+            // An operator starts a node anew whose machine failed.
+            self.crash(id, Some(Crash::ProcessOnly));
+        }
+        self.replace_destroyed();
+        self.remove_strays();
+        if let Some(task) = self.tasks.values().next() {
+            return Err(format!(
+                "an operator is at {task:?}: {:#?}",
+                self.statuses(task.key.group)
+            ));
+        }
+        if let Some(client) = self
+            .clients
+            .iter()
+            .find(|client| client.operation.is_some())
+        {
+            return Err(format!(
+                "client {client:?} has no answer: {:#?}",
+                self.statuses(client.key.group)
+            ));
+        }
+        for (group, record) in &self.catalogue.groups {
+            let statuses = self.statuses(*group);
+            let leaders: Vec<_> = statuses
+                .iter()
+                .filter(|(_, status, _)| status.part == Part::Leader)
+                .collect();
+            let [(_, leader, state)] = leaders[..] else {
+                return Err(format!(
+                    "group {group} has {} leaders: {statuses:#?}",
+                    leaders.len()
+                ));
+            };
+            // Whoever was removed has been told, and is gone.
+            for (place, status, _) in &statuses {
+                let is_member = leader
+                    .members
+                    .iter()
+                    .any(|member| member.replica == status.replica);
+                if !is_member && status.part != Part::Uninitialized {
+                    return Err(format!(
+                        "group {group}: node {} still holds a removed replica: {status:#?}",
+                        place.node
+                    ));
+                }
+            }
+            for member in &leader.members {
+                if !record.hosts.contains(&member.node.0) {
+                    return Err(format!(
+                        "{} is a member of group {group} and hosts nothing: {leader:#?}",
+                        member.node
+                    ));
+                }
+                let same = statuses.iter().any(|(place, status, other)| {
+                    place.node == member.node.0
+                        && status.replica == member.replica
+                        && status.applied == leader.last
+                        && status.leader == leader.leader
+                        && other == state
+                        && other.is_some()
+                });
+                if !same {
+                    return Err(format!(
+                        "group {group}: node {} is not where the leader is: {statuses:#?}",
+                        member.node
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn check_healed(&self) -> Result<(), Violation> {
+        for group in self.catalogue.groups.keys() {
+            let applied = self
+                .statuses(*group)
+                .into_iter()
+                .map(|(_, status, _)| status.applied.0)
+                .max();
+            if let (Some(key), Some(applied)) = (self.catalogue.key(*group), applied) {
+                self.checker.healed(key, applied)?;
+            }
+        }
+        Ok(())
+    }
+}
