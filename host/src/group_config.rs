@@ -10,6 +10,7 @@ use skep_core::id::{ComponentId, GroupId, Incarnation, NodeId, ReplicaId};
 use skep_machine::state_machine::StateMachine;
 
 use crate::error::Error;
+use crate::exchange::Exchange;
 
 /// Bytes of a group's name; it stands in every log line of the group.
 pub const NAME_BYTES_MAX: usize = 256;
@@ -65,6 +66,8 @@ pub struct GroupConfig {
     pub machine: Box<dyn StateMachine>,
     /// The component the machine runs; zero for a native machine. Written into snapshots.
     pub component: ComponentId,
+    /// What lets the group go on with another machine. Default none.
+    pub exchange: Option<Exchange>,
     /// The initial voters. Empty on a node that joins later and waits to be contacted by the leader. Ignored when the
     /// replica is recovered from disk: its log knows.
     pub peers: Vec<Peer>,
@@ -80,7 +83,7 @@ pub struct GroupConfig {
     /// How long the log waits for more records before it syncs, where `data_dir` gives the group its own log. It delays
     /// acknowledgements and never acknowledges early. Default 0.
     pub fsync_tick: Duration,
-    /// Ticks without a leader before a replica campaigns; the real timeout is drawn from this to twice this. Default 10.
+    /// Ticks without a leader before a replica campaigns; the real timeout lies between this and twice this. Default 10.
     pub election_ticks: u32,
     /// Ticks between heartbeats of a leader. Default 2.
     pub heartbeat_ticks: u32,
@@ -106,6 +109,7 @@ impl GroupConfig {
             name: name.into(),
             machine,
             component: ComponentId::default(),
+            exchange: None,
             peers,
             incarnation: core.incarnation,
             init: core.init,
@@ -148,6 +152,10 @@ impl GroupConfig {
                 })
                 .collect(),
             init: self.init.clone(),
+            deployment: self
+                .exchange
+                .as_ref()
+                .map(|exchange| exchange.founding.clone()),
             election_ticks: self.election_ticks,
             heartbeat_ticks: self.heartbeat_ticks,
             max_in_flight: self.max_in_flights,

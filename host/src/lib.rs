@@ -23,6 +23,7 @@ pub mod clock;
 pub mod components;
 pub mod config;
 pub mod error;
+pub mod exchange;
 pub mod group_config;
 pub mod host;
 pub mod host_error;

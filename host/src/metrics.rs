@@ -174,6 +174,8 @@ impl prometheus_client::collector::Collector for NodeCollector {
             None,
             status.misdirected_messages,
         )?;
+        let help = "Barriers at which replicas of a group were found to differ";
+        counter(&mut encoder, "divergences", help, None, status.divergences)?;
         let help = "Messages dropped because a shard was behind";
         counter(
             &mut encoder,

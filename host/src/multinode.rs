@@ -301,6 +301,7 @@ impl MultiNode {
                 .map(|mailbox| mailbox.held())
                 .sum(),
             misdirected_messages: router.misdirected.load(Relaxed),
+            divergences: router.divergences.load(Relaxed),
             dropped_messages: router.dropped.load(Relaxed),
             receiving_snapshots: router.receiving(),
             stopped: *self.inner.stopped.borrow(),

@@ -189,9 +189,9 @@ impl Node {
             machine,
             name,
             component,
+            exchange,
             ..
         } = config;
-        let descriptor = machine.describe();
         let life = self.router.next_life();
         let members = group
             .status()
@@ -216,7 +216,7 @@ impl Node {
         let worker = Worker::new(
             owner,
             machine,
-            descriptor.schema,
+            exchange,
             Arc::clone(&disk),
             Arc::clone(&self.router),
             Arc::clone(&self.pool),
@@ -228,7 +228,6 @@ impl Node {
             Arc::clone(&route),
             worker,
             Arc::clone(&disk),
-            descriptor,
         );
         self.router
             .request(route.shard, Request::Install(Box::new(replica)))?;

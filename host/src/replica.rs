@@ -6,13 +6,12 @@ use std::sync::Arc;
 
 use skep_core::effect::Effect;
 use skep_core::group::Group;
-use skep_core::id::{GroupId, NodeId, ReplicaId};
+use skep_core::id::{GroupId, LogIndex, NodeId, ReplicaId};
 use skep_core::input::{Input, Waiter};
 use skep_core::message::SnapshotName;
 use skep_core::proposal::{ProposalError, Response};
 use skep_core::status::{Health, Status};
 use skep_log::GroupKey;
-use skep_machine::state_machine::Descriptor;
 
 use crate::error::Error;
 use crate::mailbox::Asked;
@@ -47,7 +46,6 @@ pub(crate) struct Replica {
     pub(crate) route: Arc<Route>,
     pub(crate) worker: Worker,
     pub(crate) disk: Arc<Disk>,
-    pub(crate) machine: Descriptor,
     pub(crate) waiters: HashMap<Waiter, Waiting>,
     /// Snapshots whose record is not durable yet, with its number.
     pub(crate) marks: VecDeque<(u64, SnapshotName)>,
@@ -75,7 +73,6 @@ impl Replica {
         route: Arc<Route>,
         worker: Worker,
         disk: Arc<Disk>,
-        machine: Descriptor,
     ) -> Self {
         Self {
             key,
@@ -83,7 +80,6 @@ impl Replica {
             route,
             worker,
             disk,
-            machine,
             waiters: HashMap::new(),
             marks: VecDeque::new(),
             durable: None,
@@ -172,6 +168,32 @@ impl Replica {
         });
     }
 
+    /// Replicas disagree; the status says what becomes of this one.
+    pub(crate) fn diverged(&self, index: LogIndex, decided: bool, here: bool) {
+        let (group, name, index) = (self.key.group, &self.route.name, index.0);
+        match (decided, here) {
+            (true, true) => tracing::error!(
+                group,
+                name,
+                index,
+                "this replica's machine differs from those of the majority: it is quarantined, and goes on from their snapshot"
+            ),
+            (true, false) => tracing::error!(
+                group,
+                name,
+                index,
+                "another replica's machine differs from those of the majority, and is quarantined"
+            ),
+            (false, _) => tracing::error!(
+                group,
+                name,
+                index,
+                "the replicas of the group differ and none of them has a majority: the group is suspended until more of them answer, or an operator decides (`skep group trust`)"
+            ),
+        }
+        self.worker.count_divergence();
+    }
+
     /// The raft id; 0 while it is not known.
     pub(crate) fn replica(&self) -> ReplicaId {
         match &self.state {
@@ -189,14 +211,15 @@ impl Replica {
     }
 
     pub(crate) fn status(&self) -> GroupStatus {
+        let running = self.worker.running();
         let (halted, replica) = match &self.state {
             State::Running(group) => (None, group.status()),
             State::Halted { reason, status } => (Some(reason.clone()), Status::clone(status)),
         };
         GroupStatus {
             name: self.route.name.clone(),
-            component: self.route.component,
-            machine: self.machine.clone(),
+            component: running.component,
+            machine: running.descriptor,
             halted,
             replica,
         }

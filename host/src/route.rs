@@ -5,7 +5,7 @@ use std::sync::atomic::{
 };
 use std::sync::{Arc, PoisonError, RwLock};
 
-use skep_core::id::{ComponentId, GroupId, LogIndex, NodeId};
+use skep_core::id::{GroupId, LogIndex, NodeId};
 use skep_log::GroupKey;
 
 use crate::replica::Life;
@@ -20,7 +20,6 @@ pub(crate) struct Route {
     pub(crate) key: GroupKey,
     pub(crate) life: Life,
     pub(crate) name: String,
-    pub(crate) component: ComponentId,
     pub(crate) disk: Arc<Disk>,
     pub(crate) session: NodeSession,
     leader: AtomicU64,
@@ -43,7 +42,6 @@ impl Route {
             key: owner.key,
             life: owner.life,
             name: owner.name.clone(),
-            component: owner.component,
             disk,
             session: NodeSession::new(),
             leader: AtomicU64::new(0),

@@ -56,6 +56,8 @@ pub(crate) struct Router {
     ticks: AtomicU64,
     receiving: Mutex<HashMap<GroupId, Receiving>>,
     pub(crate) misdirected: AtomicU64,
+    /// Barriers at which replicas of a group were found to differ.
+    pub(crate) divergences: AtomicU64,
     pub(crate) dropped: AtomicU64,
 }
 
@@ -89,6 +91,7 @@ impl Router {
             ticks: AtomicU64::new(0),
             receiving: Mutex::default(),
             misdirected: AtomicU64::new(0),
+            divergences: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
         }
     }

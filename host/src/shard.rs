@@ -367,6 +367,11 @@ impl Out<'_> {
                     });
                 }
             }
+            Effect::Diverged {
+                index,
+                decided,
+                here,
+            } => replica.diverged(index, decided, here),
             Effect::Leader(change) => self.router.leader_changed(&replica.route, change),
             Effect::Removed => return true,
             Effect::Halt { reason } => replica.halt(reason),

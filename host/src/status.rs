@@ -62,6 +62,9 @@ pub struct NodeStatus {
     pub requests: usize,
     /// Messages for groups that are not here, or from a node they did not say.
     pub misdirected_messages: u64,
+    /// Barriers at which replicas of a group were found to differ.
+    #[serde(default)]
+    pub divergences: u64,
     /// Messages dropped because a shard was behind.
     pub dropped_messages: u64,
     /// Snapshots being received.

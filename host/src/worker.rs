@@ -5,9 +5,12 @@ use std::any::Any;
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
+use skep_core::deployment::Deployment;
 use skep_core::effect::{Call, Work};
 use skep_core::id::{ComponentId, GroupId, LogIndex, Term};
 use skep_core::input::Input;
@@ -15,10 +18,11 @@ use skep_core::message::SnapshotName;
 use skep_core::outcome::{EntryContext, Outcome};
 use skep_core::proposal::ProposalError;
 use skep_log::GroupKey;
-use skep_machine::state_machine::{Applied, MachineError, StateMachine};
+use skep_machine::state_machine::{Applied, Descriptor, MachineError, StateMachine};
 use tokio::sync::oneshot;
 
 use crate::error::Error;
+use crate::exchange::Exchange;
 use crate::mailbox::{Asked, Completion, Event};
 use crate::pool::Pool;
 use crate::replica::Life;
@@ -31,6 +35,12 @@ const TURN_MAX: usize = 256;
 
 /// Outcomes collected before they are posted, so that one message carries many and none waits for a whole queue.
 const POST_OUTCOMES: usize = 256;
+
+/// Pause before a machine that could not be made is asked for again.
+const MAKE_AGAIN: Duration = Duration::from_secs(1);
+
+/// Code of the rejection of an activation.
+pub(crate) const REFUSED: u32 = 422;
 
 /// Something for the machine's thread, in order.
 pub(crate) enum Job {
@@ -70,12 +80,26 @@ struct Actor {
     queue: Mutex<Queue>,
     /// Locked only by the one task that runs.
     machine: Mutex<Option<Machine>>,
+    exchange: Option<Exchange>,
+    /// The actor was halted; wakes whoever waits until a machine can be made.
+    halting: Condvar,
+    running: Mutex<Running>,
 }
 
 struct Machine {
     machine: Box<dyn StateMachine>,
-    schema: u32,
+    /// What it runs; none for one that is never exchanged.
+    deployment: Option<Deployment>,
     applied: LogIndex,
+    /// It was given work.
+    begun: bool,
+}
+
+/// What a group runs on this node now.
+#[derive(Clone, Debug)]
+pub(crate) struct Running {
+    pub(crate) component: ComponentId,
+    pub(crate) descriptor: Descriptor,
 }
 
 #[derive(Default)]
@@ -87,6 +111,17 @@ struct Queue {
     erase: Option<Option<oneshot::Sender<Result<(), Error>>>>,
 }
 
+impl Machine {
+    fn schema(&self) -> u32 {
+        self.machine.describe().schema
+    }
+
+    fn component(&self, owner: &Owner) -> ComponentId {
+        let deployment = self.deployment.as_ref();
+        deployment.map_or(owner.component, |deployment| deployment.component)
+    }
+}
+
 /// Why a machine can no longer be run.
 struct Failed(String);
 
@@ -94,18 +129,26 @@ impl Worker {
     pub(crate) fn new(
         owner: Owner,
         machine: Box<dyn StateMachine>,
-        schema: u32,
+        exchange: Option<Exchange>,
         disk: Arc<Disk>,
         router: Arc<Router>,
         pool: Arc<Pool>,
     ) -> Self {
+        let running = Mutex::new(Running {
+            component: owner.component,
+            descriptor: machine.describe(),
+        });
         let machine = Mutex::new(Some(Machine {
             machine,
-            schema,
+            deployment: exchange.as_ref().map(|exchange| exchange.current.clone()),
             applied: LogIndex(0),
+            begun: false,
         }));
         Self {
             actor: Arc::new(Actor {
+                exchange,
+                halting: Condvar::new(),
+                running,
                 owner,
                 disk,
                 router,
@@ -133,10 +176,22 @@ impl Worker {
         let mut queue = self.actor.lock();
         queue.halted = true;
         let jobs = std::mem::take(&mut queue.jobs);
+        self.actor.halting.notify_all();
         self.actor.schedule(queue);
         for job in jobs {
             self.actor.refuse(job);
         }
+    }
+
+    /// What the group runs here.
+    pub(crate) fn running(&self) -> Running {
+        let running = self.actor.running.lock();
+        running.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replicas of the group were found to differ.
+    pub(crate) fn count_divergence(&self) {
+        self.actor.router.divergences.fetch_add(1, Relaxed);
     }
 
     /// Deletes the snapshot files of the group, when its present call has returned; for a halted actor.
@@ -266,6 +321,7 @@ impl Actor {
     }
 
     fn work(&self, machine: &mut Machine, work: Work) -> Result<Option<Input>, Failed> {
+        self.begin(machine, &work)?;
         match work {
             Work::Apply { context, calls } => {
                 let applied = self.apply(machine, &context, calls)?;
@@ -284,7 +340,9 @@ impl Actor {
                     snapshot,
                 }))
             }
-            Work::Restore { context, snapshot } => {
+            Work::Restore {
+                context, snapshot, ..
+            } => {
                 let file = self
                     .disk
                     .open_snapshot(self.owner.key, &snapshot)
@@ -302,6 +360,134 @@ impl Actor {
                 }))
             }
             Work::Query { .. } => Err(Failed("a query came without its waiter".into())),
+        }
+    }
+
+    /// Makes sure that the machine is of what the group runs at this place of its log, whatever it was brought up with.
+    fn begin(&self, machine: &mut Machine, work: &Work) -> Result<(), Failed> {
+        let first = !std::mem::replace(&mut machine.begun, true);
+        let Some(exchange) = &self.exchange else {
+            return Ok(());
+        };
+        let wanted = match work {
+            Work::Restore {
+                deployment: Some(deployment),
+                ..
+            } => deployment,
+            _ if first => &exchange.founding,
+            _ => return Ok(()),
+        };
+        if machine.deployment.as_ref() != Some(wanted) {
+            let made = self.make(exchange, wanted)?.map_err(failed)?;
+            self.replace(machine, made, wanted.clone());
+        }
+        Ok(())
+    }
+
+    /// Asks for a machine until there is one, or it is certain that there can be none.
+    fn make(
+        &self,
+        exchange: &Exchange,
+        deployment: &Deployment,
+    ) -> Result<Result<Box<dyn StateMachine>, MachineError>, Failed> {
+        loop {
+            match exchange.factory.make(deployment) {
+                Err(MachineError::Local { reason, .. }) => {
+                    let (group, name) = (self.owner.key.group, &self.owner.name);
+                    tracing::warn!(group, name, component = %deployment.component, reason, "the group waits for its machine");
+                    let queue = self.lock();
+                    let waited = self
+                        .halting
+                        .wait_timeout_while(queue, MAKE_AGAIN, |queue| !queue.halted);
+                    let (queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
+                    if queue.halted {
+                        return Err(Failed(format!("it was stopped while it waited: {reason}")));
+                    }
+                }
+                made => return Ok(made),
+            }
+        }
+    }
+
+    fn replace(
+        &self,
+        machine: &mut Machine,
+        made: Box<dyn StateMachine>,
+        deployment: Deployment,
+    ) -> Box<dyn StateMachine> {
+        let running = Running {
+            component: deployment.component,
+            descriptor: made.describe(),
+        };
+        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = running;
+        machine.deployment = Some(deployment);
+        std::mem::replace(&mut machine.machine, made)
+    }
+
+    /// Goes on with another machine from the state of this one. What is answered is the same on every replica: only codes,
+    /// never the words of a guest or of this node.
+    fn activate(
+        &self,
+        machine: &mut Machine,
+        context: &EntryContext,
+        deployment: Deployment,
+    ) -> Result<Applied, Failed> {
+        let answer = |outcome| Applied {
+            outcomes: vec![outcome],
+            fuel: 0,
+        };
+        let refused = |message: String| {
+            answer(Outcome::Rejected {
+                code: REFUSED,
+                message,
+            })
+        };
+        let Some(exchange) = &self.exchange else {
+            return Ok(refused(
+                "the machine of this group cannot be exchanged".into(),
+            ));
+        };
+        let (group, name, index) = (self.owner.key.group, &self.owner.name, context.index.0);
+        let schema = machine.schema();
+        let mut saved = Vec::new();
+        match machine.machine.save(context, &mut saved) {
+            Ok(()) => {}
+            Err(MachineError::Guest { fault, detail, .. }) => {
+                tracing::warn!(group, name, index, %fault, detail, "not upgraded: the running machine failed in save");
+                return Ok(refused(format!(
+                    "the running machine failed in save: {fault}"
+                )));
+            }
+            Err(local) => return Err(failed(local)),
+        }
+        let saved = Bytes::from(saved);
+        let taken = self.make(exchange, &deployment)?.and_then(|mut made| {
+            made.restore(context, schema, saved.clone())?;
+            Ok(made)
+        });
+        match taken {
+            Ok(made) => {
+                tracing::info!(group, name, index, component = %deployment.component, "upgraded");
+                // The former one is dropped here, where its instances cost nobody else time.
+                drop(self.replace(machine, made, deployment));
+                Ok(answer(Outcome::Reply(Bytes::new())))
+            }
+            Err(MachineError::Guest {
+                call,
+                fault,
+                detail,
+            }) => {
+                tracing::warn!(group, name, index, component = %deployment.component, call, %fault, detail, "not upgraded: the new machine does not take the state");
+                // What ran goes on as it does after every save: from its bytes, in a fresh instance.
+                machine
+                    .machine
+                    .restore(context, schema, saved)
+                    .map_err(failed)?;
+                Ok(refused(format!(
+                    "the new machine failed in {call}: {fault}"
+                )))
+            }
+            Err(local) => Err(failed(local)),
         }
     }
 
@@ -363,6 +549,7 @@ impl Actor {
                         },
                     }
                 }
+                Call::Activate(deployment) => self.activate(machine, context, deployment)?,
                 Call::StatusChange(event) => {
                     let fuel = match machine.machine.process_status_change(context, &event) {
                         Ok(applied) => applied.fuel,
@@ -407,8 +594,8 @@ impl Actor {
                 owner.key,
                 (context.index, context.term),
                 state,
-                machine.schema,
-                owner.component,
+                machine.schema(),
+                machine.component(owner),
             )
             .map_err(|error| local(&error))?;
         let mut writer = Watched {
@@ -426,7 +613,7 @@ impl Actor {
         let name = Disk::snapshot_name(&file);
         if let Err(error) = machine
             .machine
-            .restore(context, machine.schema, file.guest())
+            .restore(context, machine.schema(), file.guest())
         {
             drop(file);
             self.disk

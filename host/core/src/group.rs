@@ -303,7 +303,7 @@ impl Group {
                 LogIndex(0)
             },
             paused: self.state.paused,
-            component: self
+            deployed: self
                 .state
                 .deployment
                 .as_ref()

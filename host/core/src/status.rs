@@ -84,8 +84,8 @@ pub struct Status {
     pub verified: LogIndex,
     /// Commands are refused because the machine failed on many in a row, until somebody resumes the group.
     pub paused: bool,
-    /// What the group runs, if it is not what it was created with.
-    pub component: Option<ComponentId>,
+    /// The component that the log says the group runs; none if its machine is never exchanged.
+    pub deployed: Option<ComponentId>,
     /// Open client sessions.
     pub sessions: usize,
     /// Proposals that wait to be packed.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use raft::eraftpb::MessageType;
+use skep_core::attestation::Attestation;
 use skep_core::id::{GroupId, Incarnation, LogIndex, NodeId, ReplicaId, Term};
 use skep_core::message::{Answer, Batch, Body, Forward, PeerMessage, Priority, SnapshotName};
 
@@ -137,6 +138,11 @@ pub fn message_to_wire(message: PeerMessage) -> Result<proto::PeerMessage, WireE
     let body = match message.body {
         Body::Raft(message) => peer_message::Body::Raft(raft_message::to_wire(message)?),
         Body::Gone => peer_message::Body::Gone(proto::Nothing {}),
+        Body::AskAttestations { after } => peer_message::Body::AskAttestations(after.0),
+        Body::AskSnapshot { after } => peer_message::Body::AskSnapshot(after.0),
+        Body::Attestations(said) => peer_message::Body::Attestations(proto::Attestations {
+            attestations: said.iter().map(proto::Attestation::from).collect(),
+        }),
         Body::Forward(forwards) => peer_message::Body::Forwards(proto::Forwards {
             forwards: forwards
                 .into_iter()
@@ -179,6 +185,18 @@ impl TryFrom<proto::PeerMessage> for PeerMessage {
                 Body::Raft(raft_message::from_wire(raft, message.from, message.to)?)
             }
             peer_message::Body::Gone(_) => Body::Gone,
+            peer_message::Body::AskAttestations(after) => Body::AskAttestations {
+                after: LogIndex(after),
+            },
+            peer_message::Body::AskSnapshot(after) => Body::AskSnapshot {
+                after: LogIndex(after),
+            },
+            peer_message::Body::Attestations(said) => Body::Attestations(
+                said.attestations
+                    .into_iter()
+                    .map(Attestation::try_from)
+                    .collect::<Result<_, _>>()?,
+            ),
             peer_message::Body::Forwards(forwards) => Body::Forward(
                 forwards
                     .forwards
@@ -206,6 +224,33 @@ impl TryFrom<proto::PeerMessage> for PeerMessage {
             from: ReplicaId(message.from),
             to: ReplicaId(message.to),
             body,
+        })
+    }
+}
+
+impl From<&Attestation> for proto::Attestation {
+    fn from(said: &Attestation) -> Self {
+        let bytes = |digest: Option<[u8; 32]>| {
+            digest.map_or_else(Bytes::new, |digest| Bytes::copy_from_slice(&digest))
+        };
+        Self {
+            index: said.index.0,
+            snapshot: bytes(said.snapshot),
+            chain: bytes(said.chain),
+        }
+    }
+}
+
+impl TryFrom<proto::Attestation> for Attestation {
+    type Error = WireError;
+
+    fn try_from(said: proto::Attestation) -> Result<Self, WireError> {
+        let digest =
+            |bytes: Bytes, what| (!bytes.is_empty()).then(|| fixed(what, &bytes)).transpose();
+        Ok(Self {
+            index: LogIndex(said.index),
+            snapshot: digest(said.snapshot, "the digest of an attested snapshot")?,
+            chain: digest(said.chain, "the chain of an attestation")?,
         })
     }
 }

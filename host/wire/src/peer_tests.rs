@@ -1,7 +1,8 @@
 use proptest::prelude::*;
 use prost::Message as _;
 use raft::eraftpb::{self, EntryType, MessageType};
-use skep_core::id::{RequestId, SessionId};
+use skep_core::deployment::{Deployment, Quota};
+use skep_core::id::{ComponentId, RequestId, SessionId};
 use skep_core::outcome::{GuestFault, Outcome};
 use skep_core::proposal::{Change, ChangeRefusal, Command, Proposal, ProposalError, Response};
 
@@ -278,6 +279,47 @@ fn an_append_with_a_gap_does_not_arrive() {
 }
 
 #[test]
+fn what_replicas_say_of_barriers_survives() {
+    let said = |index, snapshot, chain| Attestation {
+        index: LogIndex(index),
+        snapshot,
+        chain,
+    };
+    let bodies = [
+        Body::AskAttestations { after: LogIndex(0) },
+        Body::AskSnapshot { after: LogIndex(9) },
+        Body::Attestations(vec![
+            said(1, None, None),
+            said(2, Some([1; 32]), None),
+            said(3, Some([1; 32]), Some([2; 32])),
+        ]),
+    ];
+    for body in bodies {
+        let message = message(body);
+        assert_eq!(over_the_wire(message.clone()).unwrap(), message);
+    }
+    let short = proto::Attestation {
+        index: 1,
+        snapshot: vec![1; 31].into(),
+        chain: Bytes::new(),
+    };
+    let body = peer_message::Body::Attestations(proto::Attestations {
+        attestations: vec![short],
+    });
+    let short = proto::PeerMessage {
+        group: 1,
+        incarnation: 1,
+        from: 1,
+        to: 2,
+        body: Some(body),
+    };
+    assert!(matches!(
+        PeerMessage::try_from(short),
+        Err(WireError::BadLength { .. })
+    ));
+}
+
+#[test]
 fn every_proposal_survives() {
     let request = RequestId {
         session: SessionId(6),
@@ -307,6 +349,16 @@ fn every_proposal_survives() {
         }),
         Proposal::Change(Change::Remove { node, data }),
         Proposal::Barrier,
+        Proposal::Activate(Deployment {
+            component: ComponentId([9; 32]),
+            profile: Bytes::from_static(b"{}"),
+            quota: Quota {
+                commands_per_second: 7,
+                in_flight_bytes: 1 << 40,
+            },
+        }),
+        Proposal::Resume,
+        Proposal::Trust { node },
     ];
     let forwards = proposals
         .into_iter()

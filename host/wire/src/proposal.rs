@@ -1,10 +1,13 @@
 //! Proposals and what becomes of them.
 
-use skep_core::id::{LogIndex, NodeId, RequestId, SessionId, Term};
+use bytes::Bytes;
+use skep_core::deployment::{Deployment, Quota};
+use skep_core::id::{ComponentId, LogIndex, NodeId, RequestId, SessionId, Term};
 use skep_core::outcome::{GuestFault, Outcome};
 use skep_core::proposal::{Change, ChangeRefusal, Command, Proposal, ProposalError, Response};
 
 use crate::error::WireError;
+use crate::peer::fixed;
 use crate::proto::{self, change::Kind, outcome, proposal, proposal_error};
 
 impl From<Proposal> for proto::Proposal {
@@ -18,6 +21,14 @@ impl From<Proposal> for proto::Proposal {
             }),
             Proposal::OpenSession => proposal::Body::OpenSession(proto::Nothing {}),
             Proposal::Barrier => proposal::Body::Barrier(proto::Nothing {}),
+            Proposal::Resume => proposal::Body::Resume(proto::Nothing {}),
+            Proposal::Trust { node } => proposal::Body::Trust(node.0),
+            Proposal::Activate(deployment) => proposal::Body::Activate(proto::Deployment {
+                component: Bytes::copy_from_slice(&deployment.component.0),
+                profile: deployment.profile,
+                commands_per_second: deployment.quota.commands_per_second,
+                in_flight_bytes: deployment.quota.in_flight_bytes,
+            }),
             Proposal::Change(change) => {
                 let (kind, node, data) = match change {
                     Change::Add { node, data } => (Kind::Add, node, data),
@@ -50,6 +61,16 @@ impl TryFrom<proto::Proposal> for Proposal {
                 }),
                 proposal::Body::OpenSession(_) => Self::OpenSession,
                 proposal::Body::Barrier(_) => Self::Barrier,
+                proposal::Body::Resume(_) => Self::Resume,
+                proposal::Body::Trust(node) => Self::Trust { node: NodeId(node) },
+                proposal::Body::Activate(deployment) => Self::Activate(Deployment {
+                    component: ComponentId(fixed("a component id", &deployment.component)?),
+                    profile: deployment.profile,
+                    quota: Quota {
+                        commands_per_second: deployment.commands_per_second,
+                        in_flight_bytes: deployment.in_flight_bytes,
+                    },
+                }),
                 proposal::Body::Change(change) => {
                     let (node, data) = (NodeId(change.node), change.data);
                     // Node 0 is not refused here: the leader answers it as it answers every change that makes no sense.
@@ -173,6 +194,8 @@ impl From<ProposalError> for proto::ProposalError {
             ProposalError::Faulted => Body::Faulted(nothing),
             ProposalError::Stopped => Body::Stopped(nothing),
             ProposalError::Unknown => Body::Unknown(nothing),
+            ProposalError::Paused => Body::Paused(nothing),
+            ProposalError::NotNeeded => Body::NotNeeded(nothing),
         };
         Self { body: Some(body) }
     }
@@ -211,6 +234,8 @@ impl TryFrom<proto::ProposalError> for ProposalError {
                 Body::Faulted(_) => Self::Faulted,
                 Body::Stopped(_) => Self::Stopped,
                 Body::Unknown(_) => Self::Unknown,
+                Body::Paused(_) => Self::Paused,
+                Body::NotNeeded(_) => Self::NotNeeded,
             },
         )
     }

@@ -111,6 +111,18 @@ impl Machine {
                     let what = (3_u8, changed.old.0, changed.new.0, changed.term.0);
                     self.note(&mut applied, what);
                 }
+                // Of two components one refuses, on every replica alike.
+                Call::Activate(deployment) => {
+                    let component = deployment.component.0;
+                    self.note(&mut applied, (4_u8, component));
+                    applied.outcomes.push(match component[0] % 2 {
+                        0 => Outcome::Reply(Bytes::new()),
+                        _ => Outcome::Rejected {
+                            code: 1,
+                            message: "another schema".to_owned(),
+                        },
+                    });
+                }
             }
         }
         self.hash = digest((self.hash, applied.input));

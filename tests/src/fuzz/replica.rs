@@ -501,6 +501,7 @@ impl Replica {
                 Effect::Reply { waiter, .. } | Effect::QueryFailed { waiter, .. } => {
                     self.answered(waiter);
                 }
+                Effect::Diverged { .. } => {}
                 Effect::Leader(changed) => assert!(changed.new.0 != 0 && changed.term.0 != 0),
                 Effect::Removed => self.ended = true,
                 Effect::Halt { reason } => {
@@ -596,6 +597,7 @@ impl Replica {
                             Outcome::Reply(self.commands.to_string().into())
                         })),
                         Call::ConfChange(change) => outcomes.push(Outcome::Reply(change.data)),
+                        Call::Activate(_) => outcomes.push(Outcome::Reply(Bytes::new())),
                         Call::Init(_) | Call::StatusChange(_) => {}
                     }
                 }
@@ -620,7 +622,9 @@ impl Replica {
                     snapshot: Some(name),
                 }
             }
-            Work::Restore { context, snapshot } => {
+            Work::Restore {
+                context, snapshot, ..
+            } => {
                 assert_eq!(context.index, snapshot.index);
                 assert!(self.files.contains_key(&(snapshot.index, snapshot.digest)));
                 self.worked = context.index;

@@ -43,7 +43,7 @@ fn every_replica_changes_at_one_place_of_the_log() {
     cluster.tick(20);
     assert_eq!(runs(&mut cluster), [5, 5, 5]);
     assert_eq!(cluster.commands(2), ["a", "b"]);
-    let component = cluster.status(2).expect("runs").component;
+    let component = cluster.status(2).expect("runs").deployed;
     assert_eq!(component, Some(ComponentId([5; 32])));
 }
 
@@ -65,7 +65,7 @@ fn a_refusal_leaves_everything_as_it_was() {
     );
     assert!(cluster.reply(1, behind).expect("answered").is_ok());
     assert_eq!(runs(&mut cluster), [5, 5, 5]);
-    let component = cluster.status(1).expect("runs").component;
+    let component = cluster.status(1).expect("runs").deployed;
     assert_eq!(component, Some(ComponentId([5; 32])));
 }
 

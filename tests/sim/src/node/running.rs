@@ -260,6 +260,10 @@ impl Running {
                         result: Err(error),
                     }),
                     Effect::Leader(_) => {}
+                    Effect::Diverged { index, .. } => {
+                        let text = format!("replicas are said to differ at barrier {index}");
+                        return Err(violation("no false alarm", place, text).into());
+                    }
                     Effect::Removed => removed = true,
                     Effect::Halt { reason } => {
                         return Err(violation("a replica goes on", place, reason).into());
