@@ -173,8 +173,22 @@ impl Catalog {
             Command::PutComponent(component) => self.put_component(component),
             Command::CreateGroup(group) => self.create_group(index, group),
             Command::RemoveGroup { group } => self.remove_group(group),
-            Command::AddMember { group, node } => self.add_member(group, node),
-            Command::RemoveMember { group, node } => self.remove_member(group, node),
+            Command::AddMember {
+                group,
+                incarnation,
+                node,
+            } => {
+                self.check_life(group, incarnation)?;
+                self.add_member(group, node)
+            }
+            Command::RemoveMember {
+                group,
+                incarnation,
+                node,
+            } => {
+                self.check_life(group, incarnation)?;
+                self.remove_member(group, node)
+            }
         }?;
         self.version = index;
         Ok(reply)
@@ -321,6 +335,16 @@ impl Catalog {
         let group = self.groups.remove(&id).ok_or_else(|| no_such_group(id))?;
         self.names.remove(&group.name);
         Ok(Reply::Group(group))
+    }
+
+    fn check_life(&self, id: GroupId, incarnation: Incarnation) -> Result<(), Refusal> {
+        let group = self.groups.get(&id).ok_or_else(|| no_such_group(id))?;
+        if group.incarnation == incarnation {
+            return Ok(());
+        }
+        Err(Refusal::Invalid(format!(
+            "group {id} was removed and created anew meanwhile; look at it and decide again"
+        )))
     }
 
     fn add_member(&mut self, id: GroupId, node: NodeId) -> Result<Reply, Refusal> {

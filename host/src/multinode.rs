@@ -145,6 +145,12 @@ impl MultiNode {
         self.inner.router.route(group).is_ok()
     }
 
+    /// Which life of the group this node's replica is of, if there is one here.
+    pub fn incarnation(&self, group: GroupId) -> Option<Incarnation> {
+        let route = self.inner.router.route(group).ok()?;
+        Some(Incarnation(route.key.incarnation))
+    }
+
     /// What this node's replica of the group says of itself.
     ///
     /// # Errors

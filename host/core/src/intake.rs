@@ -53,13 +53,17 @@ impl Group {
     /// addresses it by: ids are never given twice, so it cannot be meant for somebody else.
     fn is_for_us(&mut self, message: &PeerMessage) -> bool {
         use eraftpb::MessageType as Type;
-        if self.replica.0 != 0 {
-            return message.to == self.replica;
-        }
         let from_a_leader = matches!(
             &message.body,
             Body::Raft(raft) if matches!(raft.msg_type, Type::MsgAppend | Type::MsgHeartbeat | Type::MsgSnapshot)
         );
+        if self.replica.0 != 0 {
+            // A node has one member of a group at most. Whoever knows nothing yet never had a vote, so nobody needs it.
+            if from_a_leader && message.to > self.replica && self.is_blank() {
+                self.gone();
+            }
+            return message.to == self.replica && !self.has_ended();
+        }
         if !from_a_leader || message.to <= self.config.removed_through {
             return false;
         }

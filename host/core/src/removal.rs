@@ -106,7 +106,7 @@ impl Group {
     /// Asks the members whether it was removed; each who knows answers. A leader's heartbeats and a candidate's request for
     /// votes ask too, but a learner that was away campaigns never, and a removed replica no more.
     pub(crate) fn ask_if_nobody_else_does(&mut self) {
-        let asks = self.is_leaving() || (!self.is_promotable() && self.leader_node().is_none());
+        let asks = self.is_leaving() || (!self.is_promotable() && self.hears_of_no_leader());
         let due = self
             .ticks
             .is_multiple_of(u64::from(self.config.election_ticks));
@@ -121,10 +121,18 @@ impl Group {
             return;
         }
         let members = self.state.membership.members();
-        let members: Vec<_> = members
+        let mut members: Vec<_> = members
             .iter()
             .map(|(id, member)| (*id, member.node))
             .collect();
+        if members.is_empty() {
+            // It was never told who they are; whoever spoke to it may know.
+            members = self
+                .addresses
+                .iter()
+                .map(|(id, node)| (*id, *node))
+                .collect();
+        }
         for (replica, node) in members {
             let question = eraftpb::Message {
                 msg_type: MessageType::MsgHeartbeatResponse,
@@ -168,6 +176,25 @@ impl Group {
     /// Whether this replica knows that it was removed.
     fn is_leaving(&self) -> bool {
         self.removals.own.is_some()
+    }
+
+    /// Whether it has nothing of its group: no entry, no snapshot.
+    pub(crate) fn is_blank(&self) -> bool {
+        self.state.membership.members().is_empty()
+            && self
+                .raft
+                .as_ref()
+                .is_some_and(|raft| raft.0.raft.raft_log.last_index() == 0)
+    }
+
+    /// Whether the leader is silent. A voter forgets a silent leader when it campaigns, a learner never does.
+    fn hears_of_no_leader(&self) -> bool {
+        let patience = 2 * self.config.election_ticks as usize;
+        self.leader_replica().is_none()
+            || self
+                .raft
+                .as_ref()
+                .is_some_and(|raft| raft.0.raft.election_elapsed > patience)
     }
 
     fn is_promotable(&self) -> bool {

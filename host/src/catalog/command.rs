@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use skep_core::id::{ComponentId, GroupId, NodeId};
+use skep_core::id::{ComponentId, GroupId, Incarnation, NodeId};
 use skep_machine::wasm::Profile;
 
 use super::{ComponentRecord, GroupRecord, NodeRecord};
@@ -28,6 +28,8 @@ pub enum Command {
     AddMember {
         /// The group.
         group: GroupId,
+        /// The life of it that is meant.
+        incarnation: Incarnation,
         /// The node.
         node: NodeId,
     },
@@ -35,6 +37,8 @@ pub enum Command {
     RemoveMember {
         /// The group.
         group: GroupId,
+        /// The life of it that is meant: what a replica of a former one said of its members is no reason.
+        incarnation: Incarnation,
         /// The node.
         node: NodeId,
     },

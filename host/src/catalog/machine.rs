@@ -321,12 +321,18 @@ mod tests {
                 Command::RemoveGroup { group: GroupId(7) },
                 Command::AddMember {
                     group: GroupId(1),
+                    incarnation: Incarnation(5),
                     node: NodeId(9),
+                },
+                Command::RemoveMember {
+                    group: GroupId(1),
+                    incarnation: Incarnation(4),
+                    node: NodeId(3),
                 },
             ],
         );
         let codes: Vec<u32> = outcomes.iter().map(code).collect();
-        assert_eq!(codes, [409, 400, 400, 400, 404, 400, 404, 404, 404]);
+        assert_eq!(codes, [409, 400, 400, 400, 404, 400, 404, 404, 404, 400]);
         let garbage = machine
             .apply(&EntryContext::default(), &[Bytes::from_static(b"{")])
             .unwrap();
@@ -360,13 +366,16 @@ mod tests {
         let (mut machine, _states) = seeded();
         let outcomes = run(&mut machine, 6, &[create("b", &[1])]);
         let id = group(&outcomes[0]).id;
+        let incarnation = Incarnation(6);
         let (add, remove) = (
             |node| Command::AddMember {
                 group: id,
+                incarnation,
                 node: NodeId(node),
             },
             |node| Command::RemoveMember {
                 group: id,
+                incarnation,
                 node: NodeId(node),
             },
         );

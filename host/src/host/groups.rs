@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use skep_core::id::{ComponentId, GroupId, NodeId};
+use skep_core::id::{ComponentId, NodeId};
 use skep_core::status::{Health, Status};
 
 use super::reconcile::blocking;
@@ -330,14 +330,23 @@ impl Host {
 impl Host {
     pub(super) async fn changed_group(
         &self,
-        group: GroupId,
+        record: &GroupRecord,
         node: NodeId,
         add: bool,
     ) -> Result<GroupInfo, HostError> {
+        let (group, incarnation) = (record.id, record.incarnation);
         let command = if add {
-            Command::AddMember { group, node }
+            Command::AddMember {
+                group,
+                incarnation,
+                node,
+            }
         } else {
-            Command::RemoveMember { group, node }
+            Command::RemoveMember {
+                group,
+                incarnation,
+                node,
+            }
         };
         let record = self.change_group(&command).await?;
         Ok(self.group_info(&record).await)

@@ -18,7 +18,7 @@ impl Host {
     /// Adds a node to a group, as a learner that is promoted when it has caught up.
     pub async fn add_member(&self, request: OfGroupAndNode) -> Result<GroupInfo, HostError> {
         let record = self.find(&request.group).await?;
-        let info = self.changed_group(record.id, request.node, true).await?;
+        let info = self.changed_group(&record, request.node, true).await?;
         self.change_member(&request, method::MEMBER_ADD, Reach::Cluster)
             .await?;
         tracing::info!(group = %record.id, node = %request.node, "member added");
@@ -37,7 +37,7 @@ impl Host {
         self.change_member(&request, method::MEMBER_REMOVE, Reach::Cluster)
             .await?;
         tracing::info!(group = %record.id, node = %request.node, "member removed");
-        self.changed_group(record.id, request.node, false).await
+        self.changed_group(&record, request.node, false).await
     }
 
     /// The group's own part of a change, carried out by a node that hosts a replica. What is so already is done.

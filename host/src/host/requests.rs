@@ -156,9 +156,19 @@ impl Host {
         catalog.node(*other).cloned()
     }
 
+    /// Whether this node has a replica of the life of the group that it knows of. One of a former life goes soon, and what it
+    /// answers says nothing of the group that has its id now.
+    fn is_here(&self, id: GroupId) -> bool {
+        let here = self.inner.node.incarnation(id);
+        match self.catalog().group(id) {
+            Some(record) => here == Some(record.incarnation),
+            None => here.is_some(),
+        }
+    }
+
     /// Where a group is served.
     pub(super) async fn place(&self, id: GroupId, reach: Reach) -> Result<Place, HostError> {
-        if self.inner.node.exists(id) {
+        if self.is_here(id) {
             return Ok(None);
         }
         self.others(id, NodeId(0), reach).await.map(Some)
@@ -171,7 +181,7 @@ impl Host {
         node: NodeId,
         reach: Reach,
     ) -> Result<Place, HostError> {
-        let here = self.inner.node.exists(id);
+        let here = self.is_here(id);
         if here && (node != self.id() || reach == Reach::Node) {
             return Ok(None);
         }

@@ -286,6 +286,11 @@ impl Node {
         }
     }
 
+    /// Whether it has a replica of this life of a group.
+    pub fn hosts(&self, key: GroupKey) -> bool {
+        self.replicas().any(|(place, _, _)| place.key == key)
+    }
+
     /// What each replica says of itself, and the state of its machine.
     pub fn replicas(&self) -> impl Iterator<Item = (Place, Status, Option<u64>)> {
         self.running

@@ -89,7 +89,10 @@ impl World {
                     .members
                     .iter()
                     .any(|member| member.replica == status.replica);
-                if !is_member && status.part != Part::Uninitialized {
+                // One that was never told anything knows nobody to ask, once it was restarted; the next that is added in its
+                // place takes it.
+                let is_blank = status.members.is_empty();
+                if !is_member && !is_blank {
                     return Err(format!(
                         "group {group}: node {} still holds a removed replica: {status:#?}",
                         place.node

@@ -92,7 +92,11 @@ impl World {
             self.waiters.remove(&waiter);
         }
         self.wake_operator(group, PATIENCE);
-        let Some(node) = self.a_host(task.key) else {
+        // As the host does: a replica of a former life says nothing of this one's members.
+        let Some(node) = self.a_host(task.key).filter(|node| {
+            let node = self.nodes.get(node);
+            node.is_some_and(|node| node.hosts(task.key))
+        }) else {
             return Ok(());
         };
         let waiter = self.waiter(Who::Operator(group));
