@@ -1,10 +1,11 @@
-//! Threads that run machines: few while calls are short, more as soon as calls are stuck.
+//! Threads that run machines: few while calls are short, more as soon as calls are stuck. Who has used least runs first.
 
-use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use crate::run_queue::{Account, RunQueue};
 
 /// Stack of a machine thread: what the sandbox asks for, which native machines share.
 const STACK_BYTES: usize = skep_machine::wasm::APPLY_THREAD_STACK_BYTES;
@@ -40,7 +41,7 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    tasks: VecDeque<Task>,
+    tasks: RunQueue<Task>,
     threads: usize,
     idle: usize,
     /// Counts tasks taken, so that the supervisor sees whether any was.
@@ -71,10 +72,15 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Queues a task. A task that panics ends alone. After [`Pool::stop`] tasks are still taken while threads remain, so
-    /// that what was begun can be ended.
+    /// Queues a task of the host's own. A task that panics ends alone. After [`Pool::stop`] tasks are still taken while
+    /// threads remain, so that what was begun can be ended.
     pub(crate) fn run(&self, task: impl FnOnce() + Send + 'static) {
-        self.shared.run(Box::new(task));
+        self.shared.run(None, Box::new(task));
+    }
+
+    /// Queues the next turn of an actor, behind those that have used less; otherwise as [`Pool::run`].
+    pub(crate) fn run_for(&self, account: &Account, turn: impl FnOnce() + Send + 'static) {
+        self.shared.run(Some(account), Box::new(turn));
     }
 
     /// Lets queued tasks finish and waits for the threads to end, at most `limit`; answers how many are left, stuck in
@@ -104,9 +110,12 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn run(self: &Arc<Self>, task: Task) {
+    fn run(self: &Arc<Self>, account: Option<&Account>, task: Task) {
         let mut state = self.lock();
-        state.tasks.push_back(task);
+        match account {
+            Some(account) => state.tasks.push(account, task),
+            None => state.tasks.push_free(task),
+        }
         if state.idle > 0 {
             self.work.notify_one();
         }
@@ -136,7 +145,7 @@ impl Shared {
     fn work(&self) {
         let mut state = self.lock();
         loop {
-            if let Some(task) = state.tasks.pop_front() {
+            if let Some(task) = state.tasks.pop() {
                 state.taken += 1;
                 drop(state);
                 if catch_unwind(AssertUnwindSafe(task)).is_err() {
