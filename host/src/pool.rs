@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::clock::Stopwatch;
 use crate::run_queue::{Account, RunQueue};
 
 /// Stack of a machine thread: what the sandbox asks for, which native machines share.
@@ -37,6 +38,7 @@ struct Shared {
     /// A thread has ended.
     ended: Condvar,
     base: usize,
+    since: Stopwatch,
 }
 
 #[derive(Default)]
@@ -60,6 +62,7 @@ impl Pool {
             pressure: Condvar::new(),
             ended: Condvar::new(),
             base: base.clamp(1, THREADS_MAX),
+            since: Stopwatch::start(),
         });
         let pool = Self { shared };
         for _ in 0..pool.shared.base {
@@ -106,6 +109,11 @@ impl Drop for Pool {
 }
 
 impl Shared {
+    /// Nanoseconds since the pool started.
+    fn now(&self) -> u64 {
+        u64::try_from(self.since.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -113,8 +121,8 @@ impl Shared {
     fn run(self: &Arc<Self>, account: Option<&Account>, task: Task) {
         let mut state = self.lock();
         match account {
-            Some(account) => state.tasks.push(account, task),
-            None => state.tasks.push_free(task),
+            Some(account) => state.tasks.push(self.now(), account, task),
+            None => state.tasks.push_free(self.now(), task),
         }
         if state.idle > 0 {
             self.work.notify_one();
@@ -145,13 +153,14 @@ impl Shared {
     fn work(&self) {
         let mut state = self.lock();
         loop {
-            if let Some(task) = state.tasks.pop() {
+            if let Some((taken, task)) = state.tasks.pop(self.now()) {
                 state.taken += 1;
                 drop(state);
                 if catch_unwind(AssertUnwindSafe(task)).is_err() {
                     tracing::error!("a machine task panicked");
                 }
                 state = self.lock();
+                state.tasks.ended(taken);
                 continue;
             }
             if state.stopping {
