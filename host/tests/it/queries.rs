@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use bytes::Bytes;
 use skep::{
-    ConfChange, Config, Consistency, EntryContext, GroupConfig, LeaderChanged, LogIndex,
+    ConfChange, Config, Consistency, EntryContext, GroupConfig, GroupId, LeaderChanged, LogIndex,
     MachineError, MultiNode, NodeId, Outcome, Peer, StateMachine, Ticker,
 };
 use skep_core::status::Health;
@@ -177,6 +177,7 @@ impl Reader for TallyReader {
 struct Snapshots {
     gate: Gate,
     fail: AtomicBool,
+    placed: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -202,7 +203,9 @@ impl Vfs for Files {
                 return Err(io::Error::other("on purpose"));
             }
         }
-        DiskVfs.rename(from, to)
+        DiskVfs.rename(from, to)?;
+        self.0.placed.fetch_add(1, SeqCst);
+        Ok(())
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
@@ -349,6 +352,10 @@ async fn a_query_sees_every_command_that_was_before_it() {
         (alone.node().node_status().requests == 2).then_some(())
     })
     .await;
+    // A shard answers in the round after the one in which it handed the query on.
+    for _ in 0..2 {
+        alone.node().status(GROUP).await.expect("a status");
+    }
     alone.stage.applies.open();
     let response = soon("the command", command).await.expect("no panic");
     let response = response.expect("applied");
@@ -442,7 +449,11 @@ async fn a_snapshot_that_does_not_become_durable_faults_the_group_and_acknowledg
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removed_group_leaves_no_snapshot_that_was_on_its_way() {
-    let alone = Alone::start().await.leads().await;
+    let mut alone = Alone::start().await.leads().await;
+    let others = [8, 9, 10, 11].map(GroupId);
+    for other in others {
+        alone.cluster.create(other, &[ONE]).await;
+    }
     alone.propose().await;
     alone.snapshots.gate.close();
     let node = alone.node().clone();
@@ -454,8 +465,17 @@ async fn a_removed_group_leaves_no_snapshot_that_was_on_its_way() {
         .await
         .expect("no panic")
         .expect_err("no snapshot");
+    // Others are removed meanwhile: this one waits for its file.
+    for other in others {
+        let removed = soon("another", alone.node().remove_group(other)).await;
+        removed.expect("removed");
+    }
     assert!(!removal.is_finished());
     alone.snapshots.gate.open();
+    until("the file has its name", || async {
+        (alone.snapshots.placed.load(SeqCst) > 0).then_some(())
+    })
+    .await;
     let removed = soon("the removal", removal).await.expect("no panic");
     removed.expect("removed");
     let files = std::fs::read_dir(alone.cluster.dir(1).join("snap")).expect("the directory");
