@@ -13,7 +13,7 @@
 //! * `mailbox`, `shard`, `replica`: threads that own replicas, and what they are told.
 //! * `outbox`, [`transport`]: messages of a round, merged and sent.
 //! * `store`, `lives`, `convert`: a data directory in use.
-//! * `worker`, `pool`: machines and the threads they run on.
+//! * `worker`, `queries`: machines, and what answers queries beside them; `pool`, `run_queue`: the threads they run on.
 //! * `session`: the node's own sessions, for `retry`.
 //! * [`ticker`], [`clock`]: time.
 
@@ -36,10 +36,12 @@ pub mod node_config;
 mod outbox;
 mod peers;
 mod pool;
+mod queries;
 mod replica;
 mod retry;
 mod route;
 mod router;
+mod run_queue;
 mod session;
 mod shard;
 pub mod status;

@@ -39,6 +39,11 @@ pub(crate) struct Asked<T> {
 }
 
 impl<T> Asked<T> {
+    /// Nobody waits for the answer any more.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.answer.is_closed()
+    }
+
     /// Answers; nobody may be there any more.
     pub(crate) fn answer(self, result: Result<T, Error>) {
         drop(self.answer.send(result));

@@ -1,10 +1,12 @@
-//! Threads that run machines: few while calls are short, more as soon as calls are stuck.
+//! Threads that run machines: few while calls are short, more as soon as calls are stuck. Who has used least runs first.
 
-use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use crate::clock::Stopwatch;
+use crate::run_queue::{Account, RunQueue};
 
 /// Stack of a machine thread: what the sandbox asks for, which native machines share.
 const STACK_BYTES: usize = skep_machine::wasm::APPLY_THREAD_STACK_BYTES;
@@ -36,11 +38,12 @@ struct Shared {
     /// A thread has ended.
     ended: Condvar,
     base: usize,
+    since: Stopwatch,
 }
 
 #[derive(Default)]
 struct State {
-    tasks: VecDeque<Task>,
+    tasks: RunQueue<Task>,
     threads: usize,
     idle: usize,
     /// Counts tasks taken, so that the supervisor sees whether any was.
@@ -59,6 +62,7 @@ impl Pool {
             pressure: Condvar::new(),
             ended: Condvar::new(),
             base: base.clamp(1, THREADS_MAX),
+            since: Stopwatch::start(),
         });
         let pool = Self { shared };
         for _ in 0..pool.shared.base {
@@ -71,10 +75,15 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Queues a task. A task that panics ends alone. After [`Pool::stop`] tasks are still taken while threads remain, so
-    /// that what was begun can be ended.
+    /// Queues a task of the host's own. A task that panics ends alone. After [`Pool::stop`] tasks are still taken while
+    /// threads remain, so that what was begun can be ended.
     pub(crate) fn run(&self, task: impl FnOnce() + Send + 'static) {
-        self.shared.run(Box::new(task));
+        self.shared.run(None, Box::new(task));
+    }
+
+    /// Queues the next turn of an actor, behind those that have used less; otherwise as [`Pool::run`].
+    pub(crate) fn run_for(&self, account: &Account, turn: impl FnOnce() + Send + 'static) {
+        self.shared.run(Some(account), Box::new(turn));
     }
 
     /// Lets queued tasks finish and waits for the threads to end, at most `limit`; answers how many are left, stuck in
@@ -100,13 +109,21 @@ impl Drop for Pool {
 }
 
 impl Shared {
+    /// Nanoseconds since the pool started.
+    fn now(&self) -> u64 {
+        u64::try_from(self.since.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn run(self: &Arc<Self>, task: Task) {
+    fn run(self: &Arc<Self>, account: Option<&Account>, task: Task) {
         let mut state = self.lock();
-        state.tasks.push_back(task);
+        match account {
+            Some(account) => state.tasks.push(self.now(), account, task),
+            None => state.tasks.push_free(self.now(), task),
+        }
         if state.idle > 0 {
             self.work.notify_one();
         }
@@ -136,13 +153,14 @@ impl Shared {
     fn work(&self) {
         let mut state = self.lock();
         loop {
-            if let Some(task) = state.tasks.pop_front() {
+            if let Some((taken, task)) = state.tasks.pop(self.now()) {
                 state.taken += 1;
                 drop(state);
                 if catch_unwind(AssertUnwindSafe(task)).is_err() {
                     tracing::error!("a machine task panicked");
                 }
                 state = self.lock();
+                state.tasks.ended(taken);
                 continue;
             }
             if state.stopping {

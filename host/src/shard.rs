@@ -18,6 +18,7 @@ use crate::error::Error;
 use crate::mailbox::{Completion, Event, FromPeer, Request, Round};
 use crate::outbox::Outbox;
 use crate::pool::Pool;
+use crate::queries::Query;
 use crate::replica::{Replica, Waiting};
 use crate::router::{Router, TransferReporter};
 use crate::store::{Disk, Token};
@@ -91,6 +92,7 @@ impl Shard {
         if let Some(now) = round.tick {
             for (group, replica) in &mut self.replicas {
                 replica.handle(Input::Tick { now });
+                replica.worker.tick();
                 touch(&mut self.touched, *group, replica);
             }
         }
@@ -388,12 +390,12 @@ impl Out<'_> {
                 term,
             } => {
                 if let Some(Waiting::Answer(asked)) = replica.waiters.remove(&waiter) {
-                    replica.worker.push(Job::Query {
+                    replica.worker.push(Job::Query(Query {
                         request,
                         index,
                         term,
                         asked,
-                    });
+                    }));
                 }
             }
             work => {

@@ -228,14 +228,6 @@ impl Disk {
         convert::name(file.mark())
     }
 
-    pub(crate) fn remove_snapshot(
-        &self,
-        key: GroupKey,
-        name: &SnapshotName,
-    ) -> Result<(), LogError> {
-        self.snapshots.remove(key, convert::mark(name).position)
-    }
-
     /// Deletes the snapshots of a group before this index.
     pub(crate) fn prune_snapshots(&self, key: GroupKey, newest: LogIndex) -> Result<(), LogError> {
         self.remove_where(key, |position| position.index < newest.0)

@@ -1,60 +1,57 @@
 //! Runs the machine of one group: an actor with a queue of its own, so that a slow or stuck machine delays only its
 //! own group.
 
-use std::any::Any;
+mod activation;
+mod barrier;
+mod calls;
+mod results;
+
 use std::collections::VecDeque;
-use std::io::{self, Write};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-use bytes::Bytes;
-use skep_core::deployment::Deployment;
 use skep_core::effect::{Call, Work};
-use skep_core::id::{ComponentId, GroupId, LogIndex, Term};
+use skep_core::id::{ComponentId, GroupId, LogIndex};
 use skep_core::input::Input;
 use skep_core::message::SnapshotName;
-use skep_core::outcome::{EntryContext, Outcome};
+use skep_core::outcome::EntryContext;
 use skep_core::proposal::ProposalError;
-use skep_log::GroupKey;
-use skep_machine::state_machine::{Applied, Descriptor, MachineError, StateMachine};
+use skep_log::{GroupKey, SealedSnapshot};
+use skep_machine::state_machine::{Applied, Descriptor, StateMachine};
 use tokio::sync::oneshot;
 
+use self::calls::Machine;
+use self::results::Results;
 use crate::error::Error;
 use crate::exchange::Exchange;
-use crate::mailbox::{Asked, Completion, Event};
+use crate::mailbox::{Completion, Event};
 use crate::pool::Pool;
+use crate::queries::{Queries, Query};
 use crate::replica::Life;
 use crate::router::Router;
+use crate::run_queue::{Account, Meter, TURN_COST};
 use crate::status::QueryAnswer;
 use crate::store::Disk;
 
-/// Jobs a worker does before it lets other groups have its thread.
-const TURN_MAX: usize = 256;
-
-/// Outcomes collected before they are posted, so that one message carries many and none waits for a whole queue.
-const POST_OUTCOMES: usize = 256;
-
-/// Pause before a machine that could not be made is asked for again.
-const MAKE_AGAIN: Duration = Duration::from_secs(1);
-
-/// Code of the rejection of an activation.
-pub(crate) const REFUSED: u32 = 422;
+pub(crate) use self::calls::{Failed, guarded, outcome_of, panic_text};
 
 /// Something for the machine's thread, in order.
 pub(crate) enum Job {
     /// Everything of [`Work`] but queries.
     Work(Work),
-    Query {
-        request: Bytes,
-        index: LogIndex,
-        term: Term,
-        asked: Asked<QueryAnswer>,
-    },
+    Query(Query),
     /// A newer snapshot is durable in the log: delete the files before it. In the queue, so that no file goes that an
     /// earlier job still restores from.
     Prune(SnapshotName),
+    /// The snapshot of a barrier did not become durable, and the shard knows.
+    Fail(Failed),
+}
+
+impl Job {
+    /// Whether queries behind it may have to see what it does. A barrier only changes where the state is kept.
+    fn changes_state(&self) -> bool {
+        matches!(self, Self::Work(Work::Apply { .. } | Work::Restore { .. }))
+    }
 }
 
 /// Who a machine belongs to.
@@ -64,6 +61,24 @@ pub(crate) struct Owner {
     pub(crate) name: String,
     pub(crate) life: Life,
     pub(crate) component: ComponentId,
+}
+
+impl Owner {
+    /// Why its machine answers nothing any more.
+    pub(crate) fn refusal(&self, router: &Router) -> Error {
+        let group = GroupId(self.key.group);
+        match router.route(group) {
+            Ok(route) if route.life == self.life => Error::Proposal {
+                group,
+                source: ProposalError::Faulted,
+            },
+            Ok(_) => Error::NoSuchGroup {
+                group,
+                node: router.node,
+            },
+            Err(gone) => gone,
+        }
+    }
 }
 
 /// The handle of an actor; clones share it.
@@ -77,22 +92,15 @@ struct Actor {
     disk: Arc<Disk>,
     router: Arc<Router>,
     pool: Arc<Pool>,
-    queue: Mutex<Queue>,
-    /// Locked only by the one task that runs.
-    machine: Mutex<Option<Machine>>,
+    account: Account,
     exchange: Option<Exchange>,
+    queue: Mutex<Queue>,
     /// The actor was halted; wakes whoever waits until a machine can be made.
     halting: Condvar,
+    results: Mutex<Results>,
     running: Mutex<Running>,
-}
-
-struct Machine {
-    machine: Box<dyn StateMachine>,
-    /// What it runs; none for one that is never exchanged.
-    deployment: Option<Deployment>,
-    applied: LogIndex,
-    /// It was given work.
-    begun: bool,
+    /// Locked only by the one task that runs.
+    machine: Mutex<Option<Machine>>,
 }
 
 /// What a group runs on this node now.
@@ -105,25 +113,19 @@ pub(crate) struct Running {
 #[derive(Default)]
 struct Queue {
     jobs: VecDeque<Job>,
+    /// Answers queries, if the machine can have that done beside its commands.
+    queries: Option<Queries>,
+    /// Jobs that change the state and are not done: queued, or in hand.
+    unapplied: usize,
+    /// The snapshot of a barrier is being made durable, by a task of its own.
+    settling: bool,
     /// A task of the actor is queued or runs.
     scheduled: bool,
     halted: bool,
+    /// The machine of a halted actor was dropped.
+    ended: bool,
     erase: Option<Option<oneshot::Sender<Result<(), Error>>>>,
 }
-
-impl Machine {
-    fn schema(&self) -> u32 {
-        self.machine.describe().schema
-    }
-
-    fn component(&self, owner: &Owner) -> ComponentId {
-        let deployment = self.deployment.as_ref();
-        deployment.map_or(owner.component, |deployment| deployment.component)
-    }
-}
-
-/// Why a machine can no longer be run.
-struct Failed(String);
 
 impl Worker {
     pub(crate) fn new(
@@ -138,48 +140,52 @@ impl Worker {
             component: owner.component,
             descriptor: machine.describe(),
         });
-        let machine = Mutex::new(Some(Machine {
-            machine,
-            deployment: exchange.as_ref().map(|exchange| exchange.current.clone()),
-            applied: LogIndex(0),
-            begun: false,
-        }));
+        let actor = Actor {
+            owner,
+            disk,
+            router,
+            pool,
+            account: Account::default(),
+            exchange,
+            queue: Mutex::default(),
+            halting: Condvar::new(),
+            results: Mutex::default(),
+            running,
+            machine: Mutex::default(),
+        };
+        actor.lock().queries = actor.queries_of(&*machine);
+        let exchange = actor.exchange.as_ref();
+        let machine = Machine::new(machine, exchange.map(|exchange| exchange.current.clone()));
+        *actor.machine() = Some(machine);
         Self {
-            actor: Arc::new(Actor {
-                exchange,
-                halting: Condvar::new(),
-                running,
-                owner,
-                disk,
-                router,
-                pool,
-                queue: Mutex::default(),
-                machine,
-            }),
+            actor: Arc::new(actor),
         }
     }
 
-    /// Queues a job; after [`Worker::halt`] it is dropped, and a query is answered so.
+    /// Queues a job; after [`Worker::halt`] it is dropped, and a query is answered so. A query that has nothing to wait for
+    /// is handed on at once: it does not wait for a barrier.
     pub(crate) fn push(&self, job: Job) {
-        let mut queue = self.actor.lock();
+        let actor = &self.actor;
+        let mut queue = actor.lock();
         if queue.halted {
             drop(queue);
-            self.actor.refuse(job);
+            actor.refuse(job);
             return;
         }
-        queue.jobs.push_back(job);
-        self.actor.schedule(queue);
+        match (job, &queue.queries) {
+            (Job::Query(query), Some(queries)) if queue.unapplied == 0 => queries.push(query),
+            (job, _) => {
+                queue.unapplied += usize::from(job.changes_state());
+                queue.jobs.push_back(job);
+                actor.schedule(queue);
+            }
+        }
     }
 
-    /// Ends the actor: nothing queued is run any more, and the machine is dropped once its present call returns.
-    pub(crate) fn halt(&self) {
-        let mut queue = self.actor.lock();
-        queue.halted = true;
-        let jobs = std::mem::take(&mut queue.jobs);
-        self.actor.halting.notify_all();
-        self.actor.schedule(queue);
-        for job in jobs {
-            self.actor.refuse(job);
+    /// Time passes: what is not used is let go.
+    pub(crate) fn tick(&self) {
+        if let Some(queries) = &self.actor.lock().queries {
+            queries.tick();
         }
     }
 
@@ -194,6 +200,22 @@ impl Worker {
         self.actor.router.divergences.fetch_add(1, Relaxed);
     }
 
+    /// Ends the actor: nothing queued is run any more, and the machine is dropped once its present call returns.
+    pub(crate) fn halt(&self) {
+        let mut queue = self.actor.lock();
+        queue.halted = true;
+        let jobs = std::mem::take(&mut queue.jobs);
+        let queries = queue.queries.take();
+        self.actor.halting.notify_all();
+        self.actor.schedule(queue);
+        for job in jobs {
+            self.actor.refuse(job);
+        }
+        if let Some(queries) = queries {
+            queries.halt();
+        }
+    }
+
     /// Deletes the snapshot files of the group, when its present call has returned; for a halted actor.
     pub(crate) fn erase(&self, done: Option<oneshot::Sender<Result<(), Error>>>) {
         let mut queue = self.actor.lock();
@@ -202,113 +224,117 @@ impl Worker {
     }
 }
 
+/// What a turn does next.
+enum Next {
+    Job(Job),
+    /// The actor was halted.
+    End(Option<Option<oneshot::Sender<Result<(), Error>>>>),
+    /// Nothing, until something is queued.
+    Sleep,
+}
+
 impl Actor {
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn machine(&self) -> MutexGuard<'_, Option<Machine>> {
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn results(&self) -> MutexGuard<'_, Results> {
+        self.results.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn schedule(self: &Arc<Self>, mut queue: MutexGuard<'_, Queue>) {
         if !std::mem::replace(&mut queue.scheduled, true) {
             drop(queue);
             let actor = Arc::clone(self);
-            self.pool.run(move || actor.turn());
+            self.pool.run_for(&self.account, move || actor.turn());
         }
     }
 
     /// Works the queue off, for one turn.
     fn turn(self: Arc<Self>) {
-        let mut cell = self.machine.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut post = Post {
-            actor: &self,
-            events: Vec::new(),
-            outcomes: 0,
-        };
-        for _ in 0..TURN_MAX {
-            let mut queue = self.lock();
-            if queue.halted {
-                let erase = queue.erase.take();
-                drop(queue);
-                *cell = None;
-                if let Some(done) = erase {
-                    self.erase(done);
-                }
-                queue = self.lock();
-                if queue.erase.is_none() {
-                    queue.scheduled = false;
-                    return;
-                }
-                continue;
-            }
-            let Some(job) = queue.jobs.pop_front() else {
-                // Before the flag is cleared: from then on another task may post, and results must not be overtaken.
-                if post.is_empty() {
-                    queue.scheduled = false;
-                    return;
-                }
-                drop(queue);
-                post.flush();
-                continue;
-            };
-            drop(queue);
-            match cell.as_mut() {
-                Some(machine) => {
-                    if let Err(Failed(reason)) = self.run(machine, job, &mut post) {
-                        tracing::error!(group = self.owner.key.group, name = %self.owner.name, reason, "the machine of a group has failed on this node");
-                        *cell = None;
-                        post.push(Input::MachineFailed { reason });
+        let mut cell = self.machine();
+        let mut meter = Meter::start();
+        while meter.cost() < TURN_COST {
+            match self.next(&meter) {
+                Next::Job(Job::Fail(Failed(reason))) => self.let_go(&mut cell, &reason),
+                Next::Job(job) => {
+                    let changed = job.changes_state();
+                    match cell.as_mut() {
+                        Some(machine) => {
+                            if let Err(Failed(reason)) = self.run(machine, job, &mut meter) {
+                                self.let_go(&mut cell, &reason);
+                                self.push(Input::MachineFailed { reason });
+                            }
+                        }
+                        None => self.refuse(job),
+                    }
+                    if changed {
+                        self.lock().unapplied -= 1;
                     }
                 }
-                None => self.refuse(job),
+                Next::End(erase) => {
+                    *cell = None;
+                    self.results().clear();
+                    if let Some(done) = erase {
+                        self.erase(done);
+                    }
+                }
+                Next::Sleep => return,
             }
         }
-        post.flush();
-        drop(post);
+        self.post();
+        self.account.charge(meter.cost());
         drop(cell);
         let actor = Arc::clone(&self);
-        self.pool.run(move || actor.turn());
+        self.pool.run_for(&self.account, move || actor.turn());
     }
 
-    fn run(&self, machine: &mut Machine, job: Job, post: &mut Post<'_>) -> Result<(), Failed> {
-        match job {
-            Job::Work(work) => {
-                // A panic leaves the machine in no known state; it is dropped, so nothing broken is seen again.
-                if let Some(input) = guarded(|| self.work(machine, work))? {
-                    post.push(input);
-                }
-                Ok(())
+    /// Decides under the lock of the queue, so that whoever changes it afterwards finds the actor asleep and wakes it.
+    fn next(&self, meter: &Meter) -> Next {
+        let mut queue = self.lock();
+        if queue.halted {
+            // A snapshot that becomes durable after the others were deleted would stay.
+            let erase = if queue.settling {
+                None
+            } else {
+                queue.erase.take()
+            };
+            if erase.is_some() || !queue.ended {
+                queue.ended = true;
+                return Next::End(erase);
             }
-            Job::Query {
-                request,
-                index,
-                term,
-                asked,
-            } => {
-                let group = GroupId(self.owner.key.group);
-                match guarded(|| Ok(machine.machine.query(&request).or_else(outcome_of))) {
-                    Ok(Ok(outcome)) => {
-                        asked.answer(Ok(QueryAnswer {
-                            outcome,
-                            index: machine.applied.max(index),
-                            term,
-                        }));
+        } else if !(queue.settling && self.results().is_full())
+            && let Some(job) = queue.jobs.pop_front()
+        {
+            return Next::Job(job);
+        }
+        self.post();
+        self.account.charge(meter.cost());
+        queue.scheduled = false;
+        Next::Sleep
+    }
+
+    fn run(
+        self: &Arc<Self>,
+        machine: &mut Machine,
+        job: Job,
+        meter: &mut Meter,
+    ) -> Result<(), Failed> {
+        match job {
+            // A panic leaves the machine in no known state; it is dropped, so nothing broken is seen again.
+            Job::Work(work) => guarded(|| self.work(machine, work, meter)),
+            Job::Query(query) => {
+                let queries = self.lock().queries.clone();
+                match queries {
+                    Some(queries) => {
+                        queries.push(query);
                         Ok(())
                     }
-                    // Queries have an instance of their own, so what applies commands is untouched.
-                    Ok(Err(Failed(reason))) => {
-                        tracing::warn!(%group, name = %self.owner.name, reason, "a query could not be run on this node");
-                        asked.answer(Err(Error::Proposal {
-                            group,
-                            source: ProposalError::Faulted,
-                        }));
-                        Ok(())
-                    }
-                    Err(failed) => {
-                        asked.answer(Err(Error::Proposal {
-                            group,
-                            source: ProposalError::Faulted,
-                        }));
-                        Err(failed)
-                    }
+                    None => self.query(machine, query),
                 }
             }
             Job::Prune(newest) => {
@@ -317,28 +343,35 @@ impl Actor {
                 }
                 Ok(())
             }
+            Job::Fail(failed) => Err(failed),
         }
     }
 
-    fn work(&self, machine: &mut Machine, work: Work) -> Result<Option<Input>, Failed> {
+    fn work(
+        self: &Arc<Self>,
+        machine: &mut Machine,
+        work: Work,
+        meter: &mut Meter,
+    ) -> Result<(), Failed> {
         self.begin(machine, &work)?;
         match work {
             Work::Apply { context, calls } => {
                 let applied = self.apply(machine, &context, calls)?;
-                machine.applied = context.index;
-                Ok(Some(Input::Applied {
+                meter.add(applied.fuel);
+                self.push(Input::Applied {
                     index: context.index,
                     outcomes: applied.outcomes,
                     fuel: applied.fuel,
-                }))
+                });
             }
             Work::Barrier { context, state } => {
-                let snapshot = self.barrier(machine, &context, state)?;
-                machine.applied = context.index;
-                Ok(Some(Input::Snapshotted {
-                    index: context.index,
-                    snapshot,
-                }))
+                match barrier::pass(machine, &self.owner, &self.disk, &context, state)? {
+                    Some(sealed) => self.settle(context.index, sealed),
+                    None => self.push(Input::Snapshotted {
+                        index: context.index,
+                        snapshot: None,
+                    }),
+                }
             }
             Work::Restore {
                 context, snapshot, ..
@@ -355,142 +388,16 @@ impl Actor {
                         Failed(format!("snapshot {} is not taken: {error}", snapshot.index))
                     })?;
                 machine.applied = snapshot.index;
-                Ok(Some(Input::Restored {
+                self.push(Input::Restored {
                     index: snapshot.index,
-                }))
+                });
             }
-            Work::Query { .. } => Err(Failed("a query came without its waiter".into())),
-        }
-    }
-
-    /// Makes sure that the machine is of what the group runs at this place of its log, whatever it was brought up with.
-    fn begin(&self, machine: &mut Machine, work: &Work) -> Result<(), Failed> {
-        let first = !std::mem::replace(&mut machine.begun, true);
-        let Some(exchange) = &self.exchange else {
-            return Ok(());
-        };
-        let wanted = match work {
-            Work::Restore {
-                deployment: Some(deployment),
-                ..
-            } => deployment,
-            _ if first => &exchange.founding,
-            _ => return Ok(()),
-        };
-        if machine.deployment.as_ref() != Some(wanted) {
-            let made = self.make(exchange, wanted)?.map_err(failed)?;
-            self.replace(machine, made, wanted.clone());
+            Work::Query { .. } => return Err(Failed("a query came without its waiter".into())),
         }
         Ok(())
     }
 
-    /// Asks for a machine until there is one, or it is certain that there can be none.
-    fn make(
-        &self,
-        exchange: &Exchange,
-        deployment: &Deployment,
-    ) -> Result<Result<Box<dyn StateMachine>, MachineError>, Failed> {
-        loop {
-            match exchange.factory.make(deployment) {
-                Err(MachineError::Local { reason, .. }) => {
-                    let (group, name) = (self.owner.key.group, &self.owner.name);
-                    tracing::warn!(group, name, component = %deployment.component, reason, "the group waits for its machine");
-                    let queue = self.lock();
-                    let waited = self
-                        .halting
-                        .wait_timeout_while(queue, MAKE_AGAIN, |queue| !queue.halted);
-                    let (queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
-                    if queue.halted {
-                        return Err(Failed(format!("it was stopped while it waited: {reason}")));
-                    }
-                }
-                made => return Ok(made),
-            }
-        }
-    }
-
-    fn replace(
-        &self,
-        machine: &mut Machine,
-        made: Box<dyn StateMachine>,
-        deployment: Deployment,
-    ) -> Box<dyn StateMachine> {
-        let running = Running {
-            component: deployment.component,
-            descriptor: made.describe(),
-        };
-        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = running;
-        machine.deployment = Some(deployment);
-        std::mem::replace(&mut machine.machine, made)
-    }
-
-    /// Goes on with another machine from the state of this one. What is answered is the same on every replica: only codes,
-    /// never the words of a guest or of this node.
-    fn activate(
-        &self,
-        machine: &mut Machine,
-        context: &EntryContext,
-        deployment: Deployment,
-    ) -> Result<Applied, Failed> {
-        let answer = |outcome| Applied {
-            outcomes: vec![outcome],
-            fuel: 0,
-        };
-        let refused = |message: String| {
-            answer(Outcome::Rejected {
-                code: REFUSED,
-                message,
-            })
-        };
-        let Some(exchange) = &self.exchange else {
-            return Ok(refused(
-                "the machine of this group cannot be exchanged".into(),
-            ));
-        };
-        let (group, name, index) = (self.owner.key.group, &self.owner.name, context.index.0);
-        let schema = machine.schema();
-        let mut saved = Vec::new();
-        match machine.machine.save(context, &mut saved) {
-            Ok(()) => {}
-            Err(MachineError::Guest { fault, detail, .. }) => {
-                tracing::warn!(group, name, index, %fault, detail, "not upgraded: the running machine failed in save");
-                return Ok(refused(format!(
-                    "the running machine failed in save: {fault}"
-                )));
-            }
-            Err(local) => return Err(failed(local)),
-        }
-        let saved = Bytes::from(saved);
-        let taken = self.make(exchange, &deployment)?.and_then(|mut made| {
-            made.restore(context, schema, saved.clone())?;
-            Ok(made)
-        });
-        match taken {
-            Ok(made) => {
-                tracing::info!(group, name, index, component = %deployment.component, "upgraded");
-                // The former one is dropped here, where its instances cost nobody else time.
-                drop(self.replace(machine, made, deployment));
-                Ok(answer(Outcome::Reply(Bytes::new())))
-            }
-            Err(MachineError::Guest {
-                call,
-                fault,
-                detail,
-            }) => {
-                tracing::warn!(group, name, index, component = %deployment.component, call, %fault, detail, "not upgraded: the new machine does not take the state");
-                // What ran goes on as it does after every save: from its bytes, in a fresh instance.
-                machine
-                    .machine
-                    .restore(context, schema, saved)
-                    .map_err(failed)?;
-                Ok(refused(format!(
-                    "the new machine failed in {call}: {fault}"
-                )))
-            }
-            Err(local) => Err(failed(local)),
-        }
-    }
-
+    /// Applies one entry.
     fn apply(
         &self,
         machine: &mut Machine,
@@ -500,159 +407,104 @@ impl Actor {
         let mut sum = Applied::default();
         for call in calls {
             let applied = match call {
-                Call::Init(config) => {
-                    // Every replica sees the same refusal. A machine without its configuration must never serve.
-                    let applied = machine.machine.init(context, &config).map_err(failed)?;
-                    match applied
-                        .outcomes
-                        .iter()
-                        .find(|outcome| !matches!(outcome, Outcome::Reply(_)))
-                    {
-                        None => Applied {
-                            outcomes: Vec::new(),
-                            fuel: applied.fuel,
-                        },
-                        Some(Outcome::Rejected { code, message }) => {
-                            return Err(Failed(format!(
-                                "init refused the configuration of the group (code {code}): {message}"
-                            )));
-                        }
-                        Some(outcome) => {
-                            return Err(Failed(format!(
-                                "init failed on the configuration of the group: {outcome:?}"
-                            )));
-                        }
-                    }
-                }
-                Call::Commands(commands) => {
-                    let applied = machine.machine.apply(context, &commands).map_err(failed)?;
-                    if applied.outcomes.len() != commands.len() {
-                        let (outcomes, commands) = (applied.outcomes.len(), commands.len());
-                        return Err(Failed(format!(
-                            "apply gave {outcomes} outcomes for {commands} commands"
-                        )));
-                    }
-                    applied
-                }
-                Call::ConfChange(change) => {
-                    match machine.machine.apply_conf_change(context, &change) {
-                        Ok(mut applied) => {
-                            applied.outcomes.truncate(1);
-                            if applied.outcomes.is_empty() {
-                                applied.outcomes.push(Outcome::Reply(Bytes::new()));
-                            }
-                            applied
-                        }
-                        Err(error) => Applied {
-                            outcomes: vec![outcome_of(error)?],
-                            fuel: 0,
-                        },
-                    }
-                }
                 Call::Activate(deployment) => self.activate(machine, context, deployment)?,
-                Call::StatusChange(event) => {
-                    let fuel = match machine.machine.process_status_change(context, &event) {
-                        Ok(applied) => applied.fuel,
-                        Err(error) => {
-                            let fault = outcome_of(error)?;
-                            tracing::warn!(
-                                group = self.owner.key.group,
-                                ?fault,
-                                "the machine failed on a change of leader; nothing changed"
-                            );
-                            0
-                        }
-                    };
-                    Applied {
-                        outcomes: Vec::new(),
-                        fuel,
-                    }
-                }
+                call => machine.call(context, call)?,
             };
             sum.outcomes.extend(applied.outcomes);
             sum.fuel = sum.fuel.saturating_add(applied.fuel);
         }
+        machine.applied = context.index;
         Ok(sum)
     }
 
-    fn barrier(
-        &self,
-        machine: &mut Machine,
-        context: &EntryContext,
-        state: Bytes,
-    ) -> Result<Option<SnapshotName>, Failed> {
-        let local = |error: &dyn std::fmt::Display| {
-            Failed(format!(
-                "the snapshot at {} was not written: {error}",
-                context.index
-            ))
-        };
-        let owner = &self.owner;
-        let writer = self
-            .disk
-            .create_snapshot(
-                owner.key,
-                (context.index, context.term),
-                state,
-                machine.schema(),
-                machine.component(owner),
+    /// The actor that answers queries of a machine beside it.
+    fn queries_of(&self, machine: &dyn StateMachine) -> Option<Queries> {
+        machine.reader().map(|reader| {
+            Queries::new(
+                self.owner.clone(),
+                reader,
+                Arc::clone(&self.router),
+                Arc::clone(&self.pool),
             )
-            .map_err(|error| local(&error))?;
-        let mut writer = Watched {
-            writer,
-            error: None,
-        };
-        let saved = machine.machine.save(context, &mut writer);
-        if let Some(error) = writer.error {
-            return Err(local(&error));
-        }
-        if let Err(error) = saved {
-            return self.degraded(context, error).map(|()| None);
-        }
-        let file = writer.writer.finish().map_err(|error| local(&error))?;
-        let name = Disk::snapshot_name(&file);
-        if let Err(error) = machine
-            .machine
-            .restore(context, machine.schema(), file.guest())
-        {
-            drop(file);
-            self.disk
-                .remove_snapshot(owner.key, &name)
-                .map_err(|error| local(&error))?;
-            return self.degraded(context, error).map(|()| None);
-        }
-        Ok(Some(name))
+        })
     }
 
-    /// The machine cannot save or read back what it saved, on every replica alike: it goes on without a snapshot.
-    fn degraded(&self, context: &EntryContext, error: MachineError) -> Result<(), Failed> {
-        match error {
-            error @ MachineError::Guest { .. } => {
-                let (group, name, index) =
-                    (self.owner.key.group, &self.owner.name, context.index.0);
-                tracing::error!(group, name, index, %error, "no snapshot: the log of the group cannot be compacted");
+    /// Makes the snapshot of a barrier durable, beside what the machine does next; then posts it, and what came after it.
+    fn settle(self: &Arc<Self>, index: LogIndex, sealed: SealedSnapshot) {
+        self.lock().settling = true;
+        self.results().hold();
+        let actor = Arc::clone(self);
+        self.pool.run(move || {
+            let placed = sealed.place();
+            let mut queue = actor.lock();
+            queue.settling = false;
+            let settled = match placed {
+                Ok(file) => Input::Snapshotted {
+                    index,
+                    snapshot: Some(Disk::snapshot_name(&file)),
+                },
+                Err(error) => {
+                    let reason = format!("the snapshot at {index} was not written: {error}");
+                    queue.jobs.push_front(Job::Fail(Failed(reason.clone())));
+                    Input::MachineFailed { reason }
+                }
+            };
+            actor.results().settle(settled);
+            actor.post();
+            // For what had to wait.
+            actor.schedule(queue);
+        });
+    }
+
+    /// Answers a query between entries, from the one state that the machine has.
+    fn query(&self, machine: &mut Machine, query: Query) -> Result<(), Failed> {
+        let Query {
+            request,
+            index,
+            term,
+            asked,
+        } = query;
+        let group = GroupId(self.owner.key.group);
+        let faulted = || Error::Proposal {
+            group,
+            source: ProposalError::Faulted,
+        };
+        match guarded(|| Ok(machine.machine.query(&request).or_else(outcome_of))) {
+            Ok(Ok(outcome)) => {
+                asked.answer(Ok(QueryAnswer {
+                    outcome,
+                    index: machine.applied.max(index),
+                    term,
+                }));
                 Ok(())
             }
-            error @ MachineError::Local { .. } => Err(failed(error)),
+            // The query alone could not be run: nothing has changed.
+            Ok(Err(Failed(reason))) => {
+                tracing::warn!(%group, name = %self.owner.name, reason, "a query could not be run on this node");
+                asked.answer(Err(faulted()));
+                Ok(())
+            }
+            Err(failed) => {
+                asked.answer(Err(faulted()));
+                Err(failed)
+            }
+        }
+    }
+
+    /// Drops a machine that can no longer be run.
+    fn let_go(&self, cell: &mut Option<Machine>, reason: &str) {
+        tracing::error!(group = self.owner.key.group, name = %self.owner.name, reason, "the machine of a group has failed on this node");
+        *cell = None;
+        // Not taken away: it refuses queries that come from now on.
+        if let Some(queries) = &self.lock().queries {
+            queries.halt();
         }
     }
 
     /// Drops a job; if somebody waits for it, says why.
     fn refuse(&self, job: Job) {
-        if let Job::Query { asked, .. } = job {
-            let group = GroupId(self.owner.key.group);
-            let error = match self.router.route(group) {
-                Ok(route) if route.life == self.owner.life => Error::Proposal {
-                    group,
-                    source: ProposalError::Faulted,
-                },
-                Ok(_) => Error::NoSuchGroup {
-                    group,
-                    node: self.router.node,
-                },
-                Err(gone) => gone,
-            };
-            asked.answer(Err(error));
+        if let Job::Query(query) = job {
+            query.asked.answer(Err(self.owner.refusal(&self.router)));
         }
     }
 
@@ -670,93 +522,32 @@ impl Actor {
             drop(done.send(result));
         }
     }
-}
 
-/// Results on their way to the shard.
-struct Post<'a> {
-    actor: &'a Actor,
-    events: Vec<Event>,
-    outcomes: usize,
-}
-
-impl Post<'_> {
-    fn push(&mut self, input: Input) {
-        if let Input::Applied { outcomes, .. } = &input {
-            self.outcomes += outcomes.len();
-        }
-        self.events.push(Event::Input(input));
-        if self.outcomes >= POST_OUTCOMES {
-            self.flush();
+    fn push(&self, input: Input) {
+        let many = {
+            let mut results = self.results();
+            results.push(input);
+            results.is_many()
+        };
+        if many {
+            self.post();
         }
     }
 
-    fn is_empty(&self) -> bool {
-        self.events.is_empty()
-    }
-
-    fn flush(&mut self) {
-        let Owner { key, life, .. } = self.actor.owner;
+    /// Posts the results that may be.
+    fn post(&self) {
+        let Owner { key, life, .. } = self.owner;
         let group = GroupId(key.group);
-        let completions = self
-            .events
-            .drain(..)
-            .map(|event| Completion { group, life, event });
-        self.actor.router.complete(group, completions);
-        self.outcomes = 0;
+        // Locked until they are in the mailbox, so that none overtakes another.
+        let mut results = self.results();
+        let inputs = results.take();
+        if !inputs.is_empty() {
+            let completions = inputs.into_iter().map(|input| Completion {
+                group,
+                life,
+                event: Event::Input(input),
+            });
+            self.router.complete(group, completions);
+        }
     }
-}
-
-/// Notes an I/O error that the machine might report as its own failure: a full disk here is no outcome elsewhere.
-struct Watched<W> {
-    writer: W,
-    error: Option<io::Error>,
-}
-
-impl<W: Write> Watched<W> {
-    fn note<T>(&mut self, result: io::Result<T>) -> io::Result<T> {
-        result.map_err(|error| {
-            let copy = io::Error::new(error.kind(), error.to_string());
-            self.error.get_or_insert(error);
-            copy
-        })
-    }
-}
-
-impl<W: Write> Write for Watched<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.writer.write(bytes);
-        self.note(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        let flushed = self.writer.flush();
-        self.note(flushed)
-    }
-}
-
-/// The outcome of a deterministic failure; a local one has none.
-fn outcome_of(error: MachineError) -> Result<Outcome, Failed> {
-    match error {
-        MachineError::Guest { fault, .. } => Ok(Outcome::Fault(fault)),
-        error @ MachineError::Local { .. } => Err(failed(error)),
-    }
-}
-
-fn failed(error: MachineError) -> Failed {
-    Failed(error.to_string())
-}
-
-/// Runs a call into a machine, which may panic.
-fn guarded<T>(call: impl FnOnce() -> Result<T, Failed>) -> Result<T, Failed> {
-    catch_unwind(AssertUnwindSafe(call))
-        .unwrap_or_else(|panic| Err(Failed(format!("panicked: {}", panic_text(&*panic)))))
-}
-
-/// What a panic said.
-pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("(no text)")
 }

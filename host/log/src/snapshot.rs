@@ -15,7 +15,7 @@ use bytes::Bytes;
 use self::file::MAX_STATE;
 pub use self::file::SnapshotFile;
 use self::writer::Draft;
-pub use self::writer::{SnapshotReceiver, SnapshotWriter};
+pub use self::writer::{SealedSnapshot, SnapshotReceiver, SnapshotWriter};
 use crate::error::LogError;
 use crate::record::{GroupKey, LogPosition, SnapshotMark};
 use crate::vfs::Vfs;

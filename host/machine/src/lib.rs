@@ -1,6 +1,6 @@
 //! The state machine contract of Skep, and the sandbox that runs it from a WebAssembly component.
 //!
-//! - [`state_machine`]: the contract, [`StateMachine`].
+//! - [`state_machine`]: the contract, [`StateMachine`] and [`Reader`].
 //! - [`wasm`]: a machine from a component: [`wasm::WasmMachine`].
 //! - [`native`]: a machine written in Rust and compiled into the host: [`native::Native`].
 //! - [`conformance`]: what every machine that speaks the key-value requests of `examples/kv` must do.
@@ -10,4 +10,4 @@ pub mod native;
 pub mod state_machine;
 pub mod wasm;
 
-pub use state_machine::{Applied, Descriptor, MachineError, StateMachine};
+pub use state_machine::{Answer, Applied, Descriptor, MachineError, Reader, StateMachine};

@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use bytes::Bytes;
+use skep_core::id::LogIndex;
 use skep_core::outcome::{ConfChange, EntryContext, GuestFault, LeaderChanged, Outcome};
 
 /// What a machine says of itself (`describe` of the WIT world).
@@ -24,6 +25,17 @@ pub struct Applied {
     /// One outcome for each command, in order.
     pub outcomes: Vec<Outcome>,
     /// Fuel used by the entry, the same on every replica; 0 for native machines.
+    pub fuel: u64,
+}
+
+/// What one query was answered.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Answer {
+    /// The outcome.
+    pub outcome: Outcome,
+    /// The entry up to which, and no further, the state goes that it was read from.
+    pub index: LogIndex,
+    /// Fuel used, with what it took to come to that state. Not the same on every replica.
     pub fuel: u64,
 }
 
@@ -56,13 +68,21 @@ pub enum MachineError {
 /// # Concurrency
 ///
 /// The host calls one method at a time, from one thread at a time, in the order of the log; successive calls may come
-/// from different threads. A call may block its thread; other groups run on other threads.
+/// from different threads. A call may block its thread; other groups run on other threads. The machine's
+/// [`Reader`](Self::reader), if it has one, is called at the same time from other threads.
 ///
 /// # Determinism
 ///
 /// After [`restore`](Self::restore) (or creation) the answers, and the bytes of [`save`](Self::save), are a function of
 /// the restored bytes and the entries applied since. Nothing else may show: no clock, no randomness but
 /// [`EntryContext`], no iteration order of a seeded map, no query that was asked before.
+///
+/// # Queries
+///
+/// A machine has one of two ways to answer them. One that can be in two places, like a guest in a sandbox, hands out a
+/// [`Reader`](Self::reader): the host then asks that, on a thread of its own, and a query delays no command. One that has
+/// its state only once, like most native machines, has none: the host calls [`query`](Self::query) between entries, and
+/// commands wait for it.
 ///
 /// # Failure
 ///
@@ -101,6 +121,11 @@ pub trait StateMachine: Send {
     /// `apply` or `save` could show.
     fn query(&mut self, request: &Bytes) -> Result<Outcome, MachineError>;
 
+    /// What answers queries beside the commands, if the machine can have that. Asked once, before the first call.
+    fn reader(&self) -> Option<Box<dyn Reader>> {
+        None
+    }
+
     /// Writes the whole state. The same bytes for the same state. After [`MachineError::Guest`] the machine is as if
     /// `save` had not been called.
     fn save(&mut self, context: &EntryContext, to: &mut dyn Write) -> Result<(), MachineError>;
@@ -114,4 +139,35 @@ pub trait StateMachine: Send {
         schema: u32,
         from: Bytes,
     ) -> Result<(), MachineError>;
+}
+
+/// Answers the queries of one [`StateMachine`] while it applies commands.
+///
+/// # Concurrency
+///
+/// Called one query at a time, from one thread at a time, at any moment of any call into its machine, also of `save` and
+/// `restore`; successive calls may come from different threads. It never waits for a call into the machine to end, and the
+/// machine never waits for a query.
+///
+/// # Order
+///
+/// An answer is read from the state after some whole entry, and that is the last one whose calls had returned when
+/// [`query`](Self::query) was called, or a later one. So answers never go back: neither behind what was acknowledged before
+/// the query was asked, nor behind an earlier answer of the same reader.
+///
+/// # Isolation
+///
+/// Nothing a query does, or fails at, shows in any later call into the machine: not in outcomes, not in fuel, not in the
+/// bytes of `save`.
+///
+/// # Failure
+///
+/// A query that fails deterministically is answered [`Outcome::Fault`]. A [`MachineError::Local`] concerns this query only;
+/// the next one may be asked. A panic is the host's to catch; the reader can be asked again after it.
+pub trait Reader: Send {
+    /// Answers a read-only request.
+    fn query(&mut self, request: &Bytes) -> Result<Answer, MachineError>;
+
+    /// Frees what the next query can make again, for a machine that is no longer asked.
+    fn release(&mut self);
 }

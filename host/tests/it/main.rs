@@ -5,4 +5,5 @@ mod isolation;
 mod membership;
 mod node_lifecycle;
 mod proposals;
+mod queries;
 mod support;

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use bytes::BufMut;
+use bytes::{BufMut, Bytes};
 use sha2::{Digest, Sha256};
 
 use super::SnapshotMeta;
@@ -43,11 +43,19 @@ impl SnapshotWriter {
         Ok(writer)
     }
 
-    /// Makes the snapshot durable under its name. Only then may its mark go to the log.
+    /// Makes the snapshot durable under its name: [`seal`](Self::seal) and [`SealedSnapshot::place`].
     ///
     /// # Errors
     /// [`LogError::Io`]; the snapshot then does not exist.
-    pub fn finish(mut self) -> Result<SnapshotFile, LogError> {
+    pub fn finish(self) -> Result<SnapshotFile, LogError> {
+        self.seal()?.place()
+    }
+
+    /// Writes what is left. The snapshot can be read from then on, and is not durable yet.
+    ///
+    /// # Errors
+    /// [`LogError::Io`]; the snapshot then does not exist.
+    pub fn seal(mut self) -> Result<SealedSnapshot, LogError> {
         let guest_len = self.guest_len;
         self.buffer.put_u64_le(guest_len);
         self.flush_buffer()
@@ -56,7 +64,6 @@ impl SnapshotWriter {
         self.draft
             .write(&digest)
             .map_err(LogError::io("write", &self.draft.temporary))?;
-        self.draft.sync()?;
         let content = self
             .draft
             .vfs
@@ -75,14 +82,16 @@ impl SnapshotWriter {
             ));
         }
         let guest = content.slice(guest_at..guest_at + guest_len as usize);
-        let path = self.draft.path.clone();
-        self.draft.place()?;
-        Ok(SnapshotFile {
-            path,
+        let file = SnapshotFile {
+            path: self.draft.path.clone(),
             meta: self.meta,
             mark,
             content,
             guest,
+        };
+        Ok(SealedSnapshot {
+            draft: self.draft,
+            file,
         })
     }
 
@@ -113,6 +122,36 @@ impl io::Write for SnapshotWriter {
     /// Does nothing: the bytes count when the snapshot is finished.
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// A snapshot that is written and not durable yet. Dropped, it removes what it wrote; its bytes stay readable to whoever
+/// holds them.
+#[derive(Debug)]
+pub struct SealedSnapshot {
+    draft: Draft,
+    file: SnapshotFile,
+}
+
+impl SealedSnapshot {
+    /// The guest's bytes, mapped from the file.
+    pub fn guest(&self) -> Bytes {
+        self.file.guest()
+    }
+
+    /// What to write to the log about it, once it is durable.
+    pub fn mark(&self) -> &SnapshotMark {
+        self.file.mark()
+    }
+
+    /// Makes the snapshot durable under its name. Only then may its mark go to the log. Takes as long as the disk does.
+    ///
+    /// # Errors
+    /// [`LogError::Io`]; the snapshot then does not exist.
+    pub fn place(self) -> Result<SnapshotFile, LogError> {
+        self.draft.sync()?;
+        self.draft.place()?;
+        Ok(self.file)
     }
 }
 

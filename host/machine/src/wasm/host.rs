@@ -9,8 +9,8 @@ use skep_core::outcome::{EntryContext, GuestFault};
 use wasmtime::{StoreContextMut, Trap};
 
 use super::fault::Stop;
+use super::guest::MachineLabel;
 use super::limits::{Limits, Profile};
-use super::machine::MachineLabel;
 use super::random::{CallKey, Random};
 use super::wasi::io::Pollables;
 

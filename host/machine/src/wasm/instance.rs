@@ -12,11 +12,11 @@ use wasmtime::component::{ComponentExportIndex, ComponentNamedList, Func, Lift, 
 use super::component::Component;
 use super::engine::APPLY_THREAD_STACK_BYTES;
 use super::fault::Failure;
+use super::guest::MachineLabel;
 use super::host::Host;
 use super::host::Sink as HostSink;
 use super::imports::{MAX_CHUNK_BYTES, Sink, Source};
 use super::limits::Profile;
-use super::machine::MachineLabel;
 use super::types::{Change, Context, Descriptor, Rejection, StatusChange};
 
 /// Handles of resources alive at once in one instance.
@@ -45,7 +45,7 @@ pub(super) enum Call {
     /// One command, and which of its entry it is.
     Apply(u32, Bytes),
     /// All commands of an entry.
-    Batch(Vec<Bytes>),
+    Batch(Arc<[Bytes]>),
     ConfChange(ConfChange),
     StatusChange(LeaderChanged),
 }
@@ -58,6 +58,19 @@ impl Call {
             Self::Batch(_) => "apply-batch",
             Self::ConfChange(_) => "apply-conf-change",
             Self::StatusChange(_) => "process-status-change",
+        }
+    }
+
+    /// Bytes that it holds.
+    pub(super) fn bytes(&self) -> u64 {
+        let len = |bytes: &Bytes| bytes.len() as u64;
+        match self {
+            Self::Init(bytes) | Self::Apply(_, bytes) => len(bytes),
+            Self::Batch(commands) => {
+                commands.iter().map(len).sum::<u64>() + size_of_val(&commands[..]) as u64
+            }
+            Self::ConfChange(change) => len(&change.data),
+            Self::StatusChange(_) => 0,
         }
     }
 
@@ -274,19 +287,22 @@ impl Instance {
         })
     }
 
+    /// The answer, and the fuel used.
     pub(super) fn query(
         &mut self,
         context: &EntryContext,
         request: &[u8],
-    ) -> Result<Outcome, Failure> {
+    ) -> Result<(Outcome, u64), Failure> {
         let Some(function) = self.functions.query else {
             return Err(Failure::Local("the machine has no `query`".into()));
         };
         let room = self.profile.reply_bytes as usize + CALL_OVERHEAD;
-        self.enter(context, "query", 0, self.profile.query_fuel, room)?;
+        let fuel = self.profile.query_fuel;
+        self.enter(context, "query", 0, fuel, room)?;
         let (answer,) =
             self.call::<_, Answer<Vec<u8>>>(function, (Context::from(context), request))?;
-        self.outcome(answer.map(Bytes::from))
+        let outcome = self.outcome(answer.map(Bytes::from))?;
+        Ok((outcome, fuel - self.store.get_fuel()?))
     }
 
     /// Writes the state to `to`, and ends: an instance that has saved may have another heap than one that has not. The

@@ -4,30 +4,21 @@ use std::io::Write;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use skep_core::id::GroupId;
+use skep_core::id::LogIndex;
 use skep_core::outcome::{ConfChange, EntryContext, GuestFault, LeaderChanged, Outcome};
 
 use super::component::Component;
 use super::fault::Failure;
+use super::guest::{ATTEMPTS, Guest, Likeness, MachineLabel, again, replay};
 use super::instance::{Call, Instance, MAX_ENTRY_REPLY_BYTES, Ran};
+use super::journal::{Base, Journal, Record};
 use super::limits::Profile;
-use crate::{Applied, Descriptor, MachineError, StateMachine};
+use super::reader::WasmReader;
+use crate::{Applied, Descriptor, MachineError, Reader, StateMachine};
 
 /// Code of a rejection that the host makes for a machine that lacks an optional interface. The number the SDK uses for
 /// a bad request.
 pub const REJECTED_BY_HOST: u32 = 0;
-
-/// Runs of a call before a local failure of it is final: once, and once more in a rebuilt instance.
-const ATTEMPTS: usize = 2;
-
-/// Whose machine it is, for log lines.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct MachineLabel {
-    /// The group.
-    pub group: GroupId,
-    /// Name of the group or of the machine.
-    pub name: String,
-}
 
 /// A state machine from a component. See [`StateMachine`] for its contract.
 ///
@@ -37,48 +28,26 @@ pub struct MachineLabel {
 /// restored under) and of the *journal*, the calls since that returned. Any instance can be dropped and built again from
 /// the two, and is: after a fault, which ends a WebAssembly instance for good, and after a save. Replicas agree in
 /// everything a guest can see, down to the addresses on its heap, because each of them gets there by these same calls.
+/// A rebuilt instance that answers differently, or uses other fuel, than the first did is a failure of this node.
 ///
 /// The journal shares the bytes of the commands and grows until the next [`restore`](StateMachine::restore): the host
 /// bounds it by the distance of barriers, in fuel and in bytes of log.
 ///
 /// # Queries
 ///
-/// They run in a second instance, fed from the same journal, so that nothing they do can show in the log's outcomes. It
-/// is made by the first query and dropped with the base, after a fault, or by [`release_reader`](Self::release_reader).
+/// They run in other instances, fed from the same journal: see [`WasmReader`]. [`query`](StateMachine::query) is for
+/// callers that have one thread; it uses a reader of the machine's own.
 ///
 /// # Threads
 ///
 /// Call it on threads with a stack of [`APPLY_THREAD_STACK_BYTES`](super::APPLY_THREAD_STACK_BYTES).
 pub struct WasmMachine {
-    component: Arc<Component>,
-    profile: Profile,
-    label: Arc<MachineLabel>,
-    base: Base,
-    journal: Vec<Record>,
-    /// Context of the last entry.
-    last: EntryContext,
+    guest: Arc<Guest>,
+    journal: Arc<Journal>,
     live: Option<Instance>,
-    reader: Option<Reader>,
-}
-
-/// Where the journal starts.
-struct Base {
-    context: EntryContext,
-    /// Schema and bytes; none at the start of the group.
-    snapshot: Option<(u32, Bytes)>,
-}
-
-/// A call that returned.
-struct Record {
-    context: EntryContext,
-    call: Call,
-}
-
-/// The instance that queries run in.
-struct Reader {
-    instance: Instance,
-    /// Records of the journal it has seen.
-    fed: usize,
+    /// The entry whose state was saved last, while nothing has come after it.
+    saved: Option<LogIndex>,
+    reader: Option<WasmReader>,
 }
 
 impl WasmMachine {
@@ -95,62 +64,40 @@ impl WasmMachine {
         genesis: EntryContext,
         label: MachineLabel,
     ) -> Result<Self, MachineError> {
+        let guest = Guest {
+            component,
+            profile,
+            label: Arc::new(label),
+        };
         let base = Base {
             context: genesis,
             snapshot: None,
         };
-        let mut machine = Self {
-            component,
-            profile,
-            label: Arc::new(label),
-            base,
-            journal: Vec::new(),
-            last: genesis,
-            live: None,
+        let live = guest
+            .start(&base, false)
+            .map_err(|failure| failure.into_error("instantiate"))?;
+        Ok(Self {
+            guest: Arc::new(guest),
+            journal: Arc::new(Journal::new(base)),
+            live: Some(live),
+            saved: None,
             reader: None,
-        };
-        machine.live = Some(
-            machine
-                .start(&machine.base, false)
-                .map_err(|failure| failure.into_error("instantiate"))?,
-        );
-        Ok(machine)
+        })
     }
 
     /// The code it runs.
     pub fn component(&self) -> &Arc<Component> {
-        &self.component
+        &self.guest.component
     }
 
     /// The limits it runs under.
     pub fn profile(&self) -> &Profile {
-        &self.profile
+        &self.guest.profile
     }
 
-    /// Drops the instance that queries run in; the next query makes another. For groups that are no longer asked.
-    pub fn release_reader(&mut self) {
-        self.reader = None;
-    }
-
-    /// An instance at `base`.
-    fn start(&self, base: &Base, muted: bool) -> Result<Instance, Failure> {
-        let mut instance =
-            Instance::new(&self.component, &self.profile, &base.context, &self.label)?;
-        instance.mute(muted);
-        if let Some((schema, bytes)) = &base.snapshot {
-            instance.restore(&base.context, *schema, bytes.clone())?;
-        }
-        Ok(instance)
-    }
-
-    /// Brings `instance` up to date. Each of these calls has returned once, so a failure now is this node's.
-    fn feed(&self, instance: &mut Instance, from: usize) -> Result<(), Failure> {
-        instance.mute(true);
-        for record in &self.journal[from..] {
-            instance.run(&record.context, &record.call).map_err(again)?;
-        }
-        instance.mute(false);
-        Ok(())
+    /// A reader of this machine: see [`StateMachine::reader`].
+    pub fn wasm_reader(&self) -> WasmReader {
+        WasmReader::new(Arc::clone(&self.guest), Arc::clone(&self.journal))
     }
 
     /// The instance that commands run in, built again if it was dropped.
@@ -158,12 +105,21 @@ impl WasmMachine {
         if let Some(live) = self.live.take() {
             return Ok(live);
         }
+        let (base, mut number) = self.journal.base();
         tracing::debug!(
-            target: "skep::machine", group = %self.label.group, calls = self.journal.len(),
+            target: "skep::machine", group = %self.guest.label.group, base = %base.context.index,
             "rebuilding the machine's instance"
         );
-        let mut instance = self.start(&self.base, true).map_err(again)?;
-        self.feed(&mut instance, 0)?;
+        let mut instance = self.guest.start(&base, true).map_err(again)?;
+        loop {
+            let records = self.journal.read(number);
+            if records.is_empty() {
+                break;
+            }
+            replay(&mut instance, &records, Likeness::Same)?;
+            number += records.len() as u64;
+        }
+        instance.mute(false);
         Ok(instance)
     }
 
@@ -173,6 +129,7 @@ impl WasmMachine {
         context: &EntryContext,
         call: Call,
     ) -> Result<Result<Ran, GuestFault>, MachineError> {
+        self.saved = None;
         let name = call.name();
         let mut reason = String::new();
         for _ in 0..ATTEMPTS {
@@ -181,24 +138,22 @@ impl WasmMachine {
                 self.live = Some(instance);
                 Ok(ran)
             });
+            let label = &self.guest.label;
             match ran {
                 Ok(ran) => {
-                    self.journal.push(Record {
-                        context: *context,
-                        call,
-                    });
+                    self.journal.push(Record::new(context, call, &ran));
                     return Ok(Ok(ran));
                 }
                 Err(Failure::Guest { fault, detail }) => {
                     tracing::warn!(
-                        target: "skep::machine", group = %self.label.group, machine = %self.label.name,
+                        target: "skep::machine", group = %label.group, machine = %label.name,
                         index = %context.index, call = name, %fault, "the machine failed; its state is kept: {detail}"
                     );
                     return Ok(Err(fault));
                 }
                 Err(Failure::Local(why)) => {
                     tracing::error!(
-                        target: "skep::machine", group = %self.label.group, machine = %self.label.name,
+                        target: "skep::machine", group = %label.group, machine = %label.name,
                         index = %context.index, call = name, "this node failed to run the machine: {why}"
                     );
                     reason = why;
@@ -210,7 +165,7 @@ impl WasmMachine {
 
     /// A call with one outcome.
     fn execute_one(&mut self, context: &EntryContext, call: Call) -> Result<Applied, MachineError> {
-        let allowance = call.allowance(&self.profile);
+        let allowance = call.allowance(self.profile());
         Ok(match self.execute(context, call)? {
             Ok(Ran { outcomes, fuel }) => Applied { outcomes, fuel },
             Err(fault) => Applied {
@@ -220,66 +175,19 @@ impl WasmMachine {
         })
     }
 
-    /// The reader, up to date, if the one there is can be brought so.
-    fn take_reader(&mut self) -> Result<Instance, Failure> {
-        if let Some(Reader { mut instance, fed }) = self.reader.take()
-            && self.feed(&mut instance, fed).is_ok()
-        {
-            return Ok(instance);
-        }
-        // Either there was none, or queries had used up what the log's calls need: a fresh one has room for them.
-        let mut instance = self.start(&self.base, true).map_err(again)?;
-        self.feed(&mut instance, 0)?;
-        Ok(instance)
-    }
-}
-
-/// A call that succeeded before and fails now: whatever the failure says of itself, it is local.
-fn again(failure: Failure) -> Failure {
-    match failure {
-        Failure::Guest { fault, detail } => Failure::Local(format!(
-            "a replayed call failed with {fault}, which it did not at first: {detail}"
-        )),
-        local => local,
-    }
-}
-
-impl StateMachine for WasmMachine {
-    fn describe(&self) -> Descriptor {
-        self.component.descriptor().clone()
-    }
-
-    fn init(&mut self, context: &EntryContext, config: &Bytes) -> Result<Applied, MachineError> {
-        self.last = *context;
-        if self.component.exports().init.is_some() {
-            return self.execute_one(context, Call::Init(config.clone()));
-        }
-        let outcome = if config.is_empty() {
-            Outcome::Reply(Bytes::new())
-        } else {
-            rejected(
-                "this machine takes no configuration: it does not export skep:machine/initializer",
-            )
-        };
-        Ok(Applied {
-            outcomes: vec![outcome],
-            fuel: 0,
-        })
-    }
-
-    fn apply(
+    /// The commands of one entry, all at once if the guest takes them so.
+    fn execute_all(
         &mut self,
         context: &EntryContext,
         commands: &[Bytes],
     ) -> Result<Applied, MachineError> {
-        self.last = *context;
         let mut applied = Applied {
             outcomes: Vec::with_capacity(commands.len()),
             fuel: 0,
         };
-        if commands.len() > 1 && self.component.exports().apply_batch.is_some() {
-            let call = Call::Batch(commands.to_vec());
-            let allowance = call.allowance(&self.profile);
+        if commands.len() > 1 && self.component().exports().apply_batch.is_some() {
+            let call = Call::Batch(commands.into());
+            let allowance = call.allowance(self.profile());
             match self.execute(context, call)? {
                 Ok(Ran { outcomes, fuel }) => return Ok(Applied { outcomes, fuel }),
                 // One of them fails: find out which, one by one.
@@ -299,14 +207,51 @@ impl StateMachine for WasmMachine {
         }
         Ok(applied)
     }
+}
+
+impl StateMachine for WasmMachine {
+    fn describe(&self) -> Descriptor {
+        self.component().descriptor().clone()
+    }
+
+    fn init(&mut self, context: &EntryContext, config: &Bytes) -> Result<Applied, MachineError> {
+        if self.component().exports().init.is_some() {
+            let applied = self.execute_one(context, Call::Init(config.clone()))?;
+            self.journal.publish(context);
+            return Ok(applied);
+        }
+        self.journal.publish(context);
+        let outcome = if config.is_empty() {
+            Outcome::Reply(Bytes::new())
+        } else {
+            rejected(
+                "this machine takes no configuration: it does not export skep:machine/initializer",
+            )
+        };
+        Ok(Applied {
+            outcomes: vec![outcome],
+            fuel: 0,
+        })
+    }
+
+    fn apply(
+        &mut self,
+        context: &EntryContext,
+        commands: &[Bytes],
+    ) -> Result<Applied, MachineError> {
+        let applied = self.execute_all(context, commands)?;
+        self.journal.publish(context);
+        Ok(applied)
+    }
 
     fn apply_conf_change(
         &mut self,
         context: &EntryContext,
         change: &ConfChange,
     ) -> Result<Applied, MachineError> {
-        self.last = *context;
-        self.execute_one(context, Call::ConfChange(change.clone()))
+        let applied = self.execute_one(context, Call::ConfChange(change.clone()))?;
+        self.journal.publish(context);
+        Ok(applied)
     }
 
     fn process_status_change(
@@ -314,8 +259,8 @@ impl StateMachine for WasmMachine {
         context: &EntryContext,
         event: &LeaderChanged,
     ) -> Result<Applied, MachineError> {
-        self.last = *context;
         let applied = self.execute_one(context, Call::StatusChange(*event))?;
+        self.journal.publish(context);
         Ok(Applied {
             outcomes: Vec::new(),
             ..applied
@@ -323,44 +268,26 @@ impl StateMachine for WasmMachine {
     }
 
     fn query(&mut self, request: &Bytes) -> Result<Outcome, MachineError> {
-        if self.component.exports().query.is_none() {
-            return Ok(rejected(
-                "this machine answers no queries: it does not export skep:machine/queries",
-            ));
-        }
-        let mut reason = String::new();
-        for _ in 0..ATTEMPTS {
-            let context = self.last;
-            let answered = self.take_reader().and_then(|mut instance| {
-                let outcome = instance.query(&context, request)?;
-                self.reader = Some(Reader {
-                    instance,
-                    fed: self.journal.len(),
-                });
-                Ok(outcome)
-            });
-            match answered {
-                Ok(outcome) => return Ok(outcome),
-                Err(Failure::Guest { fault, detail }) => {
-                    tracing::warn!(
-                        target: "skep::machine", group = %self.label.group, machine = %self.label.name,
-                        index = %context.index, %fault, "the machine failed on a query: {detail}"
-                    );
-                    return Ok(Outcome::Fault(fault));
-                }
-                Err(Failure::Local(why)) => reason = why,
-            }
-        }
-        Err(MachineError::Local {
-            call: "query",
-            reason,
-        })
+        let mut reader = match self.reader.take() {
+            Some(reader) => reader,
+            None => self.wasm_reader(),
+        };
+        let answer = reader.query(request);
+        self.reader = Some(reader);
+        Ok(answer?.outcome)
+    }
+
+    fn reader(&self) -> Option<Box<dyn Reader>> {
+        Some(Box::new(self.wasm_reader()))
     }
 
     fn save(&mut self, context: &EntryContext, to: &mut dyn Write) -> Result<(), MachineError> {
+        self.saved = None;
         self.take_live()
             .and_then(|instance| instance.save(context, to))
-            .map_err(|failure| failure.into_error("save"))
+            .map_err(|failure| failure.into_error("save"))?;
+        self.saved = Some(context.index);
+        Ok(())
     }
 
     fn restore(
@@ -373,7 +300,7 @@ impl StateMachine for WasmMachine {
             schema: newest,
             oldest_schema: oldest,
             ..
-        } = *self.component.descriptor();
+        } = *self.component().descriptor();
         if !(oldest..=newest).contains(&schema) {
             let detail = format!(
                 "it reads the schemas {oldest} to {newest}, and the snapshot was written under {schema}"
@@ -386,13 +313,12 @@ impl StateMachine for WasmMachine {
         };
         let mut reason = String::new();
         for _ in 0..ATTEMPTS {
-            match self.start(&base, false) {
+            match self.guest.start(&base, false) {
                 Ok(instance) => {
-                    self.base = base;
-                    self.journal = Vec::new();
-                    self.last = *context;
+                    // Bytes that this machine has just written are the state that readers are on their way to.
+                    let follows = self.saved.take() == Some(context.index);
+                    self.journal.rebase(base, follows);
                     self.live = Some(instance);
-                    self.reader = None;
                     return Ok(());
                 }
                 Err(Failure::Local(why)) => reason = why,
@@ -406,7 +332,7 @@ impl StateMachine for WasmMachine {
     }
 }
 
-fn rejected(message: &str) -> Outcome {
+pub(super) fn rejected(message: &str) -> Outcome {
     Outcome::Rejected {
         code: REJECTED_BY_HOST,
         message: message.into(),

@@ -1,26 +1,31 @@
 //! A state machine from a WebAssembly component.
 //!
 //! Data flows one way: bytes → [`inspect()`] → [`Component`] (compiled for the one [`Engine`]) → [`WasmMachine`] (one
-//! instance for each replica).
+//! instance for each replica) → [`WasmReader`] (an instance that answers its queries).
 
 mod cache;
 mod component;
 mod depth;
 mod engine;
 mod fault;
+mod guest;
 mod host;
 mod imports;
 mod inspect;
 mod instance;
+mod journal;
 mod limits;
 mod machine;
 mod random;
+mod reader;
 mod types;
 mod wasi;
 
 pub use cache::Cache;
 pub use component::{Component, ComponentError};
 pub use engine::{APPLY_THREAD_STACK_BYTES, Engine};
+pub use guest::MachineLabel;
 pub use inspect::{Inspection, Interfaces, MAX_COMPONENT_BYTES, MAX_FUNCTIONS, Producer, inspect};
 pub use limits::Profile;
-pub use machine::{MachineLabel, REJECTED_BY_HOST, WasmMachine};
+pub use machine::{REJECTED_BY_HOST, WasmMachine};
+pub use reader::WasmReader;

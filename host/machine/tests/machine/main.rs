@@ -6,4 +6,5 @@ mod determinism;
 mod faults;
 mod guest;
 mod log_lines;
+mod queries;
 mod snapshots;
