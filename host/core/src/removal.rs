@@ -8,7 +8,7 @@ use raft::StateRole;
 use raft::eraftpb::{self, MessageType};
 
 use crate::effect::Persist;
-use crate::group::Group;
+use crate::group::{Group, Raft};
 use crate::id::{LogIndex, NodeId, ReplicaId};
 use crate::message::Body;
 use crate::planted::{self, Defect};
@@ -106,7 +106,7 @@ impl Group {
     /// Asks the members whether it was removed; each who knows answers. A leader's heartbeats and a candidate's request for
     /// votes ask too, but a learner that was away campaigns never, and a removed replica no more.
     pub(crate) fn ask_if_nobody_else_does(&mut self) {
-        let asks = self.is_leaving() || (!self.is_promotable() && self.leader_node().is_none());
+        let asks = self.is_leaving() || self.is_forsaken();
         let due = self
             .ticks
             .is_multiple_of(u64::from(self.config.election_ticks));
@@ -170,9 +170,12 @@ impl Group {
         self.removals.own.is_some()
     }
 
-    fn is_promotable(&self) -> bool {
-        self.raft
-            .as_ref()
-            .is_none_or(|raft| raft.0.raft.promotable())
+    /// Whether this replica cannot campaign, and no leader has spoken to it for an election timeout. That it takes
+    /// somebody for the leader says nothing: raft-rs forgets its leader only to campaign.
+    fn is_forsaken(&self) -> bool {
+        let timeout = self.config.election_ticks as usize;
+        self.raft.as_ref().is_some_and(|Raft(node)| {
+            !node.raft.promotable() && node.raft.election_elapsed >= timeout
+        })
     }
 }
