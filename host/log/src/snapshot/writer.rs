@@ -46,7 +46,9 @@ impl SnapshotWriter {
     /// Makes the snapshot durable under its name. Only then may its mark go to the log.
     ///
     /// # Errors
-    /// [`LogError::Io`]; the snapshot then does not exist.
+    /// [`LogError::Io`]. The snapshot must then be taken for one that does not exist: no mark may name it. If only the
+    /// directory could not be synced, a file of its name, whole or gone after a crash, may be there; the next sweep of
+    /// orphans removes it, and a snapshot of the same position replaces it.
     pub fn finish(mut self) -> Result<SnapshotFile, LogError> {
         let guest_len = self.guest_len;
         self.buffer.put_u64_le(guest_len);
