@@ -149,16 +149,26 @@ impl Recorder {
         }
     }
 
+    /// Makes a node lead. Who is the first to campaign is drawn; whoever else leads hands over.
     fn elect(&mut self, node: u64) {
         for _ in 0..5 {
             self.give(node, Op::Campaign);
             self.settle();
-            if self.replicas[&node].group.status().part == Part::Leader {
+            let mut others = self.replicas.keys().copied();
+            if let Some(other) = others.find(|other| *other != node && self.leads(*other)) {
+                self.give(other, Op::Transfer(node as u8));
+                self.settle();
+            }
+            if self.leads(node) {
                 return;
             }
             self.tick(11);
         }
         panic!("node {node} is not elected");
+    }
+
+    fn leads(&self, node: u64) -> bool {
+        !self.cut.contains(&node) && self.replicas[&node].group.status().part == Part::Leader
     }
 
     fn propose(&mut self, node: u64, kind: u8, number: u8) {
