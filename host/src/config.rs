@@ -438,9 +438,9 @@ impl Config {
             || "use 1 to 65536".into(),
         )?;
         require(
-            (1..=3_600_000).contains(&limits.request_timeout_ms),
+            (1..=skep_wire::MAX_TIMEOUT_MS.into()).contains(&limits.request_timeout_ms),
             "limits.request_timeout_ms",
-            || "use 1 to 3600000 milliseconds".into(),
+            || format!("use 1 to {} milliseconds", skep_wire::MAX_TIMEOUT_MS),
         )
     }
 }

@@ -11,8 +11,8 @@ use bytes::{Bytes, BytesMut};
 use skep_core::id::{ComponentId, GroupId, LogIndex, NodeId, RequestId, Term};
 use skep_core::outcome::Outcome;
 use skep_core::proposal::{Command, Response};
-use skep_wire::MAX_CHUNK;
 use skep_wire::proto::{self, request, response};
+use skep_wire::{MAX_CHUNK, MAX_TIMEOUT_MS};
 
 use crate::catalog::NodeRecord;
 use crate::clock;
@@ -219,7 +219,7 @@ impl Peers {
 }
 
 fn milliseconds(timeout: Duration) -> u32 {
-    u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX)
+    u32::try_from(timeout.as_millis()).map_or(MAX_TIMEOUT_MS, |given| given.min(MAX_TIMEOUT_MS))
 }
 
 fn other(node: &NodeRecord) -> HostError {

@@ -3,12 +3,16 @@
 
 use std::time::Duration;
 
+use bytes::BytesMut;
 use serde_json::json;
 use skep_client::{Client, ClientConfig, GroupId};
 use skep_tests::clock::{eventually, within};
 use skep_tests::cluster::{Cluster, Settings};
 use skep_tests::process;
 use skep_tests::seed::Seed;
+use skep_wire::codec::{Decoder, Encoder};
+use skep_wire::proto::{self, client_frame, request, response, server_frame};
+use skep_wire::{CLIENT_PROTOCOL, MAX_CLIENT_FRAME, MAX_TIMEOUT_MS};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -484,4 +488,78 @@ async fn another_cluster_is_refused_at_both_doors() {
         text(propose(&cluster.client().await, group, "put a 1").await),
         "OK 1"
     );
+}
+
+/// A node keeps a request as long as its asker may wait; so nobody may say that he waits for weeks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deadline_of_weeks_is_refused() {
+    let settings = Settings {
+        nodes: 1,
+        ..Settings::default()
+    };
+    let cluster = Cluster::start(&settings).await;
+    let group = cluster.create_kv(1, "kv", &[1]).await;
+    cluster.leader(group).await;
+    let address = cluster.node(1).client.clone();
+    for (timeout_ms, is_refused) in [
+        (0, false),
+        (MAX_TIMEOUT_MS, false),
+        (MAX_TIMEOUT_MS + 1, true),
+        (u32::MAX, true),
+    ] {
+        let bodies = [
+            request::Body::Propose(proto::Propose {
+                data: "put a 1".into(),
+                timeout_ms,
+                ..Default::default()
+            }),
+            request::Body::Query(proto::Query {
+                data: "get a".into(),
+                timeout_ms,
+                ..Default::default()
+            }),
+            request::Body::OpenSession(proto::OpenSession { timeout_ms }),
+        ];
+        for body in bodies {
+            let answer = ask(&address, group, body.clone()).await;
+            let refusal = match &answer {
+                response::Body::Error(error) => Some((error.code.as_str(), error.retryable)),
+                _ => None,
+            };
+            let expected = is_refused.then_some(("invalid-request", false));
+            assert_eq!(refusal, expected, "{body:?}: {answer:?}");
+        }
+    }
+}
+
+/// Asks as no client does that knows the rules.
+async fn ask(address: &str, group: GroupId, body: request::Body) -> response::Body {
+    let hello = client_frame::Body::Hello(proto::ClientHello {
+        protocol: CLIENT_PROTOCOL,
+        ..Default::default()
+    });
+    let request = client_frame::Body::Request(proto::Request {
+        id: 1,
+        group: group.0,
+        body: Some(body),
+    });
+    let mut sent = BytesMut::new();
+    for body in [hello, request] {
+        let frame = proto::ClientFrame { body: Some(body) };
+        let put = Encoder::new(MAX_CLIENT_FRAME).put(&frame, &mut sent);
+        put.expect("a small frame");
+    }
+    let mut stream = TcpStream::connect(address).await.expect("it listens");
+    stream.write_all(&sent).await.expect("it reads");
+    let mut decoder = Decoder::<proto::ServerFrame>::new(MAX_CLIENT_FRAME);
+    let mut received = BytesMut::new();
+    loop {
+        while let Some(frame) = decoder.take(&mut received).expect("sound frames") {
+            if let Some(server_frame::Body::Response(response)) = frame.body {
+                return response.body.expect("an answer");
+            }
+        }
+        let read = within(STRANGER, "an answer", stream.read_buf(&mut received)).await;
+        assert!(read.expect("it answers") > 0, "it ended the connection");
+    }
 }

@@ -9,7 +9,7 @@ use skep_core::id::{ComponentId, GroupId, LogIndex, RequestId, Term};
 use skep_core::outcome::Outcome;
 use skep_core::proposal::Response;
 use skep_wire::proto::{self, request, response};
-use skep_wire::{MAX_CHUNK, MAX_CLIENT_FRAME, WireError};
+use skep_wire::{MAX_CHUNK, MAX_CLIENT_FRAME, MAX_TIMEOUT_MS, WireError};
 use tokio::sync::Semaphore;
 
 use crate::clock::{Deadline, sleep, timeout};
@@ -471,6 +471,7 @@ fn busy() -> ClientError {
     }
 }
 
+/// A deadline as a node takes it; an attempt that outlasts it is made again.
 pub(crate) fn millis(duration: Duration) -> u32 {
-    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+    u32::try_from(duration.as_millis()).map_or(MAX_TIMEOUT_MS, |given| given.min(MAX_TIMEOUT_MS))
 }

@@ -386,7 +386,7 @@ impl Group {
             }
         }
         if kind == Some(ChangeKind::Remove) && valid.is_some() {
-            self.addresses.insert(replica, node);
+            self.addresses.note(replica, node);
             self.record_removal(index);
         }
         valid.map(|kind| Changed {

@@ -1,11 +1,12 @@
 //! One replica of one group.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use raft::eraftpb::{self, ConfChange as RaftChange, ConfChangeType, EntryType, HardState};
 use raft::{RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 
+use crate::addresses::Addresses;
 use crate::committed::Applying;
 use crate::config::{ConfigError, GroupConfig};
 use crate::deployment::{Allowance, Quota};
@@ -82,7 +83,7 @@ pub struct Group {
     pub(crate) faults_in_a_row: u32,
     pub(crate) arrived: Option<ArrivedSnapshot>,
     /// Where replicas are that the membership does not know (yet, or any more).
-    pub(crate) addresses: BTreeMap<ReplicaId, NodeId>,
+    pub(crate) addresses: Addresses,
     /// The leader and term last told to watchers.
     pub(crate) seen_leader: (u64, u64),
     pub(crate) last_leader_node: NodeId,
@@ -339,7 +340,7 @@ impl Group {
             allowance: Allowance::default(),
             faults_in_a_row: 0,
             arrived: None,
-            addresses: BTreeMap::new(),
+            addresses: Addresses::default(),
             seen_leader: (0, 0),
             last_leader_node: NodeId(0),
             ticks: 0,
@@ -611,7 +612,7 @@ impl Group {
             .membership
             .member(replica)
             .map(|member| member.node);
-        member.or_else(|| self.addresses.get(&replica).copied())
+        member.or_else(|| self.addresses.of(replica))
     }
 
     pub(crate) fn snapshot_name(&self) -> Option<&SnapshotName> {

@@ -21,7 +21,7 @@ impl Group {
             return;
         }
         let removed = self.state.membership.was_removed(message.from);
-        self.addresses.insert(message.from, from);
+        self.addresses.note(message.from, from);
         match message.body {
             Body::Raft(raft) => {
                 if removed {
@@ -176,7 +176,7 @@ impl Group {
         if !is_known || raft.from != message.from.0 || raft.to != self.replica.0 {
             return;
         }
-        self.addresses.insert(message.from, from);
+        self.addresses.note(message.from, from);
         let metadata = eraftpb::SnapshotMetadata {
             index: name.index.0,
             term: name.term.0,
@@ -215,7 +215,7 @@ impl Group {
         if raft_message.from != message.from.0 || raft_message.to != self.replica.0 {
             return;
         }
-        self.addresses.insert(message.from, from);
+        self.addresses.note(message.from, from);
         let mut raft_message = raft_message.clone();
         let conf_state = match planted::has(Defect::SnapshotWithoutConfState) {
             true => self.state.membership.conf_state(),

@@ -24,6 +24,7 @@
 //! No thread, socket, file, clock or randomness; no tokio, no wasmtime. Time is ticks, and a wall clock that comes with
 //! them and is only ever written into entries. The same inputs give the same effects, so a simulator runs this code.
 
+mod addresses;
 pub mod attestation;
 mod changes;
 mod committed;

@@ -128,7 +128,10 @@ impl Group {
     /// Takes every `Ready` that may be taken. `true` if there was one.
     fn take_ready(&mut self) -> bool {
         let mut taken = false;
-        while let Some(Raft(node)) = &mut self.raft {
+        // A replica that was halted with a `Ready` in its hands would be given the same one for ever.
+        while !self.has_ended()
+            && let Some(Raft(node)) = &mut self.raft
+        {
             let snapshot_waits = node.snap().is_some_and(|snapshot| !snapshot.is_empty());
             if self.storage.is_installing()
                 || !node.has_ready()

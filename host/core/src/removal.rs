@@ -8,7 +8,7 @@ use raft::StateRole;
 use raft::eraftpb::{self, MessageType};
 
 use crate::effect::Persist;
-use crate::group::Group;
+use crate::group::{Group, Raft};
 use crate::id::{LogIndex, NodeId, ReplicaId};
 use crate::message::Body;
 use crate::planted::{self, Defect};
@@ -106,7 +106,7 @@ impl Group {
     /// Asks the members whether it was removed; each who knows answers. A leader's heartbeats and a candidate's request for
     /// votes ask too, but a learner that was away campaigns never, and a removed replica no more.
     pub(crate) fn ask_if_nobody_else_does(&mut self) {
-        let asks = self.is_leaving() || (!self.is_promotable() && self.hears_of_no_leader());
+        let asks = self.is_leaving() || self.is_forsaken();
         let due = self
             .ticks
             .is_multiple_of(u64::from(self.config.election_ticks));
@@ -127,11 +127,7 @@ impl Group {
             .collect();
         if members.is_empty() {
             // It was never told who they are; whoever spoke to it may know.
-            members = self
-                .addresses
-                .iter()
-                .map(|(id, node)| (*id, *node))
-                .collect();
+            members = self.addresses.iter().collect();
         }
         for (replica, node) in members {
             let question = eraftpb::Message {
@@ -187,19 +183,12 @@ impl Group {
                 .is_some_and(|raft| raft.0.raft.raft_log.last_index() == 0)
     }
 
-    /// Whether the leader is silent. A voter forgets a silent leader when it campaigns, a learner never does.
-    fn hears_of_no_leader(&self) -> bool {
-        let patience = 2 * self.config.election_ticks as usize;
-        self.leader_replica().is_none()
-            || self
-                .raft
-                .as_ref()
-                .is_some_and(|raft| raft.0.raft.election_elapsed > patience)
-    }
-
-    fn is_promotable(&self) -> bool {
-        self.raft
-            .as_ref()
-            .is_none_or(|raft| raft.0.raft.promotable())
+    /// Whether this replica cannot campaign, and no leader has spoken to it for an election timeout. That it takes
+    /// somebody for the leader says nothing: raft-rs forgets its leader only to campaign.
+    fn is_forsaken(&self) -> bool {
+        let timeout = self.config.election_ticks as usize;
+        self.raft.as_ref().is_some_and(|Raft(node)| {
+            !node.raft.promotable() && node.raft.election_elapsed >= timeout
+        })
     }
 }

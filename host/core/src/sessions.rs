@@ -185,6 +185,8 @@ impl Sessions {
 
     /// The table of a snapshot; `None` if a record makes no sense.
     pub fn decode(record: SessionsRecord) -> Option<Self> {
+        // There is no id for the next session.
+        record.next.checked_add(1)?;
         let mut table = BTreeMap::new();
         for session in record.sessions {
             let id = SessionId(session.id);

@@ -13,6 +13,10 @@ use crate::outcome::{ChangeKind, EntryContext};
 use crate::planted::{self, Defect};
 use crate::sessions::{Sessions, SessionsRecord};
 
+/// Most that the index, the term and the last replica of a snapshot may be. They go up one by one, so none ever comes
+/// near; and what Raft adds to them has room.
+const COUNTER_MAX: u64 = u64::MAX >> 1;
+
 /// How a member takes part.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -201,6 +205,11 @@ impl HostState {
         let record =
             HostStateRecord::decode(bytes).map_err(|error| StateError(error.to_string()))?;
         let wrong = |what: &str| StateError(what.to_owned());
+        if record.index.max(record.term).max(record.last_replica) > COUNTER_MAX {
+            return Err(wrong(
+                "its index, its term or its last replica is past all counting",
+            ));
+        }
         let mut membership = Membership {
             members: BTreeMap::new(),
             last_replica: record.last_replica,
@@ -352,5 +361,40 @@ mod tests {
             let _ = HostState::decode(bytes.slice(..end));
         }
         assert!(HostState::decode(Bytes::new()).is_err());
+    }
+
+    #[test]
+    fn counters_that_cannot_go_on_are_refused() {
+        let record = |index, term, last_replica, next| {
+            let member = MemberRecord {
+                replica: 1,
+                node: 1,
+                ..MemberRecord::default()
+            };
+            HostStateRecord {
+                index,
+                term,
+                last_replica,
+                entropy: vec![0; 16],
+                members: vec![member],
+                sessions: Some(SessionsRecord {
+                    next,
+                    ..SessionsRecord::default()
+                }),
+                ..HostStateRecord::default()
+            }
+        };
+        let decode = |record: HostStateRecord| HostState::decode(record.encode_to_vec().into());
+        let most = COUNTER_MAX;
+        assert!(decode(record(most, most, most, u64::MAX - 1)).is_ok());
+        for strange in [
+            record(most + 1, 1, 1, 0),
+            record(u64::MAX, 1, 1, 0),
+            record(1, u64::MAX, 1, 0),
+            record(1, 1, u64::MAX, 0),
+            record(1, 1, 1, u64::MAX),
+        ] {
+            assert!(decode(strange.clone()).is_err(), "{strange:?}");
+        }
     }
 }

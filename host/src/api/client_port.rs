@@ -15,7 +15,7 @@ use skep_core::proposal::{Command, ProposalError};
 use skep_wire::client::response_frame;
 use skep_wire::codec::{Decoder, Encoder};
 use skep_wire::proto::{self, client_frame, request, response, server_frame};
-use skep_wire::{CLIENT_PROTOCOL, MAX_CHUNK, MAX_CLIENT_FRAME, MAX_HELLO};
+use skep_wire::{CLIENT_PROTOCOL, MAX_CHUNK, MAX_CLIENT_FRAME, MAX_HELLO, MAX_TIMEOUT_MS};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -253,13 +253,16 @@ async fn carry_out(
     body: Option<request::Body>,
 ) -> Result<response::Body, HostError> {
     let patience = |milliseconds: u32| match milliseconds {
-        0 => host.config().request_timeout(),
-        milliseconds => Duration::from_millis(milliseconds.into()),
+        0 => Ok(host.config().request_timeout()),
+        1..=MAX_TIMEOUT_MS => Ok(Duration::from_millis(milliseconds.into())),
+        _ => Err(HostError::Invalid(format!(
+            "timeout_ms is {milliseconds}; use 1 to {MAX_TIMEOUT_MS}, or 0 for the node's own"
+        ))),
     };
     match body {
         Some(request::Body::Propose(propose)) => {
             host.here_or_elsewhere(group).await?;
-            let timeout = patience(propose.timeout_ms);
+            let timeout = patience(propose.timeout_ms)?;
             let command = Command::try_from(propose).map_err(wire)?;
             Ok(response::Body::Proposed(
                 host.propose(group, command, timeout).await?.into(),
@@ -273,7 +276,7 @@ async fn carry_out(
                 Consistency::Stale
             };
             let answer = host
-                .query(group, query.data, consistency, patience(query.timeout_ms))
+                .query(group, query.data, consistency, patience(query.timeout_ms)?)
                 .await?;
             Ok(response::Body::Answered(proto::Answered {
                 index: answer.index.0,
@@ -283,7 +286,7 @@ async fn carry_out(
         }
         Some(request::Body::OpenSession(open)) => {
             host.here_or_elsewhere(group).await?;
-            let response = host.open_session(group, patience(open.timeout_ms)).await?;
+            let response = host.open_session(group, patience(open.timeout_ms)?).await?;
             Ok(response::Body::SessionOpened(proto::SessionOpened::new(
                 &response,
             )))

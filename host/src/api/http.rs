@@ -37,7 +37,7 @@ pub const TERM: HeaderName = HeaderName::from_static("skep-term");
 /// Most bytes of a JSON body of administration.
 const ADMIN_BYTES_MAX: usize = 1 << 20;
 /// Longest a caller may wait.
-const TIMEOUT_MAX: Duration = Duration::from_secs(3600);
+const TIMEOUT_MAX: Duration = Duration::from_millis(skep_wire::MAX_TIMEOUT_MS as u64);
 
 type Answer<T> = Result<T, Problem>;
 

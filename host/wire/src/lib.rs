@@ -42,5 +42,9 @@ pub const MAX_HELLO: usize = 4 << 10;
 /// Most bytes in the body of a frame of a client connection: an entry's 8 MiB and its envelope, with room to spare.
 pub const MAX_CLIENT_FRAME: usize = 16 << 20;
 
+/// Most milliseconds that a request may name as its deadline: an hour. Whoever waits longer asks again, so that no node
+/// keeps a request whose asker is long gone.
+pub const MAX_TIMEOUT_MS: u32 = 3_600_000;
+
 /// Most bytes of a snapshot or a component in one frame.
 pub const MAX_CHUNK: usize = 1 << 20;

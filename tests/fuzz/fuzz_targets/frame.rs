@@ -1,7 +1,7 @@
 #![no_main]
 
-#[path = "../../src/fuzz/frame.rs"]
-#[allow(dead_code)]
+#[path = "../../src/fuzz/frame/mod.rs"]
+#[allow(dead_code, unused_imports)]
 mod frame;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| frame::run(data));

@@ -3,8 +3,8 @@
 #[path = "../../src/clock.rs"]
 #[allow(dead_code)]
 mod clock;
-#[path = "../../src/fuzz/frame.rs"]
-#[allow(dead_code)]
+#[path = "../../src/fuzz/frame/mod.rs"]
+#[allow(dead_code, unused_imports)]
 mod frame;
 #[path = "../../src/fuzz/ports.rs"]
 #[allow(dead_code)]

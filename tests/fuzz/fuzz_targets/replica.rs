@@ -1,7 +1,7 @@
 #![no_main]
 
-#[path = "../../src/fuzz/replica.rs"]
-#[allow(dead_code)]
+#[path = "../../src/fuzz/replica/mod.rs"]
+#[allow(dead_code, unused_imports)]
 mod replica;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| replica::run(data));

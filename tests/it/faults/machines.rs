@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use skep_client::{Client, GroupId};
-use skep_tests::cluster::Settings;
+use skep_tests::cluster::{Cluster, Settings};
 use skep_tests::guests;
 use skep_tests::seed::Seed;
 use skep_tests::shim::Shim;
@@ -21,18 +21,12 @@ const DISK: &str = "size=256m";
 /// A node whose files cannot grow says so, ends with exit code 1, and is well when there is room again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn files_cannot_grow() {
-    let mut scenario = Scenario::start("files cannot grow", &Settings::default()).await;
-    for round in 0..rounds() {
-        let id = victim(&scenario, round).await;
-        // The log writes a mebibyte of zeros ahead, so this takes effect when that is used up: at once after a restart.
-        scenario.cluster.limit_files(id, Some(FILE_BYTES));
-        fails_under_load(&mut scenario, id, "File too large").await;
-        scenario.load.more(step()).await;
-        scenario.cluster.restart(id).await;
-        scenario.load.more(step()).await;
-    }
-    let ids = scenario.cluster.ids();
-    scenario.finish(&ids).await;
+    let scenario = Scenario::start("files cannot grow", &Settings::default()).await;
+    // The log writes a mebibyte of zeros ahead, so this takes effect when that is used up: at once after a restart.
+    let breaks = |cluster: &mut Cluster, id| cluster.limit_files(id, Some(FILE_BYTES));
+    // The limit is the process's, and ends with it.
+    let mends = |_: &mut Cluster, _| ();
+    one_after_the_other(scenario, "File too large", breaks, mends).await;
 }
 
 /// The data directory of each node is a file system of its own, which somebody else fills.
@@ -46,45 +40,31 @@ async fn the_disk_is_full() {
         );
         return;
     }
-    let mut scenario = Scenario::start_with("the disk is full", &Settings::default(), |cluster| {
+    let scenario = Scenario::start_with("the disk is full", &Settings::default(), |cluster| {
         for id in cluster.ids() {
             let disk = Disk::mount(&cluster.node(id).data()).expect("one more small disk");
             cluster.keep(disk);
         }
     })
     .await;
-    for round in 0..rounds() {
-        let id = victim(&scenario, round).await;
-        let ballast = scenario.cluster.node(id).data().join("ballast");
-        take_all(&ballast);
-        fails_under_load(&mut scenario, id, "No space left on device").await;
-        scenario.load.more(step()).await;
-        std::fs::remove_file(&ballast).expect("the ballast is there");
-        scenario.cluster.restart(id).await;
-        scenario.load.more(step()).await;
-    }
-    let ids = scenario.cluster.ids();
-    scenario.finish(&ids).await;
+    let ballast = |cluster: &Cluster, id| cluster.node(id).data().join("ballast");
+    let breaks = |cluster: &mut Cluster, id| take_all(&ballast(cluster, id));
+    let mends = |cluster: &mut Cluster, id| {
+        std::fs::remove_file(ballast(cluster, id)).expect("the ballast is there");
+    };
+    one_after_the_other(scenario, "No space left on device", breaks, mends).await;
 }
 
 /// After a failed sync a node acknowledges nothing any more, though later syncs would succeed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sync_fails() {
-    let Some((mut scenario, shims)) = shimmed("a sync fails").await else {
+    let Some((scenario, shims)) = shimmed("a sync fails").await else {
         return;
     };
-    for round in 0..rounds() {
-        let id = victim(&scenario, round).await;
-        let shim = &shims[id as usize - 1];
-        shim.fail_syncs(libc::EIO);
-        fails_under_load(&mut scenario, id, "cannot sync").await;
-        shim.heal();
-        scenario.load.more(step()).await;
-        scenario.cluster.restart(id).await;
-        scenario.load.more(step()).await;
-    }
-    let ids = scenario.cluster.ids();
-    scenario.finish(&ids).await;
+    let shim = |id: u64| &shims[id as usize - 1];
+    let breaks = |_: &mut Cluster, id| shim(id).fail_syncs(libc::EIO);
+    let mends = |_: &mut Cluster, id| shim(id).heal();
+    one_after_the_other(scenario, "cannot sync", breaks, mends).await;
 }
 
 /// Wall clocks jump by hours, to and fro, each node's on its own. Nobody's reads or elections may notice, and the time
@@ -143,13 +123,28 @@ async fn told(client: &Client, group: GroupId) -> i64 {
         .unwrap_or_else(|| panic!("no time in `{observed}`"))
 }
 
-/// The leader in even rounds, a follower in odd ones.
-async fn victim(scenario: &Scenario, round: u64) -> u64 {
-    let leader = scenario.leader().await;
-    match round % 2 {
-        0 => leader,
-        _ => scenario.cluster.others(&[leader])[0],
+/// Now the leader's machine fails, now a follower's. Each ends and says why, and is well again when its machine is.
+async fn one_after_the_other(
+    mut scenario: Scenario,
+    why: &str,
+    breaks: impl Fn(&mut Cluster, u64),
+    mends: impl Fn(&mut Cluster, u64),
+) {
+    for round in 0..rounds() {
+        let leader = scenario.leader().await;
+        let id = match round % 2 {
+            0 => leader,
+            _ => scenario.cluster.others(&[leader])[0],
+        };
+        breaks(&mut scenario.cluster, id);
+        fails_under_load(&mut scenario, id, why).await;
+        mends(&mut scenario.cluster, id);
+        scenario.load.more(step()).await;
+        scenario.cluster.restart(id).await;
+        scenario.load.more(step()).await;
     }
+    let ids = scenario.cluster.ids();
+    scenario.finish(&ids).await;
 }
 
 /// The node ends by itself while its log grows, and says why.

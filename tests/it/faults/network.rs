@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use skep_tests::clock::pause;
 use skep_tests::cluster::Settings;
-use skep_tests::proxy::Fault;
+use skep_tests::proxy::{Damage, Fault};
 use skep_tests::seed::Seed;
 
 use super::scenario::{Scenario, rounds, step};
@@ -37,49 +37,38 @@ async fn messages_are_late() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_leader_is_cut_off() {
-    let scenario = Scenario::start("the leader is cut off", &Settings::default()).await;
-    for round in 0..rounds() {
-        let leader = scenario.leader().await;
-        // A black hole, whose bytes come out at the end, old as they are; or refusals.
-        let fault = if round % 2 == 0 {
-            Fault::Drop
-        } else {
-            Fault::Refuse
-        };
-        scenario.proxy.set_around(leader, fault);
-        let others = scenario.cluster.others(&[leader]);
-        scenario.led_by_one_of(&others).await;
-        scenario.load.more(step()).await;
-        scenario.proxy.heal();
-        scenario.load.more(step()).await;
-    }
-    assert!(scenario.proxy.damage().hindered > 0);
-    let ids = scenario.cluster.ids();
-    scenario.finish(&ids).await;
+    // A black hole, whose bytes come out at the end, old as they are; or refusals.
+    let cuts = [
+        (Node::Leader, Links::Both, Fault::Drop),
+        (Node::Leader, Links::Both, Fault::Refuse),
+    ];
+    let damage = one_after_the_other("the leader is cut off", &cuts).await;
+    assert!(damage.hindered > 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_are_half_open() {
-    let scenario = Scenario::start("half-open connections", &Settings::default()).await;
-    for round in 0..rounds() {
-        let leader = scenario.leader().await;
-        let others = scenario.cluster.others(&[leader]);
-        match round % 2 {
-            // The leader speaks into the void, and is replaced.
-            0 => {
-                scenario.proxy.set_from(leader, Fault::HalfOpen);
-                scenario.led_by_one_of(&others).await;
-            }
-            // One follower does, and the group goes on without it.
-            _ => scenario.proxy.set_around(others[0], Fault::HalfOpen),
-        }
-        scenario.load.more(step()).await;
-        scenario.proxy.heal();
-        scenario.load.more(step()).await;
-    }
-    assert!(scenario.proxy.damage().swallowed > 0);
-    let ids = scenario.cluster.ids();
-    scenario.finish(&ids).await;
+    let cuts = [
+        // The leader speaks into the void, and is replaced.
+        (Node::Leader, Links::From, Fault::HalfOpen),
+        // One follower does, and the group goes on without it.
+        (Node::Follower, Links::Both, Fault::HalfOpen),
+    ];
+    let damage = one_after_the_other("half-open connections", &cuts).await;
+    assert!(damage.swallowed > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_leader_is_heard_by_nobody_or_hears_nobody() {
+    let cuts = [
+        (Node::Leader, Links::From, Fault::Drop),
+        // A leader that hears nobody must step down by itself, or its heartbeats keep the others from electing.
+        (Node::Leader, Links::To, Fault::Drop),
+        // A follower that hears nobody must not disturb those who do.
+        (Node::Follower, Links::To, Fault::Drop),
+    ];
+    let damage = one_after_the_other("one-way partitions", &cuts).await;
+    assert!(damage.hindered > 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -105,33 +94,6 @@ async fn bits_are_flipped() {
         scenario.load.more(step()).await;
     }
     assert!(scenario.proxy.damage().corrupted > 0);
-    scenario.finish(&ids).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_leader_is_heard_by_nobody_or_hears_nobody() {
-    let scenario = Scenario::start("one-way partitions", &Settings::default()).await;
-    for round in 0..rounds() {
-        let leader = scenario.leader().await;
-        let others = scenario.cluster.others(&[leader]);
-        match round % 3 {
-            0 => scenario.proxy.set_from(leader, Fault::Drop),
-            // A leader that hears nobody must step down by itself, or its heartbeats keep the others from electing.
-            1 => scenario.proxy.set_to(leader, Fault::Drop),
-            // A follower that is not heard must not disturb those who are.
-            _ => scenario.proxy.set_to(others[0], Fault::Drop),
-        }
-        if round % 3 < 2 {
-            scenario.led_by_one_of(&others).await;
-        } else {
-            pause(LASTS).await;
-        }
-        scenario.load.more(step()).await;
-        scenario.proxy.heal();
-        scenario.load.more(step()).await;
-    }
-    assert!(scenario.proxy.damage().hindered > 0);
-    let ids = scenario.cluster.ids();
     scenario.finish(&ids).await;
 }
 
@@ -167,4 +129,53 @@ async fn every_link_is_bad_in_its_own_way() {
         scenario.load.more(step() * 2).await;
     }
     scenario.finish(&ids).await;
+}
+
+/// Whose links fail.
+#[derive(Clone, Copy)]
+enum Node {
+    Leader,
+    Follower,
+}
+
+/// Which of the links of a node fail.
+#[derive(Clone, Copy)]
+enum Links {
+    From,
+    To,
+    Both,
+}
+
+/// The links of one node fail, now in one way, now in another, each way once at least: who leads is replaced, and a group
+/// does without a follower.
+async fn one_after_the_other(name: &'static str, cuts: &[(Node, Links, Fault)]) -> Damage {
+    let scenario = Scenario::start(name, &Settings::default()).await;
+    let rounds = rounds().max(cuts.len() as u64);
+    for (node, links, fault) in cuts.iter().cycle().take(rounds as usize) {
+        let leader = scenario.leader().await;
+        let others = scenario.cluster.others(&[leader]);
+        let id = match node {
+            Node::Leader => leader,
+            Node::Follower => others[0],
+        };
+        match links {
+            Links::From => scenario.proxy.set_from(id, *fault),
+            Links::To => scenario.proxy.set_to(id, *fault),
+            Links::Both => scenario.proxy.set_around(id, *fault),
+        }
+        match node {
+            Node::Leader => {
+                scenario.led_by_one_of(&others).await;
+            }
+            // Long enough for it to campaign.
+            Node::Follower => pause(LASTS).await,
+        }
+        scenario.load.more(step()).await;
+        scenario.proxy.heal();
+        scenario.load.more(step()).await;
+    }
+    let damage = scenario.proxy.damage();
+    let ids = scenario.cluster.ids();
+    scenario.finish(&ids).await;
+    damage
 }

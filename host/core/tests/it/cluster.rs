@@ -98,7 +98,7 @@ pub struct Node {
 
 pub struct Cluster {
     pub nodes: BTreeMap<u64, Node>,
-    pub network: VecDeque<(NodeId, NodeId, PeerMessage, Option<SnapshotTransfer>)>,
+    pub network: VecDeque<InFlight>,
     /// Pairs that cannot talk, either way.
     pub cut: BTreeSet<(u64, u64)>,
     /// Nodes whose disk does not finish a sync.
@@ -111,7 +111,10 @@ pub struct Cluster {
     pub now: u64,
 }
 
-type SnapshotTransfer = (SnapshotName, Bytes, Vec<Bytes>);
+pub type SnapshotTransfer = (SnapshotName, Bytes, Vec<Bytes>);
+
+/// A message from a node to a node, and the file that it brings.
+pub type InFlight = (NodeId, NodeId, PeerMessage, Option<SnapshotTransfer>);
 
 impl Cluster {
     pub fn new(nodes: u64) -> Self {

@@ -8,5 +8,6 @@ mod durability;
 mod membership;
 mod proposals;
 mod reads;
+mod removal;
 mod scripts;
 mod snapshots;

@@ -6,7 +6,7 @@ use skep_core::input::Input;
 use skep_core::message::{Body, PeerMessage};
 use skep_core::proposal::{Change, Proposal};
 
-use crate::cluster::{Cluster, anonymous, in_session};
+use crate::cluster::{Cluster, InFlight, anonymous, in_session};
 
 fn small(config: &mut skep_core::GroupConfig) {
     config.snapshot_entries = 8;
@@ -216,4 +216,64 @@ fn a_snapshot_that_need_not_arrive_is_acknowledged() {
             if raft.msg_type == eraftpb::MessageType::MsgAppendResponse && !raft.reject && raft.index >= index.0)
     });
     assert!(acknowledged, "{:?}", cluster.node(2).sent);
+}
+
+/// What arrives late from a former leader must not take the place of what Raft has accepted and not installed yet.
+#[test]
+fn a_late_snapshot_of_a_former_leader_does_not_displace_the_accepted_one() {
+    let mut cluster = Cluster::with(3, small);
+    cluster.elect(1);
+    cluster.tick(2);
+    cluster.crash(3);
+    let fill = |cluster: &mut Cluster, leader: u64, texts: std::ops::Range<u64>| {
+        for n in texts {
+            let text = n.to_string();
+            cluster.ask(leader, anonymous(&text)).expect("committed");
+        }
+    };
+    fill(&mut cluster, 1, 0..30);
+    cluster.boot(3);
+    let late = intercept(&mut cluster, 3);
+    cluster.cut_off(3);
+    cluster.input(1, Input::Transfer { to: NodeId(2) });
+    cluster.until("node 2 leads", |cluster| cluster.leader() == Some(2));
+    fill(&mut cluster, 2, 30..60);
+    cluster.cut.clear();
+    let accepted = intercept(&mut cluster, 3);
+    let index = |(_, _, _, file): &InFlight| file.as_ref().map(|(name, _, _)| name.index);
+    assert_eq!((late.0, accepted.0), (NodeId(1), NodeId(2)));
+    assert!(index(&late) < index(&accepted));
+    for (from, to, message, file) in [accepted, late] {
+        cluster.deliver(from, to, message, file);
+    }
+    cluster.run();
+    assert_eq!(cluster.node(3).halted, None);
+    cluster.until("node 3 has everything", |cluster| {
+        cluster.commands(3).len() == 60
+    });
+    let expected: Vec<_> = (0..60).map(|n| n.to_string()).collect();
+    assert_eq!(cluster.commands(3), expected);
+}
+
+/// Lets time pass until a snapshot is on its way to a node, and takes it off the network.
+fn intercept(cluster: &mut Cluster, node: u64) -> InFlight {
+    for _ in 0..10_000 {
+        for id in [1, 2, 3] {
+            cluster.turn(id, usize::MAX, usize::MAX);
+        }
+        match cluster.network.pop_front() {
+            Some(transfer) if transfer.1 == NodeId(node) && transfer.3.is_some() => {
+                return transfer;
+            }
+            Some((from, to, message, file)) => cluster.deliver(from, to, message, file),
+            None => {
+                cluster.now += 100;
+                let now = cluster.now;
+                for id in [1, 2, 3] {
+                    cluster.input(id, Input::Tick { now });
+                }
+            }
+        }
+    }
+    panic!("no snapshot is ever sent to node {node}");
 }

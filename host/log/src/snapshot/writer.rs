@@ -46,7 +46,9 @@ impl SnapshotWriter {
     /// Makes the snapshot durable under its name: [`seal`](Self::seal) and [`SealedSnapshot::place`].
     ///
     /// # Errors
-    /// [`LogError::Io`]; the snapshot then does not exist.
+    /// [`LogError::Io`]. The snapshot must then be taken for one that does not exist: no mark may name it. If only the
+    /// directory could not be synced, a file of its name, whole or gone after a crash, may be there; the next sweep of
+    /// orphans removes it, and a snapshot of the same position replaces it.
     pub fn finish(self) -> Result<SnapshotFile, LogError> {
         self.seal()?.place()
     }
