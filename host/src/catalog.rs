@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use skep_core::deployment::{Deployment, Quota};
 use skep_core::id::{ComponentId, GroupId, Incarnation, LogIndex, NodeId};
 use skep_machine::wasm::Profile;
 
@@ -97,6 +98,66 @@ pub struct GroupRecord {
     pub init: Vec<u8>,
     /// What its machine may use.
     pub profile: Profile,
+    /// What it takes of its clients.
+    #[serde(default)]
+    pub quota: Quota,
+    /// Index of the entry of its log that activated these three; 0 if it was created with them.
+    #[serde(default)]
+    pub deployed_at: LogIndex,
+    /// What it was created with, if it runs something else now: its log begins with that.
+    #[serde(default)]
+    pub founding: Option<Deployed>,
+}
+
+/// What a group runs.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Deployed {
+    /// The component of its machine.
+    pub component: ComponentId,
+    /// What its machine may use.
+    pub profile: Profile,
+    /// What it takes of its clients.
+    pub quota: Quota,
+}
+
+impl Deployed {
+    /// As a group's log has it: the same bytes for the same profile.
+    pub fn deployment(&self) -> Deployment {
+        let profile = serde_json::to_vec(&self.profile)
+            .expect("plain numbers always become JSON")
+            .into();
+        Deployment {
+            component: self.component,
+            profile,
+            quota: self.quota,
+        }
+    }
+
+    /// From a group's log.
+    pub fn of(deployment: &Deployment) -> Result<Self, serde_json::Error> {
+        Ok(Self {
+            component: deployment.component,
+            profile: serde_json::from_slice(&deployment.profile)?,
+            quota: deployment.quota,
+        })
+    }
+}
+
+impl GroupRecord {
+    /// What it runs, as far as the catalogue was told.
+    pub fn current(&self) -> Deployed {
+        Deployed {
+            component: self.component,
+            profile: self.profile.clone(),
+            quota: self.quota,
+        }
+    }
+
+    /// What its log begins with.
+    pub fn founding(&self) -> Deployed {
+        self.founding.clone().unwrap_or_else(|| self.current())
+    }
 }
 
 impl Default for Catalog {
@@ -172,6 +233,15 @@ impl Catalog {
             Command::PutNode(node) => self.put_node(node),
             Command::PutComponent(component) => self.put_component(component),
             Command::CreateGroup(group) => self.create_group(index, group),
+            Command::Deployed {
+                group,
+                incarnation,
+                index,
+                deployed,
+            } => {
+                self.check_life(group, incarnation)?;
+                self.deployed(group, index, deployed)
+            }
             Command::RemoveGroup { group } => self.remove_group(group),
             Command::AddMember {
                 group,
@@ -315,6 +385,9 @@ impl Catalog {
             joiners: BTreeSet::new(),
             init: new.init,
             profile: new.profile,
+            quota: new.quota,
+            deployed_at: LogIndex(0),
+            founding: None,
         });
         self.next_group = self.next_group.max(id.0.saturating_add(1));
         self.names.insert(group.name.clone(), id);
@@ -335,6 +408,25 @@ impl Catalog {
         let group = self.groups.remove(&id).ok_or_else(|| no_such_group(id))?;
         self.names.remove(&group.name);
         Ok(Reply::Group(group))
+    }
+
+    /// The group's log decides, and here is only told; a late word of a former activation changes nothing.
+    fn deployed(
+        &mut self,
+        id: GroupId,
+        index: LogIndex,
+        deployed: Deployed,
+    ) -> Result<Reply, Refusal> {
+        let group = self.groups.get_mut(&id).ok_or_else(|| no_such_group(id))?;
+        if index > group.deployed_at {
+            let group = Arc::make_mut(group);
+            group.founding = Some(group.founding());
+            group.deployed_at = index;
+            group.component = deployed.component;
+            group.profile = deployed.profile;
+            group.quota = deployed.quota;
+        }
+        Ok(Reply::Group(group.clone()))
     }
 
     fn check_life(&self, id: GroupId, incarnation: Incarnation) -> Result<(), Refusal> {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use skep_core::deployment::Deployment;
+use skep_core::id::LogIndex;
 use skep_machine::state_machine::{MachineError, StateMachine};
 
 /// Makes machines of one group.
@@ -20,6 +21,12 @@ use skep_machine::state_machine::{MachineError, StateMachine};
 pub trait MachineFactory: Send + Sync {
     /// A machine of this deployment, as it is before a group's first entry; the same on every replica.
     fn make(&self, deployment: &Deployment) -> Result<Box<dyn StateMachine>, MachineError>;
+
+    /// The group runs this since the entry of this index. Called on each replica, and again whenever that entry is applied
+    /// anew after a restart; must not block.
+    fn activated(&self, index: LogIndex, deployment: &Deployment) {
+        let _ = (index, deployment);
+    }
 }
 
 /// What lets a group exchange its machine. Without it, an activation is refused.

@@ -6,6 +6,7 @@ mod members;
 mod reconcile;
 mod requests;
 mod start;
+mod upgrades;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -34,6 +35,7 @@ use crate::status::Consistency;
 use crate::transport::TcpTransport;
 
 pub use requests::{Place, Reach};
+pub use upgrades::Activate;
 
 /// How long one attempt to change the catalogue may take; an election fits into it several times.
 const CATALOG_ATTEMPT: Duration = Duration::from_secs(5);

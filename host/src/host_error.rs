@@ -75,6 +75,11 @@ pub enum HostError {
     /// A component could not be stored.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The new machine does not take the state of the group.
+    #[error(
+        "the group was not upgraded and goes on with what it ran: {0}; see the nodes' logs for the machine's own words"
+    )]
+    NotUpgraded(String),
     /// It took longer than the request allowed.
     #[error("no answer within {milliseconds} ms; it may have been applied")]
     TimedOut {
@@ -132,6 +137,7 @@ impl HostError {
             Self::Starting { .. } => "group-starting",
             Self::Elsewhere { .. } => "group-elsewhere",
             Self::UnknownComponent(_) => "no-such-component",
+            Self::NotUpgraded(_) => "not-upgraded",
             Self::Component(error) => component_code(error),
             Self::Machine(MachineError::Guest { .. }) => "guest-fault",
             Self::Machine(MachineError::Local { .. }) => "machine-failed",

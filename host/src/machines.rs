@@ -10,7 +10,7 @@ use skep_core::id::{ComponentId, LogIndex, Term};
 use skep_core::outcome::EntryContext;
 use skep_machine::StateMachine;
 use skep_machine::wasm::{
-    APPLY_THREAD_STACK_BYTES, Cache, Component, Engine, MachineLabel, WasmMachine,
+    APPLY_THREAD_STACK_BYTES, Cache, Component, Engine, MachineLabel, Profile, WasmMachine,
 };
 
 use crate::catalog::GroupRecord;
@@ -54,10 +54,11 @@ impl Machines {
     pub async fn start(
         &self,
         group: &GroupRecord,
+        profile: &Profile,
         component: Arc<Component>,
     ) -> Result<Box<dyn StateMachine>, HostError> {
         let genesis = genesis(group);
-        let profile = group.profile.clone();
+        let profile = profile.clone();
         let label = MachineLabel {
             group: group.id,
             name: group.name.clone(),

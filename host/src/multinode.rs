@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
+use skep_core::deployment::Deployment;
 use skep_core::id::{GroupId, Incarnation, NodeId, RequestId};
 use skep_core::input::Waiter;
 use skep_core::message::Batch;
@@ -247,6 +248,36 @@ impl MultiNode {
     /// As [`MultiNode::propose`].
     pub async fn snapshot(&self, group: GroupId) -> Result<Response, Error> {
         self.submit(group, Proposal::Barrier).await
+    }
+
+    /// Exchanges what the group runs, at one entry on every replica; a rejection in the response says why it was refused, and
+    /// then everybody goes on as before. Needs [`GroupConfig::exchange`] on every member.
+    ///
+    /// # Errors
+    /// As [`MultiNode::propose`].
+    pub async fn activate(
+        &self,
+        group: GroupId,
+        deployment: Deployment,
+    ) -> Result<Response, Error> {
+        self.submit(group, Proposal::Activate(deployment)).await
+    }
+
+    /// Lets a group take commands again that was paused because its machine failed on many in a row.
+    ///
+    /// # Errors
+    /// As [`MultiNode::propose`].
+    pub async fn resume(&self, group: GroupId) -> Result<Response, Error> {
+        self.submit(group, Proposal::Resume).await
+    }
+
+    /// Decides for a suspended group that the replica of `node` is right; the others take its state.
+    ///
+    /// # Errors
+    /// As [`MultiNode::propose`]; [`ProposalError::NotNeeded`](skep_core::proposal::ProposalError::NotNeeded) if the group is
+    /// not suspended, or nothing is known of that replica.
+    pub async fn trust(&self, group: GroupId, node: NodeId) -> Result<Response, Error> {
+        self.submit(group, Proposal::Trust { node }).await
     }
 
     /// Takes in a batch from a peer; messages for groups that are not here are dropped and counted. For embedders with a

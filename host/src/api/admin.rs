@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
+use skep_core::deployment::Quota;
 use skep_core::id::{ComponentId, GroupId, Incarnation, NodeId, Term};
+use skep_machine::state_machine::Descriptor;
 use skep_machine::wasm::Profile;
 
 use crate::catalog::{ComponentRecord, GroupRecord, NodeRecord};
@@ -28,6 +30,16 @@ pub mod method {
     pub const GROUP_TRANSFER: &str = "group.transfer";
     /// [`OfGroup`](super::OfGroup) → [`Placed`](super::Placed).
     pub const GROUP_SNAPSHOT: &str = "group.snapshot";
+    /// [`Upgrade`](super::Upgrade) → [`Upgraded`](super::Upgraded).
+    pub const GROUP_UPGRADE: &str = "group.upgrade";
+    /// Between nodes: [`Activate`](crate::host::Activate) → [`Placed`](super::Placed).
+    pub const GROUP_ACTIVATE: &str = "group.activate";
+    /// [`OfGroup`](super::OfGroup) → [`Placed`](super::Placed).
+    pub const GROUP_RESUME: &str = "group.resume";
+    /// [`OfGroupAndNode`](super::OfGroupAndNode) → [`Placed`](super::Placed).
+    pub const GROUP_TRUST: &str = "group.trust";
+    /// Between nodes: [`Prepare`](super::Prepare) → [`Prepared`](super::Prepared).
+    pub const COMPONENT_PREPARE: &str = "component.prepare";
     /// [`OfGroupAndNode`](super::OfGroupAndNode) → [`GroupInfo`](super::GroupInfo).
     pub const MEMBER_ADD: &str = "member.add";
     /// [`OfGroupAndNode`](super::OfGroupAndNode) → [`GroupInfo`](super::GroupInfo).
@@ -59,6 +71,52 @@ pub struct CreateGroup {
     pub init: Option<String>,
     /// What the machine may use.
     pub profile: Profile,
+    /// What the group takes of its clients.
+    pub quota: Quota,
+}
+
+/// Asks for another component, profile or quota of a group; what is absent stays.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Upgrade {
+    /// The group's name, or its id in digits.
+    pub group: String,
+    /// `kv`, the machine built in, or the sha256 of a component that was uploaded.
+    pub component: Option<String>,
+    /// What the machine may use.
+    pub profile: Option<Profile>,
+    /// What the group takes of its clients.
+    pub quota: Option<Quota>,
+}
+
+/// What a group runs since an entry of its log.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Upgraded {
+    /// The group.
+    pub group: GroupId,
+    /// The component.
+    pub component: ComponentId,
+    /// What the machine says of itself.
+    pub machine: Descriptor,
+    /// Index of the entry.
+    pub index: u64,
+    /// Term of the entry.
+    pub term: u64,
+}
+
+/// Asks a node to have a component ready.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Prepare {
+    /// The component.
+    pub component: ComponentId,
+}
+
+/// How far a node is with a component.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Prepared {
+    /// What the machine says of itself; absent while it is fetched and compiled.
+    pub machine: Option<Descriptor>,
 }
 
 /// Names a group.

@@ -4,10 +4,10 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::admin::{CreateGroup, OfGroup, OfGroupAndNode, method};
+use super::admin::{CreateGroup, OfGroup, OfGroupAndNode, Prepare, Upgrade, method};
 use super::problem::quoted;
 use crate::components::Upload;
-use crate::host::{Host, Reach};
+use crate::host::{Activate, Host, Reach};
 use crate::host_error::HostError;
 
 /// Carries out one call; the answer is JSON.
@@ -48,6 +48,16 @@ pub(super) async fn call(host: &Host, name: &str, body: Bytes) -> Result<Bytes, 
                 .snapshot(&parse::<OfGroup>(&body)?.group, reach)
                 .await?,
         ),
+        method::GROUP_UPGRADE => answer(&host.upgrade_group(parse::<Upgrade>(&body)?).await?),
+        method::GROUP_ACTIVATE => answer(&host.activate(&parse::<Activate>(&body)?, reach).await?),
+        method::GROUP_RESUME => answer(&host.resume(&parse::<OfGroup>(&body)?.group, reach).await?),
+        method::GROUP_TRUST => {
+            let request: OfGroupAndNode = parse(&body)?;
+            answer(&host.trust(&request.group, request.node, reach).await?)
+        }
+        method::COMPONENT_PREPARE => {
+            answer(&host.prepare_component(&parse::<Prepare>(&body)?).await?)
+        }
         method::MEMBER_ADD => member(host, &body, method::MEMBER_ADD, reach).await,
         method::MEMBER_REMOVE => member(host, &body, method::MEMBER_REMOVE, reach).await,
         method::COMPONENT_LIST => {

@@ -16,7 +16,7 @@ use skep_core::proposal::Command;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::admin::{CreateGroup, Done, GroupInfo, OfGroupAndNode, Placed};
+use super::admin::{CreateGroup, Done, GroupInfo, OfGroupAndNode, Placed, Upgrade, Upgraded};
 use super::problem::{Problem, quoted};
 use crate::catalog::ComponentRecord;
 use crate::host::{Host, Reach};
@@ -75,6 +75,9 @@ pub fn router(host: Host) -> Router {
         .route("/v1/groups/{group}/campaign", post(campaign))
         .route("/v1/groups/{group}/transfer", post(transfer))
         .route("/v1/groups/{group}/snapshot", post(snapshot))
+        .route("/v1/groups/{group}/upgrade", post(upgrade))
+        .route("/v1/groups/{group}/resume", post(resume))
+        .route("/v1/groups/{group}/trust", post(trust))
         .route("/v1/groups/{group}/members", post(add_member))
         .route("/v1/groups/{group}/members/{node}", delete(remove_member))
         .route("/v1/groups/{group}/sessions", post(open_session))
@@ -214,6 +217,28 @@ async fn transfer(
 
 async fn snapshot(State(host): State<Host>, Path(group): Path<String>) -> Answer<Json<Placed>> {
     Ok(Json(host.snapshot(&group, Reach::Cluster).await?))
+}
+
+async fn upgrade(
+    State(host): State<Host>,
+    Path(group): Path<String>,
+    Json(request): Json<Upgrade>,
+) -> Answer<Json<Upgraded>> {
+    Ok(Json(
+        host.upgrade_group(Upgrade { group, ..request }).await?,
+    ))
+}
+
+async fn resume(State(host): State<Host>, Path(group): Path<String>) -> Answer<Json<Placed>> {
+    Ok(Json(host.resume(&group, Reach::Cluster).await?))
+}
+
+async fn trust(
+    State(host): State<Host>,
+    Path(group): Path<String>,
+    Json(of): Json<ToNode>,
+) -> Answer<Json<Placed>> {
+    Ok(Json(host.trust(&group, of.node, Reach::Cluster).await?))
 }
 
 async fn add_member(

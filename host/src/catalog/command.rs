@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use skep_core::id::{ComponentId, GroupId, Incarnation, NodeId};
+use skep_core::deployment::Quota;
+use skep_core::id::{ComponentId, GroupId, Incarnation, LogIndex, NodeId};
 use skep_machine::wasm::Profile;
 
-use super::{ComponentRecord, GroupRecord, NodeRecord};
+use super::{ComponentRecord, Deployed, GroupRecord, NodeRecord};
 
 /// One change of the catalogue.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -19,6 +20,17 @@ pub enum Command {
     PutComponent(ComponentRecord),
     /// Creates a group.
     CreateGroup(NewGroup),
+    /// A group runs something else since an entry of its own log.
+    Deployed {
+        /// The group.
+        group: GroupId,
+        /// The life of it that is meant.
+        incarnation: Incarnation,
+        /// Index of that entry.
+        index: LogIndex,
+        /// What it runs.
+        deployed: Deployed,
+    },
     /// Removes a group with all its data.
     RemoveGroup {
         /// The group.
@@ -60,6 +72,9 @@ pub struct NewGroup {
     pub init: Vec<u8>,
     /// What its machine may use.
     pub profile: Profile,
+    /// What it takes of its clients.
+    #[serde(default)]
+    pub quota: Quota,
 }
 
 /// What a command did.

@@ -183,6 +183,7 @@ mod tests {
             members: members.iter().copied().map(NodeId).collect(),
             init: vec![0, 255, 16],
             profile: Profile::default(),
+            quota: Default::default(),
         })
     }
 

@@ -2,8 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use skep::api::admin::{CreateGroup, Done, GroupInfo, OfGroup, OfGroupAndNode, Placed, method};
+use anyhow::Context;
+use skep::api::admin::{
+    self, CreateGroup, Done, GroupInfo, OfGroup, OfGroupAndNode, Placed, Upgraded, method,
+};
 use skep::{GroupId, NodeId};
+use skep_core::deployment::Quota;
+use skep_core::status::Health;
+use skep_machine::wasm::Profile;
 
 use super::connect::Connection;
 use super::output::{self, list, or_dash};
@@ -46,6 +52,20 @@ enum Verb {
         /// The node that is to lead
         node: u64,
     },
+    /// Goes on with another component, profile or quota, while the group serves
+    Upgrade(Upgrade),
+    /// Lets a group take commands again that was paused because its machine failed on many in a row
+    Resume {
+        #[command(flatten)]
+        of: Of,
+    },
+    /// Decides for a suspended group whose state is right; the other replicas take it
+    Trust {
+        #[command(flatten)]
+        of: Of,
+        /// The node whose replica is right
+        node: u64,
+    },
     /// Makes every replica take a snapshot now
     Snapshot {
         #[command(flatten)]
@@ -59,6 +79,52 @@ struct Of {
     group: String,
     #[command(flatten)]
     remote: Remote,
+}
+
+#[derive(Debug, clap::Args)]
+struct Upgrade {
+    /// Name or id of the group
+    group: String,
+    /// The new machine: `kv`, which is built in, a .wasm file, or the sha256 of a component that was uploaded; the one that
+    /// runs if absent
+    #[arg(long, value_name = "kv|FILE|SHA256")]
+    component: Option<String>,
+    #[command(flatten)]
+    limits: Limits,
+    #[command(flatten)]
+    remote: Remote,
+}
+
+/// What a group may use and takes; what is absent stays, or is the default of a new group.
+#[derive(Debug, clap::Args)]
+struct Limits {
+    /// What the machine may use: a JSON file with the fields of the profile; absent fields have their defaults
+    #[arg(long, value_name = "FILE")]
+    profile: Option<PathBuf>,
+    /// Commands that the group takes in a second; 0 is no limit
+    #[arg(long, value_name = "N")]
+    commands_per_second: Option<u32>,
+    /// Bytes of commands that may wait to be put into the log; 0 leaves it to the nodes
+    #[arg(long, value_name = "BYTES")]
+    in_flight_bytes: Option<u64>,
+}
+
+impl Limits {
+    fn profile(&self) -> anyhow::Result<Option<Profile>> {
+        let Some(path) = &self.profile else {
+            return Ok(None);
+        };
+        let name = || path.display().to_string();
+        let text = std::fs::read(path).with_context(name)?;
+        serde_json::from_slice(&text).with_context(name).map(Some)
+    }
+
+    fn quota(&self) -> Option<Quota> {
+        (self.commands_per_second.is_some() || self.in_flight_bytes.is_some()).then(|| Quota {
+            commands_per_second: self.commands_per_second.unwrap_or_default(),
+            in_flight_bytes: self.in_flight_bytes.unwrap_or_default(),
+        })
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -80,6 +146,8 @@ struct Create {
     /// Configuration for the machine's `init`
     #[arg(long)]
     init: Option<String>,
+    #[command(flatten)]
+    limits: Limits,
     #[command(flatten)]
     remote: Remote,
 }
@@ -115,6 +183,25 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
                 .await
                 .map(drop)
         }
+        Verb::Upgrade(upgrade) => self::upgrade(upgrade).await,
+        Verb::Resume { of } => {
+            let placed: Placed = of.call(method::GROUP_RESUME).await?;
+            output::print(of.remote.form, &placed, |placed| {
+                format!("takes commands from {} on", placed.index)
+            })
+        }
+        Verb::Trust { of, node } => {
+            let body = OfGroupAndNode {
+                group: of.group,
+                node: NodeId(node),
+                data: String::new(),
+            };
+            let connection = Connection::open(&of.remote).await?;
+            let placed: Placed = connection.call(method::GROUP_TRUST, &body).await?;
+            output::print(of.remote.form, &placed, |placed| {
+                format!("node {node} is trusted, decided at {}", placed.index)
+            })
+        }
         Verb::Snapshot { of } => {
             let placed: Placed = of.call(method::GROUP_SNAPSHOT).await?;
             output::print(of.remote.form, &placed, |placed| {
@@ -124,12 +211,42 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
 }
 
+async fn upgrade(upgrade: Upgrade) -> anyhow::Result<()> {
+    let connection = Connection::open(&upgrade.remote).await?;
+    let component = match upgrade.component {
+        Some(component) => Some(uploaded(&connection, component).await?),
+        None => None,
+    };
+    let request = admin::Upgrade {
+        group: upgrade.group,
+        component,
+        profile: upgrade.limits.profile()?,
+        quota: upgrade.limits.quota(),
+    };
+    let upgraded: Upgraded = connection.call(method::GROUP_UPGRADE, &request).await?;
+    output::print(upgrade.remote.form, &upgraded, |upgraded| {
+        format!(
+            "group {} runs {} {} ({}) from {} on",
+            upgraded.group,
+            upgraded.machine.name,
+            upgraded.machine.version,
+            upgraded.component,
+            upgraded.index
+        )
+    })
+}
+
+/// The name of a component as the cluster knows it; a file is uploaded first.
+async fn uploaded(connection: &Connection, component: String) -> anyhow::Result<String> {
+    match Path::new(&component) {
+        path if is_file(path) => Ok(connection.upload(&PathBuf::from(path)).await?.to_string()),
+        _ => Ok(component),
+    }
+}
+
 async fn create(create: Create) -> anyhow::Result<()> {
     let connection = Connection::open(&create.remote).await?;
-    let component = match Path::new(&create.component) {
-        path if is_file(path) => connection.upload(&PathBuf::from(path)).await?.to_string(),
-        _ => create.component,
-    };
+    let component = uploaded(&connection, create.component).await?;
     let request = CreateGroup {
         name: Some(create.name),
         id: create.id.map(GroupId),
@@ -139,7 +256,8 @@ async fn create(create: Create) -> anyhow::Result<()> {
             .map(|nodes| nodes.into_iter().map(NodeId).collect()),
         replicas: create.replicas,
         init: create.init,
-        profile: Default::default(),
+        profile: create.limits.profile()?.unwrap_or_default(),
+        quota: create.limits.quota().unwrap_or_default(),
     };
     let group: GroupInfo = connection.call(method::GROUP_CREATE, &request).await?;
     if let Some(problem) = &group.problem {
@@ -222,6 +340,26 @@ fn text(status: &skep::GroupStatus) -> String {
         status.machine.name,
         status.machine.version,
     );
+    let problem = match &replica.health {
+        Health::Healthy | Health::Faulted { .. } => None,
+        Health::Degraded { index } => {
+            Some(format!("the machine cannot save itself, tried at {index}"))
+        }
+        Health::Quarantined { index } => Some(format!(
+            "quarantined: it differs from the majority at {index}, and fetches their state"
+        )),
+        Health::Suspended { index } => Some(format!(
+            "suspended: the replicas differ at {index}, and none has a majority; see `skep group trust`"
+        )),
+    };
+    let paused = "paused: the machine failed on many commands in a row; see `skep group resume`";
+    for problem in problem
+        .iter()
+        .map(String::as_str)
+        .chain(replica.paused.then_some(paused))
+    {
+        text.push_str(&format!("problem   {problem}\n"));
+    }
     if let Some(reason) = &status.halted {
         text.push_str(&format!("halted    {reason}\n"));
     }

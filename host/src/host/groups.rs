@@ -72,6 +72,7 @@ impl Host {
             members,
             init: request.init.unwrap_or_default().into_bytes(),
             profile: request.profile,
+            quota: request.quota,
         };
         let record = self.change_group(&Command::CreateGroup(new)).await?;
         tracing::info!(group = %record.id, name = %record.name, members = ?record.members, "group created");
@@ -257,7 +258,7 @@ impl Host {
             .ok_or(HostError::UnknownComponent(id))
     }
 
-    async fn component_named(&self, name: &str) -> Result<ComponentId, HostError> {
+    pub(super) async fn component_named(&self, name: &str) -> Result<ComponentId, HostError> {
         if name == BUILT_IN {
             return Ok(self
                 .put_component(None, Bytes::from_static(skep_examples::KV))

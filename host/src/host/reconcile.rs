@@ -11,10 +11,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use skep_core::id::{ComponentId, GroupId, Incarnation, NodeId};
 
+use tokio::runtime::Handle;
+
+use super::upgrades::GroupMachines;
 use super::{Host, Hosted};
 use crate::catalog::{Catalog, GroupRecord};
 use crate::clock;
 use crate::config::Config;
+use crate::exchange::Exchange;
 use crate::host_error::HostError;
 use crate::{Error, GroupConfig, Peer};
 
@@ -148,10 +152,15 @@ async fn bring_up(host: Host, record: Arc<GroupRecord>) {
     host.inner.changed.notify_one();
 }
 
-async fn try_bring_up(host: &Host, record: &GroupRecord) -> Result<(), HostError> {
-    let bytes = component(host, record.component).await?;
+async fn try_bring_up(host: &Host, record: &Arc<GroupRecord>) -> Result<(), HostError> {
+    let current = record.current();
+    let bytes = component(host, current.component).await?;
     let component = host.inner.machines.component(bytes).await?;
-    let machine = host.inner.machines.start(record, component).await?;
+    let machine = host
+        .inner
+        .machines
+        .start(record, &current.profile, component)
+        .await?;
     let joins = record.joiners.contains(&host.id());
     let founders = if joins {
         Vec::new()
@@ -159,7 +168,16 @@ async fn try_bring_up(host: &Host, record: &GroupRecord) -> Result<(), HostError
         record.founders.iter().copied().map(Peer::new).collect()
     };
     let mut config = GroupConfig::new(record.id, record.name.clone(), machine, founders);
-    config.component = record.component;
+    config.component = current.component;
+    config.exchange = Some(Exchange {
+        founding: record.founding().deployment(),
+        current: current.deployment(),
+        factory: Arc::new(GroupMachines {
+            host: host.clone(),
+            record: Arc::clone(record),
+            runtime: Handle::current(),
+        }),
+    });
     config.incarnation = record.incarnation;
     config.init = record.init.clone().into();
     match host
@@ -190,7 +208,7 @@ pub(super) fn tuned(config: &Config, mut group: GroupConfig) -> GroupConfig {
 }
 
 /// The bytes of a component: from this disk, or from any other node.
-async fn component(host: &Host, id: ComponentId) -> Result<Bytes, HostError> {
+pub(super) async fn component(host: &Host, id: ComponentId) -> Result<Bytes, HostError> {
     let store = host.inner.components.clone();
     if let Some(bytes) = blocking(move || store.read(id)).await?? {
         return Ok(bytes);

@@ -132,6 +132,7 @@ impl Actor {
         match taken {
             Ok(made) => {
                 tracing::info!(group, name, index, component = %deployment.component, "upgraded");
+                exchange.factory.activated(context.index, &deployment);
                 // The former one is dropped here, where its instances cost nobody else time.
                 drop(self.replace(machine, made, deployment));
                 Ok(answer(Outcome::Reply(Bytes::new())))

@@ -1,0 +1,279 @@
+//! What a group runs, exchanged while it serves; and what an operator decides of a group that has stopped.
+//!
+//! An upgrade goes in three steps. Every member fetches and compiles the component, and says so: nothing is proposed that a
+//! member would have to wait for. The group's own log activates it, at one index on every replica, if the new machine takes
+//! the state; otherwise everybody goes on with the old one. Then the catalogue is told, for whoever looks and for members that
+//! join later. The log alone decides what a replica runs, so nothing is lost between the last two.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use skep_core::deployment::Deployment;
+use skep_core::id::{ComponentId, LogIndex, NodeId};
+use skep_core::outcome::Outcome;
+use skep_core::proposal::Response;
+use skep_machine::state_machine::{Descriptor, MachineError, StateMachine};
+use tokio::runtime::Handle;
+
+use super::Host;
+use super::reconcile;
+use super::requests::Reach;
+use crate::api::admin::{
+    OfGroup, OfGroupAndNode, Placed, Prepare, Prepared, Upgrade, Upgraded, method,
+};
+use crate::catalog::command::{Command, Reply};
+use crate::catalog::{Deployed, GroupRecord};
+use crate::clock::{self, Stopwatch};
+use crate::exchange::MachineFactory;
+use crate::host_error::HostError;
+
+/// How long a member may take to fetch and compile a component; the largest take a minute on one core.
+const PREPARED_WITHIN: Duration = Duration::from_secs(300);
+/// How long one question for it waits. Less than any timeout between nodes.
+const PREPARE_PATIENCE: Duration = Duration::from_secs(2);
+
+impl Host {
+    /// Exchanges the component, the profile or the quota of a group.
+    pub async fn upgrade_group(&self, request: Upgrade) -> Result<Upgraded, HostError> {
+        let record = self.find(&request.group).await?;
+        let component = match &request.component {
+            Some(name) => self.component_named(name).await?,
+            None => record.component,
+        };
+        let deployed = Deployed {
+            component,
+            profile: request.profile.unwrap_or_else(|| record.profile.clone()),
+            quota: request.quota.unwrap_or(record.quota),
+        };
+        let descriptor = self.prepare_members(&record, component).await?;
+        let activate = Activate {
+            group: record.id.to_string(),
+            deployed: deployed.clone(),
+        };
+        let placed = self.activate(&activate, Reach::Cluster).await?;
+        let index = LogIndex(placed.index);
+        self.deployed(&record, index, &deployed).await?;
+        tracing::info!(group = %record.id, name = %record.name, %component, %index, "group upgraded");
+        Ok(Upgraded {
+            group: record.id,
+            component,
+            machine: descriptor,
+            index: placed.index,
+            term: placed.term,
+        })
+    }
+
+    /// Asks every member to fetch and compile a component, until all have; what it says of itself.
+    async fn prepare_members(
+        &self,
+        record: &GroupRecord,
+        component: ComponentId,
+    ) -> Result<Descriptor, HostError> {
+        let asked = Prepare { component };
+        let watch = Stopwatch::start();
+        let mut descriptor = Descriptor::default();
+        for member in &record.members {
+            loop {
+                let prepared = if *member == self.id() {
+                    self.prepare_component(&asked).await?
+                } else {
+                    let node = self.node_record(*member)?;
+                    self.ask(&node, method::COMPONENT_PREPARE, &asked)
+                        .await
+                        .map_err(|error| not_prepared(*member, &error))?
+                };
+                if let Some(machine) = prepared.machine {
+                    descriptor = machine;
+                    break;
+                }
+                if watch.elapsed() > PREPARED_WITHIN {
+                    return Err(HostError::Invalid(format!(
+                        "node {member} has not compiled component {component} within {} s; nothing was changed, try again",
+                        PREPARED_WITHIN.as_secs()
+                    )));
+                }
+            }
+        }
+        Ok(descriptor)
+    }
+
+    /// Fetches and compiles a component, and starts it once in a scratch instance. Answers after a while in any case.
+    pub async fn prepare_component(&self, asked: &Prepare) -> Result<Prepared, HostError> {
+        let (host, id) = (self.clone(), asked.component);
+        // Goes on although nobody waits; asked again, it is found compiled.
+        let preparing = tokio::spawn(async move {
+            let bytes = reconcile::component(&host, id).await?;
+            let component = host.inner.machines.component(bytes).await?;
+            Ok::<_, HostError>(component.descriptor().clone())
+        });
+        tokio::select! {
+            prepared = preparing => match prepared {
+                Ok(descriptor) => Ok(Prepared { machine: Some(descriptor?) }),
+                Err(error) => Err(HostError::Internal(error.to_string())),
+            },
+            () = clock::sleep(PREPARE_PATIENCE) => Ok(Prepared { machine: None }),
+        }
+    }
+
+    /// Puts an activation into the group's log, by a node that hosts a replica.
+    pub async fn activate(&self, asked: &Activate, reach: Reach) -> Result<Placed, HostError> {
+        let id = self.find(&asked.group).await?.id;
+        let here = async || {
+            let deployment = asked.deployed.deployment();
+            self.inner
+                .node
+                .activate(id, deployment)
+                .await
+                .map(activated)
+        };
+        let served = self.served(id, reach, here, |member| async move {
+            let placed = self.ask(&member, method::GROUP_ACTIVATE, asked).await?;
+            Ok(Activated::Yes(placed))
+        });
+        match served.await? {
+            Activated::Yes(placed) => Ok(placed),
+            Activated::No(why) => Err(HostError::NotUpgraded(why)),
+        }
+    }
+
+    /// Lets a paused group take commands again.
+    pub async fn resume(&self, group: &str, reach: Reach) -> Result<Placed, HostError> {
+        let id = self.find(group).await?.id;
+        let asked = &OfGroup {
+            group: id.to_string(),
+        };
+        let here = async || self.inner.node.resume(id).await.map(place_of);
+        self.served(id, reach, here, |member| async move {
+            self.ask(&member, method::GROUP_RESUME, asked).await
+        })
+        .await
+    }
+
+    /// Decides for a suspended group that the replica of `node` is right.
+    pub async fn trust(
+        &self,
+        group: &str,
+        node: NodeId,
+        reach: Reach,
+    ) -> Result<Placed, HostError> {
+        let id = self.find(group).await?.id;
+        let asked = &OfGroupAndNode {
+            group: id.to_string(),
+            node,
+            data: String::new(),
+        };
+        let here = async || self.inner.node.trust(id, node).await.map(place_of);
+        self.served(id, reach, here, |member| async move {
+            self.ask(&member, method::GROUP_TRUST, asked).await
+        })
+        .await
+    }
+
+    /// Tells the catalogue what the group runs since an index of its log.
+    async fn deployed(
+        &self,
+        record: &GroupRecord,
+        index: LogIndex,
+        deployed: &Deployed,
+    ) -> Result<(), HostError> {
+        let command = Command::Deployed {
+            group: record.id,
+            incarnation: record.incarnation,
+            index,
+            deployed: deployed.clone(),
+        };
+        match self.change_catalog(&command).await? {
+            Reply::Group(_) => Ok(()),
+            Reply::Done => Err(HostError::Internal(
+                "the catalogue answered without a group".into(),
+            )),
+        }
+    }
+}
+
+/// Asks a member to put an activation into the group's log.
+#[derive(Clone, PartialEq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Activate {
+    /// The group's name, or its id in digits.
+    pub group: String,
+    /// What it is to run.
+    pub deployed: Deployed,
+}
+
+fn place_of(response: Response) -> Placed {
+    Placed {
+        index: response.index.0,
+        term: response.term.0,
+    }
+}
+
+/// What became of an activation that is in the log.
+enum Activated {
+    Yes(Placed),
+    /// Every replica goes on with what it ran.
+    No(String),
+}
+
+fn activated(response: Response) -> Activated {
+    match response.outcome {
+        Outcome::Reply(_) => Activated::Yes(place_of(response)),
+        Outcome::Rejected { message, .. } => Activated::No(message),
+        Outcome::Fault(fault) => Activated::No(fault.to_string()),
+    }
+}
+
+fn not_prepared(node: NodeId, error: &HostError) -> HostError {
+    HostError::Invalid(format!(
+        "node {node} cannot prepare the component, so nothing was changed: {}",
+        error.chain()
+    ))
+}
+
+/// Makes the machines of one group of this node.
+pub(super) struct GroupMachines {
+    pub(super) host: Host,
+    pub(super) record: Arc<GroupRecord>,
+    pub(super) runtime: Handle,
+}
+
+impl MachineFactory for GroupMachines {
+    fn make(&self, deployment: &Deployment) -> Result<Box<dyn StateMachine>, MachineError> {
+        let local = |reason: String| MachineError::Local {
+            call: "start",
+            reason,
+        };
+        let deployed = Deployed::of(deployment)
+            .map_err(|error| local(format!("the log holds a profile that is none: {error}")))?;
+        let make = async {
+            let bytes = reconcile::component(&self.host, deployed.component).await?;
+            let component = self.host.inner.machines.component(bytes).await?;
+            let machines = &self.host.inner.machines;
+            machines
+                .start(&self.record, &deployed.profile, component)
+                .await
+        };
+        match self.runtime.block_on(make) {
+            Ok(machine) => Ok(machine),
+            // What the component itself is to blame for is the same on every node.
+            Err(HostError::Machine(error @ MachineError::Guest { .. })) => Err(error),
+            Err(error) => Err(local(error.chain())),
+        }
+    }
+
+    fn activated(&self, index: LogIndex, deployment: &Deployment) {
+        let (host, record) = (self.host.clone(), Arc::clone(&self.record));
+        let Ok(deployed) = Deployed::of(deployment) else {
+            return;
+        };
+        self.runtime.spawn(async move {
+            let known = host.catalog().group(record.id).is_none_or(|known| {
+                known.incarnation != record.incarnation || known.deployed_at >= index
+            });
+            // Whoever asked for the upgrade says so too, unless it is gone.
+            if !known && let Err(error) = host.deployed(&record, index, &deployed).await {
+                tracing::warn!(group = %record.id, error = %error.chain(), "the catalogue is not told of an upgrade yet");
+            }
+        });
+    }
+}
