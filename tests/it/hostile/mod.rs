@@ -1,5 +1,11 @@
 //! Components that attack, beside a group that works: the client of an attack gets its error, everybody else goes on.
 
+mod cluster;
+mod machines;
+#[cfg(target_os = "linux")]
+mod neighbours;
+mod table;
+
 use std::time::Duration;
 
 use serde_json::json;
