@@ -50,9 +50,10 @@ impl NanFloods {
         let signalling = black_box(f64::from_bits(0xfff0_0000_0000_0001 | payload & 0xffff));
         let zero = black_box(0.0f64);
         let infinite = black_box(f64::INFINITY);
+        let (nothing, endless) = (black_box(0.0f64), black_box(f64::INFINITY));
         let made = [
-            zero / zero,
-            infinite - infinite,
+            zero / nothing,
+            infinite - endless,
             infinite * zero,
             (-1.0 - zero).sqrt(),
             quiet + signalling,
