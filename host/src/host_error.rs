@@ -204,7 +204,10 @@ fn component_code(error: &ComponentError) -> &'static str {
         ComponentError::NotWasm => "not-wasm",
         ComponentError::CoreModule => "core-module",
         ComponentError::Truncated { .. } => "component-truncated",
-        ComponentError::TooLarge { .. } | ComponentError::TooManyFunctions { .. } => "too-large",
+        ComponentError::TooLarge { .. }
+        | ComponentError::TooManyFunctions { .. }
+        | ComponentError::TooManyItems { .. }
+        | ComponentError::TooDeep { .. } => "too-large",
         ComponentError::ForeignImport { .. } => "foreign-import",
         ComponentError::MissingExport { .. } => "missing-export",
         ComponentError::Cache { .. } => "storage",

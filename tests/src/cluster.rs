@@ -309,6 +309,16 @@ impl Cluster {
         self.node(id).process().limit_files(bytes);
     }
 
+    /// Bytes of memory that a running node holds now.
+    #[cfg(target_os = "linux")]
+    pub fn resident_bytes(&self, id: u64) -> u64 {
+        let path = format!("/proc/{}/status", self.node(id).process().id());
+        let status = std::fs::read_to_string(&path).expect("a running process has a status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        kib.unwrap_or_else(|| panic!("no VmRSS in {path}:\n{status}")) * 1024
+    }
+
     /// SIGSTOP: the node lives, and does nothing.
     pub fn pause(&self, id: u64) {
         self.node(id).process().signal(libc::SIGSTOP);

@@ -13,6 +13,13 @@ use super::limits::Profile;
 use super::{depth, fault};
 use crate::Descriptor;
 
+/// Fuel of the start of an instance that only says what it is: about a second, where the slowest interpreter that was
+/// tried needs a few milliseconds. A group's own limit is for restored states; an upload must not hold a core that long.
+const SCRATCH_START_FUEL: u64 = 1_000_000_000;
+
+/// Characters of a machine's name, and of its version: they stand in log lines, in answers and on terminals.
+const MAX_NAME_CHARS: usize = 200;
+
 /// Why bytes are not a machine, or an engine is not to be had.
 #[derive(Debug, thiserror::Error)]
 pub enum ComponentError {
@@ -52,6 +59,25 @@ pub enum ComponentError {
         /// The limit.
         limit: u32,
     },
+    /// More components within one another than [`super::MAX_DEPTH`].
+    #[error("the component holds components and modules more than {limit} deep")]
+    TooDeep {
+        /// The limit.
+        limit: usize,
+    },
+    /// More than [`super::MAX_ITEMS`], counting every instance of the components in it.
+    #[error(
+        "the component becomes more than {limit} instances, aliases and functions when it is put together"
+    )]
+    TooManyItems {
+        /// The limit.
+        limit: u64,
+    },
+    /// How often it would be instantiated cannot be told in advance.
+    #[error(
+        "the component imports a component, or takes one from an instance; hold it instead (no toolchain makes this)"
+    )]
+    PassedComponent,
     /// It wants what no machine gets.
     #[error("the component imports what a machine cannot have here: {imports}")]
     ForeignImport {
@@ -167,18 +193,18 @@ impl Component {
     /// Starts the component once, which also shows that its exports have the right types. On a thread of its own,
     /// because the caller's stack may be too small for a guest.
     fn describe(&self) -> Result<Descriptor, ComponentError> {
+        let profile = Profile {
+            snapshot_fuel: SCRATCH_START_FUEL,
+            ..Profile::default()
+        };
         let asked = || {
-            let mut scratch = Instance::new(
-                self,
-                &Profile::default(),
-                &Default::default(),
-                &Default::default(),
-            )
-            .map_err(describe_error)?;
+            let mut scratch =
+                Instance::new(self, &profile, &Default::default(), &Default::default())
+                    .map_err(describe_error)?;
             scratch
                 .check_types()
                 .map_err(|error| ComponentError::Mismatch(format!("{error:#}")))?;
-            scratch.describe().map_err(describe_error)
+            checked(scratch.describe().map_err(describe_error)?)
         };
         std::thread::scope(|scope| {
             let guest = std::thread::Builder::new()
@@ -212,6 +238,28 @@ fn compile(
         depth::count_stack(bytes).map_err(|error| ComponentError::Invalid(error.to_string()))?;
     wasmtime::component::Component::from_binary(engine.inner(), &counted)
         .map_err(|error| ComponentError::Invalid(format!("{error:#}")))
+}
+
+/// What a machine says of itself, if it makes sense.
+fn checked(descriptor: Descriptor) -> Result<Descriptor, ComponentError> {
+    for (what, text) in [("name", &descriptor.name), ("version", &descriptor.version)] {
+        if text.chars().any(char::is_control) || text.chars().nth(MAX_NAME_CHARS).is_some() {
+            return Err(ComponentError::Describe(format!(
+                "its {what} has control characters or more than {MAX_NAME_CHARS} characters"
+            )));
+        }
+    }
+    let Descriptor {
+        schema,
+        oldest_schema: oldest,
+        ..
+    } = descriptor;
+    if oldest > schema {
+        return Err(ComponentError::Describe(format!(
+            "it writes snapshots of schema {schema} and reads only those from {oldest} on, so it could never go on from one"
+        )));
+    }
+    Ok(descriptor)
 }
 
 fn describe_error(failure: fault::Failure) -> ComponentError {

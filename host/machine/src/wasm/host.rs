@@ -17,11 +17,14 @@ use super::wasi::io::Pollables;
 /// Fuel of one call of an import, so that a guest cannot make the host work for nothing.
 const FUEL_PER_IMPORT: u64 = 100;
 
-/// Bytes the host moves, hashes or prints for one unit of fuel.
+/// Bytes the host moves or prints for one unit of fuel.
 const BYTES_PER_FUEL: u64 = 4;
 
 /// The longest log line, in bytes; the rest of it is dropped.
 const MAX_LINE_BYTES: usize = 1024;
+
+/// Bytes of a snapshot that are handed to its writer together, at least.
+const CHUNK_WORTH_SENDING: usize = 64 << 10;
 
 /// A virtual time that no pollable waits for: the year 2262. A guest that would have to wait longer would wait for ever.
 pub(super) const END_OF_TIME: u64 = u64::MAX / 2;
@@ -75,7 +78,12 @@ impl Host {
 
 /// Takes the fuel of one import that moves `bytes`.
 pub(super) fn charge(guest: &mut Guest<'_>, bytes: u64) -> wasmtime::Result<()> {
-    let cost = FUEL_PER_IMPORT + bytes / BYTES_PER_FUEL;
+    spend(guest, bytes / BYTES_PER_FUEL)
+}
+
+/// Takes the fuel of one import, and as much more as what it does is worth.
+pub(super) fn spend(guest: &mut Guest<'_>, more: u64) -> wasmtime::Result<()> {
+    let cost = FUEL_PER_IMPORT.saturating_add(more);
     match guest.get_fuel()?.checked_sub(cost) {
         Some(left) => guest.set_fuel(left),
         None => {
@@ -116,10 +124,12 @@ impl Clock {
     }
 }
 
-/// Where `save` writes: whole chunks, to the thread that holds the writer.
+/// Where `save` writes: to the thread that holds the writer, in chunks that are worth waking it for. A guest may write byte
+/// by byte, and pays for that less than handing each over would cost.
 #[derive(Debug)]
 pub(super) struct Sink {
     chunks: SyncSender<Vec<u8>>,
+    pending: Vec<u8>,
     left: u64,
 }
 
@@ -127,6 +137,7 @@ impl Sink {
     pub(super) fn new(chunks: SyncSender<Vec<u8>>, limit: u64) -> Self {
         Self {
             chunks,
+            pending: Vec::new(),
             left: limit,
         }
     }
@@ -136,12 +147,32 @@ impl Sink {
             .left
             .checked_sub(chunk.len() as u64)
             .ok_or(Stop::Fault(GuestFault::Limit))?;
-        if chunk.is_empty() {
+        if self.pending.is_empty() && chunk.len() >= CHUNK_WORTH_SENDING {
+            return self.send(chunk);
+        }
+        self.pending.extend_from_slice(&chunk);
+        if self.pending.len() < CHUNK_WORTH_SENDING {
             return Ok(());
         }
+        let full = std::mem::take(&mut self.pending);
+        self.send(full)
+    }
+
+    fn send(&self, chunk: Vec<u8>) -> Result<(), Stop> {
         self.chunks
             .send(chunk)
             .map_err(|_| Stop::Local("the snapshot's writer failed".into()))
+    }
+}
+
+/// The rest follows when the call of `save` is over.
+impl Drop for Sink {
+    fn drop(&mut self) {
+        let rest = std::mem::take(&mut self.pending);
+        if !rest.is_empty() {
+            // If nobody receives it the writer has failed, which its own end reports.
+            let _ = self.send(rest);
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use wasmparser::{
 
 use super::component::ComponentError;
 use super::engine::FEATURES;
+use super::expansion::{Expansion, Uncounted};
 use super::imports::Import;
 
 /// The largest component, in bytes. Python with its standard library is 18 MiB.
@@ -85,10 +86,15 @@ pub fn inspect(bytes: &[u8]) -> Result<Inspection, ComponentError> {
     }
 
     let mut found = Found::default();
+    let mut expansion = Expansion::default();
     let mut validator = Validator::new_with_features(FEATURES);
     for payload in Parser::new(0).parse_all(bytes) {
         let payload = payload.map_err(|error| broken(bytes, &error))?;
-        // Counted first, so that too many functions are refused before they are validated.
+        // Counted first, so that too much is refused before it is validated.
+        expansion.read(&payload).map_err(|error| match error {
+            Uncounted::Refused(error) => error,
+            Uncounted::Broken(error) => broken(bytes, &error),
+        })?;
         found
             .read(&payload)
             .map_err(|error| broken(bytes, &error))?;

@@ -5,7 +5,7 @@ use wasmtime::component::{LinkerInstance, Resource};
 
 use super::io::{InputStream, OutputStream, STDERR, STDOUT};
 use crate::wasm::fault::Stop;
-use crate::wasm::host::{Guest, Host};
+use crate::wasm::host::{Guest, Host, charge};
 
 pub(super) fn exit(linker: &mut LinkerInstance<'_, Host>) -> wasmtime::Result<()> {
     linker.func_wrap(
@@ -23,19 +23,22 @@ pub(super) fn exit(linker: &mut LinkerInstance<'_, Host>) -> wasmtime::Result<()
 }
 
 pub(super) fn stdin(linker: &mut LinkerInstance<'_, Host>) -> wasmtime::Result<()> {
-    linker.func_wrap("get-stdin", |_: Guest<'_>, ()| {
+    linker.func_wrap("get-stdin", |mut guest: Guest<'_>, ()| {
+        charge(&mut guest, 0)?;
         Ok((Resource::<InputStream>::new_own(0),))
     })
 }
 
 pub(super) fn stdout(linker: &mut LinkerInstance<'_, Host>) -> wasmtime::Result<()> {
-    linker.func_wrap("get-stdout", |_: Guest<'_>, ()| {
+    linker.func_wrap("get-stdout", |mut guest: Guest<'_>, ()| {
+        charge(&mut guest, 0)?;
         Ok((Resource::<OutputStream>::new_own(STDOUT),))
     })
 }
 
 pub(super) fn stderr(linker: &mut LinkerInstance<'_, Host>) -> wasmtime::Result<()> {
-    linker.func_wrap("get-stderr", |_: Guest<'_>, ()| {
+    linker.func_wrap("get-stderr", |mut guest: Guest<'_>, ()| {
+        charge(&mut guest, 0)?;
         Ok((Resource::<OutputStream>::new_own(STDERR),))
     })
 }

@@ -31,7 +31,8 @@ pub(super) fn wall(linker: &mut LinkerInstance<'_, Host>) -> wasmtime::Result<()
         charge(&mut guest, 0)?;
         Ok((Datetime::of(guest.data_mut().clock.read()),))
     })?;
-    linker.func_wrap("resolution", |_: Guest<'_>, ()| {
+    linker.func_wrap("resolution", |mut guest: Guest<'_>, ()| {
+        charge(&mut guest, 0)?;
         Ok((Datetime::of(RESOLUTION),))
     })
 }
@@ -41,7 +42,10 @@ pub(super) fn monotonic(linker: &mut LinkerInstance<'_, Host>) -> wasmtime::Resu
         charge(&mut guest, 0)?;
         Ok((guest.data_mut().clock.read(),))
     })?;
-    linker.func_wrap("resolution", |_: Guest<'_>, ()| Ok((RESOLUTION,)))?;
+    linker.func_wrap("resolution", |mut guest: Guest<'_>, ()| {
+        charge(&mut guest, 0)?;
+        Ok((RESOLUTION,))
+    })?;
     linker.func_wrap(
         "subscribe-instant",
         |mut guest: Guest<'_>, (instant,): (u64,)| {

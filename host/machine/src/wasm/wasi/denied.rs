@@ -33,8 +33,14 @@ pub(super) fn link(
     for (name, item) in imported.exports(engine) {
         match item.ty {
             ComponentItem::ComponentFunc(_) => {
-                linker.func_new(name, |mut guest, function, _, results| {
+                linker.func_new(name, |mut guest, function, parameters, results| {
                     charge(&mut guest, 0)?;
+                    // What was lent must be given back, or the guest's call fails instead of being refused.
+                    for parameter in parameters {
+                        if let Val::Resource(lent) = parameter {
+                            lent.resource_drop(&mut guest)?;
+                        }
+                    }
                     for (result, ty) in results.iter_mut().zip(function.results()) {
                         *result = refusal(&ty).ok_or(Stop::Fault(GuestFault::ForbiddenImport))?;
                     }

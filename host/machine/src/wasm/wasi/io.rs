@@ -101,7 +101,10 @@ pub(super) fn error(linker: &mut LinkerInstance<'_, Host>) -> wasmtime::Result<(
     linker.resource("error", ResourceType::host::<IoError>(), |_, _| Ok(()))?;
     linker.func_wrap(
         "[method]error.to-debug-string",
-        |_: Guest<'_>, (_,): (Resource<IoError>,)| Ok((String::new(),)),
+        |mut guest: Guest<'_>, (_,): (Resource<IoError>,)| {
+            charge(&mut guest, 0)?;
+            Ok((String::new(),))
+        },
     )
 }
 

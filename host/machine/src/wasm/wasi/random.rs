@@ -4,8 +4,12 @@ use skep_core::outcome::GuestFault;
 use wasmtime::component::LinkerInstance;
 
 use crate::wasm::fault::Stop;
-use crate::wasm::host::{Guest, Host, charge};
+use crate::wasm::host::{Guest, Host, charge, spend};
 use crate::wasm::random::{MAX_RANDOM_BYTES, Stream};
+
+/// Fuel of one byte of randomness: a hash of 64 bytes makes 32 of them, which takes a core some 10 ns for each where it has
+/// no instructions for that.
+const FUEL_PER_RANDOM_BYTE: u64 = 8;
 
 pub(super) fn random(linker: &mut LinkerInstance<'_, Host>) -> wasmtime::Result<()> {
     linker.func_wrap("get-random-bytes", |guest: Guest<'_>, (len,): (u64,)| {
@@ -27,7 +31,8 @@ pub(super) fn insecure(linker: &mut LinkerInstance<'_, Host>) -> wasmtime::Resul
 }
 
 pub(super) fn insecure_seed(linker: &mut LinkerInstance<'_, Host>) -> wasmtime::Result<()> {
-    linker.func_wrap("insecure-seed", |guest: Guest<'_>, ()| {
+    linker.func_wrap("insecure-seed", |mut guest: Guest<'_>, ()| {
+        charge(&mut guest, 0)?;
         Ok((guest.data().seed,))
     })
 }
@@ -41,7 +46,7 @@ pub(in crate::wasm) fn bytes(
     if len > MAX_RANDOM_BYTES {
         return Err(Stop::Fault(GuestFault::Limit).into());
     }
-    charge(&mut guest, len)?;
+    spend(&mut guest, len * FUEL_PER_RANDOM_BYTE)?;
     Ok((stream(guest.data_mut()).bytes(len as usize),))
 }
 
@@ -50,6 +55,6 @@ pub(in crate::wasm) fn word(
     mut guest: Guest<'_>,
     stream: impl Fn(&mut Host) -> &mut Stream,
 ) -> wasmtime::Result<(u64,)> {
-    charge(&mut guest, 8)?;
+    spend(&mut guest, 8 * FUEL_PER_RANDOM_BYTE)?;
     Ok((stream(guest.data_mut()).next_u64(),))
 }

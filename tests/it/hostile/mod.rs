@@ -1,9 +1,16 @@
-//! Components that attack, beside a group that works: the client of an attack gets its error, everybody else goes on.
+//! Components that attack, beside groups that work: whoever attacks gets its error, everybody else goes on. `table.rs` says what
+//! each guest comes to, `machines.rs` and `cluster.rs` see to it, `neighbours.rs` measures; the tests here look closer at some.
+
+mod cluster;
+mod machines;
+#[cfg(target_os = "linux")]
+mod neighbours;
+mod table;
 
 use std::time::Duration;
 
 use serde_json::json;
-use skep_client::{Client, GroupId, GuestFault, Outcome};
+use skep_client::{GroupId, GuestFault, Outcome};
 use skep_tests::clock::{eventually, within};
 use skep_tests::cluster::{Cluster, Settings, files};
 use skep_tests::guests;
@@ -18,147 +25,6 @@ const BOUNDED: Duration = Duration::from_secs(20);
 const TICKS: usize = 5;
 /// Memory of a hostile guest, so that three replicas of a hoarder fit a small machine.
 const MEMORY_BYTES: u64 = 64 << 20;
-
-/// A hostile component, and what each of its attacks is answered with.
-struct Guest {
-    name: &'static str,
-    component: &'static [u8],
-    commands: &'static [(&'static str, GuestFault)],
-    queries: &'static [(&'static str, GuestFault)],
-}
-
-const GUESTS: [Guest; 5] = [
-    Guest {
-        name: "loops",
-        component: guests::LOOPS,
-        commands: &[("loop", GuestFault::OutOfFuel)],
-        queries: &[("loop", GuestFault::OutOfFuel)],
-    },
-    Guest {
-        name: "hoards",
-        component: guests::HOARDS,
-        commands: &[
-            ("hoard", GuestFault::Unreachable),
-            ("hoard 100", GuestFault::Unreachable),
-        ],
-        queries: &[],
-    },
-    Guest {
-        name: "recurses",
-        component: guests::RECURSES,
-        commands: &[
-            ("recurse", GuestFault::Unreachable),
-            ("recurse-frames", GuestFault::MemoryOutOfBounds),
-        ],
-        queries: &[
-            ("recurse", GuestFault::Unreachable),
-            ("recurse-frames", GuestFault::MemoryOutOfBounds),
-        ],
-    },
-    Guest {
-        name: "exits",
-        component: guests::EXITS,
-        commands: &[
-            ("exit", GuestFault::Exit),
-            ("exit-well", GuestFault::Exit),
-            ("abort", GuestFault::Unreachable),
-        ],
-        queries: &[("exit", GuestFault::Exit)],
-    },
-    Guest {
-        name: "giant-reply",
-        component: guests::GIANT_REPLY,
-        commands: &[
-            ("giant", GuestFault::Unreachable),
-            ("giant 4000000", GuestFault::ReplyTooLarge),
-            ("giant-rejection 4000000", GuestFault::ReplyTooLarge),
-        ],
-        queries: &[("giant 4000000", GuestFault::ReplyTooLarge)],
-    },
-];
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn attacks_are_answered_and_harm_nobody_else() {
-    let cluster = Cluster::start(&Settings::default()).await;
-    let kv = cluster.create_kv(1, "kv", &[1, 2, 3]).await;
-    let client = cluster.client().await;
-    let load = Load::start(&[cluster.client().await], kv, 2).await;
-    let mut groups = Vec::new();
-    for guest in &GUESTS {
-        let group = create(&cluster, guest.name, guest.component).await;
-        let counted = attack(&client, group, guest, &load).await;
-        groups.push((guest.name, group, counted));
-    }
-    for (name, group, counted) in groups {
-        cluster.caught_up(group, &cluster.ids()).await;
-        for id in cluster.ids() {
-            let replica = text(cluster.replica_answer(id, group, "get").await);
-            assert_eq!(replica, counted.to_string(), "{name} on node {id}");
-            let status = cluster.try_status(id, group).await.expect("a status");
-            assert_eq!(status.halted, None, "{name} on node {id}");
-        }
-    }
-    load.verify(&cluster).await;
-}
-
-/// Every attack, each between honest commands; how often the guest has counted.
-async fn attack(client: &Client, group: GroupId, guest: &Guest, load: &Load) -> u64 {
-    let mut counted = 0;
-    for (command, fault) in guest.commands {
-        counted += 1;
-        assert_eq!(
-            text(propose(client, group, "add").await),
-            counted.to_string(),
-            "{} before {command}",
-            guest.name
-        );
-        let before = load.acknowledged();
-        let outcome = within(BOUNDED, command, propose(client, group, command)).await;
-        assert_eq!(outcome, Outcome::Fault(*fault), "{}: {command}", guest.name);
-        assert!(
-            load.acknowledged() > before || *fault != GuestFault::OutOfFuel,
-            "{command} held another group up"
-        );
-        assert_eq!(
-            text(propose(client, group, "ping").await),
-            "pong",
-            "{} after {command}",
-            guest.name
-        );
-        counted += 1;
-        assert_eq!(
-            text(propose(client, group, "add").await),
-            counted.to_string(),
-            "{} after {command}",
-            guest.name
-        );
-    }
-    for (query, fault) in guest.queries {
-        let asked = client.query(
-            group,
-            (*query).into(),
-            skep_client::Consistency::Linearizable,
-        );
-        let outcome = within(BOUNDED, query, asked)
-            .await
-            .expect("an answer")
-            .outcome;
-        assert_eq!(
-            outcome,
-            Outcome::Fault(*fault),
-            "{}: query {query}",
-            guest.name
-        );
-        assert_eq!(
-            answer(client, group, "get").await,
-            counted.to_string(),
-            "{} after query {query}",
-            guest.name
-        );
-    }
-    load.more(2).await;
-    counted
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn traps_in_each_export_stay_in_their_group() {
@@ -321,38 +187,6 @@ async fn traps_in_each_export_stay_in_their_group() {
         counted.to_string()
     );
     load.verify(&cluster).await;
-}
-
-#[tokio::test]
-async fn what_cannot_say_what_it_is_is_refused() {
-    let cluster = Cluster::start(&Settings {
-        nodes: 1,
-        ..Settings::default()
-    })
-    .await;
-    let id = skep_client::ComponentId::of(guests::TRAPS_DESCRIBE);
-    let answer = cluster
-        .http(
-            1,
-            "PUT",
-            &format!("/v1/components/{id}"),
-            guests::TRAPS_DESCRIBE,
-        )
-        .await;
-    assert_eq!(
-        (answer.status, answer.code().as_str()),
-        (422, "invalid-component"),
-        "{}",
-        answer.text()
-    );
-    assert!(
-        answer.text().contains("could not say what it is"),
-        "{}",
-        answer.text()
-    );
-    let request = json!({"name": "t", "component": id.to_string()}).to_string();
-    let answer = cluster.http(1, "POST", "/v1/groups", request).await;
-    assert_eq!(answer.status, 404, "{}", answer.text());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,0 +1,228 @@
+//! How much a component becomes when it is put together. A component may hold components and instantiate each many
+//! times; a compiler writes every one of these instances out. So a few hundred bytes can ask for a thousand million
+//! instances, and are counted before a compiler sees them.
+
+use wasmparser::{
+    ComponentAlias, ComponentExternalKind, ComponentInstance, ComponentOuterAliasKind,
+    ComponentTypeRef, Payload,
+};
+
+use super::component::ComponentError;
+
+/// Components within one another, and modules within those. What toolchains make is three deep, and composing adds one.
+/// Each level is copied once for each level around it.
+pub const MAX_DEPTH: usize = 16;
+
+/// Items (instances, aliases, functions lifted and lowered, imports, exports) of a component with all that it
+/// instantiates, written out. Python with its standard library has a few thousand; compiling takes some microseconds and
+/// some hundred bytes for each.
+pub const MAX_ITEMS: u64 = 100_000;
+
+/// Counts while the sections of a component go by.
+#[derive(Default)]
+pub(super) struct Expansion {
+    levels: Vec<Level>,
+}
+
+/// A component or a module that is being read.
+#[derive(Default)]
+struct Level {
+    items: u64,
+    /// What one instance of each component known here becomes, by the component's index.
+    components: Vec<u64>,
+    is_component: bool,
+}
+
+/// Why counting ended.
+#[derive(Debug)]
+pub(super) enum Uncounted {
+    Refused(ComponentError),
+    Broken(wasmparser::Error),
+}
+
+impl From<wasmparser::Error> for Uncounted {
+    fn from(error: wasmparser::Error) -> Self {
+        Self::Broken(error)
+    }
+}
+
+impl Expansion {
+    pub(super) fn read(&mut self, payload: &Payload<'_>) -> Result<(), Uncounted> {
+        match payload {
+            Payload::Version { encoding, .. } => {
+                if self.levels.len() == MAX_DEPTH {
+                    return Err(Uncounted::Refused(ComponentError::TooDeep {
+                        limit: MAX_DEPTH,
+                    }));
+                }
+                self.levels.push(Level {
+                    is_component: *encoding == wasmparser::Encoding::Component,
+                    ..Level::default()
+                });
+                return Ok(());
+            }
+            Payload::End(_) => {
+                if let (Some(done), Some(outer)) = (self.levels.pop(), self.levels.last_mut())
+                    && done.is_component
+                {
+                    outer.components.push(done.items.saturating_add(1));
+                }
+                return Ok(());
+            }
+            _ => {}
+        }
+        let Some((level, outer)) = self.levels.split_last_mut() else {
+            return Ok(());
+        };
+        match payload {
+            Payload::InstanceSection(instances) if level.is_component => {
+                level.add(u64::from(instances.count()))
+            }
+            Payload::ComponentCanonicalSection(functions) => {
+                level.add(u64::from(functions.count()))
+            }
+            Payload::ComponentInstanceSection(instances) => {
+                for instance in instances.clone() {
+                    level.add(match instance? {
+                        ComponentInstance::Instantiate {
+                            component_index, ..
+                        } => level.of_component(component_index),
+                        ComponentInstance::FromExports(_) => 1,
+                    });
+                }
+            }
+            Payload::ComponentAliasSection(aliases) => {
+                for alias in aliases.clone() {
+                    level.add(1);
+                    match alias? {
+                        ComponentAlias::Outer {
+                            kind: ComponentOuterAliasKind::Component,
+                            count,
+                            index,
+                        } => {
+                            let of = match (count as usize).checked_sub(1) {
+                                None => level.of_component(index),
+                                Some(out) => outer
+                                    .iter()
+                                    .rev()
+                                    .nth(out)
+                                    .map_or(u64::MAX, |level| level.of_component(index)),
+                            };
+                            level.components.push(of);
+                        }
+                        ComponentAlias::InstanceExport {
+                            kind: ComponentExternalKind::Component,
+                            ..
+                        } => return Err(Uncounted::Refused(ComponentError::PassedComponent)),
+                        _ => {}
+                    }
+                }
+            }
+            Payload::ComponentImportSection(imports) => {
+                for import in imports.clone() {
+                    level.add(1);
+                    if matches!(import?.ty, ComponentTypeRef::Component(_)) {
+                        return Err(Uncounted::Refused(ComponentError::PassedComponent));
+                    }
+                }
+            }
+            Payload::ComponentExportSection(exports) => {
+                for export in exports.clone() {
+                    let export = export?;
+                    level.add(1);
+                    if export.kind == ComponentExternalKind::Component {
+                        level.components.push(level.of_component(export.index));
+                    }
+                }
+            }
+            _ => {}
+        }
+        if level.items > MAX_ITEMS {
+            return Err(Uncounted::Refused(ComponentError::TooManyItems {
+                limit: MAX_ITEMS,
+            }));
+        }
+        Ok(())
+    }
+}
+
+impl Level {
+    fn add(&mut self, items: u64) {
+        self.items = self.items.saturating_add(items);
+    }
+
+    /// What an instance of a component becomes. An index that there is not is for the validator to refuse.
+    fn of_component(&self, index: u32) -> u64 {
+        self.components.get(index as usize).copied().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wasmparser::Parser;
+
+    use super::*;
+
+    fn count(text: &str) -> Result<(), Uncounted> {
+        let bytes = wat::parse_str(text).unwrap();
+        let mut expansion = Expansion::default();
+        Parser::new(0)
+            .parse_all(&bytes)
+            .try_for_each(|payload| expansion.read(&payload?))
+    }
+
+    fn tenfold(levels: usize) -> String {
+        let mut text =
+            "(component (component $c0 (core module $m) (core instance (instantiate $m)))"
+                .to_owned();
+        for level in 1..=levels {
+            let instances = "(instance (instantiate $c))".repeat(10);
+            text += &format!(
+                "(component $c{level} (alias outer 1 $c{} (component $c)) {instances})",
+                level - 1
+            );
+        }
+        text + &format!("(instance (instantiate $c{levels})))")
+    }
+
+    #[test]
+    fn instances_of_instances_are_counted_as_they_will_be_written_out() {
+        count(&tenfold(3)).unwrap();
+        for levels in [5, 8, 40] {
+            assert!(
+                matches!(
+                    count(&tenfold(levels)),
+                    Err(Uncounted::Refused(ComponentError::TooManyItems { .. }))
+                ),
+                "{levels}"
+            );
+        }
+    }
+
+    #[test]
+    fn depth_has_an_end() {
+        let nested = |depth: usize| "(component ".repeat(depth) + &")".repeat(depth);
+        count(&nested(MAX_DEPTH)).unwrap();
+        assert!(matches!(
+            count(&nested(MAX_DEPTH + 1)),
+            Err(Uncounted::Refused(ComponentError::TooDeep { .. }))
+        ));
+    }
+
+    #[test]
+    fn a_component_that_comes_from_elsewhere_cannot_be_counted() {
+        for text in [
+            "(component (component (import \"c\" (component $c)) (instance (instantiate $c))))",
+            "(component (component $d (component $c) (export \"c\" (component $c))) (instance $i (instantiate $d)) \
+             (alias export $i \"c\" (component $c)) (instance (instantiate $c)))",
+        ] {
+            assert!(
+                matches!(
+                    count(text),
+                    Err(Uncounted::Refused(ComponentError::PassedComponent))
+                ),
+                "{text}"
+            );
+        }
+    }
+}

@@ -1,0 +1,2 @@
+;; Takes memory without end on the command `x`.
+⟨apply⟩ (call $hoard)

@@ -1,0 +1,2 @@
+;; Loops for ever on the command `x`.
+⟨apply⟩ (loop $l (br $l))

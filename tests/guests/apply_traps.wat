@@ -1,0 +1,2 @@
+;; Traps on the command `x`.
+⟨apply⟩ unreachable

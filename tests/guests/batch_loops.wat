@@ -1,0 +1,2 @@
+;; Loops for ever in `apply-batch`, whatever the commands: they are run one by one instead.
+⟨apply-batch⟩ (call $scribble) (loop $l (br $l))

@@ -1,0 +1,2 @@
+;; Traps in `apply-batch`, whatever the commands: they are run one by one instead.
+⟨apply-batch⟩ (call $scribble) unreachable

@@ -1,0 +1,2 @@
+;; Takes memory without end on every change of members.
+⟨apply-conf-change⟩ (call $scribble) (call $hoard)

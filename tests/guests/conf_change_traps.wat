@@ -1,0 +1,2 @@
+;; Traps on every change of members.
+⟨apply-conf-change⟩ (call $scribble) unreachable

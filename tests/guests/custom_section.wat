@@ -1,0 +1,2 @@
+;; Has a custom section of 100 MiB.
+⟨custom-section⟩ 104857600

@@ -1,0 +1,2 @@
+;; Takes memory without end when it is asked what it is.
+⟨describe⟩ (call $hoard)

@@ -1,0 +1,2 @@
+;; Recurses without end when it is asked what it is.
+⟨describe⟩ (drop (call $deeper (i32.const 0)))

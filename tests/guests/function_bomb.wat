@@ -1,0 +1,2 @@
+;; Has 65,537 functions: more than a compiler is given.
+⟨module⟩ ⟦65537|(func)⟧

@@ -1,0 +1,2 @@
+;; Wants a function of no interface.
+⟨imports⟩ (import "run" (func))

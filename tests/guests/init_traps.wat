@@ -1,0 +1,2 @@
+;; Traps in `init`, so its group cannot begin.
+⟨init⟩ (call $scribble) unreachable

@@ -1,0 +1,2 @@
+;; Declares a memory of four gibibytes.
+⟨module⟩ (memory $bomb 65536)

@@ -1,0 +1,2 @@
+;; Takes memory without end on the query `x`.
+⟨query⟩ (call $hoard)

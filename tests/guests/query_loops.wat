@@ -1,0 +1,2 @@
+;; Loops for ever on the query `x`.
+⟨query⟩ (loop $l (br $l))

@@ -1,0 +1,2 @@
+;; Traps on the query `x`.
+⟨query⟩ unreachable

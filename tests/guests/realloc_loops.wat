@@ -1,0 +1,2 @@
+;; Loops for ever where the host asks for memory for a request of twelve bytes or more.
+⟨realloc⟩ (call $scribble) (loop $l (br $l))

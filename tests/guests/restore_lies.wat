@@ -1,0 +1,2 @@
+;; Restores a state that was not saved: a thousand more.
+⟨restored⟩ (call $scribble)

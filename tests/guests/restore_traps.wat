@@ -1,0 +1,2 @@
+;; Traps in `restore`, so no snapshot can be read back.
+⟨restore⟩ unreachable

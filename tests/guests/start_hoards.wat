@@ -1,0 +1,2 @@
+;; Takes memory without end when it is instantiated, so before it can say what it is.
+⟨start⟩ (call $hoard)

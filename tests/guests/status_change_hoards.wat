@@ -1,0 +1,2 @@
+;; Takes memory without end on every change of leader.
+⟨process-status-change⟩ (call $scribble) (call $hoard)

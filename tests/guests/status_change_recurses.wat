@@ -1,0 +1,2 @@
+;; Recurses without end on every change of leader.
+⟨process-status-change⟩ (call $scribble) (drop (call $deeper (i32.const 0)))

@@ -1,0 +1,2 @@
+;; Traps on every change of leader.
+⟨process-status-change⟩ (call $scribble) unreachable

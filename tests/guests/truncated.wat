@@ -1,0 +1,2 @@
+;; Ends a hundred bytes early.
+⟨cut⟩ 100
