@@ -152,13 +152,12 @@ impl Recorder {
     /// Makes a node lead. Who is the first to campaign is drawn; whoever else leads hands over.
     fn elect(&mut self, node: u64) {
         for _ in 0..5 {
-            self.give(node, Op::Campaign);
-            self.settle();
             let mut others = self.replicas.keys().copied();
-            if let Some(other) = others.find(|other| *other != node && self.leads(*other)) {
-                self.give(other, Op::Transfer(node as u8));
-                self.settle();
+            match others.find(|other| *other != node && self.leads(*other)) {
+                Some(leader) => self.give(leader, Op::Transfer(node as u8)),
+                None => self.give(node, Op::Campaign),
             }
+            self.settle();
             if self.leads(node) {
                 return;
             }
