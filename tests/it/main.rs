@@ -13,3 +13,4 @@ mod load;
 mod membership;
 mod power;
 mod retries;
+mod upgrades;

@@ -261,6 +261,11 @@ impl Cluster {
         self.take(id).kill();
     }
 
+    /// SIGKILL, while somebody else uses the cluster; [`kill`](Self::kill) waits for the end of it.
+    pub fn strike(&self, id: u64) {
+        self.node(id).process().signal(libc::SIGKILL);
+    }
+
     /// `kill -9` for several nodes in this order, all before the first is waited for.
     pub fn kill_at_once(&mut self, ids: &[u64]) {
         for id in ids {

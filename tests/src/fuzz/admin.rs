@@ -94,6 +94,7 @@ fn commands(text: &[u8]) {
         members: [NodeId(1)].into(),
         init: Vec::new(),
         profile: Profile::default(),
+        quota: Default::default(),
     });
     let taken = states.borrow().find("the-last-one").is_some();
     let line = serde_json::to_vec(&create).expect("plain values");
@@ -147,6 +148,7 @@ fn prelude() -> Vec<Command> {
         members: [NodeId(1), NodeId(2)].into(),
         init: b"a".to_vec(),
         profile: Profile::default(),
+        quota: Default::default(),
     }));
     commands
 }

@@ -1,0 +1,196 @@
+//! A group changes its code while it serves: nothing is lost or doubled, a refusal changes nothing, and who was away comes back
+//! on the right version.
+
+use serde_json::json;
+use skep_client::{ComponentId, GroupId};
+use skep_tests::clock::eventually;
+use skep_tests::cluster::{Cluster, Settings};
+use skep_tests::guests;
+
+use crate::load::{Load, answer};
+
+/// The key-value machine under another digest: a custom section at its end says which version it is meant to be.
+fn version(number: u8) -> Vec<u8> {
+    let mut component = skep_examples::KV.to_vec();
+    let name = b"release";
+    component.extend([0, name.len() as u8 + 2, name.len() as u8]);
+    component.extend(name);
+    component.push(number);
+    component
+}
+
+async fn upgrade(
+    cluster: &Cluster,
+    at: u64,
+    group: GroupId,
+    component: ComponentId,
+) -> (u16, String) {
+    let body = json!({"component": component.to_string()}).to_string();
+    let answer = cluster
+        .http(at, "POST", &format!("/v1/groups/{group}/upgrade"), body)
+        .await;
+    (answer.status, answer.text())
+}
+
+async fn runs(cluster: &Cluster, id: u64, group: GroupId) -> Option<ComponentId> {
+    let status = cluster.try_status(id, group).await.ok()?;
+    (status.halted.is_none()).then_some(status.component)
+}
+
+async fn all_run(cluster: &Cluster, group: GroupId, component: ComponentId) {
+    for id in cluster.ids() {
+        eventually(&format!("node {id} runs {component}"), async || {
+            let found = runs(cluster, id, group).await;
+            (found == Some(component))
+                .then_some(())
+                .ok_or_else(|| format!("{found:?}"))
+        })
+        .await;
+    }
+}
+
+/// The catalogue says the same, to whoever joins later.
+async fn is_known(cluster: &Cluster, id: u64, group: GroupId, component: ComponentId) {
+    eventually("the catalogue knows", async || {
+        let info = cluster
+            .http(id, "GET", &format!("/v1/groups/{group}"), "")
+            .await;
+        let found = &info.json()["component"];
+        (*found == component.to_string())
+            .then_some(())
+            .ok_or_else(|| found.to_string())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn code_changes_under_load_and_nothing_is_lost_or_doubled() {
+    let mut cluster = Cluster::start(&Settings::default()).await;
+    let group = cluster.create_kv(1, "kv", &[1, 2, 3]).await;
+    let clients = [cluster.client().await, cluster.client().await];
+    let load = Load::start(&clients, group, 4).await;
+    load.more(200).await;
+    for number in 1..=3_u8 {
+        // By another node each time, whichever leads.
+        let at = u64::from(number);
+        let component = cluster.upload(at, &version(number)).await;
+        let (status, text) = upgrade(&cluster, at, group, component).await;
+        assert_eq!(status, 200, "{text}");
+        load.more(200).await;
+        all_run(&cluster, group, component).await;
+        is_known(&cluster, at, group, component).await;
+    }
+    // Whoever restarts finds what runs, from its snapshot or its log.
+    let latest = ComponentId::of(&version(3));
+    for id in cluster.ids() {
+        cluster.kill(id);
+        cluster.restart(id).await;
+        load.more(50).await;
+        assert_eq!(runs(&cluster, id, group).await, Some(latest));
+    }
+    load.verify(&cluster).await;
+    cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn code_that_does_not_take_the_state_is_refused_and_the_old_goes_on() {
+    let cluster = Cluster::start(&Settings::default()).await;
+    let group = cluster.create_kv(1, "kv", &[1, 2, 3]).await;
+    let client = cluster.client().await;
+    let load = Load::start(&[cluster.client().await], group, 2).await;
+    load.more(100).await;
+    let before = runs(&cluster, 1, group).await.expect("it runs");
+    for name in [
+        "restore_refuses",
+        "restore_traps",
+        "restore_loops",
+        // Another machine, whose state looks otherwise.
+        "loops",
+    ] {
+        let component = cluster.upload(2, &guests::component(name)).await;
+        let (status, text) = upgrade(&cluster, 2, group, component).await;
+        assert_eq!(status, 422, "{name}: {text}");
+        assert!(text.contains("not-upgraded"), "{name}: {text}");
+        load.more(50).await;
+        for id in cluster.ids() {
+            assert_eq!(runs(&cluster, id, group).await, Some(before), "{name}");
+        }
+    }
+    let (status, text) = upgrade(&cluster, 1, group, ComponentId([7; 32])).await;
+    assert!(status == 400 || status == 404, "{status} {text}");
+    assert!(answer(&client, group, "stats").await.contains("revision"));
+    load.verify(&cluster).await;
+    cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_killed_in_the_middle_comes_back_on_the_right_version() {
+    let mut cluster = Cluster::start(&Settings::default()).await;
+    let group = cluster.create_kv(1, "kv", &[1, 2, 3]).await;
+    let load = Load::start(&[cluster.client_at(&[1, 2]).await], group, 2).await;
+    load.more(100).await;
+    let mut latest = runs(&cluster, 1, group).await.expect("it runs");
+    for number in 1..=4_u8 {
+        let component = cluster.upload(1, &version(number)).await;
+        // It dies while the others ask it, while it activates, or just after.
+        let (answered, ()) = tokio::join!(upgrade(&cluster, 1, group, component), async {
+            load.more(u64::from(number) * 5).await;
+            cluster.strike(3);
+        });
+        // Otherwise it was refused before anything was proposed, since a member could not say that it is ready; or what
+        // became of it is unknown.
+        if answered.0 == 200 {
+            assert_eq!(runs(&cluster, 1, group).await, Some(component));
+        }
+        load.more(50).await;
+        cluster.kill(3);
+        cluster.restart(3).await;
+        let decided = runs(&cluster, 1, group).await.expect("it runs");
+        assert!(
+            decided == latest || decided == component,
+            "{answered:?}: {decided}"
+        );
+        latest = decided;
+        all_run(&cluster, group, latest).await;
+    }
+    load.verify(&cluster).await;
+    cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits_change_through_the_log() {
+    let cluster = Cluster::start(&Settings::default()).await;
+    let group = cluster.create_kv(1, "kv", &[1, 2, 3]).await;
+    let client = cluster.client().await;
+    let path = format!("/v1/groups/{group}/upgrade");
+    let quota = json!({"quota": {"commands-per-second": 5}}).to_string();
+    let answered = cluster.http(2, "POST", &path, quota).await;
+    assert_eq!(answered.status, 200, "{}", answered.text());
+    let busy = async || {
+        let answer = cluster
+            .http(1, "POST", &format!("/v1/groups/{group}/propose"), "put a 1")
+            .await;
+        (answer.status == 429)
+            .then_some(())
+            .ok_or_else(|| answer.text())
+    };
+    eventually("the quota is held", busy).await;
+    let profile = json!({"quota": {}, "profile": {"reply-bytes": 100}}).to_string();
+    let answered = cluster.http(3, "POST", &path, profile).await;
+    assert_eq!(answered.status, 200, "{}", answered.text());
+    let put = format!("put long {}", "x".repeat(300));
+    crate::load::propose(&client, group, &put).await;
+    let asked = client.query(
+        group,
+        "get long".into(),
+        skep_client::Consistency::Linearizable,
+    );
+    let outcome = asked.await.expect("an answer").outcome;
+    assert_eq!(
+        outcome,
+        skep_client::Outcome::Fault(skep_client::GuestFault::ReplyTooLarge)
+    );
+    let wrong = json!({"profile": {"no-such-limit": 1}}).to_string();
+    let answered = cluster.http(1, "POST", &path, wrong).await;
+    assert_eq!(answered.status, 400, "{}", answered.text());
+}
