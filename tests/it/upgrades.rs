@@ -103,7 +103,6 @@ async fn code_that_does_not_take_the_state_is_refused_and_the_old_goes_on() {
     for name in [
         "restore_refuses",
         "restore_traps",
-        "restore_loops",
         // Another machine, whose state looks otherwise.
         "loops",
     ] {
