@@ -381,12 +381,12 @@ mod tests {
         let before = model.used.clone();
         model.join();
         model.run(1000, |_| TURN_COST);
-        for actor in 0..3 {
-            let since = model.used[actor] - before[actor];
+        let joined = model.used[3];
+        for (used, before) in model.used.iter().zip(before) {
+            let since = used - before;
             assert!(
-                since.abs_diff(model.used[3]) <= 3 * TURN_COST,
-                "{since} and {}",
-                model.used[3]
+                since.abs_diff(joined) <= 3 * TURN_COST,
+                "{since} and {joined}"
             );
         }
     }

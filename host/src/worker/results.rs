@@ -19,16 +19,11 @@ const RESULT_BYTES: usize = 128;
 /// snapshot is durable, while the machine goes on.
 #[derive(Default)]
 pub(super) struct Results {
-    waiting: VecDeque<Slot>,
+    /// `None` stands for a barrier whose snapshot is not durable yet.
+    waiting: VecDeque<Option<Input>>,
     /// Of those waiting; counted while a barrier is among them.
     bytes: usize,
     outcomes: usize,
-}
-
-enum Slot {
-    Ready(Input),
-    /// The snapshot of a barrier is not durable yet.
-    Barrier,
 }
 
 impl Results {
@@ -38,22 +33,18 @@ impl Results {
             self.bytes += outcomes.iter().map(size).sum::<usize>();
         }
         self.bytes += RESULT_BYTES;
-        self.waiting.push_back(Slot::Ready(input));
+        self.waiting.push_back(Some(input));
     }
 
     /// What comes from here on waits for [`Results::settle`].
     pub(super) fn hold(&mut self) {
-        self.waiting.push_back(Slot::Barrier);
+        self.waiting.push_back(None);
     }
 
     /// What became of the first barrier that is waited for.
     pub(super) fn settle(&mut self, input: Input) {
-        let barrier = self
-            .waiting
-            .iter_mut()
-            .find(|slot| matches!(slot, Slot::Barrier));
-        if let Some(slot) = barrier {
-            *slot = Slot::Ready(input);
+        if let Some(barrier) = self.waiting.iter_mut().find(|slot| slot.is_none()) {
+            *barrier = Some(input);
         }
     }
 
@@ -69,21 +60,13 @@ impl Results {
 
     /// What can be posted now.
     pub(super) fn take(&mut self) -> Vec<Input> {
-        let held = self
-            .waiting
-            .iter()
-            .position(|slot| matches!(slot, Slot::Barrier));
+        let held = self.waiting.iter().position(Option::is_none);
         if held.is_none() {
             self.bytes = 0;
         }
         self.outcomes = 0;
-        self.waiting
-            .drain(..held.unwrap_or(self.waiting.len()))
-            .filter_map(|slot| match slot {
-                Slot::Ready(input) => Some(input),
-                Slot::Barrier => None,
-            })
-            .collect()
+        let free = held.unwrap_or(self.waiting.len());
+        self.waiting.drain(..free).flatten().collect()
     }
 
     pub(super) fn clear(&mut self) {

@@ -86,7 +86,7 @@ fn commands(machine: &mut WasmMachine, index: &mut u64) -> anyhow::Result<f64> {
         );
         done += ENTRY;
         // As a host does, so that the journal does not grow for ever.
-        if *index % 8192 == 0 {
+        if index.is_multiple_of(8192) {
             *index += 1;
             let mut bytes = Vec::new();
             machine.save(&context(*index), &mut bytes)?;
