@@ -129,33 +129,28 @@ impl Verdict {
     }
 }
 
-/// Looks for what a majority of the voters says. If two different chains could each be that of a majority, because some
-/// replicas know the snapshot only, the snapshot alone is judged: from equal snapshots all go on equally.
+/// Looks for what a majority of the voters says. Only who ran the entries itself is counted: a replica that knows the
+/// snapshot alone may have it from the very one whose word is in question. If a majority agrees on the snapshot and not
+/// on the chain, the snapshot is judged: from equal ones all go on equally.
 pub(crate) fn judge(reports: &[(ReplicaId, Attestation)], membership: &Membership) -> Judgement {
     let voters: Vec<ReplicaId> = membership.voters().collect();
-    let said: Vec<Attestation> = reports
+    let witnesses: Vec<Attestation> = reports
         .iter()
-        .filter(|(replica, _)| voters.contains(replica))
+        .filter(|(replica, said)| voters.contains(replica) && said.chain.is_some())
         .map(|(_, said)| *said)
         .collect();
     let is_majority = |candidate: &Attestation| {
-        let agree = said.iter().filter(|said| said.agrees(candidate)).count();
-        agree > voters.len() / 2
+        let agree = witnesses.iter().filter(|said| said.agrees(candidate));
+        agree.count() > voters.len() / 2
     };
-    let whole: Vec<_> = said
+    let snapshots = witnesses.iter().map(|said| Attestation {
+        chain: None,
+        ..*said
+    });
+    witnesses
         .iter()
-        .filter(|said| said.chain.is_some() && is_majority(said))
-        .collect();
-    if let [first, others @ ..] = &whole[..]
-        && others.iter().all(|other| other.agrees(first))
-    {
-        return Judgement::Majority(**first);
-    }
-    said.iter()
-        .map(|said| Attestation {
-            chain: None,
-            ..*said
-        })
+        .copied()
+        .chain(snapshots)
         .find(is_majority)
         .map_or(Judgement::Undecided, Judgement::Majority)
 }
@@ -228,11 +223,10 @@ mod tests {
             judged(3, &[whole, whole, other]),
             Judgement::Majority(whole)
         );
-        assert_eq!(judged(3, &[whole, half, half]), Judgement::Majority(whole));
-        assert_eq!(
-            judged(3, &[half, half, said(2, None)]),
-            Judgement::Majority(half)
-        );
+        // Who may have been given its snapshot is no witness.
+        assert_eq!(judged(3, &[whole, half, half]), Judgement::Undecided);
+        let two = said(2, Some(1));
+        assert_eq!(judged(3, &[whole, half, two]), Judgement::Undecided);
         // Either chain may be the true one; the snapshot is.
         assert_eq!(judged(3, &[whole, other, half]), Judgement::Majority(half));
         assert!(half.agrees(&whole) && !other.agrees(&whole));

@@ -170,6 +170,43 @@ fn two_that_disagree_wait_for_the_third() {
 }
 
 #[test]
+fn who_was_given_the_contested_state_is_no_witness_for_it() {
+    let mut cluster = Cluster::with(3, |config| config.snapshot_entries = 8);
+    cluster.elect(1);
+    cluster.crash(3);
+    for n in 0..40 {
+        cluster
+            .ask(1, anonymous(&format!("{n}")))
+            .expect("committed");
+    }
+    make_sick(&mut cluster, 2, Sick::Forgets);
+    let barrier = cluster.ask(1, Proposal::Barrier).expect("a snapshot").index;
+    cluster.until("both wait", |cluster| {
+        (1..=2).all(|id| is_suspended(cluster, id))
+    });
+    // The log does not reach back to where node 3 is, so it takes the snapshot of one of the two.
+    cluster.boot(3);
+    cluster.until("it has the contested state", |cluster| {
+        status(cluster, 3).snapshot == barrier
+    });
+    cluster.tick(100);
+    assert!((1..=2).all(|id| is_suspended(&mut cluster, id)));
+    let leader = cluster.leader().expect("somebody leads");
+    let trust = Proposal::Trust { node: NodeId(1) };
+    cluster.ask(leader, trust).expect("decided");
+    cluster.until("all are well", |cluster| {
+        (1..=3).all(|id| health(cluster, id) == Health::Healthy)
+    });
+    cluster.tick(20);
+    for id in 1..=3 {
+        assert_eq!(
+            cluster.commands(id).last().map(String::as_str),
+            Some("contested")
+        );
+    }
+}
+
+#[test]
 fn of_two_an_operator_decides() {
     for trusted in [1, 2] {
         let mut cluster = cluster(2);
