@@ -12,8 +12,10 @@ mod member;
 mod output;
 mod propose;
 mod query;
+mod replay;
 mod serve;
 mod status;
+mod test;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
@@ -64,6 +66,10 @@ enum Verb {
     Status(status::Arguments),
     /// Shows what a component is, and whether it can be a machine
     Inspect(inspect::Arguments),
+    /// Takes a machine through what may happen to a replica, and says what it would do wrong
+    Test(test::Arguments),
+    /// Runs the log of a stopped node's group again, and prints what its machine answered
+    Replay(replay::Arguments),
     /// Checks a configuration file
     Config(config::Arguments),
     /// Prints a completion script for a shell
@@ -116,6 +122,8 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Query(arguments) => query::run(arguments).await,
         Verb::Status(arguments) => status::run(arguments).await,
         Verb::Inspect(arguments) => inspect::run(arguments),
+        Verb::Test(arguments) => test::run(arguments),
+        Verb::Replay(arguments) => replay::run(arguments),
         Verb::Config(arguments) => config::run(arguments),
         Verb::Completions(arguments) => completions::run(arguments),
     }
@@ -150,6 +158,12 @@ mod tests {
             "skep query orders get --stale",
             "skep status",
             "skep inspect m.wasm -o json",
+            "skep inspect m.wasm --wit",
+            "skep test m.wasm",
+            "skep test m.wasm --requests r.txt --profile p.json --strict -o json",
+            "skep replay --data /var/lib/skep --group orders",
+            "skep replay --data d --group 1 --component m.wasm --at 40 --print -o json",
+            "skep replay --data d --group 1 --compare n.wasm --uncommitted",
             "skep config check skep.toml",
             "skep completions bash",
         ] {

@@ -15,6 +15,7 @@
 //! * `store`, `lives`, `convert`: a data directory in use.
 //! * `worker`, `queries`: machines, and what answers queries beside them; `pool`, `run_queue`: the threads they run on.
 //! * `session`: the node's own sessions, for `retry`.
+//! * [`replay`]: the past of a stopped node.
 //! * [`ticker`], [`clock`]: time.
 
 pub mod api;
@@ -37,6 +38,7 @@ mod outbox;
 mod peers;
 mod pool;
 mod queries;
+pub mod replay;
 mod replica;
 mod retry;
 mod route;

@@ -69,7 +69,7 @@ impl Machines {
 }
 
 /// What a machine sees before the first entry: a function of the group's life, so that all replicas start equal.
-fn genesis(group: &GroupRecord) -> EntryContext {
+pub(crate) fn genesis(group: &GroupRecord) -> EntryContext {
     let mut hash = Sha256::new();
     hash.update(b"skep genesis");
     hash.update(group.id.0.to_le_bytes());

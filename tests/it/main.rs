@@ -12,5 +12,7 @@ mod lifecycle;
 mod load;
 mod membership;
 mod power;
+mod replay;
 mod retries;
+mod testkit;
 mod upgrades;

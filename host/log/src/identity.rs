@@ -228,6 +228,18 @@ fn has_segments(vfs: &dyn Vfs, wal: &Path) -> Result<bool, LogError> {
 }
 
 impl Identity {
+    /// Whose directory this is; for somebody who only looks and so has no expectation.
+    ///
+    /// # Errors
+    /// [`LogError::BadIdentity`] if the file is damaged; [`LogError::Io`] if it cannot be read, or is not there.
+    pub fn read(vfs: &dyn Vfs, dir: &Path) -> Result<Identity, LogError> {
+        let path = dir.join("identity");
+        let content = vfs
+            .read(&path, IDENTITY_BYTES)
+            .map_err(LogError::io("read", &path))?;
+        Identity::parse(&content, &path)
+    }
+
     fn render(&self) -> String {
         seal(&format!(
             "{MAGIC}\ncluster {}\nnode {}\nstore {}\n",

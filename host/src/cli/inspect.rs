@@ -3,29 +3,61 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
+use serde::Serialize;
 use skep::host_error::HostError;
 use skep_machine::wasm::{Inspection, inspect};
+use wit_component::WitPrinter;
 
 use super::failure::Failure;
-use super::{Form, output};
+use super::{Form, Output, output};
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// The component: a .wasm file
     component: PathBuf,
+    /// Prints the WIT text of its world alone
+    #[arg(long)]
+    wit: bool,
     #[command(flatten)]
     form: Form,
+}
+
+/// What is printed.
+#[derive(Serialize)]
+struct Printed {
+    #[serde(flatten)]
+    inspection: Inspection,
+    wit: String,
 }
 
 pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     let path = &arguments.component;
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let inspection = inspect(&bytes).map_err(|error| Failure::from(HostError::from(error)));
-    output::print(
-        arguments.form,
-        &inspection.with_context(|| path.display().to_string())?,
-        text,
-    )
+    let inspection = inspect(&bytes)
+        .map_err(|error| Failure::from(HostError::from(error)))
+        .with_context(|| path.display().to_string())?;
+    let wit = wit(&bytes).with_context(|| format!("{}: its world", path.display()))?;
+    if arguments.wit && arguments.form.output == Output::Text {
+        return output::raw(wit.as_bytes());
+    }
+    output::print(arguments.form, &Printed { inspection, wit }, |printed| {
+        text(&printed.inspection)
+    })
+}
+
+/// The world of a component, with the packages it refers to, as WIT text.
+fn wit(bytes: &[u8]) -> anyhow::Result<String> {
+    let decoded = wit_component::decode(bytes)?;
+    let (resolve, package) = (decoded.resolve(), decoded.package());
+    let others: Vec<_> = resolve
+        .packages
+        .iter()
+        .map(|(id, _)| id)
+        .filter(|id| *id != package)
+        .collect();
+    let mut printer = WitPrinter::default();
+    printer.print(resolve, package, &others)?;
+    Ok(printer.output.to_string())
 }
 
 fn text(found: &Inspection) -> String {

@@ -305,9 +305,22 @@ impl Instance {
         Ok((outcome, fuel - self.store.get_fuel()?))
     }
 
-    /// Writes the state to `to`, and ends: an instance that has saved may have another heap than one that has not. The
-    /// guest runs on a thread of its own, so no more than a few chunks are held at once.
-    pub(super) fn save(self, context: &EntryContext, to: &mut dyn Write) -> Result<(), Failure> {
+    /// Writes the state to `to`, and ends: an instance that has saved may have another heap than one that has not.
+    pub(super) fn save(
+        mut self,
+        context: &EntryContext,
+        to: &mut dyn Write,
+    ) -> Result<(), Failure> {
+        self.save_and_live(context, to).map(|_fuel| ())
+    }
+
+    /// Writes the state to `to`; answers the fuel it took. The guest runs on a thread of its own, so no more than a few
+    /// chunks are held at once.
+    pub(super) fn save_and_live(
+        &mut self,
+        context: &EntryContext,
+        to: &mut dyn Write,
+    ) -> Result<u64, Failure> {
         let (sender, chunks) = mpsc::sync_channel(CHUNKS_IN_FLIGHT);
         let sink = HostSink::new(sender, self.profile.snapshot_bytes);
         std::thread::scope(|scope| {
@@ -329,20 +342,24 @@ impl Instance {
         })
     }
 
-    fn save_to(mut self, context: &EntryContext, sink: HostSink) -> Result<(), Failure> {
-        self.enter(
-            context,
-            "save",
-            0,
-            self.profile.snapshot_fuel,
-            MAX_CHUNK_BYTES + CALL_OVERHEAD,
-        )?;
+    fn save_to(&mut self, context: &EntryContext, sink: HostSink) -> Result<u64, Failure> {
+        let fuel = self.profile.snapshot_fuel;
+        self.enter(context, "save", 0, fuel, MAX_CHUNK_BYTES + CALL_OVERHEAD)?;
+        let headroom = self.profile.snapshot_headroom();
         let host = self.store.data_mut();
-        host.limits.raise_memory(self.profile.save_headroom());
+        host.limits.raise_memory(headroom);
         host.sink = Some(sink);
-        let (answer,) =
-            self.call::<_, Answer<()>>(self.functions.save, (Resource::<Sink>::new_borrow(0),))?;
-        answer.map_err(refused)
+        let saved =
+            self.call::<_, Answer<()>>(self.functions.save, (Resource::<Sink>::new_borrow(0),));
+        self.store.data_mut().limits.lower_memory(headroom);
+        let (answer,) = saved?;
+        answer.map_err(refused)?;
+        Ok(fuel - self.store.get_fuel()?)
+    }
+
+    /// Bytes of its linear memories.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        self.store.data().limits.memory_bytes()
     }
 
     pub(super) fn restore(
@@ -358,9 +375,15 @@ impl Instance {
             self.profile.snapshot_fuel,
             CALL_OVERHEAD,
         )?;
-        self.store.data_mut().source = Some(from);
+        // What was saved at the limit may take more than the limit while it is read.
+        let headroom = self.profile.snapshot_headroom();
+        let host = self.store.data_mut();
+        host.limits.raise_memory(headroom);
+        host.source = Some(from);
         let arguments = (schema, Resource::<Source>::new_borrow(0));
-        let (answer,) = self.call::<_, Answer<()>>(self.functions.restore, arguments)?;
+        let restored = self.call::<_, Answer<()>>(self.functions.restore, arguments);
+        self.store.data_mut().limits.lower_memory(headroom);
+        let (answer,) = restored?;
         answer.map_err(refused)
     }
 

@@ -17,7 +17,7 @@ pub struct Profile {
     pub query_fuel: u64,
     /// Fuel of one `save`, of one `restore`, and of the start of an instance. Default 50 × 10⁹, about a minute.
     pub snapshot_fuel: u64,
-    /// Bytes of all linear memories together. Default 256 MiB. `save` gets a quarter more, at least 64 MiB.
+    /// Bytes of all linear memories together. Default 256 MiB. `save` and `restore` get a quarter more, at least 64 MiB.
     pub memory_bytes: u64,
     /// Elements of all tables together. Default 100,000; JavaScript engines use about 8,000.
     pub table_elements: u64,
@@ -48,8 +48,9 @@ impl Default for Profile {
 }
 
 impl Profile {
-    /// Memory that only `save` may use, so that a machine at its limit can still be saved.
-    pub(super) fn save_headroom(&self) -> u64 {
+    /// Memory that only `save` and `restore` may use, so that a machine at its limit can still be saved, and be restored
+    /// on a replica that joins. What `restore` keeps of it counts: until the machine is below its limit, it gets no more.
+    pub(super) fn snapshot_headroom(&self) -> u64 {
         (self.memory_bytes / 4).max(64 << 20)
     }
 }
@@ -76,6 +77,15 @@ impl Limits {
 
     pub(super) fn raise_memory(&mut self, bytes: u64) {
         self.memory.limit = self.memory.limit.saturating_add(bytes);
+    }
+
+    pub(super) fn lower_memory(&mut self, bytes: u64) {
+        self.memory.limit = self.memory.limit.saturating_sub(bytes);
+    }
+
+    /// Bytes of all linear memories together.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        self.memory.used
     }
 
     /// Whether a growth was refused in the life of the instance: what tells an instance that cannot start for its size

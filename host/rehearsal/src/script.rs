@@ -1,0 +1,132 @@
+//! A history as a machine sees it: the calls of the log in order, and the queries beside them.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use skep_core::id::NodeId;
+use skep_core::outcome::{ConfChange, LeaderChanged};
+use skep_machine::wasm::{Component, Profile};
+
+use crate::history::{History, Origin, Step, escape};
+use crate::report::Place;
+use crate::world::TERM;
+
+/// Characters of a request that a report shows.
+const SHOWN_CHARS: usize = 80;
+
+/// The most different queries that are asked.
+const QUERIES_MAX: usize = 64;
+
+/// What is rehearsed.
+pub(crate) struct Subject {
+    pub(crate) component: Arc<Component>,
+    pub(crate) profile: Profile,
+    pub(crate) script: Script,
+}
+
+/// One call of the log.
+#[derive(Clone, Debug)]
+pub(crate) enum Event {
+    Init(Bytes),
+    Command(Bytes),
+    Change(ConfChange),
+    Leader(LeaderChanged),
+}
+
+/// The calls of the log, in order.
+#[derive(Clone, Debug)]
+pub(crate) struct Script {
+    pub(crate) events: Vec<(usize, Event)>,
+    /// Asked at any time; empty if the machine answers none.
+    pub(crate) queries: Vec<Bytes>,
+    pub(crate) origin: Origin,
+}
+
+impl Script {
+    pub(crate) fn new(component: &Component, history: &History) -> Self {
+        let interfaces = component.inspection().interfaces;
+        let mut leader = NodeId(1);
+        // As in a group: its first leader's first entry initialises the machine and tells it who leads.
+        let mut events = Vec::with_capacity(history.steps.len() + 2);
+        if interfaces.initializer {
+            events.push((0, Event::Init(history.init.clone())));
+        }
+        events.push((
+            0,
+            Event::Leader(LeaderChanged {
+                old: NodeId(0),
+                new: leader,
+                term: TERM,
+            }),
+        ));
+        let mut queries = Vec::new();
+        for (at, step) in &history.steps {
+            let event = match step {
+                Step::Command(command) => Event::Command(command.clone()),
+                Step::Change(change) => Event::Change(change.clone()),
+                Step::Leader(new) => Event::Leader(LeaderChanged {
+                    old: std::mem::replace(&mut leader, *new),
+                    new: *new,
+                    term: TERM,
+                }),
+                Step::Query(query) => {
+                    if !queries.contains(query) && queries.len() < QUERIES_MAX {
+                        queries.push(query.clone());
+                    }
+                    continue;
+                }
+            };
+            events.push((*at, event));
+        }
+        if !interfaces.queries {
+            queries.clear();
+        } else if queries.is_empty() {
+            // Many machines take as a query what they take as a command.
+            for command in history.commands() {
+                if !queries.contains(command) && queries.len() < QUERIES_MAX {
+                    queries.push(command.clone());
+                }
+            }
+        }
+        Self {
+            events,
+            queries,
+            origin: history.origin,
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.events.len()
+    }
+
+    pub(crate) fn command(&self, event: usize) -> Option<&Bytes> {
+        match &self.events[event].1 {
+            Event::Command(command) => Some(command),
+            _ => None,
+        }
+    }
+
+    /// Where an event is, for the reader.
+    pub(crate) fn place(&self, event: usize) -> Place {
+        let (at, event) = &self.events[event];
+        let text = match event {
+            Event::Init(config) => format!("!init {}", escape(config)),
+            Event::Command(command) => escape(command),
+            Event::Change(change) => format!("!member {:?} {}", change.kind, change.node),
+            Event::Leader(change) => format!("!leader {}", change.new),
+        };
+        Place {
+            line: *at,
+            request: cut(text),
+        }
+    }
+}
+
+/// As much of a text as a report shows.
+pub(crate) fn cut(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(SHOWN_CHARS) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}

@@ -1,0 +1,645 @@
+//! The data directory of a stopped node, looked at: what its groups' machines were told, told again.
+//!
+//! Nothing is written ([`ReadOnlyVfs`]). What an entry means to a machine is decided by the same [`Group`] that decided
+//! it when the node ran: it recovers from the log as at a start, with a commit index of the reader's choice, and the
+//! machine gets the work it asks for.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+use skep_core::config::{ConfigError, GroupConfig};
+use skep_core::deployment::Deployment;
+use skep_core::effect::{Call, Effect, Work};
+use skep_core::group::Group;
+use skep_core::id::{ComponentId, GroupId, Incarnation, LogIndex, NodeId, Term};
+use skep_core::input::Input;
+use skep_core::message::SnapshotName;
+use skep_core::outcome::{ConfChange, EntryContext, LeaderChanged, Outcome};
+use skep_log::{
+    GroupKey, Identity, LogError, LogOptions, ReadOnlyVfs, RecoveredGroup, SnapshotFile,
+    SnapshotStore, Store, Vfs,
+};
+use skep_machine::{Applied, MachineError, StateMachine};
+use skep_store::convert;
+
+use crate::catalog::machine::CatalogMachine;
+use crate::catalog::{self, Catalog, GroupRecord};
+use crate::exchange::MachineFactory;
+
+/// Why the past cannot be told.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    /// The directory cannot be read, is damaged, or is in use.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The group's log makes no sense.
+    #[error(transparent)]
+    Core(#[from] ConfigError),
+    /// The group's replica cannot go on.
+    #[error("the log of group {group} cannot be applied: {reason}")]
+    Halted {
+        /// The group.
+        group: GroupId,
+        /// Why.
+        reason: String,
+    },
+    /// The directory has no replica of the group.
+    #[error("this data directory has no replica of group {group}")]
+    NoReplica {
+        /// The group.
+        group: GroupId,
+    },
+    /// The machine failed where it must not.
+    #[error("the machine failed at index {index}: {source}")]
+    Machine {
+        /// The entry.
+        index: LogIndex,
+        /// How.
+        source: MachineError,
+    },
+    /// The index is not between what is retained.
+    #[error("index {index} cannot be rebuilt: this node has what lies between {first} and {last}")]
+    NotRetained {
+        /// The index asked for.
+        index: LogIndex,
+        /// The first index that can be rebuilt.
+        first: LogIndex,
+        /// The last one.
+        last: LogIndex,
+    },
+    /// A component is not where it should be.
+    #[error("the component {id} is not in {path}, or damaged there; name a file instead")]
+    NoComponent {
+        /// The component.
+        id: ComponentId,
+        /// Where it was looked for.
+        path: PathBuf,
+        /// Why it could not be read, if that is so.
+        #[source]
+        source: Option<std::io::Error>,
+    },
+}
+
+/// A data directory that is looked at. It holds the directory's lock, so that no node starts on it meanwhile.
+pub struct Archive {
+    dir: PathBuf,
+    node: NodeId,
+    groups: BTreeMap<GroupKey, RecoveredGroup>,
+    snapshots: SnapshotStore,
+    catalog: Arc<Catalog>,
+    _store: Store,
+}
+
+impl Archive {
+    /// Opens the data directory of a stopped node; reads all of its log.
+    ///
+    /// # Errors
+    ///
+    /// [`ReplayError::Log`] if it is none, is damaged, or is in use.
+    pub fn open(dir: &Path) -> Result<Self, ReplayError> {
+        let vfs: Arc<dyn Vfs> = Arc::new(ReadOnlyVfs::new());
+        let identity = Identity::read(&*vfs, dir)?;
+        let store = Store::open(&vfs, dir, &identity.cluster, identity.node)?;
+        let (_, recovered) = store.open_log(&vfs, LogOptions::default())?;
+        let snapshots = SnapshotStore::open_dir(vfs, &store.snapshot_dir())?;
+        let mut archive = Self {
+            dir: dir.to_owned(),
+            node: NodeId(identity.node),
+            groups: recovered
+                .groups
+                .into_iter()
+                .map(|group| (group.key, group))
+                .collect(),
+            snapshots,
+            catalog: Arc::default(),
+            _store: store,
+        };
+        if let Ok(past) = archive.past(catalog::GROUP) {
+            // What was not known to be committed here may still name the group that is looked for.
+            let (machine, states) = CatalogMachine::new();
+            past.replay(Cast::One(Box::new(machine)), past.last(), &mut |_| ())?;
+            archive.catalog = states.borrow().clone();
+        }
+        Ok(archive)
+    }
+
+    /// What the node knew of its cluster.
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// The newest life of a group of which there is a replica here.
+    ///
+    /// # Errors
+    ///
+    /// [`ReplayError::NoReplica`].
+    pub fn past(&self, group: GroupId) -> Result<Past<'_>, ReplayError> {
+        let newest = self
+            .groups
+            .values()
+            .rfind(|recovered| recovered.key.group == group.0 && recovered.replica != 0);
+        let recovered = newest.ok_or(ReplayError::NoReplica { group })?;
+        Ok(Past {
+            archive: self,
+            recovered,
+        })
+    }
+
+    /// The bytes of a component that the node keeps.
+    ///
+    /// # Errors
+    ///
+    /// [`ReplayError::NoComponent`].
+    pub fn component(&self, id: ComponentId) -> Result<Bytes, ReplayError> {
+        let path = self.dir.join("components").join(format!("{id}.wasm"));
+        match std::fs::read(&path) {
+            Ok(bytes) if ComponentId::of(&bytes) == id => Ok(bytes.into()),
+            Ok(_) => Err(ReplayError::NoComponent {
+                id,
+                path,
+                source: None,
+            }),
+            Err(source) => Err(ReplayError::NoComponent {
+                id,
+                path,
+                source: Some(source),
+            }),
+        }
+    }
+}
+
+/// The context in which a group's machine begins.
+pub fn genesis(group: &GroupRecord) -> EntryContext {
+    crate::machines::genesis(group)
+}
+
+/// The retained past of one group.
+pub struct Past<'a> {
+    archive: &'a Archive,
+    recovered: &'a RecoveredGroup,
+}
+
+/// The machines that are told a past.
+pub enum Cast<'a> {
+    /// One throughout, at the start of its group.
+    One(Box<dyn StateMachine>),
+    /// At each place the one that the group ran there.
+    Many {
+        /// What the group was created with.
+        founding: Deployment,
+        /// Makes them.
+        factory: &'a dyn MachineFactory,
+    },
+}
+
+/// Something the machine was told, and what it said.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Happened {
+    /// Index, term and stamp of the entry.
+    pub context: EntryContext,
+    /// What it was.
+    pub what: What,
+    /// Fuel it used; 0 for native machines.
+    pub fuel: u64,
+}
+
+/// What a machine can be told.
+#[derive(Clone, PartialEq, Debug)]
+pub enum What {
+    /// It was rebuilt from a snapshot: where the replay begins.
+    Restored {
+        /// Bytes of the machine's section.
+        bytes: u64,
+        /// The component that wrote it.
+        component: ComponentId,
+    },
+    /// Its group began.
+    Init {
+        /// The configuration.
+        config: Bytes,
+        /// What it said.
+        outcome: Outcome,
+    },
+    /// Commands of one entry. Those that a session had seen before are not among them: the machine never met them.
+    Commands(Vec<(Bytes, Outcome)>),
+    /// The membership changed.
+    Change {
+        /// How.
+        change: ConfChange,
+        /// What it said.
+        outcome: Outcome,
+    },
+    /// Another node leads.
+    Leader(LeaderChanged),
+    /// The group was to go on with this component.
+    Activated {
+        /// Which.
+        component: ComponentId,
+        /// An empty reply, or why it goes on with what it ran.
+        outcome: Outcome,
+    },
+    /// It saved itself and was rebuilt from that.
+    Barrier {
+        /// sha256 and number of its bytes, or what it said instead.
+        saved: Result<Digested, String>,
+        /// Whether the node's own snapshot of this index holds the same bytes, if it is still there.
+        as_on_disk: Option<bool>,
+    },
+}
+
+/// The state of a machine, in short.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Digested {
+    /// sha256 of what `save` wrote.
+    pub sha256: [u8; 32],
+    /// Bytes of it.
+    pub bytes: u64,
+}
+
+impl Past<'_> {
+    /// The group.
+    pub fn group(&self) -> GroupId {
+        GroupId(self.recovered.key.group)
+    }
+
+    /// The life of the group.
+    pub fn incarnation(&self) -> Incarnation {
+        Incarnation(self.recovered.key.incarnation)
+    }
+
+    /// The last entry that this node knew to be committed. What came right after it may have been committed as well: a
+    /// commit index that moves alone is not written down.
+    pub fn committed(&self) -> LogIndex {
+        LogIndex(self.recovered.hard_state.commit)
+    }
+
+    /// The last entry in the log, committed or not.
+    pub fn last(&self) -> LogIndex {
+        LogIndex(self.recovered.truncated.index + self.recovered.entries.len() as u64)
+    }
+
+    /// The first index whose state can be rebuilt: that of the oldest snapshot the log follows on, or 0.
+    ///
+    /// # Errors
+    ///
+    /// [`ReplayError::Log`] if the snapshots cannot be listed.
+    pub fn first(&self) -> Result<LogIndex, ReplayError> {
+        if self.recovered.truncated.index == 0 {
+            return Ok(LogIndex(0));
+        }
+        let first = self.snapshots()?.into_iter().next();
+        Ok(first.map_or(self.last(), |name| LogIndex(name.position.index)))
+    }
+
+    /// Tells the machines everything up to and including entry `until`, beginning with the newest usable snapshot. `visit`
+    /// sees each thing as it happens. Answers the machine as it is then.
+    ///
+    /// # Errors
+    ///
+    /// [`ReplayError`]: the index is not retained, or a machine could not be run. What a machine answers is never one.
+    pub fn replay(
+        &self,
+        cast: Cast<'_>,
+        until: LogIndex,
+        visit: &mut dyn FnMut(Happened),
+    ) -> Result<Box<dyn StateMachine>, ReplayError> {
+        let base = self.base(until)?;
+        let mut recovered = self.recovered.clone();
+        recovered.hard_state.commit = until.0;
+        let kept = until.0.saturating_sub(recovered.truncated.index) as usize;
+        recovered.entries.truncate(kept);
+        recovered.snapshot = base.as_ref().map(|file| file.mark().clone());
+        let state = base.as_ref().map(|file| file.meta().state.clone());
+        let mut config = GroupConfig::new(self.group(), self.incarnation(), self.archive.node);
+        let (machine, exchange) = match cast {
+            Cast::One(machine) => (machine, None),
+            Cast::Many { founding, factory } => {
+                config.deployment = Some(founding.clone());
+                let first = factory.make(&founding);
+                let first = first.map_err(at(&EntryContext::default()))?;
+                (first, Some((founding, factory)))
+            }
+        };
+        let group = Group::recover(config, convert::recovered(recovered, state)?)?;
+        Telling {
+            past: self,
+            base,
+            group,
+            machine,
+            exchange,
+            visit,
+        }
+        .run()
+    }
+
+    /// Snapshots that the log follows on, oldest first.
+    fn snapshots(&self) -> Result<Vec<skep_log::SnapshotName>, ReplayError> {
+        let mut names = self.archive.snapshots.list()?;
+        names.retain(|name| {
+            name.key == self.recovered.key
+                && name.position.index >= self.recovered.truncated.index
+                && name.position.index <= self.last().0
+        });
+        names.sort_unstable_by_key(|name| name.position.index);
+        Ok(names)
+    }
+
+    /// The newest snapshot at or below `until` that can be read; `None` is the start of the group.
+    fn base(&self, until: LogIndex) -> Result<Option<SnapshotFile>, ReplayError> {
+        let (first, last) = (self.first()?, self.last());
+        if until < first || until > last {
+            return Err(ReplayError::NotRetained {
+                index: until,
+                first,
+                last,
+            });
+        }
+        let mut trouble = None;
+        for name in self.snapshots()?.into_iter().rev() {
+            if name.position.index > until.0 {
+                continue;
+            }
+            let snapshots = &self.archive.snapshots;
+            match snapshots.verify(&snapshots.path(name.key, name.position)) {
+                Ok(file) => return Ok(Some(file)),
+                Err(error) => trouble = Some(error),
+            }
+        }
+        match trouble {
+            Some(error) if self.recovered.truncated.index > 0 => Err(error.into()),
+            _ => Ok(None),
+        }
+    }
+
+    /// The node's own snapshot at this index, if it is there.
+    fn on_disk(&self, index: LogIndex, term: Term) -> Option<SnapshotFile> {
+        let position = skep_log::LogPosition {
+            index: index.0,
+            term: term.0,
+        };
+        let snapshots = &self.archive.snapshots;
+        let path = snapshots.path(self.recovered.key, position);
+        path.exists()
+            .then(|| snapshots.verify(&path).ok())
+            .flatten()
+    }
+}
+
+/// The state of a machine at the context of its last entry.
+///
+/// # Errors
+///
+/// [`MachineError`], if it cannot be saved.
+pub fn digest(
+    machine: &mut dyn StateMachine,
+    context: &EntryContext,
+) -> Result<Digested, MachineError> {
+    let mut bytes = Vec::new();
+    machine.save(context, &mut bytes)?;
+    Ok(Digested::of(&bytes))
+}
+
+impl Digested {
+    fn of(bytes: &[u8]) -> Self {
+        Self {
+            sha256: Sha256::digest(bytes).into(),
+            bytes: bytes.len() as u64,
+        }
+    }
+}
+
+/// A group that applies, a machine, and somebody who watches.
+struct Telling<'a> {
+    past: &'a Past<'a>,
+    base: Option<SnapshotFile>,
+    group: Group,
+    machine: Box<dyn StateMachine>,
+    /// What the group was created with, and what makes others.
+    exchange: Option<(Deployment, &'a dyn MachineFactory)>,
+    visit: &'a mut dyn FnMut(Happened),
+}
+
+impl Telling<'_> {
+    fn run(mut self) -> Result<Box<dyn StateMachine>, ReplayError> {
+        let mut effects = Vec::new();
+        loop {
+            self.group.poll(&mut effects);
+            if effects.is_empty() {
+                return Ok(self.machine);
+            }
+            for effect in effects.drain(..) {
+                let input = match effect {
+                    // There is no disk behind it.
+                    Effect::Persist(record) => Input::Persisted {
+                        number: record.number,
+                    },
+                    Effect::Machine(work) => match self.work(work)? {
+                        Some(input) => input,
+                        None => continue,
+                    },
+                    Effect::Halt { reason } => {
+                        let group = self.past.group();
+                        return Err(ReplayError::Halted { group, reason });
+                    }
+                    // Nobody listens, and nobody asked.
+                    _ => continue,
+                };
+                self.group.handle(input);
+            }
+        }
+    }
+
+    fn work(&mut self, work: Work) -> Result<Option<Input>, ReplayError> {
+        Ok(match work {
+            Work::Apply { context, calls } => {
+                let mut sum = Applied::default();
+                for call in calls {
+                    let applied = match call {
+                        Call::Activate(deployment) => self.activate(&context, &deployment)?,
+                        call => self.call(&context, call)?,
+                    };
+                    sum.outcomes.extend(applied.outcomes);
+                    sum.fuel = sum.fuel.saturating_add(applied.fuel);
+                }
+                Some(Input::Applied {
+                    index: context.index,
+                    outcomes: sum.outcomes,
+                    fuel: sum.fuel,
+                })
+            }
+            Work::Barrier { context, .. } => Some(self.barrier(&context)?),
+            Work::Restore {
+                context,
+                deployment,
+                ..
+            } => {
+                if let (Some(deployment), Some((_, factory))) = (&deployment, &self.exchange) {
+                    self.machine = factory.make(deployment).map_err(at(&context))?;
+                }
+                let Some(file) = &self.base else {
+                    return Err(ReplayError::Halted {
+                        group: self.past.group(),
+                        reason: "a snapshot was asked for that is not there".into(),
+                    });
+                };
+                let component = ComponentId(file.meta().component);
+                let (schema, guest) = (file.meta().schema, file.guest());
+                let bytes = guest.len() as u64;
+                self.machine
+                    .restore(&context, schema, guest)
+                    .map_err(at(&context))?;
+                self.tell(&context, 0, What::Restored { bytes, component });
+                Some(Input::Restored {
+                    index: context.index,
+                })
+            }
+            Work::Query { .. } => None,
+        })
+    }
+
+    /// As `worker.rs` does it, where a failing hook is an outcome that somebody may wait for.
+    fn call(&mut self, context: &EntryContext, call: Call) -> Result<Applied, ReplayError> {
+        let machine = &mut self.machine;
+        let applied = match &call {
+            Call::Init(config) => machine.init(context, config),
+            Call::Commands(commands) => machine.apply(context, commands),
+            Call::ConfChange(change) => machine.apply_conf_change(context, change),
+            Call::StatusChange(event) => machine.process_status_change(context, event),
+            Call::Activate(_) => Ok(Applied::default()),
+        };
+        let hook = matches!(call, Call::ConfChange(_) | Call::StatusChange(_));
+        let applied = match applied {
+            Err(MachineError::Guest { fault, .. }) if hook => Applied {
+                outcomes: vec![Outcome::Fault(fault)],
+                fuel: 0,
+            },
+            applied => applied.map_err(at(context))?,
+        };
+        let Applied { outcomes, fuel } = applied;
+        let first = outcomes
+            .first()
+            .cloned()
+            .unwrap_or_else(|| Outcome::Reply(Bytes::new()));
+        let (what, outcomes) = match call {
+            Call::Init(config) => {
+                let outcome = first;
+                (What::Init { config, outcome }, Vec::new())
+            }
+            Call::Commands(commands) => {
+                let pairs = commands.into_iter().zip(outcomes.iter().cloned());
+                (What::Commands(pairs.collect()), outcomes)
+            }
+            Call::ConfChange(change) => {
+                let outcome = first.clone();
+                (What::Change { change, outcome }, vec![first])
+            }
+            Call::StatusChange(event) => (What::Leader(event), Vec::new()),
+            Call::Activate(_) => return Ok(Applied { outcomes, fuel }),
+        };
+        self.tell(context, fuel, what);
+        Ok(Applied { outcomes, fuel })
+    }
+
+    /// As `worker/activation.rs` does it: save with the one, restore with the other, which may refuse.
+    fn activate(
+        &mut self,
+        context: &EntryContext,
+        deployment: &Deployment,
+    ) -> Result<Applied, ReplayError> {
+        let outcome = match &self.exchange {
+            None => Err("the machine of this group cannot be exchanged".to_owned()),
+            Some((_, factory)) => {
+                let schema = self.machine.describe().schema;
+                let mut saved = Vec::new();
+                match self.machine.save(context, &mut saved) {
+                    Err(MachineError::Guest { fault, .. }) => {
+                        Err(format!("the running machine failed in save: {fault}"))
+                    }
+                    Err(local) => return Err(at(context)(local)),
+                    Ok(()) => {
+                        let saved = Bytes::from(saved);
+                        let taken = factory.make(deployment).and_then(|mut made| {
+                            made.restore(context, schema, saved.clone())?;
+                            Ok(made)
+                        });
+                        match taken {
+                            Ok(made) => {
+                                self.machine = made;
+                                Ok(())
+                            }
+                            Err(MachineError::Guest { call, fault, .. }) => {
+                                let kept = self.machine.restore(context, schema, saved);
+                                kept.map_err(at(context))?;
+                                Err(format!("the new machine failed in {call}: {fault}"))
+                            }
+                            Err(local) => return Err(at(context)(local)),
+                        }
+                    }
+                }
+            }
+        };
+        let outcome = match outcome {
+            Ok(()) => Outcome::Reply(Bytes::new()),
+            Err(message) => Outcome::Rejected { code: 422, message },
+        };
+        let component = deployment.component;
+        let told = What::Activated {
+            component,
+            outcome: outcome.clone(),
+        };
+        self.tell(context, 0, told);
+        Ok(Applied {
+            outcomes: vec![outcome],
+            fuel: 0,
+        })
+    }
+
+    fn barrier(&mut self, context: &EntryContext) -> Result<Input, ReplayError> {
+        let mut bytes = Vec::new();
+        let schema = self.machine.describe().schema;
+        let saved = self
+            .machine
+            .save(context, &mut bytes)
+            .map(|()| Bytes::from(bytes));
+        let rebuilt = saved.and_then(|bytes| {
+            self.machine.restore(context, schema, bytes.clone())?;
+            Ok(bytes)
+        });
+        let (saved, as_on_disk) = match rebuilt {
+            Ok(bytes) => {
+                let on_disk = self.past.on_disk(context.index, context.term);
+                let same = on_disk.map(|file| file.guest() == bytes);
+                (Ok(Digested::of(&bytes)), same)
+            }
+            Err(error @ MachineError::Guest { .. }) => (Err(error.to_string()), None),
+            Err(source) => return Err(at(context)(source)),
+        };
+        let snapshot = saved.as_ref().ok().map(|digested| SnapshotName {
+            index: context.index,
+            term: context.term,
+            digest: digested.sha256,
+            size: digested.bytes,
+        });
+        self.tell(context, 0, What::Barrier { saved, as_on_disk });
+        Ok(Input::Snapshotted {
+            index: context.index,
+            snapshot,
+        })
+    }
+
+    fn tell(&mut self, context: &EntryContext, fuel: u64, what: What) {
+        (self.visit)(Happened {
+            context: *context,
+            what,
+            fuel,
+        });
+    }
+}
+
+fn at(context: &EntryContext) -> impl FnOnce(MachineError) -> ReplayError {
+    let index = context.index;
+    move |source| ReplayError::Machine { index, source }
+}
