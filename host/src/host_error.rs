@@ -80,6 +80,11 @@ pub enum HostError {
         "the group was not upgraded and goes on with what it ran: {0}; see the nodes' logs for the machine's own words"
     )]
     NotUpgraded(String),
+    /// The group has no snapshot that a machine could be tried on.
+    #[error(
+        "group {0} could not take a snapshot to try the machine on; see `skep group status {0}` and the node's log"
+    )]
+    NotRehearsed(GroupId),
     /// It took longer than the request allowed.
     #[error("no answer within {milliseconds} ms; it may have been applied")]
     TimedOut {
@@ -138,6 +143,7 @@ impl HostError {
             Self::Elsewhere { .. } => "group-elsewhere",
             Self::UnknownComponent(_) => "no-such-component",
             Self::NotUpgraded(_) => "not-upgraded",
+            Self::NotRehearsed(_) => "not-rehearsed",
             Self::Component(error) => component_code(error),
             Self::Machine(MachineError::Guest { .. }) => "guest-fault",
             Self::Machine(MachineError::Local { .. }) => "machine-failed",

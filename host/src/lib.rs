@@ -57,7 +57,7 @@ pub use group_config::{GroupConfig, GroupNode, Peer};
 pub use multinode::MultiNode;
 pub use node_config::Config;
 pub use router::NodeFault;
-pub use status::{Consistency, GroupStatus, NodeStatus, QueryAnswer};
+pub use status::{Consistency, GroupStatus, NodeStatus, QueryAnswer, Rehearsal, Verdict};
 pub use ticker::Ticker;
 pub use transport::{Inbound, Reporter, SnapshotStatus, Transport};
 

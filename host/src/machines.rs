@@ -12,9 +12,12 @@ use skep_machine::StateMachine;
 use skep_machine::wasm::{
     APPLY_THREAD_STACK_BYTES, Cache, Component, Engine, MachineLabel, Profile, WasmMachine,
 };
+use tokio::sync::Semaphore;
 
 use crate::catalog::GroupRecord;
 use crate::host_error::HostError;
+use crate::status::Rehearsal;
+use crate::worker::{Extent, Rehearsable, refusal};
 
 /// Makes machines; one for a node. Components are compiled one at a time, so that a restart with many of them leaves
 /// the cores to the groups that run already, and each is compiled once for all groups that use it.
@@ -23,6 +26,8 @@ pub struct Machines {
     cache: Arc<Cache>,
     /// Those in use; the machines own them, so a component nobody runs is dropped.
     compiled: tokio::sync::Mutex<HashMap<ComponentId, Weak<Component>>>,
+    /// One machine is rehearsed at a time: each holds a whole state, and a core for as long as its fuel lasts.
+    rehearsing: Arc<Semaphore>,
 }
 
 impl Machines {
@@ -32,6 +37,7 @@ impl Machines {
             engine: Engine::new()?,
             cache: Arc::new(Cache::open(cache)?),
             compiled: Default::default(),
+            rehearsing: Arc::new(Semaphore::new(1)),
         })
     }
 
@@ -65,6 +71,37 @@ impl Machines {
         };
         let make = move || WasmMachine::new(component, profile, genesis, label);
         Ok(Box::new(on_guest_stack("skep-instantiate", make).await??))
+    }
+
+    /// Tries the machine of a group on what another did. It runs on to its end although nobody waits any more.
+    pub(crate) async fn rehearse(
+        &self,
+        group: &GroupRecord,
+        profile: &Profile,
+        component: Arc<Component>,
+        past: Rehearsable,
+        extent: Extent,
+    ) -> Result<Rehearsal, HostError> {
+        let permit = Arc::clone(&self.rehearsing).acquire_owned();
+        let permit = permit
+            .await
+            .map_err(|error| HostError::Internal(error.to_string()))?;
+        let machine = match self.start(group, profile, component).await {
+            Ok(machine) => machine,
+            Err(HostError::Machine(error)) => {
+                let verdict = refusal(Err(error))?.unwrap_or_default();
+                return Ok(Rehearsal {
+                    verdict,
+                    ..Rehearsal::default()
+                });
+            }
+            Err(error) => return Err(error),
+        };
+        let run = move || {
+            let _permit = permit;
+            past.run(machine, extent)
+        };
+        Ok(on_guest_stack("skep-rehearse", run).await??)
     }
 }
 

@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use crate::error::Error;
 use crate::replica::{Life, Replica};
 use crate::status::{GroupStatus, QueryAnswer};
+use crate::worker::Rehearsable;
 
 /// Requests, and separately appends, a shard takes in one round, so that heartbeats and ticks, taken whole each round,
 /// never wait for more than this.
@@ -82,6 +83,10 @@ pub(crate) enum Request {
     Status {
         group: GroupId,
         done: oneshot::Sender<Result<GroupStatus, Error>>,
+    },
+    Rehearsable {
+        group: GroupId,
+        done: oneshot::Sender<Result<Option<Rehearsable>, Error>>,
     },
     Remove {
         group: GroupId,

@@ -24,6 +24,7 @@ use crate::node_config::Config;
 use crate::router::{NodeFault, Router};
 use crate::status::{Consistency, GroupStatus, NodeStatus, QueryAnswer};
 use crate::transport::{Inbound, Reporter, SnapshotStatus, Transport};
+use crate::worker::Rehearsable;
 
 /// A node hosting replicas of many groups (`MultiNode` of the seed package).
 ///
@@ -158,6 +159,13 @@ impl MultiNode {
     /// [`Error::NoSuchGroup`], [`Error::Stopped`].
     pub async fn status(&self, group: GroupId) -> Result<GroupStatus, Error> {
         self.ask(group, |done| Request::Status { group, done })
+            .await
+    }
+
+    /// What another machine can be tried on as the group's next one; none if the machine did not go on from a snapshot, or
+    /// failed.
+    pub(crate) async fn rehearsable(&self, group: GroupId) -> Result<Option<Rehearsable>, Error> {
+        self.ask(group, |done| Request::Rehearsable { group, done })
             .await
     }
 

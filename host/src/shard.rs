@@ -201,6 +201,12 @@ impl Shard {
                 let status = self.replicas.get(&group).map(Replica::status);
                 drop(done.send(status.ok_or(Error::NoSuchGroup { group, node })));
             }
+            Request::Rehearsable { group, done } => {
+                let node = self.router.node;
+                let replica = self.replicas.get(&group);
+                let found = replica.map(|replica| replica.worker.rehearsable());
+                drop(done.send(found.ok_or(Error::NoSuchGroup { group, node })));
+            }
             Request::Remove { group, done } => match self.replicas.remove(&group) {
                 Some(replica) => self.remove(replica, Some(done)),
                 None => drop(done.send(Err(Error::NoSuchGroup {

@@ -1,7 +1,7 @@
 //! What a node and its groups say of themselves, and what a query answers.
 
 use skep_core::id::{ComponentId, LogIndex, NodeId, Term};
-use skep_core::outcome::Outcome;
+use skep_core::outcome::{GuestFault, Outcome};
 use skep_core::status::Status;
 use skep_machine::state_machine::Descriptor;
 
@@ -41,6 +41,57 @@ pub struct GroupStatus {
     /// The replica, from the core.
     #[serde(flatten)]
     pub replica: Status,
+}
+
+/// What another machine made of the state of a group, beside the one that runs.
+#[derive(Clone, PartialEq, Debug, Default, serde::Serialize, serde::Deserialize)]
+pub struct Rehearsal {
+    /// Whether it could take the place of the one that runs.
+    pub verdict: Verdict,
+    /// The snapshot that it was restored from.
+    pub snapshot: LogIndex,
+    /// Bytes of that.
+    pub restored_bytes: u64,
+    /// Bytes that it saved again.
+    pub saved_bytes: u64,
+    /// Entries since the snapshot that it applied: at most 128, or 256 KiB.
+    pub entries: u64,
+    /// Whether these were all entries since the snapshot.
+    pub whole: bool,
+    /// Commands in them.
+    pub commands: u64,
+    /// Outcomes other than those that clients were given.
+    pub differing: u64,
+    /// Index of the first entry with such an outcome.
+    pub first_differing: Option<LogIndex>,
+    /// Outcomes that are faults.
+    pub faults: u64,
+    /// As many were faults when they were given.
+    pub former_faults: u64,
+    /// Fuel of the entries.
+    pub fuel: u64,
+    /// Fuel of them in the machine that ran; 0 for a native one.
+    pub former_fuel: u64,
+}
+
+/// How a [`Rehearsal`] ended.
+#[derive(Clone, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// It takes the state, and answers the same.
+    #[default]
+    Takes,
+    /// It takes the state, and answers some commands otherwise.
+    Differs,
+    /// It fails on the state: an upgrade would be refused on every replica.
+    Refuses {
+        /// The call that failed.
+        call: String,
+        /// How.
+        fault: GuestFault,
+        /// The machine's own words.
+        detail: Option<String>,
+    },
 }
 
 /// What a node says of itself.

@@ -4,6 +4,8 @@
 mod activation;
 mod barrier;
 mod calls;
+mod recent;
+mod rehearsal;
 mod results;
 
 use std::collections::VecDeque;
@@ -21,6 +23,7 @@ use skep_machine::state_machine::{Applied, Descriptor, StateMachine};
 use tokio::sync::oneshot;
 
 use self::calls::Machine;
+use self::recent::{Base, Recent};
 use self::results::Results;
 use crate::error::Error;
 use crate::exchange::Exchange;
@@ -34,6 +37,8 @@ use crate::status::QueryAnswer;
 use crate::store::Disk;
 
 pub(crate) use self::calls::{Failed, guarded, outcome_of, panic_text};
+pub(crate) use self::recent::Rehearsable;
+pub(crate) use self::rehearsal::{Extent, refusal};
 
 /// Something for the machine's thread, in order.
 pub(crate) enum Job {
@@ -99,6 +104,7 @@ struct Actor {
     halting: Condvar,
     results: Mutex<Results>,
     running: Mutex<Running>,
+    recent: Mutex<Recent>,
     /// Locked only by the one task that runs.
     machine: Mutex<Option<Machine>>,
 }
@@ -151,6 +157,7 @@ impl Worker {
             halting: Condvar::new(),
             results: Mutex::default(),
             running,
+            recent: Mutex::default(),
             machine: Mutex::default(),
         };
         actor.lock().queries = actor.queries_of(&*machine);
@@ -193,6 +200,11 @@ impl Worker {
     pub(crate) fn running(&self) -> Running {
         let running = self.actor.running.lock();
         running.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What another machine can be tried on; none if it is not known which bytes this one goes on from.
+    pub(crate) fn rehearsable(&self) -> Option<Rehearsable> {
+        self.actor.recent().rehearsable()
     }
 
     /// Replicas of the group were found to differ.
@@ -246,6 +258,10 @@ impl Actor {
         self.results.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn schedule(self: &Arc<Self>, mut queue: MutexGuard<'_, Queue>) {
         if !std::mem::replace(&mut queue.scheduled, true) {
             drop(queue);
@@ -278,6 +294,7 @@ impl Actor {
                 }
                 Next::End(erase) => {
                     *cell = None;
+                    self.recent().forget();
                     self.results().clear();
                     if let Some(done) = erase {
                         self.erase(done);
@@ -356,7 +373,11 @@ impl Actor {
         self.begin(machine, &work)?;
         match work {
             Work::Apply { context, calls } => {
+                let kept = self.recent().keep(&calls);
                 let applied = self.apply(machine, &context, calls)?;
+                if let Some(calls) = kept {
+                    self.recent().add(context, calls, &applied);
+                }
                 meter.add(applied.fuel);
                 self.push(Input::Applied {
                     index: context.index,
@@ -366,11 +387,21 @@ impl Actor {
             }
             Work::Barrier { context, state } => {
                 match barrier::pass(machine, &self.owner, &self.disk, &context, state)? {
-                    Some(sealed) => self.settle(context.index, sealed),
-                    None => self.push(Input::Snapshotted {
-                        index: context.index,
-                        snapshot: None,
-                    }),
+                    Some(sealed) => {
+                        self.recent().begin(Base {
+                            context,
+                            schema: machine.schema(),
+                            guest: sealed.guest(),
+                        });
+                        self.settle(context.index, sealed);
+                    }
+                    None => {
+                        self.recent().forget();
+                        self.push(Input::Snapshotted {
+                            index: context.index,
+                            snapshot: None,
+                        });
+                    }
                 }
             }
             Work::Restore {
@@ -380,14 +411,19 @@ impl Actor {
                     .disk
                     .open_snapshot(self.owner.key, &snapshot)
                     .map_err(|error| Failed(error.to_string()))?;
-                let schema = file.meta().schema;
+                let (schema, guest) = (file.meta().schema, file.guest());
                 machine
                     .machine
-                    .restore(&context, schema, file.guest())
+                    .restore(&context, schema, guest.clone())
                     .map_err(|error| {
                         Failed(format!("snapshot {} is not taken: {error}", snapshot.index))
                     })?;
                 machine.applied = snapshot.index;
+                self.recent().begin(Base {
+                    context,
+                    schema,
+                    guest,
+                });
                 self.push(Input::Restored {
                     index: snapshot.index,
                 });
@@ -495,6 +531,7 @@ impl Actor {
     fn let_go(&self, cell: &mut Option<Machine>, reason: &str) {
         tracing::error!(group = self.owner.key.group, name = %self.owner.name, reason, "the machine of a group has failed on this node");
         *cell = None;
+        self.recent().forget();
         // Not taken away: it refuses queries that come from now on.
         if let Some(queries) = &self.lock().queries {
             queries.halt();

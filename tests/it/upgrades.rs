@@ -1,13 +1,18 @@
 //! A group changes its code while it serves: nothing is lost or doubled, a refusal changes nothing, and who was away comes back
 //! on the right version.
 
-use serde_json::json;
+use std::sync::LazyLock;
+
+use serde_json::{Value, json};
 use skep_client::{ComponentId, GroupId};
 use skep_tests::clock::eventually;
 use skep_tests::cluster::{Cluster, Settings};
 use skep_tests::guests;
 
 use crate::load::{Load, answer};
+
+/// Limits under which what never ends is over in seconds.
+static QUICK: LazyLock<Value> = LazyLock::new(|| json!({"snapshot-fuel": 2_000_000_000_u64}));
 
 /// The key-value machine under another digest: a custom section at its end says which version it is meant to be.
 fn version(number: u8) -> Vec<u8> {
@@ -25,7 +30,17 @@ async fn upgrade(
     group: GroupId,
     component: ComponentId,
 ) -> (u16, String) {
-    let body = json!({"component": component.to_string()}).to_string();
+    upgrade_with(
+        cluster,
+        at,
+        group,
+        json!({"component": component.to_string()}),
+    )
+    .await
+}
+
+async fn upgrade_with(cluster: &Cluster, at: u64, group: GroupId, body: Value) -> (u16, String) {
+    let body = body.to_string();
     let answer = cluster
         .http(at, "POST", &format!("/v1/groups/{group}/upgrade"), body)
         .await;
@@ -103,13 +118,17 @@ async fn code_that_does_not_take_the_state_is_refused_and_the_old_goes_on() {
     for name in [
         "restore_refuses",
         "restore_traps",
+        "restore_loops",
         // Another machine, whose state looks otherwise.
         "loops",
     ] {
         let component = cluster.upload(2, &guests::component(name)).await;
-        let (status, text) = upgrade(&cluster, 2, group, component).await;
+        let body = json!({"component": component.to_string(), "profile": QUICK.clone()});
+        let (status, text) = upgrade_with(&cluster, 2, group, body).await;
         assert_eq!(status, 422, "{name}: {text}");
         assert!(text.contains("not-upgraded"), "{name}: {text}");
+        // Not even the group's log has heard of it, so it waited for nothing.
+        assert!(text.contains("Nothing was proposed"), "{name}: {text}");
         load.more(50).await;
         for id in cluster.ids() {
             assert_eq!(runs(&cluster, id, group).await, Some(before), "{name}");
@@ -119,6 +138,101 @@ async fn code_that_does_not_take_the_state_is_refused_and_the_old_goes_on() {
     assert!(status == 400 || status == 404, "{status} {text}");
     assert!(answer(&client, group, "stats").await.contains("revision"));
     load.verify(&cluster).await;
+    cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_itself_refuses_what_no_node_could_try() {
+    let cluster = Cluster::start(&Settings::default()).await;
+    let group = cluster.create_kv(1, "kv", &[1, 2]).await;
+    let load = Load::start(&[cluster.client_at(&[1, 2]).await], group, 2).await;
+    load.more(50).await;
+    let before = runs(&cluster, 1, group).await.expect("it runs");
+    for name in ["restore_refuses", "restore_traps", "restore_loops"] {
+        let component = cluster.upload(3, &guests::component(name)).await;
+        let body = json!({"component": component.to_string(), "profile": QUICK.clone()});
+        let (status, text) = upgrade_with(&cluster, 3, group, body).await;
+        assert_eq!(status, 422, "{name}: {text}");
+        assert!(!text.contains("Nothing was proposed"), "{name}: {text}");
+        load.more(20).await;
+        for id in [1, 2] {
+            assert_eq!(runs(&cluster, id, group).await, Some(before), "{name}");
+        }
+    }
+    load.verify(&cluster).await;
+    cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dry_run_says_what_would_become_of_it_and_changes_nothing() {
+    let cluster = Cluster::start(&Settings::default()).await;
+    let group = cluster.create_kv(1, "kv", &[1, 2, 3]).await;
+    let client = cluster.client().await;
+    let before = runs(&cluster, 1, group).await.expect("it runs");
+    let dry = async |at, mut body: Value| {
+        body["dry_run"] = json!(true);
+        let (status, text) = upgrade_with(&cluster, at, group, body).await;
+        assert_eq!(status, 200, "{text}");
+        serde_json::from_str::<Value>(&text).expect("JSON")
+    };
+    let put = async |n: u64| {
+        let command = format!("put key{n} {}", "x".repeat(10));
+        crate::load::propose(&client, group, &command).await;
+    };
+    for n in 0..20 {
+        put(n).await;
+    }
+    let same = cluster.upload(1, &version(1)).await.to_string();
+    // There is no snapshot yet: the group takes one, and nothing has been applied since.
+    let first = dry(2, json!({"component": same.clone()})).await;
+    assert_eq!(first["verdict"], "takes", "{first}");
+    assert_eq!(first["commands"], 0, "{first}");
+    assert_eq!(first["whole"], true, "{first}");
+    assert_eq!(first["restored_bytes"], first["saved_bytes"], "{first}");
+    let snapshot = first["snapshot"].as_u64().expect("an index");
+    for n in 0..30 {
+        put(n).await;
+    }
+    let caught_up = async || {
+        let second = dry(2, json!({"component": same.clone()})).await;
+        (second["commands"] == 30)
+            .then_some(second.clone())
+            .ok_or_else(|| second.to_string())
+    };
+    let second = eventually("node 2 has applied all", caught_up).await;
+    assert_eq!(second["verdict"], "takes", "{second}");
+    assert_eq!(second["snapshot"], snapshot, "{second}");
+    assert_eq!(second["differing"], 0, "{second}");
+    // The same code under another name uses the same fuel.
+    assert_eq!(second["fuel"], second["former_fuel"], "{second}");
+    assert!(second["fuel"].as_u64() > Some(0), "{second}");
+    let short = dry(2, json!({"profile": {"reply-bytes": 0}})).await;
+    assert_eq!(short["verdict"], "differs", "{short}");
+    assert_eq!(short["faults"], 30, "{short}");
+    assert_eq!(short["former_faults"], 0, "{short}");
+    assert!(
+        short["first_differing"].as_u64() > Some(snapshot),
+        "{short}"
+    );
+    for name in ["restore_refuses", "restore_traps", "restore_loops"] {
+        let component = cluster.upload(2, &guests::component(name)).await;
+        let body = json!({"component": component.to_string(), "profile": QUICK.clone()});
+        let refused = dry(2, body).await;
+        assert_eq!(
+            refused["verdict"]["refuses"]["call"], "restore",
+            "{refused}"
+        );
+    }
+    for id in cluster.ids() {
+        assert_eq!(runs(&cluster, id, group).await, Some(before));
+    }
+    // What was applied before an exchange says nothing of the machine that goes on after it.
+    let (status, text) = upgrade_with(&cluster, 2, group, json!({"component": same.clone()})).await;
+    assert_eq!(status, 200, "{text}");
+    put(1).await;
+    let after = dry(2, json!({"component": same.clone()})).await;
+    assert_eq!(after["verdict"], "takes", "{after}");
+    assert!(after["snapshot"].as_u64() > Some(snapshot), "{after}");
     cluster.assert_no_panic();
 }
 

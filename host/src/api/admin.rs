@@ -9,6 +9,7 @@ use skep_machine::state_machine::Descriptor;
 use skep_machine::wasm::Profile;
 
 use crate::catalog::{ComponentRecord, GroupRecord, NodeRecord};
+use crate::status::Rehearsal;
 
 /// The methods of the client protocol's `Call`. A body is JSON of the type beside it.
 pub mod method {
@@ -30,7 +31,7 @@ pub mod method {
     pub const GROUP_TRANSFER: &str = "group.transfer";
     /// [`OfGroup`](super::OfGroup) → [`Placed`](super::Placed).
     pub const GROUP_SNAPSHOT: &str = "group.snapshot";
-    /// [`Upgrade`](super::Upgrade) → [`Upgraded`](super::Upgraded).
+    /// [`Upgrade`](super::Upgrade) → [`Upgraded`](super::Upgraded), or [`Rehearsed`](super::Rehearsed) if it is only tried.
     pub const GROUP_UPGRADE: &str = "group.upgrade";
     /// Between nodes: [`Activate`](crate::host::Activate) → [`Placed`](super::Placed).
     pub const GROUP_ACTIVATE: &str = "group.activate";
@@ -87,6 +88,24 @@ pub struct Upgrade {
     pub profile: Option<Profile>,
     /// What the group takes of its clients.
     pub quota: Option<Quota>,
+    /// Only try it, on the node that is asked, and change nothing.
+    pub dry_run: bool,
+}
+
+/// What would become of an upgrade.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Rehearsed {
+    /// The group.
+    pub group: GroupId,
+    /// The node that tried it.
+    pub node: NodeId,
+    /// The component.
+    pub component: ComponentId,
+    /// What the machine says of itself.
+    pub machine: Descriptor,
+    /// What it did.
+    #[serde(flatten)]
+    pub rehearsal: Rehearsal,
 }
 
 /// What a group runs since an entry of its log.

@@ -48,7 +48,13 @@ pub(super) async fn call(host: &Host, name: &str, body: Bytes) -> Result<Bytes, 
                 .snapshot(&parse::<OfGroup>(&body)?.group, reach)
                 .await?,
         ),
-        method::GROUP_UPGRADE => answer(&host.upgrade_group(parse::<Upgrade>(&body)?).await?),
+        method::GROUP_UPGRADE => {
+            let request: Upgrade = parse(&body)?;
+            if request.dry_run {
+                return answer(&host.rehearse_upgrade(request).await?);
+            }
+            answer(&host.upgrade_group(request).await?)
+        }
         method::GROUP_ACTIVATE => answer(&host.activate(&parse::<Activate>(&body)?, reach).await?),
         method::GROUP_RESUME => answer(&host.resume(&parse::<OfGroup>(&body)?.group, reach).await?),
         method::GROUP_TRUST => {

@@ -16,7 +16,7 @@ use skep_core::proposal::Command;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::admin::{CreateGroup, Done, GroupInfo, OfGroupAndNode, Placed, Upgrade, Upgraded};
+use super::admin::{CreateGroup, Done, GroupInfo, OfGroupAndNode, Placed, Upgrade};
 use super::problem::{Problem, quoted};
 use crate::catalog::ComponentRecord;
 use crate::host::{Host, Reach};
@@ -223,10 +223,12 @@ async fn upgrade(
     State(host): State<Host>,
     Path(group): Path<String>,
     Json(request): Json<Upgrade>,
-) -> Answer<Json<Upgraded>> {
-    Ok(Json(
-        host.upgrade_group(Upgrade { group, ..request }).await?,
-    ))
+) -> Answer<Response> {
+    let request = Upgrade { group, ..request };
+    if request.dry_run {
+        return Ok(Json(host.rehearse_upgrade(request).await?).into_response());
+    }
+    Ok(Json(host.upgrade_group(request).await?).into_response())
 }
 
 async fn resume(State(host): State<Host>, Path(group): Path<String>) -> Answer<Json<Placed>> {

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use skep::api::admin::{
-    self, CreateGroup, Done, GroupInfo, OfGroup, OfGroupAndNode, Placed, Upgraded, method,
+    self, CreateGroup, Done, GroupInfo, OfGroup, OfGroupAndNode, Placed, Rehearsed, Upgraded,
+    method,
 };
-use skep::{GroupId, NodeId};
+use skep::{GroupId, NodeId, Rehearsal, Verdict};
 use skep_core::deployment::Quota;
 use skep_core::status::Health;
 use skep_machine::wasm::Profile;
@@ -89,6 +90,9 @@ struct Upgrade {
     /// runs if absent
     #[arg(long, value_name = "kv|FILE|SHA256")]
     component: Option<String>,
+    /// Only try it beside the group, on the node that is asked: restore its snapshot, apply what was applied since, compare
+    #[arg(long)]
+    dry_run: bool,
     #[command(flatten)]
     limits: Limits,
     #[command(flatten)]
@@ -222,7 +226,12 @@ async fn upgrade(upgrade: Upgrade) -> anyhow::Result<()> {
         component,
         profile: upgrade.limits.profile()?,
         quota: upgrade.limits.quota(),
+        dry_run: upgrade.dry_run,
     };
+    if request.dry_run {
+        let rehearsed: Rehearsed = connection.call(method::GROUP_UPGRADE, &request).await?;
+        return output::print(upgrade.remote.form, &rehearsed, rehearsal);
+    }
     let upgraded: Upgraded = connection.call(method::GROUP_UPGRADE, &request).await?;
     output::print(upgrade.remote.form, &upgraded, |upgraded| {
         format!(
@@ -234,6 +243,55 @@ async fn upgrade(upgrade: Upgrade) -> anyhow::Result<()> {
             upgraded.index
         )
     })
+}
+
+fn rehearsal(rehearsed: &Rehearsed) -> String {
+    let Rehearsal {
+        verdict,
+        snapshot,
+        restored_bytes,
+        saved_bytes,
+        entries,
+        whole,
+        commands,
+        differing,
+        first_differing,
+        faults,
+        former_faults,
+        fuel,
+        former_fuel,
+    } = &rehearsed.rehearsal;
+    let verdict = match verdict {
+        Verdict::Takes => "it takes the state and answers the same".to_owned(),
+        Verdict::Differs => "it takes the state and answers otherwise".to_owned(),
+        Verdict::Refuses {
+            call,
+            fault,
+            detail,
+        } => {
+            let detail = detail.as_deref().map(|text| format!(" ({text})"));
+            format!(
+                "it would be refused: it failed in {call}: {fault}{}",
+                detail.unwrap_or_default()
+            )
+        }
+    };
+    let first = first_differing.map(|index| format!(", the first at {index}"));
+    let whole = if *whole {
+        "all since"
+    } else {
+        "the first since"
+    };
+    format!(
+        "verdict   {verdict}\nmachine   {} {} ({})\nnode      {}\nrestored  {restored_bytes} bytes of the snapshot at {snapshot}\n\
+         saved     {saved_bytes} bytes\nreplayed  {entries} entries with {commands} commands, {whole}\n\
+         outcomes  {differing} differ{}\nfaults    {faults}, formerly {former_faults}\nfuel      {fuel}, formerly {former_fuel}",
+        rehearsed.machine.name,
+        rehearsed.machine.version,
+        rehearsed.component,
+        rehearsed.node,
+        first.unwrap_or_default(),
+    )
 }
 
 /// The name of a component as the cluster knows it; a file is uploaded first.

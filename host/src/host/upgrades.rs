@@ -1,7 +1,8 @@
 //! What a group runs, exchanged while it serves; and what an operator decides of a group that has stopped.
 //!
-//! An upgrade goes in three steps. Every member fetches and compiles the component, and says so: nothing is proposed that a
-//! member would have to wait for. The group's own log activates it, at one index on every replica, if the new machine takes
+//! An upgrade goes in four steps. Every member fetches and compiles the component, and says so: nothing is proposed that a
+//! member would have to wait for. The node that is asked tries the new machine on the group's snapshot, beside the group, if it
+//! hosts a replica: what does not take the state costs the group nothing. The group's own log activates it, at one index on every replica, if the new machine takes
 //! the state; otherwise everybody goes on with the old one. Then the catalogue is told, for whoever looks and for members that
 //! join later. The log alone decides what a replica runs, so nothing is lost between the last two.
 
@@ -9,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use skep_core::deployment::Deployment;
-use skep_core::id::{ComponentId, LogIndex, NodeId};
+use skep_core::id::{ComponentId, GroupId, LogIndex, NodeId};
 use skep_core::outcome::Outcome;
 use skep_core::proposal::Response;
 use skep_machine::state_machine::{Descriptor, MachineError, StateMachine};
@@ -19,33 +20,32 @@ use super::Host;
 use super::reconcile;
 use super::requests::Reach;
 use crate::api::admin::{
-    OfGroup, OfGroupAndNode, Placed, Prepare, Prepared, Upgrade, Upgraded, method,
+    OfGroup, OfGroupAndNode, Placed, Prepare, Prepared, Rehearsed, Upgrade, Upgraded, method,
 };
 use crate::catalog::command::{Command, Reply};
 use crate::catalog::{Deployed, GroupRecord};
 use crate::clock::{self, Stopwatch};
 use crate::exchange::MachineFactory;
 use crate::host_error::HostError;
+use crate::status::{Rehearsal, Verdict};
+use crate::worker::{Extent, Rehearsable};
 
 /// How long a member may take to fetch and compile a component; the largest take a minute on one core.
 const PREPARED_WITHIN: Duration = Duration::from_secs(300);
 /// How long one question for it waits. Less than any timeout between nodes.
 const PREPARE_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a snapshot that a rehearsal begins with may take to be there, and how often it is looked for.
+const SNAPSHOT_WITHIN: Duration = Duration::from_secs(5);
+const SNAPSHOT_POLL: Duration = Duration::from_millis(20);
 
 impl Host {
     /// Exchanges the component, the profile or the quota of a group.
     pub async fn upgrade_group(&self, request: Upgrade) -> Result<Upgraded, HostError> {
         let record = self.find(&request.group).await?;
-        let component = match &request.component {
-            Some(name) => self.component_named(name).await?,
-            None => record.component,
-        };
-        let deployed = Deployed {
-            component,
-            profile: request.profile.unwrap_or_else(|| record.profile.clone()),
-            quota: request.quota.unwrap_or(record.quota),
-        };
+        let deployed = self.wanted(&record, request).await?;
+        let component = deployed.component;
         let descriptor = self.prepare_members(&record, component).await?;
+        self.must_take(&record, &deployed).await?;
         let activate = Activate {
             group: record.id.to_string(),
             deployed: deployed.clone(),
@@ -61,6 +61,97 @@ impl Host {
             index: placed.index,
             term: placed.term,
         })
+    }
+
+    /// Tries an upgrade beside the group, on this node, and changes nothing. Takes a snapshot of the group first if none is at
+    /// hand.
+    pub async fn rehearse_upgrade(&self, request: Upgrade) -> Result<Rehearsed, HostError> {
+        let record = self.find(&request.group).await?;
+        self.here_or_elsewhere(record.id).await?;
+        let deployed = self.wanted(&record, request).await?;
+        let (machine, rehearsal) = self
+            .rehearse(&record, &deployed, Extent::Replay)
+            .await?
+            .ok_or_else(|| HostError::NotRehearsed(record.id))?;
+        Ok(Rehearsed {
+            group: record.id,
+            node: self.id(),
+            component: deployed.component,
+            machine,
+            rehearsal,
+        })
+    }
+
+    async fn wanted(&self, record: &GroupRecord, request: Upgrade) -> Result<Deployed, HostError> {
+        let component = match &request.component {
+            Some(name) => self.component_named(name).await?,
+            None => record.component,
+        };
+        Ok(Deployed {
+            component,
+            profile: request.profile.unwrap_or_else(|| record.profile.clone()),
+            quota: request.quota.unwrap_or(record.quota),
+        })
+    }
+
+    /// Makes sure that the new machine takes the state, as far as this node can tell before it is proposed.
+    async fn must_take(&self, record: &GroupRecord, deployed: &Deployed) -> Result<(), HostError> {
+        let current = record.current();
+        let same = deployed.component == current.component && deployed.profile == current.profile;
+        if same || !matches!(self.place(record.id, Reach::Cluster).await?, None) {
+            return Ok(());
+        }
+        let Some((_, rehearsal)) = self.rehearse(record, deployed, Extent::State).await? else {
+            // What runs cannot save itself, which the log finds out at once.
+            return Ok(());
+        };
+        match rehearsal.verdict {
+            Verdict::Takes | Verdict::Differs => Ok(()),
+            Verdict::Refuses { call, fault, .. } => Err(HostError::NotUpgraded(format!(
+                "the new machine failed in {call} when node {} tried it: {fault}. Nothing was proposed",
+                self.id()
+            ))),
+        }
+    }
+
+    /// Tries a machine on what the group did last here; none if there is no snapshot to begin with, and the group cannot take
+    /// one.
+    async fn rehearse(
+        &self,
+        record: &GroupRecord,
+        deployed: &Deployed,
+        extent: Extent,
+    ) -> Result<Option<(Descriptor, Rehearsal)>, HostError> {
+        let bytes = reconcile::component(self, deployed.component).await?;
+        let machines = &self.inner.machines;
+        let component = machines.component(bytes).await?;
+        let Some(past) = self.rehearsable(record.id).await? else {
+            return Ok(None);
+        };
+        let descriptor = component.descriptor().clone();
+        let rehearsal = machines
+            .rehearse(record, &deployed.profile, component, past, extent)
+            .await?;
+        Ok(Some((descriptor, rehearsal)))
+    }
+
+    async fn rehearsable(&self, id: GroupId) -> Result<Option<Rehearsable>, HostError> {
+        let node = &self.inner.node;
+        if let Some(past) = node.rehearsable(id).await? {
+            return Ok(Some(past));
+        }
+        if !matches!(node.snapshot(id).await?.outcome, Outcome::Reply(_)) {
+            return Ok(None);
+        }
+        // Another replica may have answered, and this one come to that entry a little later.
+        let watch = Stopwatch::start();
+        while watch.elapsed() < SNAPSHOT_WITHIN {
+            if let Some(past) = node.rehearsable(id).await? {
+                return Ok(Some(past));
+            }
+            clock::sleep(SNAPSHOT_POLL).await;
+        }
+        Ok(None)
     }
 
     /// Asks every member to fetch and compile a component, until all have; what it says of itself.

@@ -112,6 +112,8 @@ impl Actor {
             ));
         };
         let (group, name, index) = (self.owner.key.group, &self.owner.name, context.index.0);
+        // Whichever machine goes on, it does so from bytes that nobody keeps.
+        self.recent().forget();
         let schema = machine.schema();
         let mut saved = Vec::new();
         match machine.machine.save(context, &mut saved) {
