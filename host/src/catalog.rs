@@ -74,6 +74,9 @@ pub struct ComponentRecord {
     pub size: u64,
     /// Name of the machine in it.
     pub name: String,
+    /// Wall clock of the node that took it, in nanoseconds, when it was uploaded last.
+    #[serde(default)]
+    pub uploaded: u64,
 }
 
 /// A group.
@@ -107,6 +110,10 @@ pub struct GroupRecord {
     /// What it was created with, if it runs something else now: its log begins with that.
     #[serde(default)]
     pub founding: Option<Deployed>,
+    /// Every component that it was ever asked to run: a replica that is behind meets them in its log. All of them are in
+    /// the catalogue, so they are not more than [`COMPONENTS_MAX`].
+    #[serde(default)]
+    pub used: BTreeSet<ComponentId>,
 }
 
 /// What a group runs.
@@ -152,6 +159,16 @@ impl GroupRecord {
             profile: self.profile.clone(),
             quota: self.quota,
         }
+    }
+
+    /// Whether a replica of it may ask for this component.
+    pub fn uses(&self, component: ComponentId) -> bool {
+        self.component == component
+            || self.used.contains(&component)
+            || self
+                .founding
+                .as_ref()
+                .is_some_and(|founding| founding.component == component)
     }
 
     /// What its log begins with.
@@ -213,6 +230,19 @@ impl Catalog {
         self.components.values()
     }
 
+    /// The components that no group uses or ever did and that were uploaded before this, by the wall clock in nanoseconds.
+    pub fn unused(&self, before: u64) -> Vec<Arc<ComponentRecord>> {
+        let mut used = BTreeSet::new();
+        for group in self.groups.values() {
+            used.insert(group.component);
+            used.extend(&group.used);
+            used.extend(group.founding.as_ref().map(|founding| founding.component));
+        }
+        let components = self.components.values();
+        let unused = components.filter(|of| of.uploaded < before && !used.contains(&of.id));
+        unused.cloned().collect()
+    }
+
     /// The nodes a new group of `size` members should be put on: those with the fewest replicas, lower ids first.
     pub fn least_loaded(&self, size: usize) -> BTreeSet<NodeId> {
         let mut load: BTreeMap<NodeId, usize> = self.nodes.keys().map(|node| (*node, 0)).collect();
@@ -233,6 +263,15 @@ impl Catalog {
             Command::PutNode(node) => self.put_node(node),
             Command::PutComponent(component) => self.put_component(component),
             Command::CreateGroup(group) => self.create_group(index, group),
+            Command::Deploying {
+                group,
+                incarnation,
+                component,
+            } => {
+                self.check_life(group, incarnation)?;
+                self.deploying(group, component)
+            }
+            Command::Collect { before } => Ok(self.collect(before)),
             Command::Deployed {
                 group,
                 incarnation,
@@ -310,11 +349,21 @@ impl Catalog {
                 "the catalogue knows {COMPONENTS_MAX} components, the most it may"
             )));
         }
-        // Content-addressed, so a second one of the same id says nothing new.
-        self.components
-            .entry(component.id)
-            .or_insert_with(|| Arc::new(component));
+        // Content-addressed, so a second one of the same id says nothing new but when.
+        match self.components.get_mut(&component.id) {
+            Some(known) if known.uploaded >= component.uploaded => {}
+            Some(known) => Arc::make_mut(known).uploaded = component.uploaded,
+            None => drop(self.components.insert(component.id, Arc::new(component))),
+        }
         Ok(Reply::Done)
+    }
+
+    fn collect(&mut self, before: u64) -> Reply {
+        let unused = self.unused(before);
+        for component in &unused {
+            self.components.remove(&component.id);
+        }
+        Reply::Collected(unused.iter().map(|of| (**of).clone()).collect())
     }
 
     fn create_group(&mut self, index: LogIndex, new: NewGroup) -> Result<Reply, Refusal> {
@@ -353,12 +402,7 @@ impl Catalog {
                 "the cluster has {GROUPS_MAX} groups, the most it may"
             )));
         }
-        if !self.components.contains_key(&new.component) {
-            return Err(Refusal::NotFound(format!(
-                "component {} is not known; upload it first",
-                new.component
-            )));
-        }
+        self.check_component(new.component)?;
         if new.members.is_empty() || new.members.len() > MEMBERS_MAX {
             let message = format!(
                 "a group has 1 to {MEMBERS_MAX} members, not {}",
@@ -388,6 +432,7 @@ impl Catalog {
             quota: new.quota,
             deployed_at: LogIndex(0),
             founding: None,
+            used: [new.component].into(),
         });
         self.next_group = self.next_group.max(id.0.saturating_add(1));
         self.names.insert(group.name.clone(), id);
@@ -410,6 +455,22 @@ impl Catalog {
         Ok(Reply::Group(group))
     }
 
+    fn deploying(&mut self, id: GroupId, component: ComponentId) -> Result<Reply, Refusal> {
+        self.check_component(component)?;
+        let group = self.groups.get_mut(&id).ok_or_else(|| no_such_group(id))?;
+        Arc::make_mut(group).used.insert(component);
+        Ok(Reply::Group(group.clone()))
+    }
+
+    fn check_component(&self, component: ComponentId) -> Result<(), Refusal> {
+        if self.components.contains_key(&component) {
+            return Ok(());
+        }
+        Err(Refusal::NotFound(format!(
+            "component {component} is not known; upload it first"
+        )))
+    }
+
     /// The group's log decides, and here is only told; a late word of a former activation changes nothing.
     fn deployed(
         &mut self,
@@ -422,6 +483,7 @@ impl Catalog {
             let group = Arc::make_mut(group);
             group.founding = Some(group.founding());
             group.deployed_at = index;
+            group.used.insert(deployed.component);
             group.component = deployed.component;
             group.profile = deployed.profile;
             group.quota = deployed.quota;

@@ -1,6 +1,7 @@
 //! The command line: one file for each verb. stdout is data, stderr is everything else.
 
 mod completions;
+mod component;
 mod config;
 pub mod connect;
 mod demo;
@@ -56,6 +57,8 @@ enum Verb {
     Demo(demo::Arguments),
     /// Creates, lists, shows, removes and steers groups
     Group(group::Arguments),
+    /// Uploads, lists and removes components
+    Component(component::Arguments),
     /// Changes who hosts a group
     Member(member::Arguments),
     /// Proposes a command to a group and prints the machine's reply
@@ -117,6 +120,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Dev(arguments) => dev::run(arguments).await,
         Verb::Demo(arguments) => demo::run(arguments).await,
         Verb::Group(arguments) => group::run(arguments).await,
+        Verb::Component(arguments) => component::run(arguments).await,
         Verb::Member(arguments) => member::run(arguments).await,
         Verb::Propose(arguments) => propose::run(arguments).await,
         Verb::Query(arguments) => query::run(arguments).await,
@@ -153,6 +157,10 @@ mod tests {
             "skep group create orders --component m.wasm --members 1,2,3 --init x",
             "skep group list -o json --at 127.0.0.1:1",
             "skep group transfer orders 2",
+            "skep group upgrade orders --component m.wasm --dry-run",
+            "skep component put m.wasm",
+            "skep component list",
+            "skep component collect --older-than 0",
             "skep member add orders 4",
             "skep propose orders put",
             "skep query orders get --stale",

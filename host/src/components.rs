@@ -1,5 +1,6 @@
 //! The components a node keeps: files named by the sha256 of what they hold.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -217,6 +218,28 @@ impl ComponentStore {
         }
     }
 
+    /// Deletes a component; that it is not here is no error.
+    pub fn remove(&self, id: ComponentId) -> Result<(), StoreError> {
+        let path = self.path(id);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::Disk {
+                what: "remove",
+                path,
+                source: error,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The components that are here, whole or damaged.
+    pub fn ids(&self) -> Result<BTreeSet<ComponentId>, StoreError> {
+        let suffix = |path: &PathBuf| path.extension().is_some_and(|suffix| suffix == SUFFIX);
+        let paths = self.list()?.into_iter().filter(suffix);
+        Ok(paths
+            .filter_map(|path| path.file_stem()?.to_str()?.parse().ok())
+            .collect())
+    }
+
     fn list(&self) -> Result<Vec<PathBuf>, StoreError> {
         let list = || {
             std::fs::read_dir(&self.dir)?
@@ -256,6 +279,11 @@ mod tests {
             .unwrap()
             .count();
         assert_eq!(files, 1, "no temporary file is left");
+        assert_eq!(store.ids().unwrap(), [id].into());
+        store.remove(id).unwrap();
+        store.remove(id).unwrap();
+        assert_eq!(store.read(id).unwrap(), None);
+        assert_eq!(store.ids().unwrap(), [].into());
     }
 
     #[test]

@@ -134,6 +134,8 @@ pub struct LimitsSection {
     pub client_connections: usize,
     /// Most requests in flight on one client connection.
     pub requests_per_connection: usize,
+    /// Milliseconds that the compilation of one component may take.
+    pub compile_timeout_ms: u64,
     /// Milliseconds after which a request that names no deadline of its own is given up.
     pub request_timeout_ms: u64,
 }
@@ -145,6 +147,7 @@ impl Default for LimitsSection {
             component_bytes: 32 << 20,
             client_connections: 1024,
             requests_per_connection: 1024,
+            compile_timeout_ms: 120_000,
             request_timeout_ms: 10_000,
         }
     }
@@ -426,6 +429,11 @@ impl Config {
             (1..=64 << 20).contains(&limits.component_bytes),
             "limits.component_bytes",
             || "use 1 to 67108864: the machine refuses larger components".into(),
+        )?;
+        require(
+            (100..=3_600_000).contains(&limits.compile_timeout_ms),
+            "limits.compile_timeout_ms",
+            || "use 100 to 3600000 milliseconds".into(),
         )?;
         require(
             limits.client_connections >= 1,

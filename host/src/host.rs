@@ -1,6 +1,7 @@
 //! One node of a cluster as the binary runs it: a [`MultiNode`], its transport, the catalogue, and the groups the
 //! catalogue puts on it.
 
+mod collection;
 mod groups;
 mod members;
 mod reconcile;
@@ -56,6 +57,8 @@ struct Inner {
     pins: Arc<start::Pins>,
     catalog: watch::Receiver<Arc<Catalog>>,
     components: ComponentStore,
+    /// Held while a component is stored and announced, and alone while those that nothing names are deleted.
+    storing: tokio::sync::RwLock<()>,
     machines: Machines,
     peers: Peers,
     metrics: Metrics,

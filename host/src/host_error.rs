@@ -69,6 +69,16 @@ pub enum HostError {
     /// The component cannot be a machine.
     #[error("the component cannot be used")]
     Component(#[from] ComponentError),
+    /// The component was not compiled in time, and the compilation goes on.
+    #[error(
+        "component {component} is not compiled after {milliseconds} ms, or others are late before it; ask again later, or raise [limits] compile_timeout_ms"
+    )]
+    CompileLate {
+        /// The component.
+        component: ComponentId,
+        /// The limit.
+        milliseconds: u64,
+    },
     /// An instance of the component could not be made.
     #[error("the machine could not be started")]
     Machine(#[from] MachineError),
@@ -144,6 +154,7 @@ impl HostError {
             Self::UnknownComponent(_) => "no-such-component",
             Self::NotUpgraded(_) => "not-upgraded",
             Self::NotRehearsed(_) => "not-rehearsed",
+            Self::CompileLate { .. } => "compile-late",
             Self::Component(error) => component_code(error),
             Self::Machine(MachineError::Guest { .. }) => "guest-fault",
             Self::Machine(MachineError::Local { .. }) => "machine-failed",
@@ -172,7 +183,10 @@ impl HostError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Node(error) => error.is_retryable(),
-            Self::Starting { .. } | Self::Elsewhere { .. } | Self::TimedOut { .. } => true,
+            Self::Starting { .. }
+            | Self::Elsewhere { .. }
+            | Self::TimedOut { .. }
+            | Self::CompileLate { .. } => true,
             Self::Remote { retryable, .. } => *retryable,
             _ => false,
         }

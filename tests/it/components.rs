@@ -3,8 +3,113 @@
 use serde_json::json;
 use skep_client::ComponentId;
 use skep_examples::KV;
+use skep_tests::clock::eventually;
 use skep_tests::cluster::{Cluster, Settings};
+use skep_tests::guests;
 use skep_tests::process;
+
+use crate::upgrades::version;
+
+/// Whether a node has a component on its disk, and its compiled code.
+fn on_disk(cluster: &Cluster, id: u64, component: ComponentId) -> (bool, bool) {
+    let name = component.to_string();
+    let has = |directory: &str| {
+        let files =
+            std::fs::read_dir(cluster.node(id).data().join(directory)).expect("a directory");
+        files
+            .map(|file| file.expect("an entry").file_name())
+            .any(|file| file.to_string_lossy().starts_with(&name))
+    };
+    (has("components"), has("compiled"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn components_that_nothing_uses_are_collected_and_their_files_deleted() {
+    let mut cluster = Cluster::start(&Settings::default()).await;
+    let (waits, leaves) = (version(10), version(11));
+    let (runs, ran) = (guests::component("restore_refuses"), KV.to_vec());
+    let waiting = cluster.upload(1, &waits).await;
+    let group = cluster.create_kv(1, "stays", &[1, 2, 3]).await;
+    let leaving = cluster.create_from(2, "leaves", &leaves, &[1, 2, 3]).await;
+    let [left, ran, tried] = [&leaves, &ran, &runs].map(|bytes| ComponentId::of(bytes));
+    // A group was asked to run it, which it refused: its log names it all the same.
+    cluster.upload(1, &runs).await;
+    let body = json!({"component": tried.to_string()}).to_string();
+    let path = format!("/v1/groups/{group}/upgrade");
+    let answer = cluster.http(1, "POST", &path, body).await;
+    assert_eq!(answer.status, 422, "{}", answer.text());
+    let removed = cluster
+        .http(1, "DELETE", &format!("/v1/groups/{leaving}"), "")
+        .await;
+    assert_eq!(removed.status, 200, "{}", removed.text());
+
+    let collect = async |at, body: &str| {
+        let answer = cluster
+            .http(at, "POST", "/v1/components/collect", body)
+            .await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let mut found: Vec<_> = answer.json().as_array().expect("a list").clone();
+        found.sort_by_key(|of| of["id"].to_string());
+        found
+            .iter()
+            .map(|of| of["id"].as_str().expect("an id").to_owned())
+            .collect::<Vec<_>>()
+    };
+    // They are new, and somebody may be about to use them.
+    assert_eq!(collect(2, "{}").await, [] as [&str; 0]);
+    assert_eq!(on_disk(&cluster, 1, waiting), (true, true));
+    let mut expected = [waiting.to_string(), left.to_string()];
+    expected.sort();
+    assert_eq!(collect(3, r#"{"older_than_seconds": 0}"#).await, expected);
+    for id in cluster.ids() {
+        for gone in [waiting, left] {
+            eventually(&format!("node {id} deletes {gone}"), async || {
+                let found = on_disk(&cluster, id, gone);
+                (found == (false, false))
+                    .then_some(())
+                    .ok_or_else(|| format!("{found:?}"))
+            })
+            .await;
+        }
+        assert_eq!(on_disk(&cluster, id, ran), (true, true));
+    }
+    assert_eq!(on_disk(&cluster, 1, tried), (true, true));
+    let body = json!({"name": "late", "component": waiting.to_string()}).to_string();
+    let late = cluster.http(1, "POST", "/v1/groups", body).await;
+    assert_eq!(late.status, 404, "{}", late.text());
+    // Uploaded again, it is as new; and what stays comes up again.
+    cluster.create_from(2, "again", &waits, &[1, 2, 3]).await;
+    cluster.kill(2);
+    cluster.restart(2).await;
+    let status = cluster.try_status(2, group).await.expect("it runs");
+    assert_eq!((status.component, status.halted), (ran, None));
+    cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn components_are_put_listed_and_collected_from_the_command_line() {
+    let cluster = Cluster::start(&Settings::default()).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("machine.wasm");
+    std::fs::write(&path, guests::component("loops")).expect("a file");
+    let id = ComponentId::of(&guests::component("loops")).to_string();
+    let at = cluster.node(1).client.clone();
+    let file = path.to_str().expect("text");
+    let run = async |arguments: &[&str]| {
+        let ended = process::run(&[arguments, &["--at", &at]].concat()).await;
+        assert_eq!(ended.code, Some(0), "{arguments:?}: {}", ended.stderr);
+        ended.stdout
+    };
+    assert_eq!(run(&["component", "put", file]).await.trim(), id);
+    assert!(run(&["component", "list"]).await.contains(&id));
+    assert!(!run(&["component", "collect"]).await.contains(&id));
+    assert!(
+        run(&["component", "collect", "--older-than", "0"])
+            .await
+            .contains(&id)
+    );
+    assert!(!run(&["component", "list"]).await.contains(&id));
+}
 
 /// A file that is no machine, the stable code of why, and a word the message must have.
 fn wrong() -> Vec<(&'static str, Vec<u8>, &'static str, &'static str)> {

@@ -15,7 +15,7 @@ use crate::load::{Load, answer};
 static QUICK: LazyLock<Value> = LazyLock::new(|| json!({"snapshot-fuel": 2_000_000_000_u64}));
 
 /// The key-value machine under another digest: a custom section at its end says which version it is meant to be.
-fn version(number: u8) -> Vec<u8> {
+pub(crate) fn version(number: u8) -> Vec<u8> {
     let mut component = skep_examples::KV.to_vec();
     let name = b"release";
     component.extend([0, name.len() as u8 + 2, name.len() as u8]);

@@ -50,6 +50,8 @@ pub mod method {
     pub const COMPONENT_WRITE: &str = "component.write";
     /// Nothing → list of [`ComponentRecord`](crate::catalog::ComponentRecord).
     pub const COMPONENT_LIST: &str = "component.list";
+    /// [`Collect`](super::Collect) → list of [`ComponentRecord`](crate::catalog::ComponentRecord), those removed.
+    pub const COMPONENT_COLLECT: &str = "component.collect";
     /// Before a method: the asking node has no replica of the group, and this node must not hand the call on again.
     pub const LOCAL: &str = "local:";
 }
@@ -129,6 +131,14 @@ pub struct Upgraded {
 pub struct Prepare {
     /// The component.
     pub component: ComponentId,
+}
+
+/// Asks for the removal of components that no group uses, or ever did.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Collect {
+    /// Only those uploaded longer ago than this. Default an hour.
+    pub older_than_seconds: Option<u64>,
 }
 
 /// How far a node is with a component.

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::admin::{CreateGroup, OfGroup, OfGroupAndNode, Prepare, Upgrade, method};
+use super::admin::{Collect, CreateGroup, OfGroup, OfGroupAndNode, Prepare, Upgrade, method};
 use super::problem::quoted;
 use crate::components::Upload;
 use crate::host::{Activate, Host, Reach};
@@ -69,6 +69,9 @@ pub(super) async fn call(host: &Host, name: &str, body: Bytes) -> Result<Bytes, 
         method::COMPONENT_LIST => {
             let catalog = host.catalog();
             answer(&catalog.components().collect::<Vec<_>>())
+        }
+        method::COMPONENT_COLLECT => {
+            answer(&host.collect_components(parse::<Collect>(&body)?).await?)
         }
         method::COMPONENT_WRITE => answer(&host.write_component(parse::<Upload>(&body)?).await?),
         unknown => {

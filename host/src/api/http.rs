@@ -16,7 +16,7 @@ use skep_core::proposal::Command;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::admin::{CreateGroup, Done, GroupInfo, OfGroupAndNode, Placed, Upgrade};
+use super::admin::{Collect, CreateGroup, Done, GroupInfo, OfGroupAndNode, Placed, Upgrade};
 use super::problem::{Problem, quoted};
 use crate::catalog::ComponentRecord;
 use crate::host::{Host, Reach};
@@ -82,6 +82,7 @@ pub fn router(host: Host) -> Router {
         .route("/v1/groups/{group}/members/{node}", delete(remove_member))
         .route("/v1/groups/{group}/sessions", post(open_session))
         .route("/v1/components", get(components_list))
+        .route("/v1/components/collect", post(collect_components))
         .route("/v1/status", get(status))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
@@ -299,6 +300,13 @@ async fn components_list(State(host): State<Host>) -> Json<Vec<ComponentRecord>>
             .map(|component| (**component).clone())
             .collect(),
     )
+}
+
+async fn collect_components(
+    State(host): State<Host>,
+    Json(asked): Json<Collect>,
+) -> Answer<Json<Vec<ComponentRecord>>> {
+    Ok(Json(host.collect_components(asked).await?))
 }
 
 async fn status(State(host): State<Host>) -> Answer<Response> {

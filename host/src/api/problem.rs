@@ -121,7 +121,9 @@ fn status(code: &str, unknown: bool) -> StatusCode {
         "busy" => StatusCode::TOO_MANY_REQUESTS,
         "no-leader" | "not-leader" | "superseded" | "group-starting" | "group-elsewhere"
         | "stopped" => StatusCode::SERVICE_UNAVAILABLE,
-        "unreachable" | "node-failed" | "group-faulted" => StatusCode::SERVICE_UNAVAILABLE,
+        "unreachable" | "compile-late" | "node-failed" | "group-faulted" => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
         "catalogue-full" => StatusCode::INSUFFICIENT_STORAGE,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     }

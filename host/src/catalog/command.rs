@@ -20,6 +20,20 @@ pub enum Command {
     PutComponent(ComponentRecord),
     /// Creates a group.
     CreateGroup(NewGroup),
+    /// A group is about to be asked to run a component: from here on its log may name it.
+    Deploying {
+        /// The group.
+        group: GroupId,
+        /// The life of it that is meant.
+        incarnation: Incarnation,
+        /// The component.
+        component: ComponentId,
+    },
+    /// Removes the components that no group uses or ever did.
+    Collect {
+        /// Only those uploaded before this, by the wall clock in nanoseconds.
+        before: u64,
+    },
     /// A group runs something else since an entry of its own log.
     Deployed {
         /// The group.
@@ -85,6 +99,8 @@ pub enum Reply {
     Done,
     /// The group as it is now, or was before it was removed.
     Group(Arc<GroupRecord>),
+    /// The components that were removed.
+    Collected(Vec<ComponentRecord>),
 }
 
 /// Why a command was refused; nothing changed.

@@ -172,6 +172,7 @@ mod tests {
             id: ComponentId::of(b"kv"),
             size: 2,
             name: "kv".into(),
+            uploaded: 0,
         }
     }
 
@@ -225,7 +226,7 @@ mod tests {
         };
         match serde_json::from_slice(reply).unwrap() {
             Reply::Group(group) => group,
-            Reply::Done => panic!("no group in {outcome:?}"),
+            other => panic!("no group in {other:?}"),
         }
     }
 
@@ -240,6 +241,86 @@ mod tests {
         let mut bytes = Vec::new();
         machine.save(&EntryContext::default(), &mut bytes).unwrap();
         bytes
+    }
+
+    fn upload(text: &str, uploaded: u64) -> (ComponentId, Command) {
+        let id = ComponentId::of(text.as_bytes());
+        let record = ComponentRecord {
+            id,
+            size: 1,
+            name: text.into(),
+            uploaded,
+        };
+        (id, Command::PutComponent(record))
+    }
+
+    fn collected(outcome: &Outcome) -> Vec<ComponentId> {
+        let Outcome::Reply(reply) = outcome else {
+            panic!("{outcome:?}")
+        };
+        match serde_json::from_slice(reply).unwrap() {
+            Reply::Collected(components) => components.iter().map(|of| of.id).collect(),
+            other => panic!("nothing collected in {other:?}"),
+        }
+    }
+
+    #[test]
+    fn only_components_that_no_group_ever_used_are_collected_and_new_ones_stay() {
+        let (mut machine, states) = seeded();
+        let record = states.borrow().find("a").unwrap().clone();
+        let (old, put_old) = upload("old", 5);
+        let (new, put_new) = upload("new", 50);
+        let (tried, put_tried) = upload("tried", 5);
+        let (ran, put_ran) = upload("ran", 5);
+        let (runs, put_runs) = upload("runs", 5);
+        let deploying = |component| Command::Deploying {
+            group: record.id,
+            incarnation: record.incarnation,
+            component,
+        };
+        let deployed = |component, index| Command::Deployed {
+            group: record.id,
+            incarnation: record.incarnation,
+            index: LogIndex(index),
+            deployed: super::super::Deployed {
+                component,
+                ..record.current()
+            },
+        };
+        let commands = [
+            put_old,
+            put_new,
+            put_tried,
+            put_ran,
+            put_runs,
+            deploying(tried),
+            deploying(ran),
+            deployed(ran, 7),
+            deployed(runs, 8),
+            Command::Collect { before: 20 },
+        ];
+        let outcomes = run(&mut machine, 10, &commands);
+        assert_eq!(collected(outcomes.last().unwrap()), [old]);
+        for kept in [component().id, new, tried, ran, runs] {
+            assert!(states.borrow().component(kept).is_some());
+        }
+        // What is gone must be uploaded again before it can be used; what is uploaded again is new again.
+        let (_, again) = upload("new", 90);
+        let outcomes = run(
+            &mut machine,
+            30,
+            &[deploying(old), again, Command::Collect { before: 80 }],
+        );
+        assert_eq!(code(&outcomes[0]), 404);
+        assert_eq!(collected(&outcomes[2]), []);
+        // A group takes with it what it alone used.
+        let commands = [
+            Command::RemoveGroup { group: record.id },
+            Command::Collect { before: u64::MAX },
+        ];
+        let outcomes = run(&mut machine, 40, &commands);
+        assert_eq!(collected(&outcomes[1]).len(), 5);
+        assert_eq!(states.borrow().components().len(), 0);
     }
 
     #[test]

@@ -27,6 +27,9 @@ const REPLICAS: usize = 3;
 const LEADER_WITHIN: Duration = Duration::from_secs(15);
 /// Pause between two looks for the leader.
 const LEADER_POLL: Duration = Duration::from_millis(50);
+/// How old the catalogue's word of an upload may be until the same upload is announced anew, so that it is not collected
+/// before it is used: a small part of the time that is left for that.
+const ANNOUNCED_AGAIN: Duration = Duration::from_secs(60);
 /// The name of the machine that is built in.
 const BUILT_IN: &str = "kv";
 
@@ -206,10 +209,18 @@ impl Host {
             .descriptor()
             .name
             .clone();
+        let record = ComponentRecord {
+            id,
+            size,
+            name,
+            uploaded: clock::now(),
+        };
+        let _not_collected = self.inner.storing.read().await;
         let store = self.inner.components.clone();
         blocking(move || store.put(id, &bytes)).await??;
-        let record = ComponentRecord { id, size, name };
-        if self.catalog().component(id).is_none() {
+        let again = ANNOUNCED_AGAIN.as_nanos() as u64;
+        let known = self.catalog().component(id).cloned();
+        if known.is_none_or(|known| known.uploaded.saturating_add(again) < record.uploaded) {
             self.change_catalog(&Command::PutComponent(record.clone()))
                 .await?;
         }
@@ -276,7 +287,7 @@ impl Host {
     async fn change_group(&self, command: &Command) -> Result<Arc<GroupRecord>, HostError> {
         match self.change_catalog(command).await? {
             Reply::Group(record) => Ok(record),
-            Reply::Done => Err(HostError::Internal(
+            Reply::Done | Reply::Collected(_) => Err(HostError::Internal(
                 "the catalogue answered without a group".into(),
             )),
         }

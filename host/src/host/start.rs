@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::reconcile::blocking;
-use super::{Host, Inner, reconcile};
+use super::{Host, Inner, collection, reconcile};
 use crate::catalog::command::Command;
 use crate::catalog::machine::CatalogMachine;
 use crate::catalog::{self, Catalog, NodeRecord};
@@ -31,9 +31,10 @@ pub(super) async fn start(config: Config) -> Result<Host, HostError> {
         pins,
     } = node(&config).await?;
     // From here on a failure must not leave the node running.
+    let compile_within = Duration::from_millis(config.limits.compile_timeout_ms);
     let build = || async {
         let components = ComponentStore::open(data.join("components"))?;
-        let machines = Machines::open(data.join("compiled"))?;
+        let machines = Machines::open(data.join("compiled"), compile_within)?;
         let (machine, catalog) = CatalogMachine::new();
         let founders = config
             .cluster
@@ -63,6 +64,7 @@ pub(super) async fn start(config: Config) -> Result<Host, HostError> {
             pins,
             catalog,
             components,
+            storing: Default::default(),
             machines,
             peers,
             metrics: Metrics::new(),
@@ -72,6 +74,7 @@ pub(super) async fn start(config: Config) -> Result<Host, HostError> {
         }),
     };
     tokio::spawn(until_stopped(host.clone(), reconcile::run(host.clone())));
+    tokio::spawn(until_stopped(host.clone(), collection::run(host.clone())));
     tokio::spawn(until_stopped(host.clone(), register(host.clone())));
     Ok(host)
 }

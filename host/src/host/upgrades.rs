@@ -44,6 +44,7 @@ impl Host {
         let record = self.find(&request.group).await?;
         let deployed = self.wanted(&record, request).await?;
         let component = deployed.component;
+        self.deploying(&record, component).await?;
         let descriptor = self.prepare_members(&record, component).await?;
         self.must_take(&record, &deployed).await?;
         let activate = Activate {
@@ -61,6 +62,23 @@ impl Host {
             index: placed.index,
             term: placed.term,
         })
+    }
+
+    /// Makes the catalogue keep the component for as long as the group's log may name it.
+    async fn deploying(
+        &self,
+        record: &GroupRecord,
+        component: ComponentId,
+    ) -> Result<(), HostError> {
+        if record.uses(component) {
+            return Ok(());
+        }
+        let command = Command::Deploying {
+            group: record.id,
+            incarnation: record.incarnation,
+            component,
+        };
+        self.change_catalog(&command).await.map(drop)
     }
 
     /// Tries an upgrade beside the group, on this node, and changes nothing. Takes a snapshot of the group first if none is at
@@ -98,7 +116,7 @@ impl Host {
     async fn must_take(&self, record: &GroupRecord, deployed: &Deployed) -> Result<(), HostError> {
         let current = record.current();
         let same = deployed.component == current.component && deployed.profile == current.profile;
-        if same || !matches!(self.place(record.id, Reach::Cluster).await?, None) {
+        if same || self.place(record.id, Reach::Cluster).await?.is_some() {
             return Ok(());
         }
         let Some((_, rehearsal)) = self.rehearse(record, deployed, Extent::State).await? else {
@@ -275,7 +293,7 @@ impl Host {
         };
         match self.change_catalog(&command).await? {
             Reply::Group(_) => Ok(()),
-            Reply::Done => Err(HostError::Internal(
+            Reply::Done | Reply::Collected(_) => Err(HostError::Internal(
                 "the catalogue answered without a group".into(),
             )),
         }

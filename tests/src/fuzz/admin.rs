@@ -138,6 +138,7 @@ fn prelude() -> Vec<Command> {
         id: ComponentId([1; 32]),
         size: 9,
         name: "kv".into(),
+        uploaded: 0,
     };
     let mut commands: Vec<_> = (1..=3).map(|id| Command::PutNode(node(id))).collect();
     commands.push(Command::PutComponent(component));

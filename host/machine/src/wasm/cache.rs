@@ -3,6 +3,7 @@
 //! Running a wrong artefact is running arbitrary code, so an artefact counts only with a MAC under a key that never
 //! leaves the node. Anything else (another key, a torn or altered file) is compiled again.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::hash::{Hash, Hasher};
 use std::io::{self, Read, Write};
@@ -44,6 +45,49 @@ impl Cache {
         let path = dir.join("key");
         let key = key(&path).map_err(failed(&path))?;
         Ok(Self { dir, key })
+    }
+
+    /// The components that code is kept of.
+    ///
+    /// # Errors
+    /// [`ComponentError::Cache`]: the directory cannot be read.
+    pub fn ids(&self) -> Result<BTreeSet<ComponentId>, ComponentError> {
+        Ok(self
+            .files()?
+            .iter()
+            .filter_map(|path| component_of(path))
+            .collect())
+    }
+
+    /// Deletes the code of a component, of whatever engine; that there is none is no error. Machines that run keep theirs.
+    ///
+    /// # Errors
+    /// [`ComponentError::Cache`]: a file cannot be deleted.
+    pub fn remove(&self, id: ComponentId) -> Result<(), ComponentError> {
+        for path in self.files()? {
+            if component_of(&path) != Some(id) {
+                continue;
+            }
+            match fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(ComponentError::Cache { path, source });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn files(&self) -> Result<Vec<PathBuf>, ComponentError> {
+        let list = || {
+            fs::read_dir(&self.dir)?
+                .map(|entry| Ok(entry?.path()))
+                .collect::<io::Result<Vec<_>>>()
+        };
+        list().map_err(|source| ComponentError::Cache {
+            path: self.dir.clone(),
+            source,
+        })
     }
 
     pub(super) fn fetch(&self, engine: &Engine, id: ComponentId) -> Option<Component> {
@@ -132,6 +176,12 @@ fn name(engine: &Engine, id: ComponentId) -> String {
     depth::VERSION.hash(&mut settings);
     let settings = ComponentId(settings.0.finalize().into()).to_string();
     format!("{id}-{}.code", &settings[..16])
+}
+
+/// The component whose code a file has.
+fn component_of(path: &Path) -> Option<ComponentId> {
+    let name = path.file_name()?.to_str()?.strip_suffix(".code")?;
+    name.split_once('-')?.0.parse().ok()
 }
 
 /// SHA-256 behind the standard library's hashing, whose own hashers may change between releases.
