@@ -3,7 +3,7 @@
 //! A command that fails costs the machine a rebuild, which is thousands of times what it takes to apply a good one, and costs
 //! whoever sent it nothing. So a leader sets the commands of such a source aside: they go into entries of their own, one of
 //! which is on its way at a time, and after one that failed again they wait for three times as long as it took. Whatever they
-//! do, at least three quarters of the time is left to the others. Nothing of this is replicated: it decides only what is
+//! do, at least three quarters of the time is left to the others, while there are any. Nothing of this is replicated: it decides only what is
 //! proposed when.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -21,6 +21,10 @@ const LAPSE_DEADLINES: u64 = 2;
 
 /// Times that suspects wait, of what their failing entry took: a quarter of all time is theirs at the most.
 const WAIT_FACTOR: u64 = 3;
+
+/// Ticks without a command of anybody else after which suspects need not wait: nobody is there to be protected. More than a
+/// client takes from an answer to its next command.
+const QUIET_TICKS: u64 = 10;
 
 /// Sources that are remembered: as many as a group keeps sessions. Each has cost a rebuild.
 const SUSPECTS_MAX: usize = 4096;
@@ -53,6 +57,8 @@ pub(crate) struct Suspects {
     on_its_way: Option<LogIndex>,
     /// They wait until this tick.
     wait_until: u64,
+    /// The tick at which somebody else had a command.
+    others_at: u64,
     /// Commands that go into their next entry: halved when one fails, since each that fails costs a rebuild, and doubled when
     /// none does.
     commands: usize,
@@ -66,6 +72,7 @@ impl Default for Suspects {
             queued_bytes: 0,
             on_its_way: None,
             wait_until: 0,
+            others_at: 0,
             commands: 1,
         }
     }
@@ -137,7 +144,10 @@ impl Group {
             Proposal::Command(command) if self.leads() && self.is_suspect(&asker, &command) => {
                 self.set_aside(asker, command);
             }
-            proposal => self.enqueue_last(asker, proposal),
+            proposal => {
+                self.proposals.suspects.others_at = self.ticks;
+                self.enqueue_last(asker, proposal);
+            }
         }
     }
 
@@ -260,8 +270,9 @@ impl Group {
         let limits = self.config.limits;
         let (ticks, applied) = (self.ticks, self.applied);
         let suspects = &mut self.proposals.suspects;
-        let waits = suspects.on_its_way.is_some_and(|index| index > applied);
-        if suspects.queue.is_empty() || waits || ticks < suspects.wait_until {
+        let is_tried = suspects.on_its_way.is_some_and(|index| index > applied);
+        let waits = ticks < suspects.wait_until.min(suspects.others_at + QUIET_TICKS);
+        if suspects.queue.is_empty() || is_tried || waits {
             return true;
         }
         let (mut items, mut askers, mut bytes) = (Vec::new(), Vec::new(), 0);
