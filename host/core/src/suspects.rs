@@ -193,11 +193,12 @@ impl Group {
             let took = ticks - since + 1;
             suspects.wait_until = suspects.wait_until.max(ticks + 1 + WAIT_FACTOR * took);
         }
-        if suspects
-            .on_its_way
-            .take_if(|on_its_way| *on_its_way <= index)
-            .is_some()
-        {
+        let is_theirs = suspects.on_its_way.take_if(|theirs| *theirs <= index);
+        if is_theirs.is_none() || !self.applying.is_empty() {
+            // Somebody else was answered, or waits behind this entry.
+            suspects.others_at = ticks;
+        }
+        if is_theirs.is_some() {
             suspects.commands = if fails {
                 (suspects.commands / 2).max(1)
             } else {

@@ -447,8 +447,6 @@ async fn a_guest_that_differs_by_replica_is_noticed_by_its_replies_alone() {
         .await;
     }
     until("it was mended", || async {
-        for node in cluster.ids() { let st = cluster.node(node.0).status(GROUP).await.unwrap(); eprintln!("DBG {node} {:?} {:?} commit {} applied {} snap {} {:?} verified {}", st.replica.part, st.replica.health, st.replica.commit, st.replica.applied, st.replica.snapshot, st.halted, st.replica.verified); }
-        tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
         (cluster.net.snapshots.load(SeqCst) > before).then_some(())
     })
     .await;
