@@ -7,7 +7,7 @@ use raft::eraftpb::{Entry, EntryType};
 use crate::deployment::Deployment;
 use crate::effect::{Call, Effect, Work};
 use crate::group::{Group, Raft, SinceBarrier, raft_change};
-use crate::id::{LogIndex, NodeId, ReplicaId, RequestId, Term};
+use crate::id::{LogIndex, NodeId, ReplicaId, RequestId, SessionId, Term};
 use crate::log_view::{Snapshotted, weight};
 use crate::message::SnapshotName;
 use crate::outcome::{ChangeKind, ConfChange, EntryContext, LeaderChanged, Outcome};
@@ -23,6 +23,8 @@ pub(crate) struct Applying {
     index: LogIndex,
     term: Term,
     weight: u64,
+    /// The tick at which it was handed to the machine.
+    since: u64,
     /// The machine will answer for it.
     works: bool,
     /// The entry's bytes, for the chain.
@@ -82,6 +84,7 @@ impl Applying {
             index: context.index,
             term: context.term,
             weight: 0,
+            since: 0,
             works: true,
             data: Bytes::new(),
             what: What::Restore,
@@ -90,6 +93,18 @@ impl Applying {
 
     pub(crate) fn index(&self) -> LogIndex {
         self.index
+    }
+
+    /// Where the commands that the machine answers came from, in the order of its answers.
+    fn sources(&self) -> impl Iterator<Item = (Option<&Asker>, SessionId)> {
+        let plans = match &self.what {
+            What::Commands(plans) => &plans[..],
+            _ => &[],
+        };
+        plans
+            .iter()
+            .filter(|plan| matches!(plan.fate, Fate::Machine(_)))
+            .map(|plan| (plan.asker.as_ref(), plan.request.session))
     }
 
     fn askers(&mut self) -> Vec<Asker> {
@@ -167,6 +182,7 @@ impl Group {
             index,
             term,
             weight,
+            since: self.ticks,
             works: false,
             data: match &decoded {
                 Decoded::Change(_) => entry.context.clone(),
@@ -430,6 +446,7 @@ impl Group {
             ));
             return;
         };
+        self.judge_sources(index, front.since, front.sources(), &outcomes);
         self.since_barrier.fuel = self.since_barrier.fuel.saturating_add(fuel);
         for outcome in &outcomes {
             if matches!(outcome, Outcome::Fault(_)) {

@@ -222,9 +222,11 @@ impl Group {
             proposed: 0,
         });
         let (since, proposed) = (dispute.since, dispute.proposed);
+        // While only the snapshots of a majority are known to be equal, the chains of those who have not spoken yet may tell
+        // who answered otherwise.
         let decided = matches!(
             judge(reports, &self.state.membership),
-            Judgement::Majority(_)
+            Judgement::Majority(right) if right.chain.is_some()
         );
         let complete = self
             .state

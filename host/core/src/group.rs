@@ -649,6 +649,7 @@ impl Group {
             self.proposals.leader_since = self.ticks;
             self.since_barrier.proposed = false;
             self.faults_in_a_row = 0;
+            self.forget_suspects();
             self.forget_reports();
         } else if led_before {
             self.proposals.elected = false;

@@ -51,6 +51,7 @@ mod removal;
 pub mod sessions;
 pub mod state;
 pub mod status;
+mod suspects;
 
 pub use config::{GroupConfig, Limits, Member};
 pub use group::{Group, Recovered};

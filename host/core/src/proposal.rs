@@ -6,6 +6,9 @@ use crate::deployment::Deployment;
 use crate::id::{LogIndex, NodeId, RequestId, SessionId, Term};
 use crate::outcome::Outcome;
 
+/// What a proposal takes beside the bytes that it carries, so that empty ones are not free.
+const PROPOSAL_BYTES: usize = 32;
+
 /// One command of a client (`Request` of the seed package).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Command {
@@ -15,6 +18,13 @@ pub struct Command {
     pub acknowledged: u64,
     /// The bytes for the machine.
     pub data: Bytes,
+}
+
+impl Command {
+    /// Bytes the command counts for; what queues and entries are bounded by.
+    pub fn size(&self) -> usize {
+        PROPOSAL_BYTES + self.data.len()
+    }
 }
 
 /// Something to put into the log.
@@ -83,8 +93,7 @@ impl Proposal {
 
     /// Bytes the proposal carries; what queues and entries are bounded by.
     pub fn size(&self) -> usize {
-        const FIXED: usize = 32;
-        FIXED
+        PROPOSAL_BYTES
             + match self {
                 Self::Command(command) => command.data.len(),
                 Self::OpenSession | Self::Barrier | Self::Resume | Self::Trust { .. } => 0,

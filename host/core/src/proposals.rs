@@ -15,6 +15,7 @@ use crate::message::{Answer, Body};
 use crate::payload::{Barrier, Commands, Elected, Item, Kind, Pause, Payload};
 use crate::planted::{self, Defect};
 use crate::proposal::{Proposal, ProposalError, Response};
+use crate::suspects::Suspects;
 
 /// Records on their way above which a leader packs no further entry. One is being synced while the next is filled;
 /// more would make entries smaller, not sooner durable.
@@ -80,18 +81,19 @@ pub(crate) struct Proposals {
     pub(crate) leader_since: u64,
     /// This replica has become leader and has not yet said so in the log.
     pub(crate) elected: bool,
+    /// Commands that a leader lets wait for the sake of others.
+    pub(crate) suspects: Suspects,
 }
 
 impl Proposals {
     pub(crate) fn len(&self) -> usize {
-        self.queue.len()
+        self.queue.len() + self.suspects.len()
     }
 
     pub(crate) fn forget(&mut self, waiter: Waiter) {
-        let place = self
-            .queue
-            .iter()
-            .position(|queued| matches!(queued.asker.who, Who::Local(local) if local == waiter));
+        let is_it = |asker: &Asker| matches!(asker.who, Who::Local(local) if local == waiter);
+        self.suspects.forget(is_it);
+        let place = self.queue.iter().position(|queued| is_it(&queued.asker));
         if let Some(queued) = place.and_then(|place| self.queue.remove(place)) {
             self.queued_bytes -= queued.proposal.size() as u64;
         }
@@ -119,11 +121,8 @@ impl Group {
 
     pub(crate) fn enqueue(&mut self, asker: Asker, proposal: Proposal) {
         let quota = self.quota();
+        let bytes_max = self.queued_bytes_max();
         let limits = &self.config.limits;
-        let bytes_max = match quota.in_flight_bytes {
-            0 => limits.queued_bytes,
-            bytes => bytes.min(limits.queued_bytes),
-        };
         let size = proposal.size() as u64;
         let error = match &proposal {
             Proposal::Command(_) | Proposal::OpenSession if !self.serves() => {
@@ -154,11 +153,22 @@ impl Group {
         };
         match error {
             Some(error) => self.reply(asker, Err(error)),
-            None => {
-                self.proposals.queued_bytes += size;
-                self.proposals.queue.push_back(Queued { asker, proposal });
-            }
+            None => self.enqueue_by_source(asker, proposal),
         }
+    }
+
+    /// Bytes of proposals that may wait here.
+    pub(crate) fn queued_bytes_max(&self) -> u64 {
+        let limit = self.config.limits.queued_bytes;
+        match self.quota().in_flight_bytes {
+            0 => limit,
+            bytes => bytes.min(limit),
+        }
+    }
+
+    pub(crate) fn enqueue_last(&mut self, asker: Asker, proposal: Proposal) {
+        self.proposals.queued_bytes += proposal.size() as u64;
+        self.proposals.queue.push_back(Queued { asker, proposal });
     }
 
     /// Moves the queue into the log, or to the leader.
@@ -166,6 +176,7 @@ impl Group {
         if self.leads() {
             self.pack_entries();
         } else {
+            self.forget_suspects();
             self.forward_queue();
         }
     }
@@ -189,16 +200,20 @@ impl Group {
             }
             self.proposals.elected = false;
         }
-        let limits = self.config.limits;
-        while !self.proposals.queue.is_empty()
-            && self.storage.on_the_way() < RECORDS_ON_THE_WAY
-            && self.unapplied_bytes < limits.unapplied_bytes
-            && self.can_propose()
-        {
+        if self.has_room_for_entry() && !self.pack_suspects() {
+            return;
+        }
+        while !self.proposals.queue.is_empty() && self.has_room_for_entry() {
             if !self.pack_one() {
                 break;
             }
         }
+    }
+
+    fn has_room_for_entry(&self) -> bool {
+        self.storage.on_the_way() < RECORDS_ON_THE_WAY
+            && self.unapplied_bytes < self.config.limits.unapplied_bytes
+            && self.can_propose()
     }
 
     /// Packs one entry, or takes one proposal that is no command. `false` if Raft takes none now.
@@ -308,6 +323,12 @@ impl Group {
             // An entry of a former term at this place was overwritten by a term this replica leads again.
             self.reply_all(former.askers, &ProposalError::Superseded);
         }
+    }
+
+    /// Where the entry stands that this leader proposed last.
+    pub(crate) fn last_proposed(&self) -> Option<LogIndex> {
+        let Raft(node) = self.raft.as_ref()?;
+        Some(LogIndex(node.raft.raft_log.last_index()))
     }
 
     /// 16 bytes that nobody can know before the entry is in the log.
@@ -440,6 +461,7 @@ impl Group {
                 }
             }
         }
+        self.expire_suspects();
         let late: Vec<_> = self
             .proposals
             .forwarded
@@ -473,6 +495,9 @@ impl Group {
             self.reply(queued.asker, Err(error.clone()));
         }
         self.proposals.queued_bytes = 0;
+        for suspect in self.proposals.suspects.drain() {
+            self.reply(suspect.asker, Err(error.clone()));
+        }
         for deferred in std::mem::take(&mut self.proposals.deferred) {
             self.reply(deferred.asker, Err(error.clone()));
         }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::Future;
 use std::io::Write;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -210,6 +210,8 @@ pub struct Net {
     pub lose_one_in: AtomicU64,
     sent: AtomicU64,
     pub snapshots: AtomicU64,
+    /// Snapshots do not get through.
+    pub lose_snapshots: AtomicBool,
 }
 
 impl Net {
@@ -271,7 +273,8 @@ impl Transport for Wire {
         file: Arc<SnapshotFile>,
         reporter: &Arc<dyn Reporter>,
     ) {
-        let way = self.net.way(self.node, to);
+        let lost = self.net.lose_snapshots.load(SeqCst);
+        let way = self.net.way(self.node, to).filter(|_| !lost);
         let (net, from, reporter) = (Arc::clone(&self.net), self.node, Arc::clone(reporter));
         std::thread::spawn(move || {
             let group = message.group;

@@ -96,6 +96,15 @@ pub struct Node {
     pub sent: Vec<PeerMessage>,
 }
 
+impl Node {
+    /// Whether the machine has this command to apply next; none if it has nothing to do.
+    pub fn next_work_has(&self, command: &str) -> Option<bool> {
+        let is_it = |call: &Call| matches!(call, Call::Commands(commands) if commands.iter().any(|known| known == command));
+        let work = self.work.front()?;
+        Some(matches!(work, Work::Apply { calls, .. } if calls.iter().any(is_it)))
+    }
+}
+
 pub struct Cluster {
     pub nodes: BTreeMap<u64, Node>,
     pub network: VecDeque<InFlight>,

@@ -11,3 +11,4 @@ mod reads;
 mod removal;
 mod scripts;
 mod snapshots;
+mod suspects;

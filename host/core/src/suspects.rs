@@ -1,0 +1,303 @@
+//! Sources of commands on which the machine failed lately, and what they may cost the others.
+//!
+//! A command that fails costs the machine a rebuild, which is thousands of times what it takes to apply a good one, and costs
+//! whoever sent it nothing. So a leader sets the commands of such a source aside: they go into entries of their own, one of
+//! which is on its way at a time, and after one that failed again they wait for three times as long as it took. Whatever they
+//! do, at least three quarters of the time is left to the others, while there are any. Nothing of this is replicated: it decides only what is
+//! proposed when.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::group::Group;
+use crate::id::{LogIndex, ReplicaId, SessionId};
+use crate::outcome::Outcome;
+use crate::payload::{Commands, Item, Kind};
+use crate::proposal::{Command, Proposal, ProposalError};
+use crate::proposals::{Asker, Queued, Who};
+
+/// After so many times the deadline of a command without a failure, a source is like any other. Within one deadline each of
+/// its commands has failed, was refused for its lateness, or was good, so one that fails in a loop stays.
+const LAPSE_DEADLINES: u64 = 2;
+
+/// Times that suspects wait, of what their failing entry took: a quarter of all time is theirs at the most.
+const WAIT_FACTOR: u64 = 3;
+
+/// Ticks without a command of anybody else after which suspects need not wait: nobody is there to be protected. More than a
+/// client takes from an answer to its next command.
+const QUIET_TICKS: u64 = 10;
+
+/// Sources that are remembered: as many as a group keeps sessions. Each has cost a rebuild.
+const SUSPECTS_MAX: usize = 4096;
+
+/// The part of the limits of the queue that suspects may fill, beside the queue of all others.
+const QUEUE_SHARE: u64 = 4;
+
+/// Where a command comes from, as far as a leader can tell.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Source {
+    Session(SessionId),
+    /// All clients without a session of one replica.
+    Anonymous(ReplicaId),
+}
+
+#[derive(Debug)]
+struct Waiting {
+    asker: Asker,
+    command: Command,
+}
+
+/// What a leader holds against its clients.
+#[derive(Debug)]
+pub(crate) struct Suspects {
+    /// With the tick at which it is forgotten.
+    sources: BTreeMap<Source, u64>,
+    queue: VecDeque<Waiting>,
+    queued_bytes: u64,
+    /// Their entry that the machine has not answered for.
+    on_its_way: Option<LogIndex>,
+    /// They wait until this tick.
+    wait_until: u64,
+    /// The tick at which somebody else had a command.
+    others_at: u64,
+    /// Commands that go into their next entry: halved when one fails, since each that fails costs a rebuild, and doubled when
+    /// none does.
+    commands: usize,
+}
+
+impl Default for Suspects {
+    fn default() -> Self {
+        Self {
+            sources: BTreeMap::new(),
+            queue: VecDeque::new(),
+            queued_bytes: 0,
+            on_its_way: None,
+            wait_until: 0,
+            others_at: 0,
+            commands: 1,
+        }
+    }
+}
+
+impl Suspects {
+    pub(crate) fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    fn push(&mut self, waiting: Waiting) {
+        self.queued_bytes += waiting.command.size() as u64;
+        self.queue.push_back(waiting);
+    }
+
+    fn pop(&mut self) -> Option<Waiting> {
+        let waiting = self.queue.pop_front()?;
+        self.queued_bytes -= waiting.command.size() as u64;
+        Some(waiting)
+    }
+
+    /// All that waits.
+    pub(crate) fn drain(&mut self) -> impl Iterator<Item = Queued> + use<> {
+        self.queued_bytes = 0;
+        let waiting = std::mem::take(&mut self.queue);
+        waiting.into_iter().map(|waiting| Queued {
+            asker: waiting.asker,
+            proposal: Proposal::Command(waiting.command),
+        })
+    }
+
+    pub(crate) fn forget(&mut self, is_it: impl Fn(&Asker) -> bool) {
+        let place = self.queue.iter().position(|waiting| is_it(&waiting.asker));
+        if let Some(waiting) = place.and_then(|place| self.queue.remove(place)) {
+            self.queued_bytes -= waiting.command.size() as u64;
+        }
+    }
+
+    /// Holds something against a source until some tick. `true` if there was nothing before.
+    fn note(&mut self, source: Source, ticks: u64, until: u64) -> bool {
+        if self.sources.len() >= SUSPECTS_MAX {
+            self.sources.retain(|_, until| *until > ticks);
+        }
+        if self.sources.len() >= SUSPECTS_MAX
+            && let Some(oldest) = self.sources.iter().min_by_key(|(_, until)| **until)
+        {
+            let oldest = *oldest.0;
+            self.sources.remove(&oldest);
+        }
+        let former = self.sources.insert(source, until);
+        former.is_none_or(|until| until <= ticks)
+    }
+}
+
+impl Group {
+    fn source(&self, asker: Option<&Asker>, session: SessionId) -> Option<Source> {
+        if session.0 != 0 {
+            return Some(Source::Session(session));
+        }
+        asker.map(|asker| match asker.who {
+            Who::Local(_) => Source::Anonymous(self.replica),
+            Who::Remote { replica, .. } => Source::Anonymous(replica),
+        })
+    }
+
+    /// Queues a proposal that is taken: with those of suspects, or with all others.
+    pub(crate) fn enqueue_by_source(&mut self, asker: Asker, proposal: Proposal) {
+        match proposal {
+            Proposal::Command(command) if self.leads() && self.is_suspect(&asker, &command) => {
+                self.set_aside(asker, command);
+            }
+            proposal => {
+                self.proposals.suspects.others_at = self.ticks;
+                self.enqueue_last(asker, proposal);
+            }
+        }
+    }
+
+    fn is_suspect(&self, asker: &Asker, command: &Command) -> bool {
+        let suspects = &self.proposals.suspects.sources;
+        let is_tried = self.proposals.suspects.on_its_way.is_some();
+        !suspects.is_empty()
+            && self
+                .source(Some(asker), command.request.session)
+                .and_then(|source| suspects.get(&source))
+                .is_some_and(|until| is_tried || *until > self.ticks)
+    }
+
+    fn set_aside(&mut self, asker: Asker, command: Command) {
+        let bytes_max = self.queued_bytes_max() / QUEUE_SHARE;
+        let commands_max = self.config.limits.queued_proposals as u64 / QUEUE_SHARE;
+        let suspects = &mut self.proposals.suspects;
+        let bytes = suspects.queued_bytes + command.size() as u64;
+        if suspects.queue.len() as u64 >= commands_max || bytes > bytes_max {
+            self.reply(asker, Err(ProposalError::Busy));
+        } else {
+            suspects.push(Waiting { asker, command });
+        }
+    }
+
+    /// The machine has answered for commands; `from` says where each came from. Those that failed make suspects.
+    pub(crate) fn judge_sources<'a>(
+        &mut self,
+        index: LogIndex,
+        since: u64,
+        from: impl Iterator<Item = (Option<&'a Asker>, SessionId)>,
+        outcomes: &[Outcome],
+    ) {
+        if !self.leads() {
+            return;
+        }
+        let failed = |outcome: &Outcome| matches!(outcome, Outcome::Fault(_));
+        let (ticks, entry_commands) = (self.ticks, self.config.limits.entry_commands);
+        let fails = outcomes.iter().any(failed);
+        let suspects = &mut self.proposals.suspects;
+        if fails {
+            // The tick it began in and the one it ended in count as whole ones, so it took no longer than that.
+            let took = ticks - since + 1;
+            suspects.wait_until = suspects.wait_until.max(ticks + 1 + WAIT_FACTOR * took);
+        }
+        let is_theirs = suspects.on_its_way.take_if(|theirs| *theirs <= index);
+        if is_theirs.is_none() || !self.applying.is_empty() {
+            // Somebody else was answered, or waits behind this entry.
+            suspects.others_at = ticks;
+        }
+        if is_theirs.is_some() {
+            suspects.commands = if fails {
+                (suspects.commands / 2).max(1)
+            } else {
+                (suspects.commands * 2).min(entry_commands)
+            };
+        }
+        if !fails {
+            return;
+        }
+        let mut is_new = false;
+        for ((asker, session), outcome) in from.zip(outcomes) {
+            if failed(outcome)
+                && let Some(source) = self.source(asker, session)
+            {
+                is_new |= self.hold_against(source);
+            }
+        }
+        if is_new {
+            self.set_queued_aside();
+        }
+    }
+
+    /// `true` if the source was none of the suspects.
+    fn hold_against(&mut self, source: Source) -> bool {
+        let lapse = LAPSE_DEADLINES * u64::from(self.config.limits.request_ticks);
+        let (ticks, suspects) = (self.ticks, &mut self.proposals.suspects);
+        let until = suspects.wait_until.max(ticks) + lapse;
+        suspects.note(source, ticks, until)
+    }
+
+    /// Refuses what has waited too long. Its source has not shown that it is any better.
+    pub(crate) fn expire_suspects(&mut self) {
+        let ticks = self.ticks;
+        let is_late = |waiting: &Waiting| waiting.asker.deadline <= ticks;
+        if !self.proposals.suspects.queue.iter().any(is_late) {
+            return;
+        }
+        for waiting in std::mem::take(&mut self.proposals.suspects.queue) {
+            if !is_late(&waiting) {
+                self.proposals.suspects.queue.push_back(waiting);
+                continue;
+            }
+            let Waiting { asker, command } = waiting;
+            self.proposals.suspects.queued_bytes -= command.size() as u64;
+            if let Some(source) = self.source(Some(&asker), command.request.session) {
+                self.hold_against(source);
+            }
+            self.reply(asker, Err(ProposalError::Busy));
+        }
+    }
+
+    /// What a new suspect has in the queue of all.
+    fn set_queued_aside(&mut self) {
+        for _ in 0..self.proposals.queue.len() {
+            if let Some(Queued { asker, proposal }) = self.dequeue() {
+                self.enqueue_by_source(asker, proposal);
+            }
+        }
+    }
+
+    /// A replica that begins to lead, or does no longer, holds nothing against anybody.
+    pub(crate) fn forget_suspects(&mut self) {
+        for Queued { asker, proposal } in std::mem::take(&mut self.proposals.suspects).drain() {
+            self.enqueue_last(asker, proposal);
+        }
+    }
+
+    /// Packs an entry of suspects, if it is their turn. `false` if Raft takes none now.
+    pub(crate) fn pack_suspects(&mut self) -> bool {
+        let limits = self.config.limits;
+        let (ticks, applied) = (self.ticks, self.applied);
+        let suspects = &mut self.proposals.suspects;
+        let is_tried = suspects.on_its_way.is_some_and(|index| index > applied);
+        let waits = ticks < suspects.wait_until.min(suspects.others_at + QUIET_TICKS);
+        if suspects.queue.is_empty() || is_tried || waits {
+            return true;
+        }
+        let (mut items, mut askers, mut bytes) = (Vec::new(), Vec::new(), 0);
+        while let Some(front) = suspects.queue.front() {
+            bytes += front.command.size() as u64;
+            let is_full = items.len() >= suspects.commands || bytes > limits.entry_bytes;
+            if is_full && !items.is_empty() {
+                break;
+            }
+            let Some(Waiting { asker, command }) = suspects.pop() else {
+                break;
+            };
+            items.push(Item::from(command));
+            askers.push(asker);
+        }
+        match self.propose_entry(Kind::Commands(Commands { items }), askers) {
+            Ok(()) => {
+                self.proposals.suspects.on_its_way = self.last_proposed();
+                true
+            }
+            Err(askers) => {
+                self.reply_all(askers, &ProposalError::Busy);
+                false
+            }
+        }
+    }
+}
