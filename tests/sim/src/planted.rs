@@ -53,7 +53,7 @@ pub fn hunt(defect: Defect, first: u64, threads: usize, most: u64, enough: usize
     }
 }
 
-/// One defect needs a meeting of rare events. Its scenarios are what a seed draws, with the odds of those events raised.
+/// Two defects need a meeting of rare events. Their scenarios are what a seed draws, with the odds of those events raised.
 fn directed(defect: Defect, seed: u64) -> Scenario {
     let mut scenario = Scenario::draw(seed);
     // Lives so short that two of them hand on equally many requests, and answers slow enough to come to the next.
@@ -67,6 +67,19 @@ fn directed(defect: Defect, seed: u64) -> Scenario {
         scenario.delay = 5_000;
         scenario.fault = 2 * SECOND;
         scenario.faults = vec![Fault::Flap, Fault::DiskSlow, Fault::OneWay];
+    }
+    // Members that come and go, and nodes away while they go: the one that is removed hears of it late.
+    if defect == Defect::RemovedLeaderServes {
+        scenario.nodes = 5;
+        scenario.groups = 2;
+        scenario.voters = 3;
+        scenario.fault = SECOND;
+        scenario.faults = vec![
+            Fault::Membership,
+            Fault::Campaign,
+            Fault::Transfer,
+            Fault::Partition,
+        ];
     }
     scenario
 }
