@@ -187,19 +187,12 @@ impl Group {
         if !self.leads() {
             return;
         }
-        for own in self.attestations.own.clone() {
-            let index = own.index;
+        let indices: Vec<_> = self.attestations.own.iter().map(|own| own.index).collect();
+        for index in indices {
             if self.attestations.settled.contains(&index) {
                 continue;
             }
-            let mut reports = self
-                .attestations
-                .reports
-                .get(&index)
-                .cloned()
-                .unwrap_or_default();
-            reports.insert(self.replica, own);
-            let reports: Vec<_> = reports.into_iter().collect();
+            let reports = self.reports_on(index);
             let agreed = reports
                 .iter()
                 .all(|(_, said)| reports.iter().all(|(_, other)| said.agrees(other)));
@@ -212,6 +205,19 @@ impl Group {
                 self.attestations.verified = self.attestations.verified.max(index);
             }
         }
+    }
+
+    fn own_on(&self, index: LogIndex) -> Option<Attestation> {
+        let mut own = self.attestations.own.iter();
+        own.find(|own| own.index == index).copied()
+    }
+
+    /// What is known here of a barrier: what others said, and what this replica says.
+    fn reports_on(&self, index: LogIndex) -> Vec<(ReplicaId, Attestation)> {
+        let others = self.attestations.reports.get(&index);
+        let mut reports = others.cloned().unwrap_or_default();
+        reports.extend(self.own_on(index).map(|own| (self.replica, own)));
+        reports.into_iter().collect()
     }
 
     /// A verdict is worth an entry as soon as a majority is known; or when nobody is left to ask, or has answered in time.
@@ -258,17 +264,7 @@ impl Group {
         let trusted = self.state.membership.replica_on(node);
         let verdict = match (&self.health, trusted) {
             (Health::Suspended { index }, Some(trusted)) => {
-                let own = self.attestations.own.iter().find(|own| own.index == *index);
-                let mut reports = self
-                    .attestations
-                    .reports
-                    .get(index)
-                    .cloned()
-                    .unwrap_or_default();
-                if let Some(own) = own {
-                    reports.insert(self.replica, *own);
-                }
-                let reports: Vec<_> = reports.into_iter().collect();
+                let reports = self.reports_on(*index);
                 reports
                     .iter()
                     .any(|(replica, _)| *replica == trusted)
@@ -294,12 +290,7 @@ impl Group {
         if self.attestations.settled.contains(&index) {
             return;
         }
-        let own = self
-            .attestations
-            .own
-            .iter()
-            .find(|own| own.index == index)
-            .copied();
+        let own = self.own_on(index);
         match verdict.judge(&self.state.membership) {
             Judgement::Majority(right) => {
                 self.attestations.settled.insert(index);

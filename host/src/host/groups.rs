@@ -9,6 +9,7 @@ use skep_core::status::{Health, Status};
 
 use super::reconcile::blocking;
 use super::requests::Reach;
+use super::upgrades::place_of;
 use super::{Host, catalog};
 use crate::api::admin::{
     CreateGroup, Done, GroupInfo, OfGroup, OfGroupAndNode, Placed, Written, method,
@@ -168,13 +169,7 @@ impl Host {
         let asked = &OfGroup {
             group: id.to_string(),
         };
-        let here = async || {
-            let response = self.inner.node.snapshot(id).await?;
-            Ok(Placed {
-                index: response.index.0,
-                term: response.term.0,
-            })
-        };
+        let here = async || self.inner.node.snapshot(id).await.map(place_of);
         self.served(id, reach, here, |member| async move {
             self.ask(&member, method::GROUP_SNAPSHOT, asked).await
         })
@@ -284,7 +279,10 @@ impl Host {
         name.parse().map_err(wrong)
     }
 
-    async fn change_group(&self, command: &Command) -> Result<Arc<GroupRecord>, HostError> {
+    pub(super) async fn change_group(
+        &self,
+        command: &Command,
+    ) -> Result<Arc<GroupRecord>, HostError> {
         match self.change_catalog(command).await? {
             Reply::Group(record) => Ok(record),
             Reply::Done | Reply::Collected(_) => Err(HostError::Internal(

@@ -1,9 +1,9 @@
 //! What a group runs, exchanged while it serves; and what an operator decides of a group that has stopped.
 //!
 //! An upgrade goes in four steps. Every member fetches and compiles the component, and says so: nothing is proposed that a
-//! member would have to wait for. The node that is asked tries the new machine on the group's snapshot, beside the group, if it
-//! hosts a replica: what does not take the state costs the group nothing. The group's own log activates it, at one index on every replica, if the new machine takes
-//! the state; otherwise everybody goes on with the old one. Then the catalogue is told, for whoever looks and for members that
+//! member would have to wait for. The node that is asked tries the new machine on the group's snapshot, beside the group, if
+//! it hosts a replica: what does not take the state costs the group nothing. The group's own log activates it, at one index
+//! on every replica, if the new machine takes the state; otherwise everybody goes on with the old one. Then the catalogue is told, for whoever looks and for members that
 //! join later. The log alone decides what a replica runs, so nothing is lost between the last two.
 
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use super::requests::Reach;
 use crate::api::admin::{
     OfGroup, OfGroupAndNode, Placed, Prepare, Prepared, Rehearsed, Upgrade, Upgraded, method,
 };
-use crate::catalog::command::{Command, Reply};
+use crate::catalog::command::Command;
 use crate::catalog::{Deployed, GroupRecord};
 use crate::clock::{self, Stopwatch};
 use crate::exchange::MachineFactory;
@@ -291,12 +291,7 @@ impl Host {
             index,
             deployed: deployed.clone(),
         };
-        match self.change_catalog(&command).await? {
-            Reply::Group(_) => Ok(()),
-            Reply::Done | Reply::Collected(_) => Err(HostError::Internal(
-                "the catalogue answered without a group".into(),
-            )),
-        }
+        self.change_group(&command).await.map(drop)
     }
 }
 
@@ -310,7 +305,7 @@ pub struct Activate {
     pub deployed: Deployed,
 }
 
-fn place_of(response: Response) -> Placed {
+pub(super) fn place_of(response: Response) -> Placed {
     Placed {
         index: response.index.0,
         term: response.term.0,
