@@ -10,7 +10,7 @@ mod start;
 mod upgrades;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -56,6 +56,9 @@ struct Inner {
     store: StoreId,
     pins: Arc<start::Pins>,
     catalog: watch::Receiver<Arc<Catalog>>,
+    /// Whether a majority has confirmed the catalogue since this node started. Until then groups may be missing in it that
+    /// were put here long ago.
+    confirmed: AtomicBool,
     components: ComponentStore,
     /// Held while a component is stored and announced, and alone while those that nothing names are deleted.
     storing: tokio::sync::RwLock<()>,
@@ -152,10 +155,19 @@ impl Host {
             Ok(None) => reasons.push("a leader of the catalogue".to_owned()),
             Err(error) => reasons.push(format!("the catalogue: {error}")),
         }
-        if self.catalog().node(self.id()).is_none() {
+        let (catalog, own) = (self.catalog(), self.id());
+        if !self.inner.confirmed.load(Ordering::Acquire) {
+            reasons.push("a majority to confirm the catalogue".to_owned());
+        }
+        if catalog.node(own).is_none() {
             reasons.push("this node's entry in the catalogue".to_owned());
         }
-        for (group, hosted) in self.hosted().iter() {
+        let hosted = self.hosted();
+        let to_be_begun = catalog
+            .groups()
+            .filter(|record| record.members.contains(&own) && !hosted.contains_key(&record.id));
+        reasons.extend(to_be_begun.map(|record| format!("group {}", record.id)));
+        for (group, hosted) in hosted.iter() {
             if let Hosted::Starting { reason, .. } = hosted {
                 let reason = reason
                     .as_deref()

@@ -94,11 +94,8 @@ async fn the_past_of_a_stopped_node_is_told_again_and_nothing_is_written() {
     assert!(everything(&data) == before, "something was written");
 
     cluster.restart(1).await;
-    let status = cluster
-        .http(1, "POST", "/v1/groups/kv/snapshot", "")
-        .await
-        .status;
-    assert_eq!(status, 200);
+    let taken = cluster.http(1, "POST", "/v1/groups/kv/snapshot", "").await;
+    assert_eq!(taken.status, 200, "{}", taken.text());
     let client = cluster.client().await;
     for at in 20..25 {
         let reply = text(propose(&client, group, &format!("put k{at} v")).await);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use skep::GroupStatus;
 use skep::api::admin::GroupInfo;
-use skep_client::{Client, ClientConfig, ComponentId, Consistency, GroupId, Outcome};
+use skep_client::{Client, ClientConfig, ComponentId, Consistency, GroupId, LogIndex, Outcome};
 use tempfile::TempDir;
 
 use crate::clock::{PATIENCE, Stopwatch, eventually};
@@ -502,16 +502,13 @@ impl Cluster {
         self.leader_among(group, &self.ids()).await
     }
 
-    /// Waits until the replicas on these nodes have applied everything that any of them has committed.
+    /// Waits until the replicas on these nodes have applied everything that any of them has committed. Only for a group that
+    /// nobody writes to: of one under load no two answers agree.
     pub async fn caught_up(&self, group: GroupId, nodes: &[u64]) {
         eventually(
             &format!("group {group} is the same on nodes {nodes:?}"),
             async || {
-                let mut seen = Vec::new();
-                for id in nodes {
-                    let replica = self.try_status(*id, group).await?.replica;
-                    seen.push((replica.commit, replica.applied));
-                }
+                let seen = self.progress(group, nodes).await?;
                 let most = seen.iter().map(|(commit, _)| *commit).max();
                 match seen.iter().all(|(_, applied)| Some(*applied) == most) {
                     true => Ok(()),
@@ -520,6 +517,39 @@ impl Cluster {
             },
         )
         .await;
+    }
+
+    /// Waits until the replicas on these nodes have applied what was committed when this was asked, under load too.
+    pub async fn keeps_up(&self, group: GroupId, nodes: &[u64]) {
+        let what = format!("group {group} goes on on nodes {nodes:?}");
+        let start = eventually(&what, async || {
+            let seen = self.progress(group, nodes).await?;
+            let most = seen.iter().map(|(commit, _)| *commit).max();
+            most.ok_or_else(|| "no nodes".to_owned())
+        })
+        .await;
+        eventually(&what, async || {
+            let seen = self.progress(group, nodes).await?;
+            match seen.iter().all(|(_, applied)| *applied >= start) {
+                true => Ok(()),
+                false => Err(format!("from {start:?} on, (commit, applied): {seen:?}")),
+            }
+        })
+        .await;
+    }
+
+    /// The commit and applied index of the replicas on these nodes.
+    async fn progress(
+        &self,
+        group: GroupId,
+        nodes: &[u64],
+    ) -> Result<Vec<(LogIndex, LogIndex)>, String> {
+        let mut seen = Vec::new();
+        for id in nodes {
+            let replica = self.try_status(*id, group).await?.replica;
+            seen.push((replica.commit, replica.applied));
+        }
+        Ok(seen)
     }
 
     /// What the machine of one node's own replica answers.

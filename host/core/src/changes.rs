@@ -122,7 +122,7 @@ impl Group {
         if left.is_empty() {
             return Err(ProposalError::ChangeRefused(ChangeRefusal::LastVoter));
         }
-        let alive = left.iter().filter(|voter| self.is_alive(**voter)).count();
+        let alive = left.iter().filter(|voter| self.is_active(**voter)).count();
         if alive < left.len() / 2 + 1 {
             return Err(ProposalError::ChangeRefused(ChangeRefusal::QuorumAtRisk));
         }
@@ -130,19 +130,6 @@ impl Group {
             return Err(ProposalError::NotLeader { leader: None });
         }
         Ok(())
-    }
-
-    fn leads_since_recently(&self) -> bool {
-        self.ticks < self.proposals.leader_since + u64::from(self.config.election_ticks)
-    }
-
-    fn is_alive(&self, replica: ReplicaId) -> bool {
-        replica == self.replica
-            || self
-                .raft
-                .as_ref()
-                .and_then(|raft| raft.0.raft.prs().get(replica.0))
-                .is_some_and(|progress| progress.recent_active)
     }
 
     /// Whether a change is in the log and not applied.
@@ -208,7 +195,7 @@ impl Group {
             .find(|(replica, member)| {
                 member.role == Role::Joining
                     && node.raft.prs().get(replica.0).is_some_and(|progress| {
-                        progress.recent_active
+                        self.is_active(**replica)
                             && progress.matched > 0
                             && progress.matched + PROMOTION_LAG >= last
                     })

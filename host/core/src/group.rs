@@ -15,6 +15,7 @@ use crate::effect::{Effect, Persist, Work};
 use crate::election;
 use crate::id::{LogIndex, NodeId, ReplicaId, Term};
 use crate::input::Input;
+use crate::liveness::Liveness;
 use crate::log_view::{LogView, Snapshotted};
 use crate::message::{ArrivedSnapshot, Body, PeerMessage, SnapshotName};
 use crate::outcome::{ChangeKind, LeaderChanged};
@@ -84,6 +85,7 @@ pub struct Group {
     pub(crate) arrived: Option<ArrivedSnapshot>,
     /// Where replicas are that the membership does not know (yet, or any more).
     pub(crate) addresses: Addresses,
+    pub(crate) liveness: Liveness,
     /// The leader and term last told to watchers.
     pub(crate) seen_leader: (u64, u64),
     pub(crate) last_leader_node: NodeId,
@@ -268,8 +270,7 @@ impl Group {
                     replica: *replica,
                     role: member.role,
                     matched: progress.map(|progress| LogIndex(progress.matched)),
-                    active: progress
-                        .map(|progress| progress.recent_active || *replica == self.replica),
+                    active: self.activity(*replica),
                 }
             })
             .collect();
@@ -341,6 +342,7 @@ impl Group {
             faults_in_a_row: 0,
             arrived: None,
             addresses: Addresses::default(),
+            liveness: Liveness::default(),
             seen_leader: (0, 0),
             last_leader_node: NodeId(0),
             ticks: 0,
@@ -545,24 +547,17 @@ impl Group {
     /// Hands leadership to the active voter that has the most of the log. `false` if there is none.
     pub(crate) fn transfer_to_best_follower(&mut self) -> bool {
         let own = self.replica;
-        let Some(Raft(node)) = &mut self.raft else {
+        let Some(Raft(node)) = &self.raft else {
             return false;
         };
         let best = self
             .state
             .membership
             .voters()
-            .filter(|replica| *replica != own)
-            .filter_map(|replica| {
-                node.raft
-                    .prs()
-                    .get(replica.0)
-                    .map(|progress| (progress, replica))
-            })
-            .filter(|(progress, _)| progress.recent_active)
-            .max_by_key(|(progress, replica)| (progress.matched, *replica))
-            .map(|(_, replica)| replica);
-        if let Some(best) = best {
+            .filter(|replica| *replica != own && self.is_active(*replica))
+            .filter_map(|replica| Some((node.raft.prs().get(replica.0)?.matched, replica)))
+            .max();
+        if let (Some((_, best)), Some(Raft(node))) = (best, &mut self.raft) {
             node.transfer_leader(best.0);
         }
         best.is_some()

@@ -142,6 +142,7 @@ impl Group {
         }
         // An error says that the sender is no peer, or that the type is local; either is dropped.
         let _dropped = node.step(message);
+        self.heard_of(from);
     }
 
     /// Whether a snapshot is taking the log's place. Until it is durable, a campaign would make raft-rs look for the

@@ -38,6 +38,7 @@ pub mod group;
 pub mod id;
 pub mod input;
 mod intake;
+mod liveness;
 mod log_view;
 pub mod message;
 pub mod outcome;

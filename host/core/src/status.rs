@@ -103,6 +103,6 @@ pub struct MemberStatus {
     pub role: Role,
     /// The last index known to be stored there; only the leader knows.
     pub matched: Option<LogIndex>,
-    /// Whether it answered within the last election timeout; only the leader knows.
+    /// Whether it answered within the last election timeout; only the leader knows, and not of everybody when it is new.
     pub active: Option<bool>,
 }

@@ -6,6 +6,7 @@
 
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -230,13 +231,15 @@ pub(super) async fn component(host: &Host, id: ComponentId) -> Result<Bytes, Hos
     Err(failure)
 }
 
-/// Removes what is on disk of groups that were removed, or moved away, while this node was down.
+/// Has the catalogue confirmed, then removes what is on disk of groups that were removed, or moved away, while this node was
+/// down.
 async fn sweep(host: Host) {
     let mut attempt = 0;
     while host.refresh().await.is_err() {
         clock::sleep(backoff(attempt)).await;
         attempt += 1;
     }
+    host.inner.confirmed.store(true, Ordering::Release);
     let catalog = host.catalog();
     for (id, incarnation) in host.inner.node.dormant_groups() {
         // Under the same id another life may belong here; bringing that up is what ends the former one.

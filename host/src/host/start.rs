@@ -1,5 +1,6 @@
 //! Bringing a node up: store, transport, group 0, and the tasks that keep it in step with the catalogue.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -63,6 +64,7 @@ pub(super) async fn start(config: Config) -> Result<Host, HostError> {
             store,
             pins,
             catalog,
+            confirmed: AtomicBool::new(false),
             components,
             storing: Default::default(),
             machines,

@@ -90,7 +90,7 @@ async fn bits_are_flipped() {
         scenario.proxy.heal();
         // Not one connection may be left in which a damaged frame is waited for.
         scenario.leader().await;
-        scenario.cluster.caught_up(scenario.group, &ids).await;
+        scenario.cluster.keeps_up(scenario.group, &ids).await;
         scenario.load.more(step()).await;
     }
     assert!(scenario.proxy.damage().corrupted > 0);

@@ -246,3 +246,32 @@ fn of_two_voters_the_removed_one_stays_until_the_other_cannot_forget() {
     });
     cluster.ask(1, anonymous("alone")).expect("committed");
 }
+
+/// raft-rs forgets who is active with every check of the quorum; a removal must not be refused for that, nor the operator be
+/// told that a node is silent.
+#[test]
+fn who_answers_is_never_taken_for_silent() {
+    let mut cluster = Cluster::new(3);
+    cluster.elect(1);
+    let active = |cluster: &mut Cluster| {
+        let members = cluster.status(1).expect("runs").members;
+        members
+            .iter()
+            .map(|member| member.active)
+            .collect::<Vec<_>>()
+    };
+    for tick in 0..60 {
+        cluster.tick(1);
+        assert_eq!(active(&mut cluster), [Some(true); 3], "at tick {tick}");
+    }
+    cluster.cut_off(3);
+    cluster.tick(30);
+    assert_eq!(active(&mut cluster), [Some(true), Some(true), Some(false)]);
+    for id in [2, 3] {
+        let members = cluster.status(id).expect("runs").members;
+        assert!(
+            members.iter().all(|member| member.active.is_none()),
+            "only the leader knows"
+        );
+    }
+}
