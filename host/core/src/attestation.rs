@@ -100,6 +100,13 @@ impl Verdict {
         }
     }
 
+    /// The reports that count.
+    pub(crate) fn testimony(&self, membership: &Membership) -> Vec<(ReplicaId, Attestation)> {
+        let mut reports = self.reports();
+        reports.retain(|(replica, said)| counts(*replica, said, membership));
+        reports
+    }
+
     /// The reports as they were made.
     pub(crate) fn reports(&self) -> Vec<(ReplicaId, Attestation)> {
         let digest = |bytes: &Bytes| Digest::try_from(&bytes[..]).ok();
@@ -118,7 +125,7 @@ impl Verdict {
 
     /// The same on every replica that reads it under the same membership.
     pub(crate) fn judge(&self, membership: &Membership) -> Judgement {
-        let reports = self.reports();
+        let reports = self.testimony(membership);
         let trusted = reports
             .iter()
             .find(|(replica, _)| replica.0 == self.trusted);
@@ -127,6 +134,19 @@ impl Verdict {
             None => judge(&reports, membership),
         }
     }
+}
+
+/// Whether a report is a member's, and not on a state that the log has called wrong since.
+pub(crate) fn counts(replica: ReplicaId, said: &Attestation, membership: &Membership) -> bool {
+    let member = membership.member(replica);
+    member.is_some_and(|member| member.contradicted < said.index)
+}
+
+/// Whether nobody contradicts anybody.
+pub(crate) fn all_agree(reports: &[(ReplicaId, Attestation)]) -> bool {
+    reports
+        .iter()
+        .all(|(_, said)| reports.iter().all(|(_, other)| said.agrees(other)))
 }
 
 /// Looks for what a majority of the voters says. Only who ran the entries itself is counted: a replica that knows the

@@ -3,8 +3,9 @@
 
 use prost::Message;
 use raft::GetEntriesContext;
-use raft::eraftpb::EntryType;
+use raft::eraftpb::{Entry, EntryType};
 
+use crate::committed::verdict;
 use crate::config::MEMBERS_MAX;
 use crate::group::{Group, Raft, raft_change};
 use crate::id::{NodeId, ReplicaId};
@@ -48,7 +49,7 @@ impl Group {
                 return;
             }
         };
-        if self.raft_waits_with_changes() {
+        if self.changes_must_wait() {
             self.defer(asker, Proposal::Change(change));
             return;
         }
@@ -134,25 +135,28 @@ impl Group {
 
     /// Whether a change is in the log and not applied.
     fn change_in_flight(&self) -> bool {
+        self.in_flight(|entry| entry.entry_type != EntryType::EntryNormal)
+    }
+
+    /// Whether such an entry is in the log and not applied.
+    fn in_flight(&self, such: impl Fn(&Entry) -> bool) -> bool {
         let Some(Raft(node)) = &self.raft else {
             return false;
         };
         let log = &node.raft.raft_log;
         let (from, to) = (self.processed.0 + 1, log.last_index() + 1);
         let entries = log.slice(from, to, None, GetEntriesContext::empty(false));
-        entries.is_ok_and(|entries| {
-            entries
-                .iter()
-                .any(|entry| entry.entry_type != EntryType::EntryNormal)
-        })
+        entries.is_ok_and(|entries| entries.iter().any(such))
     }
 
-    /// Whether Raft would put a change aside although none is in flight: a new leader takes the whole of its unapplied
-    /// log for one.
-    fn raft_waits_with_changes(&self) -> bool {
-        self.raft
-            .as_ref()
-            .is_some_and(|raft| raft.0.raft.has_pending_conf())
+    /// Whether a change has to wait although none is in flight. Raft puts it aside while a new leader has not applied the whole
+    /// of its log. And behind a verdict, at which the group may stop, none may stand: who has a committed change before it
+    /// that it does not apply may not campaign, and without a leader nobody could decide the dispute.
+    fn changes_must_wait(&self) -> bool {
+        let raft = self.raft.as_ref();
+        raft.is_some_and(|raft| raft.0.raft.has_pending_conf())
+            || !self.serves()
+            || self.in_flight(|entry| verdict(entry).is_some())
     }
 
     fn propose_record(
@@ -182,7 +186,7 @@ impl Group {
 
     /// Promotes a learner that has nearly all of the log.
     pub(crate) fn promote_who_has_caught_up(&mut self) {
-        if !self.can_propose() || self.raft_waits_with_changes() || self.proposals.elected {
+        if !self.can_propose() || self.proposals.elected {
             return;
         }
         let Some(Raft(node)) = &self.raft else { return };
@@ -200,7 +204,9 @@ impl Group {
                             && progress.matched + PROMOTION_LAG >= last
                     })
             });
-        if let Some((replica, member)) = ready {
+        if let Some((replica, member)) = ready
+            && !self.changes_must_wait()
+        {
             let record = ChangeRecord {
                 kind: ChangeKind::Promote as u32,
                 node: member.node.0,

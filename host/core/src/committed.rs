@@ -251,7 +251,7 @@ impl Group {
                     .push(Effect::Machine(Work::Barrier { context, state }));
             }
             Some(Kind::Verdict(verdict)) => {
-                self.process_verdict(&verdict);
+                self.process_verdict(&verdict, applying.index);
                 self.acknowledge(askers, applying.index, applying.term);
             }
             Some(Kind::Pause(pause)) => {

@@ -5,11 +5,11 @@
 //! *quarantined*: it answers nothing, does not lead, and goes on from a snapshot of the majority. Without a majority the group is
 //! *suspended*: every replica stops at the verdict, until a later one decides.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use raft::eraftpb::{self, MessageType};
 
-use crate::attestation::{Attestation, Chain, Digest, Judgement, judge};
+use crate::attestation::{Attestation, Chain, Digest, Judgement, all_agree, counts, judge};
 use crate::committed::Applying;
 use crate::effect::{Effect, Work};
 use crate::group::{Group, Raft};
@@ -38,12 +38,12 @@ pub(crate) struct Attestations {
     heard: BTreeMap<ReplicaId, LogIndex>,
     /// Since when this leader knows of a disagreement, and how many reports it has put into the log.
     disputes: BTreeMap<LogIndex, Dispute>,
-    /// Barriers that a verdict has decided.
-    settled: BTreeSet<LogIndex>,
     /// A snapshot of the majority, for this quarantined replica.
     pub(crate) cure: Option<ArrivedSnapshot>,
     /// Nodes that such a snapshot is on its way to, and since when.
     cures: BTreeMap<NodeId, u64>,
+    /// When each member last asked this leader for such a snapshot.
+    asked: BTreeMap<ReplicaId, u64>,
     /// The newest barrier at which a majority is known to agree.
     pub(crate) verified: LogIndex,
 }
@@ -89,10 +89,12 @@ impl Group {
             own.pop_front();
         }
         let oldest = own.front().map_or(LogIndex(0), |oldest| oldest.index);
+        let disputed = self.disputed();
         let attestations = &mut self.attestations;
-        attestations.reports = attestations.reports.split_off(&oldest);
+        attestations
+            .reports
+            .retain(|index, _| *index >= oldest || Some(*index) == disputed);
         attestations.disputes = attestations.disputes.split_off(&oldest);
-        attestations.settled = attestations.settled.split_off(&oldest);
     }
 
     /// A leader asks the members that have not spoken of its newest barrier; again with every election timeout, since
@@ -159,12 +161,7 @@ impl Group {
         for said in said.into_iter().take(KEPT) {
             let heard = self.attestations.heard.entry(replica).or_default();
             *heard = said.index.max(*heard);
-            let known = self
-                .attestations
-                .own
-                .iter()
-                .any(|own| own.index == said.index);
-            if known {
+            if self.disputed() == Some(said.index) || self.own_on(said.index).is_some() {
                 self.attestations
                     .reports
                     .entry(said.index)
@@ -177,9 +174,14 @@ impl Group {
 
     /// A replica that begins to lead knows nothing of what the others said.
     pub(crate) fn forget_reports(&mut self) {
-        self.attestations.reports.clear();
+        let disputed = self.disputed();
+        // What the log said of it stays.
+        self.attestations
+            .reports
+            .retain(|index, _| Some(*index) == disputed);
         self.attestations.heard.clear();
         self.attestations.disputes.clear();
+        self.attestations.asked.clear();
     }
 
     /// Looks whether all say the same, and takes to the log what they do not agree on.
@@ -189,14 +191,11 @@ impl Group {
         }
         let indices: Vec<_> = self.attestations.own.iter().map(|own| own.index).collect();
         for index in indices {
-            if self.attestations.settled.contains(&index) {
+            if index <= self.state.settled {
                 continue;
             }
             let reports = self.reports_on(index);
-            let agreed = reports
-                .iter()
-                .all(|(_, said)| reports.iter().all(|(_, other)| said.agrees(other)));
-            if !agreed {
+            if !all_agree(&reports) {
                 self.dispute(index, &reports);
             } else if matches!(
                 judge(&reports, &self.state.membership),
@@ -204,6 +203,14 @@ impl Group {
             ) {
                 self.attestations.verified = self.attestations.verified.max(index);
             }
+        }
+    }
+
+    /// The barrier at which the group is suspended.
+    fn disputed(&self) -> Option<LogIndex> {
+        match self.health {
+            Health::Suspended { index } => Some(index),
+            _ => None,
         }
     }
 
@@ -217,6 +224,8 @@ impl Group {
         let others = self.attestations.reports.get(&index);
         let mut reports = others.cloned().unwrap_or_default();
         reports.extend(self.own_on(index).map(|own| (self.replica, own)));
+        let membership = &self.state.membership;
+        reports.retain(|replica, said| counts(*replica, said, membership));
         reports.into_iter().collect()
     }
 
@@ -263,7 +272,8 @@ impl Group {
     pub(crate) fn propose_trust(&mut self, asker: Asker, node: NodeId) {
         let trusted = self.state.membership.replica_on(node);
         let verdict = match (&self.health, trusted) {
-            (Health::Suspended { index }, Some(trusted)) => {
+            // Everybody will take the state of the trusted one, so it must be there.
+            (Health::Suspended { index }, Some(trusted)) if self.is_active(trusted) => {
                 let reports = self.reports_on(*index);
                 reports
                     .iter()
@@ -284,17 +294,23 @@ impl Group {
         }
     }
 
-    /// The log holds a verdict.
-    pub(crate) fn process_verdict(&mut self, verdict: &Verdict) {
+    /// The log holds a verdict at `at`.
+    pub(crate) fn process_verdict(&mut self, verdict: &Verdict, at: LogIndex) {
         let index = LogIndex(verdict.index);
-        if self.attestations.settled.contains(&index) {
+        let testimony = verdict.testimony(&self.state.membership);
+        if index <= self.state.settled || (verdict.trusted == 0 && all_agree(&testimony)) {
             return;
         }
         let own = self.own_on(index);
         match verdict.judge(&self.state.membership) {
             Judgement::Majority(right) => {
-                self.attestations.settled.insert(index);
-                let diverged = own.is_some_and(|own| !own.agrees(&right));
+                self.state.settled = index;
+                self.contradict(verdict, &right, at);
+                let diverged = match own {
+                    Some(own) => !own.agrees(&right),
+                    // What it has may come from anybody; where an operator decides, only one replica is known to be right.
+                    None => verdict.trusted != 0 && verdict.trusted != self.replica.0,
+                };
                 self.effects.push(Effect::Diverged {
                     index,
                     decided: true,
@@ -314,9 +330,30 @@ impl Group {
                     here: own.is_some(),
                 });
                 if !self.is_faulted() {
+                    // So that an operator can decide also where the leader has nothing of its own to say.
+                    let reports = self.attestations.reports.entry(index).or_default();
+                    for (replica, said) in testimony {
+                        reports.entry(replica).or_insert(said);
+                    }
                     self.health = Health::Suspended { index };
                     self.refuse_reads(&ProposalError::Faulted);
                 }
+            }
+        }
+    }
+
+    /// Notes who is wrong, also of barriers that they have spoken of since.
+    fn contradict(&mut self, verdict: &Verdict, right: &Attestation, at: LogIndex) {
+        let reports: BTreeMap<_, _> = verdict.reports().into_iter().collect();
+        let membership = &mut self.state.membership;
+        let members: Vec<_> = membership.members().keys().copied().collect();
+        for replica in members {
+            let contradicted = match reports.get(&replica) {
+                Some(said) => !said.agrees(right),
+                None => verdict.trusted != 0,
+            };
+            if contradicted {
+                membership.contradict(replica, at);
             }
         }
     }
@@ -338,7 +375,7 @@ impl Group {
             Some((LogIndex(entry.index), Term(entry.term), verdict))
         });
         if let Some((at, term, verdict)) = later {
-            self.process_verdict(&verdict);
+            self.process_verdict(&verdict, at);
             // Its own turn may not come here: this replica may be the one that is wrong.
             let askers = self.take_proposed(at, term);
             self.acknowledge(askers, at, term);
@@ -373,7 +410,11 @@ impl Group {
 
     /// A quarantined replica wants a snapshot of a point behind `after`.
     pub(crate) fn asked_for_snapshot(&mut self, to: ReplicaId, node: NodeId, after: LogIndex) {
-        if !self.leads() || self.is_faulted() || self.state.membership.member(to).is_none() {
+        if !self.leads() || self.state.membership.member(to).is_none() {
+            return;
+        }
+        self.attestations.asked.insert(to, self.ticks);
+        if self.is_faulted() {
             return;
         }
         let Some(snapshot) = self
@@ -409,6 +450,13 @@ impl Group {
             message,
             snapshot,
         });
+    }
+
+    /// Whether a member is known to be quarantined: it asks for snapshots with every election timeout.
+    pub(crate) fn is_ailing(&self, replica: ReplicaId) -> bool {
+        let patience = 2 * u64::from(self.config.election_ticks);
+        let asked = self.attestations.asked.get(&replica);
+        asked.is_some_and(|asked| self.ticks < asked + patience)
     }
 
     /// A transfer to a node has ended.

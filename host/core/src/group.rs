@@ -544,7 +544,8 @@ impl Group {
         self.transfer_to_best_follower();
     }
 
-    /// Hands leadership to the active voter that has the most of the log. `false` if there is none.
+    /// Hands leadership to the active voter that has the most of the log, rather to one whose machine is of use. `false` if there
+    /// is none.
     pub(crate) fn transfer_to_best_follower(&mut self) -> bool {
         let own = self.replica;
         let Some(Raft(node)) = &self.raft else {
@@ -555,9 +556,12 @@ impl Group {
             .membership
             .voters()
             .filter(|replica| *replica != own && self.is_active(*replica))
-            .filter_map(|replica| Some((node.raft.prs().get(replica.0)?.matched, replica)))
+            .filter_map(|replica| {
+                let matched = node.raft.prs().get(replica.0)?.matched;
+                Some((!self.is_ailing(replica), matched, replica))
+            })
             .max();
-        if let (Some((_, best)), Some(Raft(node))) = (best, &mut self.raft) {
+        if let (Some((_, _, best)), Some(Raft(node))) = (best, &mut self.raft) {
             node.transfer_leader(best.0);
         }
         best.is_some()

@@ -182,7 +182,7 @@ pub enum ProposalError {
     Paused,
     /// There is nothing to decide.
     #[error(
-        "the group is not suspended here, or nothing is known of that node's replica; nothing was changed"
+        "the group is not suspended here, or that node's replica is silent or has said nothing of the barrier in question; nothing was changed"
     )]
     NotNeeded,
     /// The group's machine has failed on this replica, or the replica was halted.

@@ -38,6 +38,9 @@ pub struct MemberState {
     pub role: Role,
     /// The application's bytes given when it was added.
     pub data: Bytes,
+    /// Where the log last said that its state is wrong; 0 for never. What it says of barriers up to there is void, since by
+    /// then it cannot have gone on from another state.
+    pub contradicted: LogIndex,
 }
 
 /// The members of a group at one index.
@@ -101,6 +104,13 @@ impl Membership {
         }
     }
 
+    /// The log says at `at` that a member's state is wrong.
+    pub(crate) fn contradict(&mut self, replica: ReplicaId, at: LogIndex) {
+        if let Some(member) = self.members.get_mut(&replica) {
+            member.contradicted = at;
+        }
+    }
+
     /// Applies a committed change. `false` if it makes no sense here, which it does on every replica alike.
     pub fn apply(
         &mut self,
@@ -128,6 +138,7 @@ impl Membership {
                         node,
                         role,
                         data: data.clone(),
+                        contradicted: LogIndex(0),
                     },
                 );
             }
@@ -163,6 +174,8 @@ pub struct HostState {
     pub paused: bool,
     /// What the group runs, if it is not what it was created with.
     pub deployment: Option<Deployment>,
+    /// The newest barrier that a verdict has decided: replicas that restart must draw the same conclusions from the log.
+    pub settled: LogIndex,
 }
 
 impl HostState {
@@ -189,12 +202,14 @@ impl HostState {
                         Role::Learner => 2,
                     },
                     data: member.data.clone(),
+                    contradicted: member.contradicted.0,
                 })
                 .collect(),
             sessions: (!planted::has(Defect::SessionsMissingFromSnapshot))
                 .then(|| self.sessions.encode()),
             paused: self.paused,
             deployment: self.deployment.as_ref().map(DeploymentRecord::from),
+            settled: self.settled.0,
         }
         .encode_to_vec()
         .into()
@@ -228,6 +243,7 @@ impl HostState {
                 node: NodeId(member.node),
                 role,
                 data: member.data,
+                contradicted: LogIndex(member.contradicted),
             };
             membership.members.insert(ReplicaId(member.replica), state);
         }
@@ -261,6 +277,7 @@ impl HostState {
             leader: NodeId(record.leader),
             now: record.now,
             initialized: record.initialized,
+            settled: LogIndex(record.settled),
         };
         Ok((state, context))
     }
@@ -295,6 +312,8 @@ struct HostStateRecord {
     paused: bool,
     #[prost(message, optional, tag = "11")]
     deployment: Option<DeploymentRecord>,
+    #[prost(uint64, tag = "12")]
+    settled: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -307,6 +326,8 @@ struct MemberRecord {
     role: u32,
     #[prost(bytes = "bytes", tag = "4")]
     data: Bytes,
+    #[prost(uint64, tag = "5")]
+    contradicted: u64,
 }
 
 #[cfg(test)]

@@ -10,5 +10,6 @@ mod proposals;
 mod reads;
 mod removal;
 mod scripts;
+mod sickness;
 mod snapshots;
 mod suspects;
