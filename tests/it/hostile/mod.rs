@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use skep_client::{GroupId, GuestFault, Outcome};
-use skep_tests::clock::{eventually, within};
+use skep_tests::clock::{Stopwatch, eventually, within};
 use skep_tests::cluster::{Cluster, Settings, files};
 use skep_tests::guests;
 
@@ -219,6 +219,50 @@ async fn noise_is_tamed_in_the_logs() {
         assert_eq!(log.lines().find(forged), None, "node {id}");
         let control = |c: &char| c.is_control() && *c != '\n' || *c == '\u{202e}';
         assert_eq!(log.chars().find(control), None, "node {id}");
+    }
+}
+
+/// What the host says of a machine's faults, and what the machine says, is bounded in a second however many commands fail.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn faults_do_not_flood_the_logs() {
+    const LINES: usize = 3;
+    let cluster = Cluster::start(&Settings::default()).await;
+    let component = cluster.upload(1, guests::TRAPS).await.to_string();
+    let profile = json!({"log-lines-per-second": LINES});
+    let request = json!({"name": "traps", "component": component, "profile": profile});
+    let created = cluster
+        .http(1, "POST", "/v1/groups", request.to_string())
+        .await;
+    assert_eq!(created.status, 201, "{}", created.text());
+    let group = GroupId(created.json()["id"].as_u64().expect("an id"));
+    let client = cluster.client().await;
+    let watch = Stopwatch::start();
+    let poison = async || {
+        let outcome = propose(&client, group, "trap").await;
+        assert_eq!(outcome, Outcome::Fault(GuestFault::Unreachable));
+    };
+    for _ in 0..100 {
+        poison().await;
+    }
+    // The first line of another second tells what became of the others.
+    eventually("every node tells", async || {
+        poison().await;
+        let silent = |id: &u64| !cluster.node(*id).log().contains("log lines were dropped");
+        match cluster.ids().into_iter().find(silent) {
+            None => Ok(()),
+            Some(id) => Err(format!("node {id} does not")),
+        }
+    })
+    .await;
+    for id in cluster.ids() {
+        let log = cluster.node(id).log();
+        // A second that begins with each line, and the one that is not over.
+        let seconds = watch.elapsed().as_secs() as usize + 2;
+        let lines = log.matches("the machine failed").count();
+        assert!(
+            (1..=LINES * seconds).contains(&lines),
+            "node {id}: {lines} lines in {seconds} s"
+        );
     }
 }
 

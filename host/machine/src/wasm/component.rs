@@ -1,15 +1,19 @@
 //! A component, compiled and linked: what every replica on this node shares.
 
+use std::sync::Arc;
+
 use skep_core::id::ComponentId;
 use wasmtime::component::{ComponentExportIndex, InstancePre};
 
 use super::cache::Cache;
 use super::engine::{APPLY_THREAD_STACK_BYTES, Engine};
+use super::guest::MachineLabel;
 use super::host::Host;
 use super::imports::linker_for;
 use super::inspect::{Inspection, inspect};
 use super::instance::Instance;
 use super::limits::Profile;
+use super::logbook::Logbook;
 use super::{depth, fault};
 use crate::Descriptor;
 
@@ -197,10 +201,11 @@ impl Component {
             snapshot_fuel: SCRATCH_START_FUEL,
             ..Profile::default()
         };
+        let label = MachineLabel::default();
+        let logbook = Arc::new(Logbook::new(label, profile.log_lines_per_second));
         let asked = || {
-            let mut scratch =
-                Instance::new(self, &profile, &Default::default(), &Default::default())
-                    .map_err(describe_error)?;
+            let mut scratch = Instance::new(self, &profile, &Default::default(), &logbook)
+                .map_err(describe_error)?;
             scratch
                 .check_types()
                 .map_err(|error| ComponentError::Mismatch(format!("{error:#}")))?;

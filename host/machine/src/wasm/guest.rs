@@ -9,6 +9,7 @@ use super::fault::Failure;
 use super::instance::Instance;
 use super::journal::{Base, Record};
 use super::limits::Profile;
+use super::logbook::Logbook;
 
 /// Runs of a call before a local failure of it is final: once, and once more in a rebuilt instance.
 pub(super) const ATTEMPTS: usize = 2;
@@ -26,14 +27,14 @@ pub struct MachineLabel {
 pub(super) struct Guest {
     pub(super) component: Arc<Component>,
     pub(super) profile: Profile,
-    pub(super) label: Arc<MachineLabel>,
+    pub(super) logbook: Arc<Logbook>,
 }
 
 impl Guest {
     /// An instance at `base`. A muted one writes no log lines: they were written when the calls ran first.
     pub(super) fn start(&self, base: &Base, muted: bool) -> Result<Instance, Failure> {
         let mut instance =
-            Instance::new(&self.component, &self.profile, &base.context, &self.label)?;
+            Instance::new(&self.component, &self.profile, &base.context, &self.logbook)?;
         instance.mute(muted);
         if let Some((schema, bytes)) = &base.snapshot {
             instance.restore(&base.context, *schema, bytes.clone())?;

@@ -9,8 +9,8 @@ use skep_core::outcome::{EntryContext, GuestFault};
 use wasmtime::{StoreContextMut, Trap};
 
 use super::fault::Stop;
-use super::guest::MachineLabel;
 use super::limits::{Limits, Profile};
+use super::logbook::Logbook;
 use super::random::{CallKey, Random};
 use super::wasi::io::Pollables;
 
@@ -46,7 +46,7 @@ pub(super) struct Host {
 
 impl Host {
     /// A host for an instance that starts at `context`.
-    pub(super) fn new(profile: &Profile, context: &EntryContext, label: Arc<MachineLabel>) -> Self {
+    pub(super) fn new(profile: &Profile, context: &EntryContext, logbook: Arc<Logbook>) -> Self {
         let key = CallKey::new(context, "instantiate", 0);
         let mut clock = Clock::default();
         clock.enter(context.now);
@@ -55,7 +55,7 @@ impl Host {
             clock,
             random: Random::new(key),
             seed: key.seed(),
-            log: Log::new(label, profile.log_bytes as usize),
+            log: Log::new(logbook, profile.log_bytes as usize),
             pollables: Pollables::default(),
             sink: None,
             source: None,
@@ -186,10 +186,23 @@ pub(super) enum Severity {
     Error,
 }
 
+impl Severity {
+    fn is_enabled(self) -> bool {
+        use tracing::{Level, enabled};
+        match self {
+            Self::Trace => enabled!(target: "skep::guest", Level::TRACE),
+            Self::Debug => enabled!(target: "skep::guest", Level::DEBUG),
+            Self::Info => enabled!(target: "skep::guest", Level::INFO),
+            Self::Warn => enabled!(target: "skep::guest", Level::WARN),
+            Self::Error => enabled!(target: "skep::guest", Level::ERROR),
+        }
+    }
+}
+
 /// The guest's log lines, on their way to tracing. Nothing of them comes back to the guest.
 #[derive(Debug)]
 pub(super) struct Log {
-    label: Arc<MachineLabel>,
+    logbook: Arc<Logbook>,
     /// Replayed calls have logged before.
     muted: bool,
     limit: usize,
@@ -200,9 +213,9 @@ pub(super) struct Log {
 }
 
 impl Log {
-    fn new(label: Arc<MachineLabel>, limit: usize) -> Self {
+    fn new(logbook: Arc<Logbook>, limit: usize) -> Self {
         Self {
-            label,
+            logbook,
             muted: false,
             limit,
             left: limit,
@@ -227,7 +240,7 @@ impl Log {
             return;
         }
         self.left -= len;
-        emit(&self.label, severity, &printable(&line[..len]));
+        self.emit(severity, &printable(&line[..len]));
     }
 
     /// Bytes of standard output; each line of them is a log line.
@@ -265,8 +278,7 @@ impl Log {
         self.line(Severity::Info, &stdout);
         self.line(Severity::Error, &stderr);
         if self.dropped {
-            emit(
-                &self.label,
+            self.emit(
                 Severity::Warn,
                 "(more lines of this call were dropped: over the machine's log limit)",
             );
@@ -274,16 +286,20 @@ impl Log {
         self.left = self.limit;
         self.dropped = false;
     }
-}
 
-fn emit(label: &MachineLabel, severity: Severity, line: &str) {
-    let (group, machine) = (label.group, &label.name);
-    match severity {
-        Severity::Trace => tracing::trace!(target: "skep::guest", %group, %machine, "{line}"),
-        Severity::Debug => tracing::debug!(target: "skep::guest", %group, %machine, "{line}"),
-        Severity::Info => tracing::info!(target: "skep::guest", %group, %machine, "{line}"),
-        Severity::Warn => tracing::warn!(target: "skep::guest", %group, %machine, "{line}"),
-        Severity::Error => tracing::error!(target: "skep::guest", %group, %machine, "{line}"),
+    fn emit(&self, severity: Severity, line: &str) {
+        // What nobody sees takes nothing from what somebody does.
+        if !severity.is_enabled() || !self.logbook.admits_line() {
+            return;
+        }
+        let (group, machine) = (self.logbook.label.group, &self.logbook.label.name);
+        match severity {
+            Severity::Trace => tracing::trace!(target: "skep::guest", %group, %machine, "{line}"),
+            Severity::Debug => tracing::debug!(target: "skep::guest", %group, %machine, "{line}"),
+            Severity::Info => tracing::info!(target: "skep::guest", %group, %machine, "{line}"),
+            Severity::Warn => tracing::warn!(target: "skep::guest", %group, %machine, "{line}"),
+            Severity::Error => tracing::error!(target: "skep::guest", %group, %machine, "{line}"),
+        }
     }
 }
 
@@ -333,7 +349,7 @@ mod tests {
 
     #[test]
     fn log_lines_are_bounded_in_a_call() {
-        let mut log = Log::new(Arc::default(), 10);
+        let mut log = Log::new(Arc::new(Logbook::new(Default::default(), 5)), 10);
         log.line(Severity::Info, b"12345678");
         log.line(Severity::Info, b"12345678");
         assert!(log.dropped);

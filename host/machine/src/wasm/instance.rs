@@ -12,11 +12,11 @@ use wasmtime::component::{ComponentExportIndex, ComponentNamedList, Func, Lift, 
 use super::component::Component;
 use super::engine::APPLY_THREAD_STACK_BYTES;
 use super::fault::Failure;
-use super::guest::MachineLabel;
 use super::host::Host;
 use super::host::Sink as HostSink;
 use super::imports::{MAX_CHUNK_BYTES, Sink, Source};
 use super::limits::Profile;
+use super::logbook::Logbook;
 use super::types::{Change, Context, Descriptor, Rejection, StatusChange};
 
 /// Handles of resources alive at once in one instance.
@@ -119,10 +119,10 @@ impl Instance {
         component: &Component,
         profile: &Profile,
         context: &EntryContext,
-        label: &Arc<MachineLabel>,
+        logbook: &Arc<Logbook>,
     ) -> Result<Self, Failure> {
         let engine = component.pre().engine();
-        let mut store = Store::new(engine, Host::new(profile, context, label.clone()));
+        let mut store = Store::new(engine, Host::new(profile, context, logbook.clone()));
         store.limiter(|host| &mut host.limits);
         store.set_max_component_handles(MAX_HANDLES);
         store.set_hostcall_fuel(CALL_OVERHEAD);

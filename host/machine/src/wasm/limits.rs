@@ -29,6 +29,9 @@ pub struct Profile {
     pub snapshot_bytes: u64,
     /// Bytes of log lines that one call may write; the rest is dropped. Default 16 KiB.
     pub log_bytes: u32,
+    /// Log lines that the machine may cause in a second on each node, those of the host about its faults included; the rest is
+    /// dropped and counted. Default 1,000.
+    pub log_lines_per_second: u32,
 }
 
 impl Default for Profile {
@@ -43,6 +46,7 @@ impl Default for Profile {
             reply_bytes: 1 << 20,
             snapshot_bytes: 1 << 30,
             log_bytes: 16 << 10,
+            log_lines_per_second: 1000,
         }
     }
 }

@@ -13,6 +13,7 @@ use super::guest::{ATTEMPTS, Guest, Likeness, MachineLabel, again, replay};
 use super::instance::{Call, Instance, MAX_ENTRY_REPLY_BYTES, Ran};
 use super::journal::{Base, Journal, Record};
 use super::limits::Profile;
+use super::logbook::Logbook;
 use super::reader::WasmReader;
 use crate::{Applied, Descriptor, MachineError, Reader, StateMachine};
 
@@ -64,10 +65,11 @@ impl WasmMachine {
         genesis: EntryContext,
         label: MachineLabel,
     ) -> Result<Self, MachineError> {
+        let logbook = Arc::new(Logbook::new(label, profile.log_lines_per_second));
         let guest = Guest {
             component,
             profile,
-            label: Arc::new(label),
+            logbook,
         };
         let base = Base {
             context: genesis,
@@ -107,7 +109,7 @@ impl WasmMachine {
         }
         let (base, mut number) = self.journal.base();
         tracing::debug!(
-            target: "skep::machine", group = %self.guest.label.group, base = %base.context.index,
+            target: "skep::machine", group = %self.guest.logbook.label.group, base = %base.context.index,
             "rebuilding the machine's instance"
         );
         let mut instance = self.guest.start(&base, true).map_err(again)?;
@@ -138,17 +140,19 @@ impl WasmMachine {
                 self.live = Some(instance);
                 Ok(ran)
             });
-            let label = &self.guest.label;
+            let label = &self.guest.logbook.label;
             match ran {
                 Ok(ran) => {
                     self.journal.push(Record::new(context, call, &ran));
                     return Ok(Ok(ran));
                 }
                 Err(Failure::Guest { fault, detail }) => {
-                    tracing::warn!(
-                        target: "skep::machine", group = %label.group, machine = %label.name,
-                        index = %context.index, call = name, %fault, "the machine failed; its state is kept: {detail}"
-                    );
+                    if self.guest.logbook.admits_line() {
+                        tracing::warn!(
+                            target: "skep::machine", group = %label.group, machine = %label.name,
+                            index = %context.index, call = name, %fault, "the machine failed; its state is kept: {detail}"
+                        );
+                    }
                     return Ok(Err(fault));
                 }
                 Err(Failure::Local(why)) => {

@@ -16,6 +16,7 @@ mod inspect;
 mod instance;
 mod journal;
 mod limits;
+mod logbook;
 mod machine;
 mod probe;
 mod random;

@@ -10,6 +10,7 @@ use super::component::Component;
 use super::guest::MachineLabel;
 use super::instance::{Call, Instance};
 use super::limits::Profile;
+use super::logbook::Logbook;
 use crate::{Applied, MachineError};
 
 /// An instance of a component that nobody rebuilds: what it has seen, it has seen, so a caller can find out what a
@@ -38,8 +39,8 @@ impl Probe {
         profile: &Profile,
         genesis: &EntryContext,
     ) -> Result<Self, MachineError> {
-        let label = Arc::new(MachineLabel::default());
-        let mut instance = Instance::new(component, profile, genesis, &label)
+        let logbook = Arc::new(Logbook::new(MachineLabel::default(), 0));
+        let mut instance = Instance::new(component, profile, genesis, &logbook)
             .map_err(|failure| failure.into_error("instantiate"))?;
         instance.mute(true);
         Ok(Self { instance })

@@ -76,7 +76,7 @@ impl WasmReader {
             Ok(fuel) => Some((following, last, fuel)),
             Err(failure) => {
                 tracing::debug!(
-                    target: "skep::machine", group = %self.guest.label.group, ?failure,
+                    target: "skep::machine", group = %self.guest.logbook.label.group, ?failure,
                     "the reader of a machine begins anew"
                 );
                 None
@@ -140,11 +140,13 @@ impl Reader for WasmReader {
                     });
                 }
                 Err(Failure::Guest { fault, detail }) => {
-                    let label = &self.guest.label;
-                    tracing::warn!(
-                        target: "skep::machine", group = %label.group, machine = %label.name,
-                        index = %before, %fault, "the machine failed on a query: {detail}"
-                    );
+                    let logbook = &self.guest.logbook;
+                    if logbook.admits_line() {
+                        tracing::warn!(
+                            target: "skep::machine", group = %logbook.label.group, machine = %logbook.label.name,
+                            index = %before, %fault, "the machine failed on a query: {detail}"
+                        );
+                    }
                     return Ok(Answer {
                         outcome: Outcome::Fault(fault),
                         index: before,
