@@ -59,6 +59,8 @@ struct Inner {
     /// Whether a majority has confirmed the catalogue since this node started. Until then groups may be missing in it that
     /// were put here long ago.
     confirmed: AtomicBool,
+    /// Groups have gone whose memory the allocator still keeps.
+    emptied: AtomicBool,
     components: ComponentStore,
     /// Held while a component is stored and announced, and alone while those that nothing names are deleted.
     storing: tokio::sync::RwLock<()>,

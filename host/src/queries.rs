@@ -159,7 +159,7 @@ impl Actor {
             let query = queue.queries.pop_front();
             if !release && query.is_none() {
                 // Before the flag is cleared: from then on the next turn may be queued.
-                self.account.charge(meter.cost());
+                self.account.charge(&meter);
                 queue.scheduled = false;
                 return;
             }
@@ -175,7 +175,7 @@ impl Actor {
                 None => reader.release(),
             }
         }
-        self.account.charge(meter.cost());
+        self.account.charge(&meter);
         drop(cell);
         let actor = Arc::clone(&self);
         self.pool.run_for(&self.account, move || actor.turn());

@@ -304,7 +304,7 @@ impl Actor {
             }
         }
         self.post();
-        self.account.charge(meter.cost());
+        self.account.charge(&meter);
         drop(cell);
         let actor = Arc::clone(&self);
         self.pool.run_for(&self.account, move || actor.turn());
@@ -330,7 +330,7 @@ impl Actor {
             return Next::Job(job);
         }
         self.post();
-        self.account.charge(meter.cost());
+        self.account.charge(meter);
         queue.scheduled = false;
         Next::Sleep
     }

@@ -21,6 +21,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::exchange::Exchange;
 use crate::host_error::HostError;
+use crate::memory;
 use crate::{Error, GroupConfig, Peer};
 
 /// First and longest pause between attempts at something that depends on other nodes.
@@ -58,7 +59,14 @@ pub(super) async fn run(host: Host) {
         tokio::select! {
             changed = states.changed() => if changed.is_err() { return },
             () = host.inner.changed.notified() => {}
-            () = clock::sleep(LOOK_AGAIN) => {}
+            () = clock::sleep(LOOK_AGAIN) => {
+                // Not at once: what a group leaves on other threads ends a little later.
+                if host.inner.emptied.swap(false, Ordering::AcqRel)
+                    && let Err(error) = blocking(memory::give_back).await
+                {
+                    tracing::warn!(%error, "the memory of removed groups is not given back");
+                }
+            }
         }
     }
 }
@@ -268,6 +276,7 @@ async fn take_down(host: Host, id: GroupId, incarnation: Incarnation) {
             Ok(removed) => {
                 if removed {
                     tracing::info!(group = %id, "group removed from this node");
+                    host.inner.emptied.store(true, Ordering::Release);
                     host.hosted().remove(&id);
                 } else {
                     host.hosted().insert(id, Hosted::Running { incarnation });

@@ -65,6 +65,7 @@ pub(super) async fn start(config: Config) -> Result<Host, HostError> {
             pins,
             catalog,
             confirmed: AtomicBool::new(false),
+            emptied: AtomicBool::new(false),
             components,
             storing: Default::default(),
             machines,
