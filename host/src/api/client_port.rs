@@ -25,6 +25,7 @@ use super::call;
 use crate::clock;
 use crate::host::Host;
 use crate::host_error::HostError;
+use crate::memory::{KEPT_BY_CLIENT, empty};
 use crate::status::Consistency;
 
 /// Bytes of requests in flight on one connection; above it nothing more is read until some are answered.
@@ -203,7 +204,7 @@ impl Connection {
 
     async fn flush(&mut self) -> Result<(), HostError> {
         let written = clock::timeout(WRITE_WITHIN, self.stream.write_all(&self.output)).await;
-        self.output.clear();
+        empty(&mut self.output, KEPT_BY_CLIENT);
         written
             .unwrap_or_else(|| Err(std::io::ErrorKind::TimedOut.into()))
             .map_err(lost)

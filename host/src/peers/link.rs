@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::clock;
+use crate::memory::{KEPT_BY_CLIENT, empty};
 
 /// Requests that wait to be written. Whoever has more waits; the other node bounds what is in flight.
 const QUEUE: usize = 1024;
@@ -174,7 +175,7 @@ async fn write(
         if writer.write_all(&output).await.is_err() {
             return;
         }
-        output.clear();
+        empty(&mut output, KEPT_BY_CLIENT);
         if queue.recv_many(&mut batch, BATCH).await == 0 {
             return;
         }

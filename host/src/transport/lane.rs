@@ -22,6 +22,7 @@ use super::handshake::HandshakeError;
 use super::stats::add;
 use super::tcp::{Shared, report};
 use crate::clock::sleep;
+use crate::memory::empty;
 
 /// First pause after a failed dial, and before a lost connection is dialled again.
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
@@ -203,10 +204,7 @@ impl Lane {
             }
             add(&stats.bytes_out, buffer.len());
             add(&stats.frames_out, flight.land());
-            buffer.clear();
-            if buffer.capacity() > KEPT_BUFFER {
-                buffer = BytesMut::new();
-            }
+            empty(&mut buffer, KEPT_BUFFER);
         }
     }
 
