@@ -10,8 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use raft::eraftpb::{self, MessageType};
 
 use crate::attestation::{Attestation, Chain, Digest, Judgement, all_agree, counts, judge};
-use crate::committed::Applying;
-use crate::effect::{Effect, Work};
+use crate::effect::Effect;
 use crate::group::{Group, Raft};
 use crate::id::{LogIndex, NodeId, ReplicaId, Term};
 use crate::log_view::Snapshotted;
@@ -497,16 +496,7 @@ impl Group {
             node.advance_apply_to(name.index.0);
         }
         let conf_state = state.membership.conf_state();
-        self.state = state;
-        self.since_barrier = Default::default();
-        self.attest_restored(name.index, name.digest);
-        self.health = Health::Healthy;
-        self.applying.push_back(Applying::restore(context));
-        self.effects.push(Effect::Machine(Work::Restore {
-            context,
-            snapshot: name.clone(),
-            deployment: self.state.deployment.clone(),
-        }));
+        self.go_on_from(name.clone(), state, context);
         self.compact(Snapshotted { name, conf_state });
         true
     }

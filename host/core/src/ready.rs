@@ -10,7 +10,8 @@ use crate::effect::{Effect, Persist, Work};
 use crate::group::{Group, Raft};
 use crate::id::{LogIndex, ReplicaId, Term};
 use crate::log_view::Snapshotted;
-use crate::message::{Body, PeerMessage};
+use crate::message::{Body, PeerMessage, SnapshotName};
+use crate::outcome::EntryContext;
 use crate::planted::{self, Defect};
 use crate::proposal::ProposalError;
 use crate::state::HostState;
@@ -230,7 +231,6 @@ impl Group {
             return false;
         };
         let conf_state = state.membership.conf_state();
-        self.state = state;
         self.committed.clear();
         self.unapplied_bytes = 0;
         let last = self.applying.back().map_or(self.processed, Applying::index);
@@ -241,15 +241,6 @@ impl Group {
         self.abandon_applying(&ProposalError::Unknown);
         self.abandon_proposed_through(index);
         self.processed = index;
-        self.since_barrier = Default::default();
-        self.attest_restored(index, arrived.name.digest);
-        if matches!(
-            self.health,
-            Health::Quarantined { .. } | Health::Suspended { .. }
-        ) {
-            self.health = Health::Healthy;
-        }
-        self.applying.push_back(Applying::restore(context));
         record.snapshot = Some(arrived.name.clone());
         record.truncated = Some((arrived.name.index, arrived.name.term));
         record.reset = true;
@@ -259,12 +250,32 @@ impl Group {
                 conf_state,
             });
         }
+        self.go_on_from(arrived.name, state, context);
+        true
+    }
+
+    /// The host's state and the machine go on from a snapshot of others; what was wrong with this replica's own is over.
+    pub(crate) fn go_on_from(
+        &mut self,
+        snapshot: SnapshotName,
+        state: HostState,
+        context: EntryContext,
+    ) {
+        self.state = state;
+        self.since_barrier = Default::default();
+        self.attest_restored(snapshot.index, snapshot.digest);
+        if matches!(
+            self.health,
+            Health::Quarantined { .. } | Health::Suspended { .. }
+        ) {
+            self.health = Health::Healthy;
+        }
+        self.applying.push_back(Applying::restore(context));
         self.effects.push(Effect::Machine(Work::Restore {
             context,
-            snapshot: arrived.name,
+            snapshot,
             deployment: self.state.deployment.clone(),
         }));
-        true
     }
 
     /// Records a snapshot of this replica's own, and forgets the log below it.
