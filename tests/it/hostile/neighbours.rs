@@ -121,9 +121,12 @@ async fn attackers_cost_their_neighbours_little() {
     let kv = cluster.create_kv(1, "kv", &[1, 2, 3]).await;
     let client = cluster.client().await;
     let only = std::env::var("SKEP_NEIGHBOURS_FAMILY").unwrap_or_default();
-    let (rounds, step) = match seconds {
-        Some(_) => (ROUNDS, 1),
-        None => (1, SHORT_TAKES_ONE_OF),
+    // The long form attacks with what a command may use by default. Such calls get what others leave, which is little while other
+    // tests run beside this one.
+    let default = Profile::default().command_fuel;
+    let (rounds, step, fuel) = match seconds {
+        Some(_) => (ROUNDS, 1, default),
+        None => (1, SHORT_TAKES_ONE_OF, default / 10),
     };
     let families: Vec<&Family> = FAMILIES
         .iter()
@@ -137,7 +140,7 @@ async fn attackers_cost_their_neighbours_little() {
 
     let mut rows = Vec::new();
     for family in families {
-        let group = create(&cluster, family).await;
+        let group = create(&cluster, family, fuel).await;
         let mut row = Row::new(family.name);
         for _ in 0..rounds {
             let alone = measured(&client, kv, time).await;
@@ -375,12 +378,13 @@ async fn weigh(cluster: &Cluster) -> u64 {
         .sum()
 }
 
-/// The attacking group, on all nodes, with the limits that a group has by default; only what `save` may use is less, so
-/// that a run of seconds sees more than one attack.
-async fn create(cluster: &Cluster, family: &Family) -> GroupId {
+/// The attacking group, on all nodes, with so much fuel for whatever it does.
+async fn create(cluster: &Cluster, family: &Family, fuel: u64) -> GroupId {
     let component = cluster.upload(1, &guests::component(family.guest)).await;
     let profile = Profile {
-        snapshot_fuel: Profile::default().command_fuel,
+        command_fuel: fuel,
+        query_fuel: fuel,
+        snapshot_fuel: fuel,
         ..Profile::default()
     };
     let request =
