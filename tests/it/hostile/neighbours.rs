@@ -123,10 +123,9 @@ async fn attackers_cost_their_neighbours_little() {
     let only = std::env::var("SKEP_NEIGHBOURS_FAMILY").unwrap_or_default();
     // The long form attacks with what a command may use by default. Such calls get what others leave, which is little while other
     // tests run beside this one.
-    let default = Profile::default().command_fuel;
-    let (rounds, step, fuel) = match seconds {
-        Some(_) => (ROUNDS, 1, default),
-        None => (1, SHORT_TAKES_ONE_OF, default / 10),
+    let (rounds, step, one_in) = match seconds {
+        Some(_) => (ROUNDS, 1, 1),
+        None => (1, SHORT_TAKES_ONE_OF, 20),
     };
     let families: Vec<&Family> = FAMILIES
         .iter()
@@ -140,7 +139,7 @@ async fn attackers_cost_their_neighbours_little() {
 
     let mut rows = Vec::new();
     for family in families {
-        let group = create(&cluster, family, fuel).await;
+        let group = create(&cluster, family, one_in).await;
         let mut row = Row::new(family.name);
         for _ in 0..rounds {
             let alone = measured(&client, kv, time).await;
@@ -378,14 +377,17 @@ async fn weigh(cluster: &Cluster) -> u64 {
         .sum()
 }
 
-/// The attacking group, on all nodes, with so much fuel for whatever it does.
-async fn create(cluster: &Cluster, family: &Family, fuel: u64) -> GroupId {
+/// The attacking group, on all nodes, with as much of the default limits as is said.
+async fn create(cluster: &Cluster, family: &Family, one_in: u64) -> GroupId {
     let component = cluster.upload(1, &guests::component(family.guest)).await;
+    let default = Profile::default();
     let profile = Profile {
-        command_fuel: fuel,
-        query_fuel: fuel,
-        snapshot_fuel: fuel,
-        ..Profile::default()
+        command_fuel: default.command_fuel / one_in,
+        query_fuel: default.query_fuel / one_in,
+        // Less than by default, so that a run of seconds sees more than one attack.
+        snapshot_fuel: default.command_fuel / one_in,
+        snapshot_bytes: default.snapshot_bytes / one_in,
+        ..default
     };
     let request =
         json!({"name": family.guest, "component": component.to_string(), "profile": profile});
