@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
+use skep_core::attestation::Deed;
 use skep_core::config::{ConfigError, GroupConfig};
 use skep_core::deployment::Deployment;
 use skep_core::effect::{Call, Effect, Work};
@@ -454,7 +455,11 @@ impl Telling<'_> {
 
     fn work(&mut self, work: Work) -> Result<Option<Input>, ReplayError> {
         Ok(match work {
-            Work::Apply { context, calls } => {
+            Work::Apply {
+                context,
+                entry,
+                calls,
+            } => {
                 let mut sum = Applied::default();
                 for call in calls {
                     let applied = match call {
@@ -466,6 +471,7 @@ impl Telling<'_> {
                 }
                 Some(Input::Applied {
                     index: context.index,
+                    deed: Deed::of(&entry, &sum.outcomes, sum.fuel),
                     outcomes: sum.outcomes,
                     fuel: sum.fuel,
                 })

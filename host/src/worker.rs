@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use skep_core::attestation::Deed;
 use skep_core::effect::{Call, Work};
 use skep_core::id::{ComponentId, GroupId, LogIndex};
 use skep_core::input::Input;
@@ -372,17 +373,23 @@ impl Actor {
     ) -> Result<(), Failed> {
         self.begin(machine, &work)?;
         match work {
-            Work::Apply { context, calls } => {
+            Work::Apply {
+                context,
+                entry,
+                calls,
+            } => {
                 let kept = self.recent().keep(&calls);
                 let applied = self.apply(machine, &context, calls)?;
                 if let Some(calls) = kept {
                     self.recent().add(context, calls, &applied);
                 }
                 meter.add(applied.fuel);
+                let deed = Deed::of(&entry, &applied.outcomes, applied.fuel);
                 self.push(Input::Applied {
                     index: context.index,
                     outcomes: applied.outcomes,
                     fuel: applied.fuel,
+                    deed,
                 });
             }
             Work::Barrier { context, state } => {

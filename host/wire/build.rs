@@ -6,7 +6,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("cargo::rerun-if-changed=proto/{file}");
     }
     let descriptors = protox::compile(FILES, ["proto"])?;
-    // Every `bytes` field is a slice of the frame it came in: decoding copies no entry.
+    // Every `bytes` field is a slice of the frame it came in: what is only passed on is never copied.
     prost_build::Config::new()
         .bytes(["."])
         .compile_fds(descriptors)?;

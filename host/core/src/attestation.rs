@@ -45,8 +45,30 @@ impl Chain {
         Self(snapshot)
     }
 
-    /// Adds what an entry did.
-    pub fn extend(&mut self, index: LogIndex, entry: &[u8], outcomes: &[Outcome], fuel: u64) {
+    /// Adds what an entry did, of which [`Deed::of`] tells.
+    pub fn extend(&mut self, index: LogIndex, deed: Deed) {
+        let mut hash = Sha256::new();
+        hash.update(self.0);
+        hash.update(index.0.to_le_bytes());
+        hash.update(deed.0);
+        self.0 = hash.finalize().into();
+    }
+
+    /// Its value.
+    pub fn digest(self) -> Digest {
+        self.0
+    }
+}
+
+/// A hash over one entry, its outcomes and the fuel.
+///
+/// Both may be megabytes, so it is made where the machine runs: the thread of the replicas has other groups to serve.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Deed(Digest);
+
+impl Deed {
+    /// What an entry did.
+    pub fn of(entry: &[u8], outcomes: &[Outcome], fuel: u64) -> Self {
         let mut hash = Sha256::new();
         let mut part = |tag: u8, number: u64, bytes: &[u8]| {
             hash.update([tag]);
@@ -54,7 +76,6 @@ impl Chain {
             hash.update((bytes.len() as u64).to_le_bytes());
             hash.update(bytes);
         };
-        part(0, index.0, &self.0);
         part(1, fuel, entry);
         for outcome in outcomes {
             match outcome {
@@ -63,12 +84,7 @@ impl Chain {
                 Outcome::Fault(fault) => part(4, fault.code().into(), &[]),
             }
         }
-        self.0 = hash.finalize().into();
-    }
-
-    /// Its value.
-    pub fn digest(self) -> Digest {
-        self.0
+        Self(hash.finalize().into())
     }
 }
 
@@ -271,7 +287,7 @@ mod tests {
         let reply = |bytes: &'static str| Outcome::Reply(Bytes::from_static(bytes.as_bytes()));
         let chain = |index, entry: &[u8], outcomes: &[Outcome], fuel| {
             let mut chain = Chain::behind([7; 32]);
-            chain.extend(LogIndex(index), entry, outcomes, fuel);
+            chain.extend(LogIndex(index), Deed::of(entry, outcomes, fuel));
             chain.digest()
         };
         let all = [

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use prost::Message;
 use raft::eraftpb::{Entry, EntryType};
 
+use crate::attestation::Deed;
 use crate::deployment::Deployment;
 use crate::effect::{Call, Effect, Work};
 use crate::group::{Group, Raft, SinceBarrier, raft_change};
@@ -27,8 +28,6 @@ pub(crate) struct Applying {
     since: u64,
     /// The machine will answer for it.
     works: bool,
-    /// The entry's bytes, for the chain.
-    data: Bytes,
     what: What,
 }
 
@@ -86,7 +85,6 @@ impl Applying {
             weight: 0,
             since: 0,
             works: true,
-            data: Bytes::new(),
             what: What::Restore,
         }
     }
@@ -184,10 +182,6 @@ impl Group {
             weight,
             since: self.ticks,
             works: false,
-            data: match &decoded {
-                Decoded::Change(_) => entry.context.clone(),
-                _ => entry.data.clone(),
-            },
             what: What::Control,
         };
         match decoded {
@@ -198,8 +192,12 @@ impl Group {
                     self.reply(asker, Err(ProposalError::ChangeInProgress));
                 }
             }
-            Decoded::Change(record) => self.process_change(record, askers, &mut applying),
-            Decoded::Payload(payload) => self.process_payload(payload, askers, &mut applying),
+            Decoded::Change(record) => {
+                self.process_change(record, entry.context, askers, &mut applying);
+            }
+            Decoded::Payload(payload) => {
+                self.process_payload(payload, entry.data, askers, &mut applying);
+            }
         }
         self.applying.push_back(applying);
     }
@@ -216,14 +214,20 @@ impl Group {
         }
     }
 
-    fn process_payload(&mut self, payload: Payload, askers: Vec<Asker>, applying: &mut Applying) {
+    fn process_payload(
+        &mut self,
+        payload: Payload,
+        entry: Bytes,
+        askers: Vec<Asker>,
+        applying: &mut Applying,
+    ) {
         let context = self.context(applying, payload.now, &payload.entropy);
         match payload.kind {
             Some(Kind::Commands(commands)) => {
                 let (plans, calls) = self.plan(commands.items, askers, applying);
                 applying.what = What::Commands(plans);
                 if !calls.is_empty() {
-                    self.work(applying, context, vec![Call::Commands(calls)]);
+                    self.work(applying, context, entry, vec![Call::Commands(calls)]);
                 }
             }
             Some(Kind::Elected(elected)) => {
@@ -238,7 +242,7 @@ impl Group {
                 if !std::mem::replace(&mut self.state.initialized, true) {
                     calls.insert(0, Call::Init(elected.init));
                 }
-                self.work(applying, context, calls);
+                self.work(applying, context, entry, calls);
             }
             Some(Kind::Barrier(_)) => {
                 let wanted = SinceBarrier::default();
@@ -265,7 +269,7 @@ impl Group {
                         asker: askers.into_iter().next(),
                         deployment: deployment.clone(),
                     };
-                    self.work(applying, context, vec![Call::Activate(deployment)]);
+                    self.work(applying, context, entry, vec![Call::Activate(deployment)]);
                 }
                 None => self.reply_all(askers, &ProposalError::NotNeeded),
             },
@@ -343,6 +347,7 @@ impl Group {
     fn process_change(
         &mut self,
         record: ChangeRecord,
+        entry: Bytes,
         askers: Vec<Asker>,
         applying: &mut Applying,
     ) {
@@ -357,7 +362,7 @@ impl Group {
                 node: changed.node,
                 data: record.data,
             };
-            self.work(applying, context, vec![Call::ConfChange(change)]);
+            self.work(applying, context, entry, vec![Call::ConfChange(change)]);
         }
         applying.what = What::Change {
             asker: askers.into_iter().next(),
@@ -424,13 +429,28 @@ impl Group {
         }
     }
 
-    fn work(&mut self, applying: &mut Applying, context: EntryContext, calls: Vec<Call>) {
+    fn work(
+        &mut self,
+        applying: &mut Applying,
+        context: EntryContext,
+        entry: Bytes,
+        calls: Vec<Call>,
+    ) {
         applying.works = true;
-        self.effects
-            .push(Effect::Machine(Work::Apply { context, calls }));
+        self.effects.push(Effect::Machine(Work::Apply {
+            context,
+            entry,
+            calls,
+        }));
     }
 
-    pub(crate) fn machine_applied(&mut self, index: LogIndex, outcomes: Vec<Outcome>, fuel: u64) {
+    pub(crate) fn machine_applied(
+        &mut self,
+        index: LogIndex,
+        outcomes: Vec<Outcome>,
+        fuel: u64,
+        deed: Deed,
+    ) {
         if index <= self.superseded_through || self.is_faulted() {
             return;
         }
@@ -456,9 +476,7 @@ impl Group {
                 self.faults_in_a_row = 0;
             }
         }
-        self.attestations
-            .chain
-            .extend(index, &front.data, &outcomes, fuel);
+        self.attestations.chain.extend(index, deed);
         self.complete(front, outcomes);
         self.complete_idle();
     }

@@ -93,6 +93,8 @@ pub enum Work {
     Apply {
         /// The entry.
         context: EntryContext,
+        /// Its bytes in the log, for the [`Deed`](crate::attestation::Deed) that the answer brings.
+        entry: Bytes,
         /// The calls it makes, in order. All but [`Call::Init`] and [`Call::StatusChange`] yield outcomes.
         calls: Vec<Call>,
     },

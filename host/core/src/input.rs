@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use crate::attestation::Deed;
 use crate::id::{LogIndex, NodeId};
 use crate::message::{ArrivedSnapshot, PeerMessage, SnapshotName};
 use crate::outcome::Outcome;
@@ -84,6 +85,8 @@ pub enum Input {
         outcomes: Vec<Outcome>,
         /// Fuel used.
         fuel: u64,
+        /// A hash over all of it.
+        deed: Deed,
     },
     /// The machine has saved itself at the barrier and was rebuilt from the bytes; the file is durable.
     Snapshotted {

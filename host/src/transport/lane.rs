@@ -39,7 +39,7 @@ const COALESCE: usize = 4 << 20;
 const FRAME_TARGET: usize = 16 << 20;
 
 /// The write buffer is given back after a burst larger than this.
-const KEPT_BUFFER: usize = 1 << 20;
+const KEPT_BUFFER: usize = 256 << 10;
 
 /// See the module.
 pub(super) struct Lane {

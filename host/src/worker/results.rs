@@ -85,6 +85,7 @@ fn size(outcome: &Outcome) -> usize {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use skep_core::attestation::Deed;
     use skep_core::id::LogIndex;
 
     use super::*;
@@ -94,6 +95,7 @@ mod tests {
             index: LogIndex(index),
             outcomes: vec![Outcome::Reply(Bytes::from(vec![0; bytes]))],
             fuel: 0,
+            deed: Deed::of(b"entry", &[], 0),
         }
     }
 

@@ -5,6 +5,7 @@ use skep_core::id::{ComponentId, LogIndex, RequestId, SessionId, Term};
 use skep_core::outcome::Outcome;
 use skep_core::proposal::{Command, ProposalError, Response};
 
+use crate::codec::own;
 use crate::error::WireError;
 use crate::peer::fixed;
 use crate::proposal::request;
@@ -17,7 +18,7 @@ impl TryFrom<proto::Propose> for Command {
         Ok(Self {
             request: request(propose.session, propose.sequence)?,
             acknowledged: propose.acknowledged,
-            data: propose.data,
+            data: own(&propose.data),
         })
     }
 }
@@ -155,14 +156,21 @@ pub fn response_frame(id: u64, body: response::Body) -> proto::ServerFrame {
     }
 }
 
+/// An outcome for a client, which may keep it.
 fn outcome(outcome: Option<proto::Outcome>) -> Result<Outcome, WireError> {
-    outcome
+    let mut outcome = outcome
         .ok_or(WireError::Missing { what: "outcome" })?
-        .try_into()
+        .try_into()?;
+    if let Outcome::Reply(reply) = &mut outcome {
+        *reply = own(reply);
+    }
+    Ok(outcome)
 }
 
 #[cfg(test)]
 mod tests {
+    use prost::Message as _;
+
     use super::*;
 
     #[test]
@@ -190,6 +198,31 @@ mod tests {
                 Err(WireError::Zero { .. })
             ));
         }
+    }
+
+    #[test]
+    fn commands_and_replies_do_not_keep_the_frame_they_came_in() {
+        let frame = Bytes::from(
+            proto::Propose {
+                data: "put".into(),
+                ..Default::default()
+            }
+            .encode_to_vec(),
+        );
+        let command = Command::try_from(proto::Propose::decode(frame.clone()).unwrap()).unwrap();
+        assert_eq!(command.data, "put");
+        assert!(frame.is_unique());
+        let proposed = proto::Proposed {
+            outcome: Some(Outcome::Reply("got".into()).into()),
+            ..Default::default()
+        };
+        let frame = Bytes::from(proposed.encode_to_vec());
+        let response = proto::Proposed::decode(frame.clone())
+            .unwrap()
+            .into_response(RequestId::ANONYMOUS)
+            .unwrap();
+        assert_eq!(response.outcome, Outcome::Reply("got".into()));
+        assert!(frame.is_unique());
     }
 
     #[test]

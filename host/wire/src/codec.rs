@@ -11,7 +11,7 @@
 
 use std::marker::PhantomData;
 
-use bytes::{Buf, BufMut, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
 use tokio_util::codec;
 
@@ -45,11 +45,19 @@ pub struct Encoder<M> {
 
 /// Reads messages from frames (`Decoder` of the seed package), however the stream is split.
 ///
-/// Bytes fields of a message are slices of the buffer; a message holds on to the memory it came in.
+/// Bytes fields of a message are slices of the buffer; a message holds on to the memory it came in. Make what is kept [`own`]ed.
 #[derive(Debug)]
 pub struct Decoder<M> {
     limit: usize,
     message: PhantomData<fn() -> M>,
+}
+
+/// The same bytes in memory of their own.
+///
+/// A slice keeps all of the buffer that it came in, however little of it is its own: an entry of a few bytes would hold on to the
+/// megabytes that were received beside it, until its group forgets it.
+pub fn own(slice: &Bytes) -> Bytes {
+    Bytes::copy_from_slice(slice)
 }
 
 impl<M: Message> Encoder<M> {
@@ -131,6 +139,10 @@ impl<M: Message + Default> Decoder<M> {
             return Ok(None);
         }
         let mut frame = buffer.split_to(whole).freeze();
+        if whole > GROWTH && buffer.len() <= GROWTH {
+            // The memory of a large frame goes with it, instead of being kept for the small ones to come.
+            *buffer = BytesMut::from(&buffer[..]);
+        }
         let computed = checksum(&frame[..CHECKED], &frame[HEADER..]);
         if computed != header.checksum {
             return Err(WireError::Corrupt {
@@ -371,6 +383,25 @@ mod tests {
             .unwrap()
             .unwrap();
         assert!(memory.contains(&message.data.as_ptr()));
+    }
+
+    #[test]
+    fn the_memory_of_a_large_frame_goes_with_it() {
+        let small = stream(&[chunk(2, vec![7; 10])]);
+        let most = 8 * GROWTH;
+        let mut buffer = BytesMut::new();
+        Encoder::new(most)
+            .put(&chunk(1, vec![7; 4 * GROWTH]), &mut buffer)
+            .unwrap();
+        buffer.extend_from_slice(&small);
+        let mut decoder = Decoder::<SnapshotChunk>::new(most);
+        let large = decoder.take(&mut buffer).unwrap().unwrap();
+        assert_eq!(buffer, small);
+        assert!(buffer.capacity() < GROWTH);
+        let memory = large.data.as_ptr_range();
+        assert!(!memory.contains(&buffer.as_ptr()));
+        assert!(large.data.is_unique());
+        assert_eq!(decoder.take(&mut buffer).unwrap().unwrap().data.len(), 10);
     }
 
     #[test]

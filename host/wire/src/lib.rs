@@ -1,8 +1,8 @@
 //! What Skep says on the network: frames, and the messages in them.
 //!
 //! [`codec`] cuts a stream into checked frames. [`proto`] holds the messages as they are on the wire; they are generated
-//! from `proto/*.proto`. [`peer`] and [`client`] turn them into the words of `skep-core` and back by moving fields: the
-//! bytes of an entry are a slice of the frame they came in. Nothing here does I/O.
+//! from `proto/*.proto`. [`peer`] and [`client`] turn them into the words of `skep-core` and back by moving fields; what a replica
+//! keeps, which is entries and commands, gets memory of its own ([`codec::own`]). Nothing here does I/O.
 //!
 //! A byte from the network is only ever parsed by prost, never by the protobuf library inside raft-rs.
 

@@ -103,6 +103,41 @@ fn over_the_wire(message: PeerMessage) -> Result<PeerMessage, WireError> {
     proto::PeerMessage::decode(Bytes::from(bytes))?.try_into()
 }
 
+#[test]
+fn what_a_replica_keeps_does_not_keep_the_frame_it_came_in() {
+    let command = Command {
+        request: RequestId::ANONYMOUS,
+        acknowledged: 0,
+        data: Bytes::from_static(b"put"),
+    };
+    let add = Change::Add {
+        node: NodeId(3),
+        data: Bytes::from_static(b"three"),
+    };
+    for body in [
+        Body::Raft(append()),
+        Body::Raft(snapshot()),
+        Body::Raft(read_index()),
+        Body::Forward(vec![
+            Forward {
+                token: 1,
+                proposal: Proposal::Command(command),
+            },
+            Forward {
+                token: 2,
+                proposal: Proposal::Change(add),
+            },
+        ]),
+    ] {
+        let sent = message(body);
+        let frame = Bytes::from(message_to_wire(sent.clone()).unwrap().encode_to_vec());
+        let wire = proto::PeerMessage::decode(frame.clone()).unwrap();
+        let received = PeerMessage::try_from(wire).unwrap();
+        assert_eq!(received, sent);
+        assert!(frame.is_unique(), "{received:?}");
+    }
+}
+
 fn response(outcome: Outcome) -> Response {
     let request = RequestId {
         session: SessionId(6),

@@ -6,6 +6,7 @@ use skep_core::id::{ComponentId, LogIndex, NodeId, RequestId, SessionId, Term};
 use skep_core::outcome::{GuestFault, Outcome};
 use skep_core::proposal::{Change, ChangeRefusal, Command, Proposal, ProposalError, Response};
 
+use crate::codec::own;
 use crate::error::WireError;
 use crate::peer::fixed;
 use crate::proto::{self, change::Kind, outcome, proposal, proposal_error};
@@ -57,7 +58,7 @@ impl TryFrom<proto::Proposal> for Proposal {
                 proposal::Body::Command(command) => Self::Command(Command {
                     request: request(command.session, command.sequence)?,
                     acknowledged: command.acknowledged,
-                    data: command.data,
+                    data: own(&command.data),
                 }),
                 proposal::Body::OpenSession(_) => Self::OpenSession,
                 proposal::Body::Barrier(_) => Self::Barrier,
@@ -65,14 +66,14 @@ impl TryFrom<proto::Proposal> for Proposal {
                 proposal::Body::Trust(node) => Self::Trust { node: NodeId(node) },
                 proposal::Body::Activate(deployment) => Self::Activate(Deployment {
                     component: ComponentId(fixed("a component id", &deployment.component)?),
-                    profile: deployment.profile,
+                    profile: own(&deployment.profile),
                     quota: Quota {
                         commands_per_second: deployment.commands_per_second,
                         in_flight_bytes: deployment.in_flight_bytes,
                     },
                 }),
                 proposal::Body::Change(change) => {
-                    let (node, data) = (NodeId(change.node), change.data);
+                    let (node, data) = (NodeId(change.node), own(&change.data));
                     // Node 0 is not refused here: the leader answers it as it answers every change that makes no sense.
                     Self::Change(match Kind::try_from(change.kind) {
                         Ok(Kind::Add) => Change::Add { node, data },

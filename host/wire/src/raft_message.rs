@@ -2,6 +2,7 @@
 
 use raft::eraftpb::{self, EntryType, MessageType};
 
+use crate::codec::own;
 use crate::error::WireError;
 use crate::proto;
 
@@ -146,7 +147,7 @@ pub(crate) fn from_wire(
         request_snapshot: message.request_snapshot,
         reject: message.reject,
         reject_hint: message.reject_hint,
-        context: message.context,
+        context: own(&message.context),
         deprecated_priority: message.deprecated_priority,
         priority: message.priority,
         ..Default::default()
@@ -239,8 +240,8 @@ fn entry_from_wire(entry: proto::Entry) -> Result<eraftpb::Entry, WireError> {
         entry_type,
         term: entry.term,
         index: entry.index,
-        data: entry.data,
-        context: entry.context,
+        data: own(&entry.data),
+        context: own(&entry.context),
         sync_log: entry.sync_log,
         ..Default::default()
     })
@@ -297,7 +298,7 @@ fn snapshot_from_wire(snapshot: proto::RaftSnapshot) -> Result<eraftpb::Snapshot
         ..Default::default()
     };
     Ok(eraftpb::Snapshot {
-        data: snapshot.data,
+        data: own(&snapshot.data),
         metadata: Some(metadata).into(),
         ..Default::default()
     })

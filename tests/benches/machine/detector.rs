@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use skep::StateMachine;
 use skep::clock::Stopwatch;
-use skep_core::attestation::Chain;
+use skep_core::attestation::{Chain, Deed};
 use skep_core::id::LogIndex;
 
 use crate::{context, machine};
@@ -35,7 +35,8 @@ pub fn run() -> anyhow::Result<()> {
     let mut chain = Chain::default();
     let watch = Stopwatch::start();
     for (index, (bytes, applied)) in (1..).zip(&entries) {
-        chain.extend(LogIndex(index), bytes, &applied.outcomes, applied.fuel);
+        let deed = Deed::of(bytes, &applied.outcomes, applied.fuel);
+        chain.extend(LogIndex(index), deed);
     }
     let hash = watch.elapsed();
     let per_command =

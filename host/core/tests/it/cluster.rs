@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use raft::eraftpb::{Entry, HardState};
 use sha2::{Digest as _, Sha256};
+use skep_core::attestation::Deed;
 use skep_core::effect::{Call, Effect, Persist, Work};
 use skep_core::id::{
     GroupId, Incarnation, LogIndex, NodeId, ReplicaId, RequestId, SessionId, Term,
@@ -497,7 +498,11 @@ impl Machine {
         queries: &mut BTreeMap<Waiter, Result<Vec<Bytes>, ProposalError>>,
     ) -> Option<Input> {
         match work {
-            Work::Apply { context, calls } => {
+            Work::Apply {
+                context,
+                entry,
+                calls,
+            } => {
                 let mut outcomes = Vec::new();
                 for call in calls {
                     match call {
@@ -537,6 +542,7 @@ impl Machine {
                 }
                 Some(Input::Applied {
                     index: context.index,
+                    deed: Deed::of(&entry, &outcomes, 1),
                     outcomes,
                     fuel: 1,
                 })

@@ -1,10 +1,11 @@
 //! What the instances of a machine are built from: a base, and the calls since.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::hash::{DefaultHasher, Hasher};
+use std::hash::{BuildHasher as _, Hasher as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use foldhash::quality::FixedState;
 use skep_core::outcome::{EntryContext, Outcome};
 
 use super::instance::{Call, Ran};
@@ -262,7 +263,7 @@ impl Weight {
 
 /// Tells answers apart. Never leaves this process.
 fn digest(outcomes: &[Outcome]) -> u64 {
-    let mut hasher = DefaultHasher::new();
+    let mut hasher = FixedState::default().build_hasher();
     for outcome in outcomes {
         match outcome {
             Outcome::Reply(reply) => {

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io::Write;
 
 use bytes::Bytes;
+use skep_core::attestation::Deed;
 use skep_core::effect::{Effect, Work};
 use skep_core::group::Group;
 use skep_core::id::{GroupId, LogIndex};
@@ -105,15 +106,17 @@ impl Replica {
         };
         match work {
             Work::Apply {
-                context: entry,
+                context: at,
+                entry,
                 calls,
             } => {
-                let applied = machine.apply(&entry, calls);
+                let applied = machine.apply(&at, calls);
                 context
                     .checker
-                    .applied(place, entry.index.0, &applied, machine.state())?;
+                    .applied(place, at.index.0, &applied, machine.state())?;
                 Ok(Some(Input::Applied {
-                    index: entry.index,
+                    index: at.index,
+                    deed: Deed::of(&entry, &applied.outcomes, 1),
                     outcomes: applied.outcomes,
                     fuel: 1,
                 }))

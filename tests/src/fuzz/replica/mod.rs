@@ -15,6 +15,7 @@ use bytes::Bytes;
 use prost::Message;
 use raft::eraftpb::{HardState, MessageType};
 use sha2::{Digest, Sha256};
+use skep_core::attestation::Deed;
 use skep_core::effect::{Call, Effect, Persist, Work};
 use skep_core::id::{GroupId, Incarnation, LogIndex, NodeId};
 use skep_core::input::{Input, Waiter};
@@ -426,7 +427,11 @@ impl Replica {
 
     fn machine(&mut self, work: Work) {
         let input = match work {
-            Work::Apply { context, calls } => {
+            Work::Apply {
+                context,
+                entry,
+                calls,
+            } => {
                 assert!(context.index > self.worked, "the machine was led back");
                 self.worked = context.index;
                 let mut outcomes = Vec::new();
@@ -443,6 +448,7 @@ impl Replica {
                 }
                 Input::Applied {
                     index: context.index,
+                    deed: Deed::of(&entry, &outcomes, 1),
                     outcomes,
                     fuel: 1,
                 }

@@ -311,7 +311,7 @@ pub fn members(status: &Status) -> String {
 
 fn work_line(work: &Work) -> String {
     match work {
-        Work::Apply { context, calls } => {
+        Work::Apply { context, calls, .. } => {
             let calls: Vec<_> = calls.iter().map(call_line).collect();
             format!(
                 "apply {}/{} {}",
