@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
 
 use crate::clock::Stopwatch;
-use crate::priority::Thread;
+use crate::priority::{Claim, Thread, Usual};
 use crate::run_queue::{Account, LONG, Lane, RunQueue};
 
 /// Stack of a machine thread: what the sandbox asks for, which native machines share.
@@ -24,6 +24,12 @@ const STALL: Duration = Duration::from_millis(5);
 /// The same in the slow lane, in [`STALL`]s: a second. All calls there are long; a thread more makes none of them end sooner, and takes
 /// from those that it gives way to. But a machine may block as well as compute, and then the others need a thread.
 const SLOW_STALLS: u32 = 200;
+
+/// A thread of the slow lane that got less than a fiftieth of a processor for so long is starved.
+const STARVES: Duration = Duration::from_millis(100);
+
+/// For so long a thread that was starved keeps its claim to a tenth: what takes everything now will not soon leave more.
+const INSISTS: Duration = Duration::from_millis(250);
 
 /// A thread above the base that finds nothing to do for this long ends.
 const IDLE: Duration = Duration::from_secs(10);
@@ -46,13 +52,14 @@ struct Shared {
     /// Threads that the quick lane keeps, and that the slow one has without waiting for a stall.
     base: usize,
     since: Stopwatch,
+    usual: Usual,
 }
 
 #[derive(Default)]
 struct State {
     quick: Threads,
     slow: Threads,
-    /// What runs in the quick lane.
+    /// What runs.
     busy: Vec<Busy>,
     /// The supervisor counts already, so it need not be woken.
     watching: bool,
@@ -77,13 +84,22 @@ impl Threads {
     }
 }
 
-/// A thread that runs a task of the quick lane.
+/// A thread that runs a task.
 struct Busy {
     thread: Thread,
-    /// Beyond this processor time of the thread the task takes long.
+    /// In the quick lane, if it is still there: beyond this processor time of the thread the task takes long.
     limit: Duration,
-    /// It took long: the thread is one of the slow lane's now.
-    slow: bool,
+    /// In the slow lane, where a task that takes long is moved with its thread.
+    slow: Option<Slow>,
+}
+
+/// A thread that has given way.
+#[derive(Clone, Copy)]
+struct Slow {
+    claim: Claim,
+    /// When its processor time was looked at last, or when it was given its claim: nanoseconds since the pool started.
+    at: u64,
+    used: Duration,
 }
 
 impl State {
@@ -106,6 +122,7 @@ impl Pool {
             slow_work: Condvar::new(),
             base: base.clamp(1, THREADS_MAX),
             since: Stopwatch::start(),
+            usual: Usual::of_this_thread(),
         });
         let pool = Self { shared };
         for _ in 0..pool.shared.base {
@@ -186,8 +203,13 @@ impl Shared {
             return;
         }
         // The slow lane has no threads until it needs some. And if the pool has stopped this task may be the last of a machine: it
-        // must still be run by somebody.
-        if threads.count == 0 || (lane == Lane::Slow && threads.count < self.base) {
+        // must still be run by somebody. Otherwise the supervisor sees to the quick lane: a thread starts with the precedence of
+        // the one that starts it, and this one may have given way.
+        let wanted = match lane {
+            Lane::Quick => state.stopping && state.quick.count == 0,
+            Lane::Slow => state.slow.count < self.base,
+        };
+        if wanted {
             self.try_grow(lane, &mut state);
         }
         self.watch(&state);
@@ -219,22 +241,19 @@ impl Shared {
     /// What a thread does.
     fn serve(&self, mut lane: Lane) {
         let thread = Thread::current();
-        if lane == Lane::Slow {
-            give_way(thread);
-        }
+        let mut slow = (lane == Lane::Slow).then(|| self.give_way(thread));
         let mut used = thread.used();
         let mut state = self.lock();
         loop {
             if let Some((taken, task)) = state.lane(lane).tasks.pop(self.now()) {
                 state.lane(lane).taken += 1;
-                if lane == Lane::Quick {
-                    state.busy.push(Busy {
-                        thread,
-                        limit: used + LONG,
-                        slow: false,
-                    });
-                    self.watch(&state);
-                }
+                slow = slow.map(|slow| self.go_on(thread, slow));
+                state.busy.push(Busy {
+                    thread,
+                    limit: used + LONG,
+                    slow,
+                });
+                self.watch(&state);
                 drop(state);
                 if catch_unwind(AssertUnwindSafe(task)).is_err() {
                     tracing::error!("a machine task panicked");
@@ -242,7 +261,8 @@ impl Shared {
                 used = thread.used();
                 state = self.lock();
                 state.lane(lane).tasks.ended(taken);
-                if lane == Lane::Quick && state.leave(thread) {
+                slow = state.leave(thread);
+                if lane == Lane::Quick && slow.is_some() {
                     lane = Lane::Slow;
                     // The slow lane did not ask for it.
                     if state.slow.count > self.base {
@@ -290,7 +310,7 @@ impl Shared {
                 .wait_timeout(state, STALL)
                 .unwrap_or_else(PoisonError::into_inner);
             state.watching = false;
-            state.slow_down();
+            self.look(&mut state);
             for (lane, taken) in [Lane::Quick, Lane::Slow].into_iter().zip(taken) {
                 let stopping = state.stopping;
                 let threads = state.lane(lane);
@@ -309,34 +329,84 @@ impl Shared {
     }
 }
 
-impl State {
-    /// Moves threads that are in long calls to the slow lane.
-    fn slow_down(&mut self) {
-        for busy in &mut self.busy {
-            if !busy.slow && busy.thread.used() >= busy.limit {
-                give_way(busy.thread);
-                busy.slow = true;
-                self.quick.count -= 1;
-                self.slow.count += 1;
+impl Shared {
+    /// Moves threads that are in long calls to the slow lane, and sees to it that those there get a little.
+    fn look(&self, state: &mut State) {
+        let now = self.now();
+        let (mut moved, mut busy) = (0, std::mem::take(&mut state.busy));
+        for busy in &mut busy {
+            match &mut busy.slow {
+                None if busy.thread.used() >= busy.limit => {
+                    busy.slow = Some(self.give_way(busy.thread));
+                    moved += 1;
+                }
+                None => {}
+                Some(slow) if slow.claim == Claim::None && slow.is_due(now, STARVES) => {
+                    let used = busy.thread.used();
+                    if used < slow.used + STARVES / 50 {
+                        told(busy.thread.insist(&self.usual));
+                        slow.claim = Claim::Little;
+                    }
+                    (slow.at, slow.used) = (now, used);
+                }
+                Some(slow) if slow.claim == Claim::Little && slow.is_due(now, INSISTS) => {
+                    *slow = self.give_way(busy.thread);
+                }
+                Some(_) => {}
             }
+        }
+        state.busy = busy;
+        state.quick.count -= moved;
+        state.slow.count += moved;
+    }
+
+    /// Lets others run before the thread.
+    fn give_way(&self, thread: Thread) -> Slow {
+        Slow {
+            claim: told(thread.give_way(&self.usual)).unwrap_or(Claim::Little),
+            at: self.now(),
+            used: thread.used(),
         }
     }
 
-    /// The thread has ended its task of the quick lane; answers whether it belongs to the slow one now.
-    fn leave(&mut self, thread: Thread) -> bool {
-        let place = self.busy.iter().position(|busy| busy.thread == thread);
-        place.is_some_and(|place| self.busy.swap_remove(place).slow)
+    /// The thread takes another task of the slow lane.
+    fn go_on(&self, thread: Thread, slow: Slow) -> Slow {
+        match slow.claim {
+            Claim::None => Slow {
+                at: self.now(),
+                used: thread.used(),
+                ..slow
+            },
+            Claim::Little if slow.is_due(self.now(), INSISTS) => self.give_way(thread),
+            Claim::Little => slow,
+        }
     }
 }
 
-fn give_way(thread: Thread) {
+impl Slow {
+    fn is_due(&self, now: u64, after: Duration) -> bool {
+        u128::from(now.saturating_sub(self.at)) >= after.as_nanos()
+    }
+}
+
+impl State {
+    /// The thread has ended its task; answers what it has if it belongs to the slow lane now.
+    fn leave(&mut self, thread: Thread) -> Option<Slow> {
+        let place = self.busy.iter().position(|busy| busy.thread == thread)?;
+        self.busy.swap_remove(place).slow
+    }
+}
+
+fn told<T>(result: io::Result<T>) -> Option<T> {
     // Told once: what forbids it does so for every long call.
     static TOLD: Once = Once::new();
-    if let Err(error) = thread.give_way() {
-        TOLD.call_once(|| {
-            tracing::warn!(%error, "threads in long calls keep their priority; other groups may wait for them");
-        });
-    }
+    result
+        .inspect_err(|error| {
+            TOLD.call_once(|| {
+                tracing::warn!(%error, "threads in long calls keep their priority; other groups may wait for them");
+            });
+        })
+        .ok()
 }
 
 #[cfg(test)]
@@ -350,15 +420,15 @@ mod tests {
     #[test]
     fn who_takes_long_gives_way_for_some_turns_and_nobody_else_does() {
         let pool = Pool::start(1).expect("threads start");
-        let usual = Thread::current().niceness();
-        let turn = |account: &Arc<Account>, work: fn(i32)| {
+        let usual = pool.shared.usual;
+        let turn = |account: &Arc<Account>, work: fn(&Usual)| {
             let (done, dones) = channel();
             let paying = Arc::clone(account);
             pool.run_for(account, move || {
                 let meter = Meter::start();
-                work(usual);
+                work(&usual);
                 paying.charge(&meter);
-                done.send(Thread::current().niceness())
+                done.send(Thread::current().claim(&usual))
                     .expect("the test waits");
             });
             dones
@@ -366,14 +436,22 @@ mod tests {
                 .expect("the turn ends")
         };
         let (long, short) = (Arc::default(), Arc::default());
-        assert_eq!(turn(&long, |_| ()), usual);
-        let computes = |usual| while Thread::current().niceness() == usual {};
-        assert!(turn(&long, computes) > usual);
+        assert_eq!(turn(&long, |_| ()), None);
+        let computes = |usual: &Usual| while Thread::current().claim(usual).is_none() {};
+        assert!(turn(&long, computes).is_some());
         for _ in 0..SLOW_TURNS {
-            assert!(turn(&long, |_| ()) > usual);
-            assert_eq!(turn(&short, |_| ()), usual);
+            assert!(turn(&long, |_| ()).is_some());
+            assert_eq!(turn(&short, |_| ()), None);
         }
-        assert_eq!(turn(&long, |_| ()), usual);
+        assert_eq!(turn(&long, |_| ()), None);
+        // One that has no processor looks as one that gets none.
+        turn(&long, computes);
+        let starves = |usual: &Usual| {
+            while Thread::current().claim(usual) != Some(Claim::Little) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        assert_eq!(turn(&long, starves), Some(Claim::Little));
         assert_eq!(pool.stop(Duration::from_secs(20)), 0);
     }
 
