@@ -327,14 +327,12 @@ impl Shared {
             }
         }
     }
-}
 
-impl Shared {
     /// Moves threads that are in long calls to the slow lane, and sees to it that those there get a little.
     fn look(&self, state: &mut State) {
         let now = self.now();
-        let (mut moved, mut busy) = (0, std::mem::take(&mut state.busy));
-        for busy in &mut busy {
+        let mut moved = 0;
+        for busy in &mut state.busy {
             match &mut busy.slow {
                 None if busy.thread.used() >= busy.limit => {
                     busy.slow = Some(self.give_way(busy.thread));
@@ -355,7 +353,6 @@ impl Shared {
                 Some(_) => {}
             }
         }
-        state.busy = busy;
         state.quick.count -= moved;
         state.slow.count += moved;
     }
