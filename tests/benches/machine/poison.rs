@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -16,6 +15,7 @@ use skep_core::id::{RequestId, SessionId};
 use skep_core::message::PeerMessage;
 use skep_log::SnapshotFile;
 use skep_machine::wasm::{Component, MachineLabel, Profile, WasmMachine};
+use skep_tests::clock::eventually;
 
 const GROUP: GroupId = GroupId(1);
 
@@ -107,9 +107,11 @@ async fn case(
     };
     node.create_group(GroupConfig::new(GROUP, "poison", machine, vec![peer]))
         .await?;
-    while node.leader(GROUP)?.is_none() {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    eventually("the group has a leader", async || {
+        let leader = node.leader(GROUP).map_err(|error| error.to_string())?;
+        leader.ok_or_else(|| "none".to_owned())
+    })
+    .await;
     fill(&node).await?;
     let ended = AtomicBool::new(false);
     let poisoned = AtomicU64::new(0);

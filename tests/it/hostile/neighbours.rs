@@ -3,8 +3,8 @@
 //!
 //! `SKEP_NEIGHBOURS_SECONDS=5` is the long form: each family is measured so long with and without its attack, in turns, as often
 //! as `ROUNDS` says. It prints the table, and asserts that p99 is at most doubled and memory back within a tenth.
-//! `SKEP_NEIGHBOURS_FAMILY=word,word` takes only the families with one of these words in their names. Without the first of them the run is short,
-//! and only what no busy machine excuses is asserted. Build with `--release` for figures that mean something.
+//! `SKEP_NEIGHBOURS_FAMILY=word,word` takes only the families with one of these words in their names. Without the first of them the
+//! run is short, and only what no busy machine excuses is asserted. Build with `--release` for figures that mean something.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
