@@ -8,6 +8,7 @@ mod overlay;
 mod suggest;
 
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,6 +21,10 @@ use suggest::with_suggestion;
 const NAME_LIMIT: usize = 64;
 /// Most nodes a cluster may have: every node keeps three connections to every other.
 const NODE_LIMIT: usize = 64;
+
+/// Bytes in a second that a group takes of each processor of a node, where nobody says. A processor that does nothing else moves
+/// some 300 MiB of replies, so a group with the longest ones keeps its neighbours waiting for three hundredths of the time.
+const GROUP_BYTES_PER_PROCESSOR: u64 = 8 << 20;
 
 /// The whole of `skep.toml`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -128,6 +133,9 @@ impl Default for RaftSection {
 pub struct LimitsSection {
     /// Most bytes of one command or query.
     pub command_bytes: u64,
+    /// Bytes of commands and replies in a second of a group without a quota of its own, above which its commands wait; 0 is
+    /// no limit. 8 MiB for each processor of this node if absent.
+    pub group_bytes_per_second: Option<u64>,
     /// Most bytes of one component.
     pub component_bytes: u64,
     /// Most client connections at a time.
@@ -144,6 +152,7 @@ impl Default for LimitsSection {
     fn default() -> Self {
         Self {
             command_bytes: 1 << 20,
+            group_bytes_per_second: None,
             component_bytes: 32 << 20,
             client_connections: 1024,
             requests_per_connection: 1024,
@@ -283,6 +292,14 @@ impl Config {
     /// Where to listen for HTTP.
     pub fn listen_http(&self) -> &str {
         self.listen.http.as_deref().unwrap_or(&self.own().http)
+    }
+
+    /// Bytes of commands and replies in a second of a group without a quota of its own; 0 is no limit.
+    pub fn group_bytes_per_second(&self) -> u64 {
+        self.limits.group_bytes_per_second.unwrap_or_else(|| {
+            let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+            GROUP_BYTES_PER_PROCESSOR * processors as u64
+        })
     }
 
     /// One tick.

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use skep_core::allowance::Allowance;
+use skep_core::deployment::Quota;
 use skep_core::id::{GroupId, LogIndex, Term};
 use skep_core::proposal::ProposalError;
 use skep_machine::state_machine::{Answer, MachineError, Reader};
@@ -59,6 +61,17 @@ struct Queue {
     scheduled: bool,
     release: bool,
     halted: bool,
+    /// The group's, as of the last tick.
+    quota: Quota,
+    /// What is left of its bytes for queries on this node.
+    allowance: Allowance,
+}
+
+impl Queue {
+    /// Whether there is a query that may be answered now.
+    fn is_due(&self) -> bool {
+        !self.queries.is_empty() && !self.allowance.owes_bytes(self.quota)
+    }
 }
 
 impl Queries {
@@ -94,7 +107,9 @@ impl Queries {
             None => {
                 queue.queries.push_back(query);
                 actor.ticks_left.store(IDLE_TICKS, Relaxed);
-                actor.schedule(queue);
+                if queue.is_due() {
+                    actor.schedule(queue);
+                }
             }
             Some(reason) => {
                 drop(queue);
@@ -103,17 +118,28 @@ impl Queries {
         }
     }
 
-    /// Time passes: a reader that nobody asks is released.
-    pub(crate) fn tick(&self) {
+    /// Time passes: a reader that nobody asks is released, and queries that waited for the quota may go on. Tells whether some
+    /// waited.
+    pub(crate) fn tick(&self, now: u64, quota: Quota) -> bool {
         let before = self
             .actor
             .ticks_left
             .fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1));
-        if before == Ok(1) {
-            let mut queue = self.actor.lock();
-            queue.release = true;
+        if before.is_err() {
+            return false;
+        }
+        let mut queue = self.actor.lock();
+        let waited = !queue.queries.is_empty() && !queue.is_due();
+        if waited {
+            queue.queries.retain(|query| !query.asked.is_abandoned());
+        }
+        queue.quota = quota;
+        queue.allowance.refill(quota, now);
+        queue.release |= before == Ok(1);
+        if queue.release || queue.is_due() {
             self.actor.schedule(queue);
         }
+        waited
     }
 
     /// Ends the actor: nothing queued is answered any more, and the reader is dropped once its present call returns.
@@ -147,8 +173,13 @@ impl Actor {
     fn turn(self: Arc<Self>) {
         let mut cell = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
         let mut meter = Meter::start();
+        let mut bytes = 0;
         while meter.cost() < TURN_COST {
             let mut queue = self.lock();
+            let quota = queue.quota;
+            queue
+                .allowance
+                .take_bytes(quota, std::mem::take(&mut bytes));
             if queue.halted && cell.is_some() {
                 drop(queue);
                 // May unmap much memory, so not under the lock.
@@ -156,7 +187,11 @@ impl Actor {
                 continue;
             }
             let release = std::mem::take(&mut queue.release);
-            let query = queue.queries.pop_front();
+            let query = if queue.is_due() {
+                queue.queries.pop_front()
+            } else {
+                None
+            };
             if !release && query.is_none() {
                 // Before the flag is cleared: from then on the next turn may be queued.
                 self.account.charge(&meter);
@@ -171,21 +206,27 @@ impl Actor {
                 continue;
             };
             match query {
-                Some(query) => self.answer(&mut **reader, query, &mut meter),
+                Some(query) => bytes = self.answer(&mut **reader, query, &mut meter),
                 None => reader.release(),
             }
         }
         self.account.charge(&meter);
+        let mut queue = self.lock();
+        let quota = queue.quota;
+        queue.allowance.take_bytes(quota, bytes);
+        drop(queue);
         drop(cell);
         let actor = Arc::clone(&self);
         self.pool.run_for(&self.account, move || actor.turn());
     }
 
-    fn answer(&self, reader: &mut dyn Reader, query: Query, meter: &mut Meter) {
+    /// Answers a query. Returns the bytes that it moved.
+    fn answer(&self, reader: &mut dyn Reader, query: Query, meter: &mut Meter) -> u64 {
         // Nobody waits any more: late, or gone.
         if query.asked.is_abandoned() {
-            return;
+            return 0;
         }
+        let mut bytes = query.request.len() as u64;
         let answer = guarded(|| match reader.query(&query.request) {
             Ok(answer) => Ok(answer),
             Err(error @ MachineError::Guest { .. }) => Ok(Answer {
@@ -202,6 +243,7 @@ impl Actor {
                 fuel,
             }) => {
                 meter.add(fuel);
+                bytes += outcome.size() as u64;
                 query.asked.answer(Ok(QueryAnswer {
                     outcome,
                     // Entries that the machine has no part in do not move its index.
@@ -216,6 +258,7 @@ impl Actor {
                 self.refuse(query, Some(ProposalError::Faulted));
             }
         }
+        bytes
     }
 
     /// Answers that there is no answer: for this reason, or because the actor has ended.

@@ -106,6 +106,16 @@ impl Replica {
     }
 
     /// Takes something in. A bug in there halts this replica only.
+    /// Time passes. Tells whether commands or queries waited here for the group's quota.
+    pub(crate) fn tick(&mut self, now: u64) -> bool {
+        let State::Running(group) = &self.state else {
+            return false;
+        };
+        let (quota, commands_waited) = (group.quota(), group.waits_for_quota());
+        self.handle(Input::Tick { now });
+        self.worker.tick(now, quota) || commands_waited
+    }
+
     pub(crate) fn handle(&mut self, input: Input) {
         let State::Running(group) = &mut self.state else {
             return;

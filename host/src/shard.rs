@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
 
 use skep_core::effect::{Call, Effect, Work};
@@ -91,8 +92,9 @@ impl Shard {
     fn take_in(&mut self, round: Round) {
         if let Some(now) = round.tick {
             for (group, replica) in &mut self.replicas {
-                replica.handle(Input::Tick { now });
-                replica.worker.tick();
+                if replica.tick(now) {
+                    self.router.quota_waits.fetch_add(1, Relaxed);
+                }
                 touch(&mut self.touched, *group, replica);
             }
         }

@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use skep_core::attestation::Deed;
+use skep_core::deployment::Quota;
 use skep_core::effect::{Call, Work};
 use skep_core::id::{ComponentId, GroupId, LogIndex};
 use skep_core::input::Input;
@@ -190,11 +191,11 @@ impl Worker {
         }
     }
 
-    /// Time passes: what is not used is let go.
-    pub(crate) fn tick(&self) {
-        if let Some(queries) = &self.actor.lock().queries {
-            queries.tick();
-        }
+    /// Time passes: what is not used is let go. Tells whether queries waited for the quota.
+    pub(crate) fn tick(&self, now: u64, quota: Quota) -> bool {
+        let queue = self.actor.lock();
+        let queries = queue.queries.as_ref();
+        queries.is_some_and(|queries| queries.tick(now, quota))
     }
 
     /// What the group runs here.

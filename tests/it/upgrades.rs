@@ -288,7 +288,8 @@ async fn limits_change_through_the_log() {
             .ok_or_else(|| answer.text())
     };
     eventually("the quota is held", busy).await;
-    let profile = json!({"quota": {}, "profile": {"reply-bytes": 100}}).to_string();
+    let profile =
+        json!({"quota": {"commands-per-second": 0}, "profile": {"reply-bytes": 100}}).to_string();
     let answered = cluster.http(3, "POST", &path, profile).await;
     assert_eq!(answered.status, 200, "{}", answered.text());
     let put = format!("put long {}", "x".repeat(300));
@@ -306,4 +307,68 @@ async fn limits_change_through_the_log() {
     let wrong = json!({"profile": {"no-such-limit": 1}}).to_string();
     let answered = cluster.http(1, "POST", &path, wrong).await;
     assert_eq!(answered.status, 400, "{}", answered.text());
+}
+
+/// Bytes beyond the quota make commands and queries wait and are nobody is refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_beyond_the_quota_wait() {
+    const REPLY: usize = 100_000;
+    const QUOTA: u64 = 200_000;
+    let cluster = Cluster::start(&Settings::default()).await;
+    let group = cluster.create_kv(1, "kv", &[1, 2, 3]).await;
+    let client = cluster.client().await;
+    let put = format!("put long {}", "x".repeat(REPLY));
+    crate::load::propose(&client, group, &put).await;
+    let path = format!("/v1/groups/{group}/upgrade");
+    let quota = json!({"quota": {"bytes-per-second": QUOTA, "commands-per-second": 1000}});
+    let answered = cluster.http(2, "POST", &path, quota.to_string()).await;
+    assert_eq!(answered.status, 200, "{}", answered.text());
+    let waits = async || {
+        let mut sum = 0;
+        for id in cluster.ids() {
+            sum += cluster.metric(id, "skep_quota_waits_total").await;
+        }
+        sum
+    };
+    let kinds: [&'static [u8]; 2] = [b"query", b"command"];
+    for kind in kinds {
+        let before = waits().await;
+        let mut rounds = 0;
+        // The first of them may come before a tick has told the quota to who answers.
+        while waits().await == before {
+            rounds += 1;
+            assert!(rounds <= 10, "nobody waits");
+            let mut asked = tokio::task::JoinSet::new();
+            for _ in 0..5 {
+                let (client, put) = (client.clone(), put.clone());
+                asked.spawn(async move {
+                    if kind == b"query" {
+                        let consistency = skep_client::Consistency::Linearizable;
+                        let answer = client.query(group, "get long".into(), consistency).await;
+                        answer.expect("an answer").outcome
+                    } else {
+                        crate::load::propose(&client, group, &put).await
+                    }
+                });
+            }
+            while let Some(outcome) = asked.join_next().await {
+                let outcome = outcome.expect("no panic");
+                assert!(
+                    matches!(outcome, skep_client::Outcome::Reply(_)),
+                    "{outcome:?}"
+                );
+            }
+        }
+    }
+    // What is absent stays: the other half of the quota is as it was.
+    let free = json!({"quota": {"bytes-per-second": 0}}).to_string();
+    let answered = cluster.http(3, "POST", &path, free).await;
+    assert_eq!(answered.status, 200, "{}", answered.text());
+    eventually("only what was named has changed", async || {
+        let quota = cluster.try_status(1, group).await?.replica.quota;
+        (quota.commands_per_second == 1000 && quota.bytes_per_second != QUOTA)
+            .then_some(())
+            .ok_or_else(|| format!("{quota:?}"))
+    })
+    .await;
 }

@@ -1,7 +1,7 @@
 //! What a replica did up to a barrier, in a form that replicas can compare, and how a majority is found.
 
 use bytes::Bytes;
-use sha2::{Digest as _, Sha256};
+use twox_hash::XxHash3_128;
 
 use crate::id::{LogIndex, ReplicaId};
 use crate::outcome::Outcome;
@@ -11,6 +11,12 @@ use crate::state::Membership;
 /// A sha256.
 pub type Digest = [u8; 32];
 
+/// The value of a [`Chain`]: an XXH3 of 128 bits, the lower byte first.
+///
+/// It is to find accidents: who makes two replies of one hash on purpose hides the trouble of their own group only. A replica
+/// that hashes replies of a megabyte for one group keeps others waiting, and sha256 took a third of the processors there.
+pub type Link = [u8; 16];
+
 /// What a replica says of one barrier. Replicas that ran the same code on the same log say the same.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Attestation {
@@ -19,7 +25,7 @@ pub struct Attestation {
     /// The snapshot file it wrote there; none if the machine could not save itself.
     pub snapshot: Option<Digest>,
     /// [`Chain`] over the entries since the barrier before; none if this replica did not run them in this life.
-    pub chain: Option<Digest>,
+    pub chain: Option<Link>,
 }
 
 impl Attestation {
@@ -37,25 +43,21 @@ impl Attestation {
 /// Equal snapshots are not enough: a machine may answer differently and save the same. Fuel is the sharpest part of it, since
 /// nearly any difference on a heap changes the number of instructions that some later command takes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Chain(Digest);
+pub struct Chain(Link);
 
 impl Chain {
     /// The chain behind a snapshot, from which all replicas go on.
     pub fn behind(snapshot: Digest) -> Self {
-        Self(snapshot)
+        Self(link(&snapshot))
     }
 
     /// Adds what an entry did, of which [`Deed::of`] tells.
     pub fn extend(&mut self, index: LogIndex, deed: Deed) {
-        let mut hash = Sha256::new();
-        hash.update(self.0);
-        hash.update(index.0.to_le_bytes());
-        hash.update(deed.0);
-        self.0 = hash.finalize().into();
+        self.0 = joined(self.0, 0, index.0, deed.0);
     }
 
     /// Its value.
-    pub fn digest(self) -> Digest {
+    pub fn link(self) -> Link {
         self.0
     }
 }
@@ -64,28 +66,36 @@ impl Chain {
 ///
 /// Both may be megabytes, so it is made where the machine runs: the thread of the replicas has other groups to serve.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Deed(Digest);
+pub struct Deed(Link);
 
 impl Deed {
     /// What an entry did.
     pub fn of(entry: &[u8], outcomes: &[Outcome], fuel: u64) -> Self {
-        let mut hash = Sha256::new();
-        let mut part = |tag: u8, number: u64, bytes: &[u8]| {
-            hash.update([tag]);
-            hash.update(number.to_le_bytes());
-            hash.update((bytes.len() as u64).to_le_bytes());
-            hash.update(bytes);
-        };
-        part(1, fuel, entry);
-        for outcome in outcomes {
-            match outcome {
-                Outcome::Reply(reply) => part(2, 0, reply),
-                Outcome::Rejected { code, message } => part(3, (*code).into(), message.as_bytes()),
-                Outcome::Fault(fault) => part(4, fault.code().into(), &[]),
-            }
-        }
-        Self(hash.finalize().into())
+        let entry = joined(Link::default(), 1, fuel, link(entry));
+        let deed = outcomes.iter().fold(entry, |before, outcome| {
+            let (tag, number, bytes): (u8, u64, &[u8]) = match outcome {
+                Outcome::Reply(reply) => (2, 0, reply),
+                Outcome::Rejected { code, message } => (3, (*code).into(), message.as_bytes()),
+                Outcome::Fault(fault) => (4, fault.code().into(), &[]),
+            };
+            joined(before, tag, number, link(bytes))
+        });
+        Self(deed)
     }
+}
+
+fn link(bytes: &[u8]) -> Link {
+    XxHash3_128::oneshot(bytes).to_le_bytes()
+}
+
+/// A hash over parts that cannot be taken for others: each has its place.
+fn joined(before: Link, tag: u8, number: u64, part: Link) -> Link {
+    let mut all = [0; 41];
+    all[..16].copy_from_slice(&before);
+    all[16] = tag;
+    all[17..25].copy_from_slice(&number.to_le_bytes());
+    all[25..].copy_from_slice(&part);
+    link(&all)
 }
 
 /// What the replicas' words come to.
@@ -99,9 +109,9 @@ pub enum Judgement {
 
 impl Verdict {
     pub(crate) fn of(index: LogIndex, reports: &[(ReplicaId, Attestation)]) -> Self {
-        let bytes = |digest: Option<Digest>| {
-            digest.map_or_else(Bytes::new, |digest| Bytes::copy_from_slice(&digest))
-        };
+        fn bytes<const N: usize>(hash: Option<[u8; N]>) -> Bytes {
+            hash.map_or_else(Bytes::new, |hash| Bytes::copy_from_slice(&hash))
+        }
         Self {
             index: index.0,
             trusted: 0,
@@ -125,14 +135,13 @@ impl Verdict {
 
     /// The reports as they were made.
     pub(crate) fn reports(&self) -> Vec<(ReplicaId, Attestation)> {
-        let digest = |bytes: &Bytes| Digest::try_from(&bytes[..]).ok();
         self.reports
             .iter()
             .map(|report| {
                 let said = Attestation {
                     index: LogIndex(self.index),
-                    snapshot: digest(&report.snapshot),
-                    chain: digest(&report.chain),
+                    snapshot: report.snapshot[..].try_into().ok(),
+                    chain: report.chain[..].try_into().ok(),
                 };
                 (ReplicaId(report.replica), said)
             })
@@ -216,7 +225,7 @@ mod tests {
         Attestation {
             index: LogIndex(9),
             snapshot: Some([snapshot; 32]),
-            chain: chain.map(|chain| [chain; 32]),
+            chain: chain.map(|chain| [chain; 16]),
         }
     }
 
@@ -288,7 +297,7 @@ mod tests {
         let chain = |index, entry: &[u8], outcomes: &[Outcome], fuel| {
             let mut chain = Chain::behind([7; 32]);
             chain.extend(LogIndex(index), Deed::of(entry, outcomes, fuel));
-            chain.digest()
+            chain.link()
         };
         let all = [
             chain(1, b"e", &[reply("a"), reply("b")], 5),

@@ -596,6 +596,10 @@ impl Group {
                         }
                     };
                     if let Some(asker) = asker {
+                        if let Ok(response) = &result {
+                            let bytes = response.outcome.size() as u64;
+                            self.allowance.take_bytes(self.quota(), bytes);
+                        }
                         self.reply(asker, result);
                     }
                 }

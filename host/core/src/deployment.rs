@@ -24,39 +24,8 @@ pub struct Quota {
     pub commands_per_second: u32,
     /// Bytes of commands that wait to be put into the log; 0 leaves it to the node.
     pub in_flight_bytes: u64,
-}
-
-/// Commands that the leader may take now under a [`Quota`].
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Allowance {
-    /// In billionths of a command, so that a tick of any length refills it exactly.
-    left: u64,
-    /// Wall clock at the last refill.
-    at: u64,
-}
-
-impl Allowance {
-    /// Refills to at most one second's worth. A clock that jumps gives no more, and takes nothing.
-    pub(crate) fn refill(&mut self, quota: Quota, now: u64) {
-        const SECOND: u64 = 1_000_000_000;
-        let rate = u64::from(quota.commands_per_second);
-        let passed = now.saturating_sub(self.at).min(SECOND);
-        self.at = now;
-        self.left = self.left.saturating_add(rate * passed).min(rate * SECOND);
-    }
-
-    /// Takes one command out. `false` if there is none left.
-    pub(crate) fn take(&mut self, quota: Quota) -> bool {
-        const ONE: u64 = 1_000_000_000;
-        if quota.commands_per_second == 0 {
-            return true;
-        }
-        let taken = self.left >= ONE;
-        if taken {
-            self.left -= ONE;
-        }
-        taken
-    }
+    /// Bytes of commands and of what the machine answers to them, in a second; 0 leaves it to the node. Above it commands wait.
+    pub bytes_per_second: u64,
 }
 
 impl Deployment {
@@ -81,6 +50,9 @@ pub struct DeploymentRecord {
     /// See [`Quota`].
     #[prost(uint64, tag = "4")]
     pub in_flight_bytes: u64,
+    /// See [`Quota`].
+    #[prost(uint64, tag = "5")]
+    pub bytes_per_second: u64,
 }
 
 impl From<&Deployment> for DeploymentRecord {
@@ -90,6 +62,7 @@ impl From<&Deployment> for DeploymentRecord {
             profile: deployment.profile.clone(),
             commands_per_second: deployment.quota.commands_per_second,
             in_flight_bytes: deployment.quota.in_flight_bytes,
+            bytes_per_second: deployment.quota.bytes_per_second,
         }
     }
 }
@@ -103,6 +76,7 @@ impl DeploymentRecord {
             quota: Quota {
                 commands_per_second: self.commands_per_second,
                 in_flight_bytes: self.in_flight_bytes,
+                bytes_per_second: self.bytes_per_second,
             },
         })
     }

@@ -60,7 +60,7 @@ impl Group {
         self.speak(Attestation {
             index,
             snapshot,
-            chain: Some(self.attestations.chain.digest()),
+            chain: Some(self.attestations.chain.link()),
         });
         if let Some(snapshot) = snapshot {
             self.attestations.chain = Chain::behind(snapshot);

@@ -7,9 +7,10 @@ use raft::eraftpb::{self, ConfChange as RaftChange, ConfChangeType, EntryType, H
 use raft::{RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 
 use crate::addresses::Addresses;
+use crate::allowance::Allowance;
 use crate::committed::Applying;
 use crate::config::{ConfigError, GroupConfig};
-use crate::deployment::{Allowance, Quota};
+use crate::deployment::Quota;
 use crate::divergence::Attestations;
 use crate::effect::{Effect, Persist, Work};
 use crate::election;
@@ -80,6 +81,8 @@ pub struct Group {
     pub(crate) attestations: Attestations,
     /// What this leader may take of its clients.
     pub(crate) allowance: Allowance,
+    /// Ticks that began with commands waiting for the quota.
+    quota_waits: u64,
     /// Commands on which the machine has failed since the last one on which it did not, as this leader saw them.
     pub(crate) faults_in_a_row: u32,
     pub(crate) arrived: Option<ArrivedSnapshot>,
@@ -312,6 +315,8 @@ impl Group {
                 .map(|deployment| deployment.component),
             sessions: self.state.sessions.len(),
             queued: self.proposals.len(),
+            quota: self.quota(),
+            quota_waits: self.quota_waits,
         }
     }
 
@@ -339,6 +344,7 @@ impl Group {
             since_barrier: SinceBarrier::default(),
             attestations: Attestations::default(),
             allowance: Allowance::default(),
+            quota_waits: 0,
             faults_in_a_row: 0,
             arrived: None,
             addresses: Addresses::default(),
@@ -459,7 +465,7 @@ impl Group {
             Input::Forget { waiter } => self.proposals.forget(waiter),
             Input::Campaign => {
                 // Without a configuration raft-rs wins at once, with the votes of nobody, and then panics.
-                if !self.is_replacing_log()
+                if self.may_campaign()
                     && let Some(Raft(node)) = &mut self.raft
                     && node.raft.promotable()
                 {
@@ -510,7 +516,7 @@ impl Group {
     fn tick(&mut self, now: u64) {
         self.ticks += 1;
         self.now = self.now.max(now);
-        if !self.is_replacing_log()
+        if self.may_campaign()
             && let Some(Raft(node)) = &mut self.raft
         {
             let raft = &mut node.raft;
@@ -524,7 +530,9 @@ impl Group {
             }
             node.tick();
         }
-        self.allowance.refill(self.quota(), self.now);
+        self.quota_waits += u64::from(self.waits_for_quota());
+        // By the clock as it is: behind the latest it has shown nothing would come in until it is there again.
+        self.allowance.refill(self.quota(), now);
         self.expire();
         self.expire_reads();
         self.promote_who_has_caught_up();
@@ -582,12 +590,21 @@ impl Group {
         )
     }
 
-    /// What the group takes of its clients.
-    pub(crate) fn quota(&self) -> Quota {
+    /// What the group takes of its clients: as it was deployed, and what that leaves to the node.
+    pub fn quota(&self) -> Quota {
         let deployment = self.state.deployment.as_ref();
-        deployment
+        let mut quota = deployment
             .map(|deployment| deployment.quota)
-            .unwrap_or_default()
+            .unwrap_or_default();
+        if quota.bytes_per_second == 0 {
+            quota.bytes_per_second = self.config.limits.bytes_per_second;
+        }
+        quota
+    }
+
+    /// Whether commands wait here because the group has used its bytes up.
+    pub fn waits_for_quota(&self) -> bool {
+        self.leads() && self.proposals.len() > 0 && self.allowance.owes_bytes(self.quota())
     }
 
     /// Whether commands and reads are taken.

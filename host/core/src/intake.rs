@@ -87,7 +87,7 @@ impl Group {
         let backlog = self.unapplied_bytes > self.config.limits.unapplied_bytes;
         let faulted = self.is_faulted();
         let kind = message.msg_type;
-        if kind == Type::MsgTimeoutNow && self.is_replacing_log() {
+        if kind == Type::MsgTimeoutNow && !self.may_campaign() {
             return;
         }
         let Some(Raft(node)) = &mut self.raft else {
@@ -145,15 +145,22 @@ impl Group {
         self.heard_of(from);
     }
 
-    /// Whether a snapshot is taking the log's place. Until it is durable, a campaign would make raft-rs look for the
-    /// entries that it replaces, and panic.
-    pub(crate) fn is_replacing_log(&self) -> bool {
-        self.storage.is_installing()
-            || self
-                .raft
-                .as_ref()
-                .and_then(|raft| raft.0.snap())
-                .is_some_and(|snapshot| !snapshot.is_empty())
+    /// Whether raft-rs may campaign without a panic.
+    ///
+    /// While a snapshot takes the log's place it would look for the entries that are replaced. And whoever is the only voter
+    /// wins at once, for which its log must be durable: the change that made it so may be applied before what follows it in
+    /// the log is on the disk.
+    pub(crate) fn may_campaign(&self) -> bool {
+        let Some(Raft(node)) = &self.raft else {
+            return false;
+        };
+        let is_replacing_log = self.storage.is_installing()
+            || node.snap().is_some_and(|snapshot| !snapshot.is_empty());
+        let (raft, log) = (&node.raft, &node.raft.raft_log);
+        let would_win_too_soon = raft.state != StateRole::Leader
+            && raft.prs().is_singleton()
+            && log.persisted < log.last_index();
+        !is_replacing_log && !would_win_too_soon
     }
 
     /// Lets Raft acknowledge what a snapshot holds that need not arrive. Without this answer the leader offers it for ever.

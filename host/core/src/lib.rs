@@ -25,6 +25,7 @@
 //! them and is only ever written into entries. The same inputs give the same effects, so a simulator runs this code.
 
 mod addresses;
+pub mod allowance;
 pub mod attestation;
 mod changes;
 mod committed;

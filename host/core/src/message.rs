@@ -160,7 +160,13 @@ impl Body {
             }
             Self::Answer(answers) => answers
                 .iter()
-                .map(|answer| 2 * FIXED + answer.result.as_ref().map_or(0, Response::size))
+                .map(|answer| {
+                    2 * FIXED
+                        + answer
+                            .result
+                            .as_ref()
+                            .map_or(0, |response| response.outcome.size())
+                })
                 .sum::<usize>(),
         }
     }

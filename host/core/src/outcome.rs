@@ -35,6 +35,17 @@ pub enum Outcome {
     Fault(GuestFault),
 }
 
+impl Outcome {
+    /// Bytes of the machine's that it holds.
+    pub fn size(&self) -> usize {
+        match self {
+            Self::Reply(reply) => reply.len(),
+            Self::Rejected { message, .. } => message.len(),
+            Self::Fault(_) => 0,
+        }
+    }
+}
+
 /// The closed list of deterministic failures. Only these may become an outcome; everything else is local to a replica
 /// and stops it instead. The number is what is replicated: a code, never a text or a backtrace.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, serde::Serialize, serde::Deserialize)]

@@ -121,15 +121,6 @@ pub struct Response {
 }
 
 impl Response {
-    /// Bytes the response holds.
-    pub fn size(&self) -> usize {
-        match &self.outcome {
-            Outcome::Reply(reply) => reply.len(),
-            Outcome::Rejected { message, .. } => message.len(),
-            Outcome::Fault(_) => 1,
-        }
-    }
-
     /// The session that [`Proposal::OpenSession`] opened.
     pub fn session(&self) -> SessionId {
         self.request.session

@@ -146,7 +146,7 @@ impl Group {
                 Some(ProposalError::Busy)
             }
             // The last look: only what is taken is counted.
-            Proposal::Command(_) if self.leads() && !self.allowance.take(quota) => {
+            Proposal::Command(_) if self.leads() && !self.allowance.take_command(quota) => {
                 Some(ProposalError::Busy)
             }
             _ => None,
@@ -200,14 +200,22 @@ impl Group {
             }
             self.proposals.elected = false;
         }
-        if self.has_room_for_entry() && !self.pack_suspects() {
+        if self.has_room_for_commands() && !self.pack_suspects() {
             return;
         }
-        while !self.proposals.queue.is_empty() && self.has_room_for_entry() {
-            if !self.pack_one() {
+        while let Some(front) = self.proposals.queue.front() {
+            let has_room = match front.proposal {
+                Proposal::Command(_) | Proposal::OpenSession => self.has_room_for_commands(),
+                _ => self.has_room_for_entry(),
+            };
+            if !has_room || !self.pack_one() {
                 break;
             }
         }
+    }
+
+    fn has_room_for_commands(&self) -> bool {
+        !self.allowance.owes_bytes(self.quota()) && self.has_room_for_entry()
     }
 
     fn has_room_for_entry(&self) -> bool {
@@ -292,6 +300,10 @@ impl Group {
         kind: Kind,
         askers: Vec<Asker>,
     ) -> Result<(), Vec<Asker>> {
+        let bytes = match &kind {
+            Kind::Commands(Commands { items }) => items.iter().map(|item| item.data.len()).sum(),
+            _ => 0,
+        };
         let payload = Payload {
             now: self.now,
             entropy: self.entropy(),
@@ -304,6 +316,7 @@ impl Group {
         if node.propose(Vec::new(), data).is_err() {
             return Err(askers);
         }
+        self.allowance.take_bytes(self.quota(), bytes as u64);
         self.note_proposed(askers);
         Ok(())
     }

@@ -140,7 +140,7 @@ impl Sessions {
         if let Some(session) = self.table.get_mut(&request.session)
             && let Some(answered) = session.commands.get_mut(&request.sequence)
         {
-            *answered = if response.size() > KEPT_REPLY_BYTES_MAX {
+            *answered = if response.outcome.size() > KEPT_REPLY_BYTES_MAX {
                 Answered::TooLong
             } else {
                 Answered::With(response.clone())

@@ -1,5 +1,6 @@
 //! What a replica says of itself (`Status` of the seed package, typed).
 
+use crate::deployment::Quota;
 use crate::id::{ComponentId, GroupId, Incarnation, LogIndex, NodeId, ReplicaId, Term};
 use crate::state::Role;
 
@@ -90,6 +91,10 @@ pub struct Status {
     pub sessions: usize,
     /// Proposals that wait to be packed.
     pub queued: usize,
+    /// What the group takes of its clients, as it is held on this node.
+    pub quota: Quota,
+    /// Ticks that began with commands waiting here for the group's quota of bytes, in this life of the replica.
+    pub quota_waits: u64,
 }
 
 /// One member of the group.

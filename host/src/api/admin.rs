@@ -89,9 +89,34 @@ pub struct Upgrade {
     /// What the machine may use.
     pub profile: Option<Profile>,
     /// What the group takes of its clients.
-    pub quota: Option<Quota>,
+    pub quota: QuotaChange,
     /// Only try it, on the node that is asked, and change nothing.
     pub dry_run: bool,
+}
+
+/// A change of a [`Quota`]; what is absent stays.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct QuotaChange {
+    /// Commands in a second; 0 is no limit.
+    pub commands_per_second: Option<u32>,
+    /// Bytes of commands that may wait; 0 leaves it to the nodes.
+    pub in_flight_bytes: Option<u64>,
+    /// Bytes of commands and replies in a second; 0 leaves it to the nodes.
+    pub bytes_per_second: Option<u64>,
+}
+
+impl QuotaChange {
+    /// What becomes of a quota.
+    pub fn of(self, quota: Quota) -> Quota {
+        Quota {
+            commands_per_second: self
+                .commands_per_second
+                .unwrap_or(quota.commands_per_second),
+            in_flight_bytes: self.in_flight_bytes.unwrap_or(quota.in_flight_bytes),
+            bytes_per_second: self.bytes_per_second.unwrap_or(quota.bytes_per_second),
+        }
+    }
 }
 
 /// What would become of an upgrade.

@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use skep::api::admin::{
-    self, CreateGroup, Done, GroupInfo, OfGroup, OfGroupAndNode, Placed, Rehearsed, Upgraded,
-    method,
+    self, CreateGroup, Done, GroupInfo, OfGroup, OfGroupAndNode, Placed, QuotaChange, Rehearsed,
+    Upgraded, method,
 };
 use skep::{GroupId, NodeId, Rehearsal, Verdict};
 use skep_core::deployment::Quota;
-use skep_core::status::Health;
+use skep_core::status::{Health, Status};
 use skep_machine::wasm::Profile;
 
 use super::connect::Connection;
@@ -111,6 +111,9 @@ struct Limits {
     /// Bytes of commands that may wait to be put into the log; 0 leaves it to the nodes
     #[arg(long, value_name = "BYTES")]
     in_flight_bytes: Option<u64>,
+    /// Bytes of commands and replies in a second, above which commands wait; 0 leaves it to the nodes
+    #[arg(long, value_name = "BYTES")]
+    bytes_per_second: Option<u64>,
 }
 
 impl Limits {
@@ -123,11 +126,12 @@ impl Limits {
         serde_json::from_slice(&text).with_context(name).map(Some)
     }
 
-    fn quota(&self) -> Option<Quota> {
-        (self.commands_per_second.is_some() || self.in_flight_bytes.is_some()).then(|| Quota {
-            commands_per_second: self.commands_per_second.unwrap_or_default(),
-            in_flight_bytes: self.in_flight_bytes.unwrap_or_default(),
-        })
+    fn quota(&self) -> QuotaChange {
+        QuotaChange {
+            commands_per_second: self.commands_per_second,
+            in_flight_bytes: self.in_flight_bytes,
+            bytes_per_second: self.bytes_per_second,
+        }
     }
 }
 
@@ -315,7 +319,7 @@ async fn create(create: Create) -> anyhow::Result<()> {
         replicas: create.replicas,
         init: create.init,
         profile: create.limits.profile()?.unwrap_or_default(),
-        quota: create.limits.quota().unwrap_or_default(),
+        quota: create.limits.quota().of(Quota::default()),
     };
     let group: GroupInfo = connection.call(method::GROUP_CREATE, &request).await?;
     if let Some(problem) = &group.problem {
@@ -379,6 +383,25 @@ pub(super) fn table(groups: &[GroupInfo]) -> String {
     )
 }
 
+/// What the group takes of its clients.
+fn quota(replica: &Status) -> String {
+    let quota = replica.quota;
+    let limits = [
+        (quota.commands_per_second.into(), "commands/s"),
+        (quota.bytes_per_second, "bytes/s"),
+        (quota.in_flight_bytes, "bytes in flight"),
+    ];
+    let limits: Vec<String> = limits
+        .iter()
+        .filter(|(limit, _)| *limit != 0)
+        .map(|(limit, what)| format!("{limit} {what}"))
+        .collect();
+    match replica.quota_waits {
+        0 => or_dash((!limits.is_empty()).then(|| limits.join(", "))),
+        waits => format!("{}; commands waited in {waits} ticks", limits.join(", ")),
+    }
+}
+
 fn text(status: &skep::GroupStatus) -> String {
     let replica = &status.replica;
     let mut text = format!(
@@ -398,6 +421,7 @@ fn text(status: &skep::GroupStatus) -> String {
         status.machine.name,
         status.machine.version,
     );
+    text.push_str(&format!("quota     {}\n", quota(replica)));
     let problem = match &replica.health {
         Health::Healthy | Health::Faulted { .. } => None,
         Health::Degraded { index } => {

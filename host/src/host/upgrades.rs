@@ -108,7 +108,7 @@ impl Host {
         Ok(Deployed {
             component,
             profile: request.profile.unwrap_or_else(|| record.profile.clone()),
-            quota: request.quota.unwrap_or(record.quota),
+            quota: request.quota.of(record.quota),
         })
     }
 

@@ -122,12 +122,7 @@ fn conf_change_size(change: &ConfChange) -> usize {
 }
 
 fn outcome_size(outcome: &Outcome) -> usize {
-    ITEM_BYTES
-        + match outcome {
-            Outcome::Reply(bytes) => bytes.len(),
-            Outcome::Rejected { message, .. } => message.len(),
-            Outcome::Fault(_) => 0,
-        }
+    ITEM_BYTES + outcome.size()
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ impl Results {
     pub(super) fn push(&mut self, input: Input) {
         if let Input::Applied { outcomes, .. } = &input {
             self.outcomes += outcomes.len();
-            self.bytes += outcomes.iter().map(size).sum::<usize>();
+            self.bytes += outcomes.iter().map(Outcome::size).sum::<usize>();
         }
         self.bytes += RESULT_BYTES;
         self.waiting.push_back(Some(input));
@@ -71,14 +71,6 @@ impl Results {
 
     pub(super) fn clear(&mut self) {
         *self = Self::default();
-    }
-}
-
-fn size(outcome: &Outcome) -> usize {
-    match outcome {
-        Outcome::Reply(reply) => reply.len(),
-        Outcome::Rejected { message, .. } => message.len(),
-        Outcome::Fault(_) => 0,
     }
 }
 

@@ -230,9 +230,9 @@ impl TryFrom<proto::PeerMessage> for PeerMessage {
 
 impl From<&Attestation> for proto::Attestation {
     fn from(said: &Attestation) -> Self {
-        let bytes = |digest: Option<[u8; 32]>| {
-            digest.map_or_else(Bytes::new, |digest| Bytes::copy_from_slice(&digest))
-        };
+        fn bytes<const N: usize>(hash: Option<[u8; N]>) -> Bytes {
+            hash.map_or_else(Bytes::new, |hash| Bytes::copy_from_slice(&hash))
+        }
         Self {
             index: said.index.0,
             snapshot: bytes(said.snapshot),
@@ -245,12 +245,16 @@ impl TryFrom<proto::Attestation> for Attestation {
     type Error = WireError;
 
     fn try_from(said: proto::Attestation) -> Result<Self, WireError> {
-        let digest =
-            |bytes: Bytes, what| (!bytes.is_empty()).then(|| fixed(what, &bytes)).transpose();
+        fn hash<const N: usize>(
+            bytes: &[u8],
+            what: &'static str,
+        ) -> Result<Option<[u8; N]>, WireError> {
+            (!bytes.is_empty()).then(|| fixed(what, bytes)).transpose()
+        }
         Ok(Self {
             index: LogIndex(said.index),
-            snapshot: digest(said.snapshot, "the digest of an attested snapshot")?,
-            chain: digest(said.chain, "the chain of an attestation")?,
+            snapshot: hash(&said.snapshot, "the digest of an attested snapshot")?,
+            chain: hash(&said.chain, "the chain of an attestation")?,
         })
     }
 }

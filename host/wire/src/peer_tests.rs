@@ -326,7 +326,7 @@ fn what_replicas_say_of_barriers_survives() {
         Body::Attestations(vec![
             said(1, None, None),
             said(2, Some([1; 32]), None),
-            said(3, Some([1; 32]), Some([2; 32])),
+            said(3, Some([1; 32]), Some([2; 16])),
         ]),
     ];
     for body in bodies {
@@ -390,6 +390,7 @@ fn every_proposal_survives() {
             quota: Quota {
                 commands_per_second: 7,
                 in_flight_bytes: 1 << 40,
+                bytes_per_second: 1 << 41,
             },
         }),
         Proposal::Resume,

@@ -29,6 +29,7 @@ impl From<Proposal> for proto::Proposal {
                 profile: deployment.profile,
                 commands_per_second: deployment.quota.commands_per_second,
                 in_flight_bytes: deployment.quota.in_flight_bytes,
+                bytes_per_second: deployment.quota.bytes_per_second,
             }),
             Proposal::Change(change) => {
                 let (kind, node, data) = match change {
@@ -70,6 +71,7 @@ impl TryFrom<proto::Proposal> for Proposal {
                     quota: Quota {
                         commands_per_second: deployment.commands_per_second,
                         in_flight_bytes: deployment.in_flight_bytes,
+                        bytes_per_second: deployment.bytes_per_second,
                     },
                 }),
                 proposal::Body::Change(change) => {

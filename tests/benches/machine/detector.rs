@@ -43,8 +43,8 @@ pub fn run() -> anyhow::Result<()> {
         |time: std::time::Duration| time.as_secs_f64() * 1e9 / (ENTRIES as f64 * ENTRY as f64);
     println!(
         "\nthe detector: {ENTRIES} entries of {ENTRY} commands of {COMMAND} bytes, key-value guest ({:02x}{:02x}…)",
-        chain.digest()[0],
-        chain.digest()[1]
+        chain.link()[0],
+        chain.link()[1]
     );
     println!("apply            {:>8.0} ns a command", per_command(apply));
     println!("hash             {:>8.0} ns a command", per_command(hash));

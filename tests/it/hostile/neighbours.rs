@@ -54,7 +54,7 @@ enum Attack {
     Snapshots,
 }
 
-const FAMILIES: [Family; 10] = [
+const FAMILIES: [Family; 11] = [
     Family {
         name: "endless loop",
         guest: "apply_loops",
@@ -89,6 +89,11 @@ const FAMILIES: [Family; 10] = [
         name: "replies of 1 MB",
         guest: "giant_reply",
         attack: Attack::Command("giant 1000000"),
+    },
+    Family {
+        name: "replies of 1 MB to queries",
+        guest: "giant_reply",
+        attack: Attack::Query("giant 1000000"),
     },
     Family {
         name: "log flood",

@@ -49,6 +49,8 @@ pub struct Scenario {
     pub snapshot_entries: u64,
     /// Bytes added to each command.
     pub ballast: usize,
+    /// The quota of each group; 0 is none.
+    pub bytes_per_second: u64,
 }
 
 impl Scenario {
@@ -112,6 +114,11 @@ impl Scenario {
             faults,
             snapshot_entries: random.range(3, 60),
             ballast: random.range(0, 200) as usize,
+            // From a tenth of what the clients ask for to more than that.
+            bytes_per_second: match random.below(3) {
+                0 => random.range(500, 20_000),
+                _ => 0,
+            },
         }
     }
 
@@ -123,6 +130,7 @@ impl Scenario {
         config.snapshot_entries = self.snapshot_entries;
         config.max_message_bytes = 4 << 10;
         config.limits.request_ticks = 50;
+        config.limits.bytes_per_second = self.bytes_per_second;
         config
     }
 

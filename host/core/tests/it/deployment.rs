@@ -167,7 +167,7 @@ fn a_quota_is_held_by_whoever_leads() {
     let mut cluster = Cluster::with(3, |config| {
         let quota = Quota {
             commands_per_second: 3,
-            in_flight_bytes: 0,
+            ..Quota::default()
         };
         config.deployment = Some(deployment(0, quota));
     });
@@ -202,8 +202,8 @@ fn a_quota_is_held_by_whoever_leads() {
         cluster.ask(1, anonymous("within")).expect("committed");
     }
     let bytes = Quota {
-        commands_per_second: 0,
         in_flight_bytes: 200,
+        ..Quota::default()
     };
     cluster
         .ask(1, Proposal::Activate(deployment(0, bytes)))
@@ -211,4 +211,68 @@ fn a_quota_is_held_by_whoever_leads() {
     let large = "x".repeat(300);
     assert_eq!(cluster.ask(1, anonymous(&large)), Err(ProposalError::Busy));
     cluster.ask(1, anonymous("small")).expect("committed");
+}
+
+#[test]
+fn commands_wait_for_what_they_and_their_replies_cost_in_bytes() {
+    let mut cluster = Cluster::with(3, |config| {
+        config.deployment = Some(deployment(0, Quota::default()));
+        config.limits.bytes_per_second = 1000;
+        config.limits.request_ticks = 1000;
+    });
+    let tick = |cluster: &mut Cluster| {
+        cluster.now += 100_000_000;
+        cluster.tick(1);
+    };
+    // How many tenths of a second it takes until everybody's next command is answered.
+    let ticks_after = |cluster: &mut Cluster, echo: &str| {
+        cluster.ask(2, anonymous(echo)).expect("committed");
+        let waiters: Vec<_> = (1..=3)
+            .map(|id| (id, cluster.propose(id, anonymous("small"))))
+            .collect();
+        cluster.run();
+        let mut ticks = 0;
+        while waiters
+            .iter()
+            .any(|(id, waiter)| cluster.reply(*id, *waiter).is_none())
+        {
+            tick(cluster);
+            ticks += 1;
+            assert!(ticks <= 100, "they wait for ever");
+        }
+        ticks
+    };
+    cluster.now += 7_200_000_000_000;
+    cluster.elect(1);
+    for _ in 0..3 {
+        tick(&mut cluster);
+    }
+    // A quarter of a second is saved up, and two seconds' worth is taken.
+    let echo = format!("echo {}", "x".repeat(995));
+    assert_eq!(ticks_after(&mut cluster, &echo), 18);
+    assert_eq!(cluster.status(1).expect("runs").quota_waits, 18);
+    assert_eq!(cluster.status(2).expect("runs").quota_waits, 0);
+    // A clock that was an hour ahead and is set right again stops nobody for an hour.
+    cluster.now -= 3_600_000_000_000;
+    for _ in 0..5 {
+        tick(&mut cluster);
+    }
+    assert_eq!(ticks_after(&mut cluster, &echo), 18);
+    // No more than four seconds are held against it.
+    let longest = format!("echo {}", "x".repeat(100_000));
+    assert_eq!(ticks_after(&mut cluster, &longest), 41);
+    // What is no command waits for nothing, and lifts the limit.
+    cluster.ask(1, anonymous(&longest)).expect("committed");
+    let more = Quota {
+        bytes_per_second: 1 << 30,
+        ..Quota::default()
+    };
+    let waiter = cluster.propose(1, Proposal::Activate(deployment(0, more)));
+    cluster.run();
+    cluster
+        .reply(1, waiter)
+        .expect("answered")
+        .expect("committed");
+    tick(&mut cluster);
+    assert_eq!(ticks_after(&mut cluster, &longest), 0);
 }

@@ -1,12 +1,11 @@
 //! What the instances of a machine are built from: a base, and the calls since.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::hash::{BuildHasher as _, Hasher as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use foldhash::quality::FixedState;
-use skep_core::outcome::{EntryContext, Outcome};
+use skep_core::attestation::Deed;
+use skep_core::outcome::EntryContext;
 
 use super::instance::{Call, Ran};
 
@@ -38,7 +37,7 @@ pub(super) struct Record {
     pub(super) context: EntryContext,
     pub(super) call: Call,
     fuel: u64,
-    digest: u64,
+    answers: Deed,
 }
 
 impl Record {
@@ -47,13 +46,13 @@ impl Record {
             context: *context,
             call,
             fuel: ran.fuel,
-            digest: digest(&ran.outcomes),
+            answers: answers(ran),
         }
     }
 
     /// Whether another run of the call answered the same.
     pub(super) fn answered(&self, ran: &Ran) -> bool {
-        digest(&ran.outcomes) == self.digest
+        answers(ran) == self.answers
     }
 
     /// Whether another run of the call was the same in all that can be seen of it.
@@ -261,24 +260,8 @@ impl Weight {
     }
 }
 
-/// Tells answers apart. Never leaves this process.
-fn digest(outcomes: &[Outcome]) -> u64 {
-    let mut hasher = FixedState::default().build_hasher();
-    for outcome in outcomes {
-        match outcome {
-            Outcome::Reply(reply) => {
-                hasher.write_u64(reply.len() as u64);
-                hasher.write(reply);
-            }
-            Outcome::Rejected { code, message } => {
-                hasher.write_u64(!(message.len() as u64));
-                hasher.write_u32(*code);
-                hasher.write(message.as_bytes());
-            }
-            Outcome::Fault(fault) => hasher.write_u8(fault.code()),
-        }
-    }
-    hasher.finish()
+fn answers(ran: &Ran) -> Deed {
+    Deed::of(&[], &ran.outcomes, 0)
 }
 
 #[cfg(test)]

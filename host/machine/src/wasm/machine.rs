@@ -205,7 +205,7 @@ impl WasmMachine {
                 continue;
             }
             let one = self.execute_one(context, Call::Apply(ordinal as u32, command.clone()))?;
-            reply_bytes += one.outcomes.iter().map(size).sum::<usize>();
+            reply_bytes += one.outcomes.iter().map(Outcome::size).sum::<usize>();
             applied.outcomes.extend(one.outcomes);
             applied.fuel = applied.fuel.saturating_add(one.fuel);
         }
@@ -340,14 +340,6 @@ pub(super) fn rejected(message: &str) -> Outcome {
     Outcome::Rejected {
         code: REJECTED_BY_HOST,
         message: message.into(),
-    }
-}
-
-fn size(outcome: &Outcome) -> usize {
-    match outcome {
-        Outcome::Reply(reply) => reply.len(),
-        Outcome::Rejected { message, .. } => message.len(),
-        Outcome::Fault(_) => 0,
     }
 }
 
