@@ -22,9 +22,9 @@ const NAME_LIMIT: usize = 64;
 /// Most nodes a cluster may have: every node keeps three connections to every other.
 const NODE_LIMIT: usize = 64;
 
-/// Bytes in a second that a group takes of each processor of a node, where nobody says. A processor that does nothing else moves
-/// some 300 MiB of replies, so a group with the longest ones keeps its neighbours waiting for three hundredths of the time.
-const GROUP_BYTES_PER_PROCESSOR: u64 = 8 << 20;
+/// Bytes in a second of a group's long messages for each processor of a node, where nobody says. A processor that does nothing else
+/// moves some 300 MiB of them, so such a group keeps its neighbours waiting for little more than a hundredth of the time.
+const LONG_BYTES_PER_PROCESSOR: u64 = 4 << 20;
 
 /// The whole of `skep.toml`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -133,9 +133,9 @@ impl Default for RaftSection {
 pub struct LimitsSection {
     /// Most bytes of one command or query.
     pub command_bytes: u64,
-    /// Bytes of commands and replies in a second of a group without a quota of its own, above which its commands wait; 0 is
-    /// no limit. 8 MiB for each processor of this node if absent.
-    pub group_bytes_per_second: Option<u64>,
+    /// Bytes in a second of the commands and replies longer than 64 KiB of a group without a quota of bytes, above which its
+    /// commands wait; 0 is no limit. Default 4 MiB for each processor of the node.
+    pub long_bytes_per_second: u64,
     /// Most bytes of one component.
     pub component_bytes: u64,
     /// Most client connections at a time.
@@ -150,9 +150,10 @@ pub struct LimitsSection {
 
 impl Default for LimitsSection {
     fn default() -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
         Self {
             command_bytes: 1 << 20,
-            group_bytes_per_second: None,
+            long_bytes_per_second: LONG_BYTES_PER_PROCESSOR * processors as u64,
             component_bytes: 32 << 20,
             client_connections: 1024,
             requests_per_connection: 1024,
@@ -292,14 +293,6 @@ impl Config {
     /// Where to listen for HTTP.
     pub fn listen_http(&self) -> &str {
         self.listen.http.as_deref().unwrap_or(&self.own().http)
-    }
-
-    /// Bytes of commands and replies in a second of a group without a quota of its own; 0 is no limit.
-    pub fn group_bytes_per_second(&self) -> u64 {
-        self.limits.group_bytes_per_second.unwrap_or_else(|| {
-            let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
-            GROUP_BYTES_PER_PROCESSOR * processors as u64
-        })
     }
 
     /// One tick.

@@ -1,5 +1,6 @@
 //! The `skep` binary: parses, runs one verb, and turns what went wrong into words and an exit code.
 
+mod allocator;
 mod cli;
 mod demo;
 mod local_cluster;
@@ -10,6 +11,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    allocator::bound();
     let arguments = cli::Cli::parse();
     telemetry::init(arguments.verbose, arguments.is_node());
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use skep_core::allowance::Allowance;
-use skep_core::deployment::Quota;
+use skep_core::allowance::{Allowance, Rates};
 use skep_core::id::{GroupId, LogIndex, Term};
+use skep_core::outcome::Outcome;
 use skep_core::proposal::ProposalError;
 use skep_machine::state_machine::{Answer, MachineError, Reader};
 
@@ -62,15 +62,21 @@ struct Queue {
     release: bool,
     halted: bool,
     /// The group's, as of the last tick.
-    quota: Quota,
+    rates: Rates,
     /// What is left of its bytes for queries on this node.
     allowance: Allowance,
 }
 
 impl Queue {
+    fn take_bytes(&mut self, request: &Bytes, outcome: &Outcome) {
+        for length in [request.len(), outcome.size()] {
+            self.allowance.take_bytes(self.rates, length);
+        }
+    }
+
     /// Whether there is a query that may be answered now.
     fn is_due(&self) -> bool {
-        !self.queries.is_empty() && !self.allowance.owes_bytes(self.quota)
+        !self.queries.is_empty() && !self.allowance.owes_bytes(self.rates)
     }
 }
 
@@ -120,7 +126,7 @@ impl Queries {
 
     /// Time passes: a reader that nobody asks is released, and queries that waited for the quota may go on. Tells whether some
     /// waited.
-    pub(crate) fn tick(&self, now: u64, quota: Quota) -> bool {
+    pub(crate) fn tick(&self, now: u64, rates: Rates) -> bool {
         let before = self
             .actor
             .ticks_left
@@ -133,8 +139,8 @@ impl Queries {
         if waited {
             queue.queries.retain(|query| !query.asked.is_abandoned());
         }
-        queue.quota = quota;
-        queue.allowance.refill(quota, now);
+        queue.rates = rates;
+        queue.allowance.refill(rates, now);
         queue.release |= before == Ok(1);
         if queue.release || queue.is_due() {
             self.actor.schedule(queue);
@@ -173,13 +179,8 @@ impl Actor {
     fn turn(self: Arc<Self>) {
         let mut cell = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
         let mut meter = Meter::start();
-        let mut bytes = 0;
         while meter.cost() < TURN_COST {
             let mut queue = self.lock();
-            let quota = queue.quota;
-            queue
-                .allowance
-                .take_bytes(quota, std::mem::take(&mut bytes));
             if queue.halted && cell.is_some() {
                 drop(queue);
                 // May unmap much memory, so not under the lock.
@@ -206,27 +207,21 @@ impl Actor {
                 continue;
             };
             match query {
-                Some(query) => bytes = self.answer(&mut **reader, query, &mut meter),
+                Some(query) => self.answer(&mut **reader, query, &mut meter),
                 None => reader.release(),
             }
         }
         self.account.charge(&meter);
-        let mut queue = self.lock();
-        let quota = queue.quota;
-        queue.allowance.take_bytes(quota, bytes);
-        drop(queue);
         drop(cell);
         let actor = Arc::clone(&self);
         self.pool.run_for(&self.account, move || actor.turn());
     }
 
-    /// Answers a query. Returns the bytes that it moved.
-    fn answer(&self, reader: &mut dyn Reader, query: Query, meter: &mut Meter) -> u64 {
+    fn answer(&self, reader: &mut dyn Reader, query: Query, meter: &mut Meter) {
         // Nobody waits any more: late, or gone.
         if query.asked.is_abandoned() {
-            return 0;
+            return;
         }
-        let mut bytes = query.request.len() as u64;
         let answer = guarded(|| match reader.query(&query.request) {
             Ok(answer) => Ok(answer),
             Err(error @ MachineError::Guest { .. }) => Ok(Answer {
@@ -243,7 +238,7 @@ impl Actor {
                 fuel,
             }) => {
                 meter.add(fuel);
-                bytes += outcome.size() as u64;
+                self.lock().take_bytes(&query.request, &outcome);
                 query.asked.answer(Ok(QueryAnswer {
                     outcome,
                     // Entries that the machine has no part in do not move its index.
@@ -258,7 +253,6 @@ impl Actor {
                 self.refuse(query, Some(ProposalError::Faulted));
             }
         }
-        bytes
     }
 
     /// Answers that there is no answer: for this reason, or because the actor has ended.

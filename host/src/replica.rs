@@ -111,9 +111,9 @@ impl Replica {
         let State::Running(group) = &self.state else {
             return false;
         };
-        let (quota, commands_waited) = (group.quota(), group.waits_for_quota());
+        let (rates, commands_waited) = (group.rates(), group.waits_for_quota());
         self.handle(Input::Tick { now });
-        self.worker.tick(now, quota) || commands_waited
+        self.worker.tick(now, rates) || commands_waited
     }
 
     pub(crate) fn handle(&mut self, input: Input) {

@@ -12,8 +12,8 @@ use std::collections::VecDeque;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use skep_core::allowance::Rates;
 use skep_core::attestation::Deed;
-use skep_core::deployment::Quota;
 use skep_core::effect::{Call, Work};
 use skep_core::id::{ComponentId, GroupId, LogIndex};
 use skep_core::input::Input;
@@ -192,10 +192,10 @@ impl Worker {
     }
 
     /// Time passes: what is not used is let go. Tells whether queries waited for the quota.
-    pub(crate) fn tick(&self, now: u64, quota: Quota) -> bool {
+    pub(crate) fn tick(&self, now: u64, rates: Rates) -> bool {
         let queue = self.actor.lock();
         let queries = queue.queries.as_ref();
-        queries.is_some_and(|queries| queries.tick(now, quota))
+        queries.is_some_and(|queries| queries.tick(now, rates))
     }
 
     /// What the group runs here.

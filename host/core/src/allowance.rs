@@ -2,7 +2,35 @@
 
 use crate::deployment::Quota;
 
-/// What may be taken now under a [`Quota`]: two token buckets.
+/// A message that costs nothing where a group has no quota of bytes. Up to this length the processor is given away between
+/// two of them often enough; one of a megabyte keeps what comes behind it waiting for milliseconds.
+pub const SHORT: u64 = 64 << 10;
+
+/// What a group may have in a second; 0 is no limit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Rates {
+    commands: u64,
+    bytes: u64,
+    /// Messages up to this length cost no bytes.
+    spared: u64,
+}
+
+impl Rates {
+    /// Those of a group on a node: of its own quota of bytes, or of `long_bytes` in messages longer than [`SHORT`].
+    pub fn of(quota: Quota, long_bytes: u64) -> Self {
+        let (bytes, spared) = match quota.bytes_per_second {
+            0 => (long_bytes, SHORT),
+            bytes => (bytes, 0),
+        };
+        Self {
+            commands: quota.commands_per_second.into(),
+            bytes,
+            spared,
+        }
+    }
+}
+
+/// What may be taken now: two token buckets.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Allowance {
     commands: Bucket,
@@ -13,17 +41,16 @@ pub struct Allowance {
 
 impl Allowance {
     /// Refills both. A clock that jumps gives no more than a second's worth, and takes nothing.
-    pub fn refill(&mut self, quota: Quota, now: u64) {
+    pub fn refill(&mut self, rates: Rates, now: u64) {
         let passed = now.saturating_sub(self.at).min(SECOND);
         self.at = now;
-        let commands = u64::from(quota.commands_per_second);
-        self.commands.refill(commands, passed, SECOND);
-        self.bytes.refill(quota.bytes_per_second, passed, BURST);
+        self.commands.refill(rates.commands, passed, SECOND);
+        self.bytes.refill(rates.bytes, passed, BURST);
     }
 
     /// Takes one command out. `false` if there is none left.
-    pub fn take_command(&mut self, quota: Quota) -> bool {
-        if quota.commands_per_second == 0 {
+    pub fn take_command(&mut self, rates: Rates) -> bool {
+        if rates.commands == 0 {
             return true;
         }
         let taken = self.commands.has(1);
@@ -33,16 +60,18 @@ impl Allowance {
         taken
     }
 
-    /// Takes bytes out, which may be more than there are: how long a reply is shows when it is there.
-    pub fn take_bytes(&mut self, quota: Quota, bytes: u64) {
-        if quota.bytes_per_second != 0 {
-            self.bytes.take(bytes);
+    /// Takes what a command, a query or an answer of so many bytes costs, which may be more than there is: how long an answer is
+    /// shows when it is there.
+    pub fn take_bytes(&mut self, rates: Rates, length: usize) {
+        let length = length as u64;
+        if rates.bytes != 0 && length > rates.spared {
+            self.bytes.take(length);
         }
     }
 
     /// Whether a command has to wait until what was taken is made up for.
-    pub fn owes_bytes(&self, quota: Quota) -> bool {
-        quota.bytes_per_second != 0 && !self.bytes.has(1)
+    pub fn owes_bytes(&self, rates: Rates) -> bool {
+        rates.bytes != 0 && !self.bytes.has(1)
     }
 }
 

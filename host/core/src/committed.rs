@@ -597,8 +597,8 @@ impl Group {
                     };
                     if let Some(asker) = asker {
                         if let Ok(response) = &result {
-                            let bytes = response.outcome.size() as u64;
-                            self.allowance.take_bytes(self.quota(), bytes);
+                            let length = response.outcome.size();
+                            self.allowance.take_bytes(self.rates(), length);
                         }
                         self.reply(asker, result);
                     }

@@ -146,9 +146,9 @@ pub struct Limits {
     pub queued_bytes: u64,
     /// Proposals that wait to be packed.
     pub queued_proposals: usize,
-    /// Bytes of commands and replies in a second, where the group's [`Quota`](crate::deployment::Quota) names none; 0 is no
-    /// limit.
-    pub bytes_per_second: u64,
+    /// Bytes in a second of commands and replies longer than [`SHORT`](crate::allowance::SHORT), where the group's
+    /// [`Quota`](crate::deployment::Quota) names no bytes; 0 is no limit.
+    pub long_bytes_per_second: u64,
     /// Bytes of committed entries the machine has not applied yet; a leader stops packing above it, a follower whose
     /// machine has failed stops taking appends.
     pub unapplied_bytes: u64,
@@ -179,7 +179,7 @@ impl Default for Limits {
             entry_commands: 4096,
             queued_bytes: 64 << 20,
             queued_proposals: 65_536,
-            bytes_per_second: 0,
+            long_bytes_per_second: 0,
             unapplied_bytes: 64 << 20,
             uncommitted_bytes: 64 << 20,
             queued_queries: 65_536,

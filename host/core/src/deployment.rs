@@ -24,7 +24,8 @@ pub struct Quota {
     pub commands_per_second: u32,
     /// Bytes of commands that wait to be put into the log; 0 leaves it to the node.
     pub in_flight_bytes: u64,
-    /// Bytes of commands and of what the machine answers to them, in a second; 0 leaves it to the node. Above it commands wait.
+    /// Bytes of commands and of what the machine answers to them, in a second, above which commands wait; each node has as many for
+    /// queries. 0 leaves it to the node.
     pub bytes_per_second: u64,
 }
 

@@ -7,7 +7,7 @@ use raft::eraftpb::{self, ConfChange as RaftChange, ConfChangeType, EntryType, H
 use raft::{RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 
 use crate::addresses::Addresses;
-use crate::allowance::Allowance;
+use crate::allowance::{Allowance, Rates};
 use crate::committed::Applying;
 use crate::config::{ConfigError, GroupConfig};
 use crate::deployment::Quota;
@@ -532,7 +532,7 @@ impl Group {
         }
         self.quota_waits += u64::from(self.waits_for_quota());
         // By the clock as it is: behind the latest it has shown nothing would come in until it is there again.
-        self.allowance.refill(self.quota(), now);
+        self.allowance.refill(self.rates(), now);
         self.expire();
         self.expire_reads();
         self.promote_who_has_caught_up();
@@ -590,21 +590,22 @@ impl Group {
         )
     }
 
-    /// What the group takes of its clients: as it was deployed, and what that leaves to the node.
-    pub fn quota(&self) -> Quota {
+    /// What the group takes of its clients.
+    pub(crate) fn quota(&self) -> Quota {
         let deployment = self.state.deployment.as_ref();
-        let mut quota = deployment
+        deployment
             .map(|deployment| deployment.quota)
-            .unwrap_or_default();
-        if quota.bytes_per_second == 0 {
-            quota.bytes_per_second = self.config.limits.bytes_per_second;
-        }
-        quota
+            .unwrap_or_default()
+    }
+
+    /// What that comes to on this node.
+    pub fn rates(&self) -> Rates {
+        Rates::of(self.quota(), self.config.limits.long_bytes_per_second)
     }
 
     /// Whether commands wait here because the group has used its bytes up.
     pub fn waits_for_quota(&self) -> bool {
-        self.leads() && self.proposals.len() > 0 && self.allowance.owes_bytes(self.quota())
+        self.leads() && self.proposals.len() > 0 && self.allowance.owes_bytes(self.rates())
     }
 
     /// Whether commands and reads are taken.

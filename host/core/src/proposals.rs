@@ -120,7 +120,7 @@ impl Group {
     }
 
     pub(crate) fn enqueue(&mut self, asker: Asker, proposal: Proposal) {
-        let quota = self.quota();
+        let rates = self.rates();
         let bytes_max = self.queued_bytes_max();
         let limits = &self.config.limits;
         let size = proposal.size() as u64;
@@ -146,7 +146,7 @@ impl Group {
                 Some(ProposalError::Busy)
             }
             // The last look: only what is taken is counted.
-            Proposal::Command(_) if self.leads() && !self.allowance.take_command(quota) => {
+            Proposal::Command(_) if self.leads() && !self.allowance.take_command(rates) => {
                 Some(ProposalError::Busy)
             }
             _ => None,
@@ -215,7 +215,7 @@ impl Group {
     }
 
     fn has_room_for_commands(&self) -> bool {
-        !self.allowance.owes_bytes(self.quota()) && self.has_room_for_entry()
+        !self.allowance.owes_bytes(self.rates()) && self.has_room_for_entry()
     }
 
     fn has_room_for_entry(&self) -> bool {
@@ -300,9 +300,11 @@ impl Group {
         kind: Kind,
         askers: Vec<Asker>,
     ) -> Result<(), Vec<Asker>> {
-        let bytes = match &kind {
-            Kind::Commands(Commands { items }) => items.iter().map(|item| item.data.len()).sum(),
-            _ => 0,
+        let lengths: Vec<usize> = match &kind {
+            Kind::Commands(Commands { items }) => {
+                items.iter().map(|item| item.data.len()).collect()
+            }
+            _ => Vec::new(),
         };
         let payload = Payload {
             now: self.now,
@@ -316,7 +318,10 @@ impl Group {
         if node.propose(Vec::new(), data).is_err() {
             return Err(askers);
         }
-        self.allowance.take_bytes(self.quota(), bytes as u64);
+        let rates = self.rates();
+        for length in lengths {
+            self.allowance.take_bytes(rates, length);
+        }
         self.note_proposed(askers);
         Ok(())
     }

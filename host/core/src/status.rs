@@ -91,9 +91,9 @@ pub struct Status {
     pub sessions: usize,
     /// Proposals that wait to be packed.
     pub queued: usize,
-    /// What the group takes of its clients, as it is held on this node.
+    /// What the group takes of its clients.
     pub quota: Quota,
-    /// Ticks that began with commands waiting here for the group's quota of bytes, in this life of the replica.
+    /// Ticks that began with commands waiting here because the group had used its bytes up, in this life of the replica.
     pub quota_waits: u64,
 }
 

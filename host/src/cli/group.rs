@@ -111,7 +111,7 @@ struct Limits {
     /// Bytes of commands that may wait to be put into the log; 0 leaves it to the nodes
     #[arg(long, value_name = "BYTES")]
     in_flight_bytes: Option<u64>,
-    /// Bytes of commands and replies in a second, above which commands wait; 0 leaves it to the nodes
+    /// Bytes of commands and replies in a second, above which they wait; if 0, each node limits those longer than 64 KiB
     #[arg(long, value_name = "BYTES")]
     bytes_per_second: Option<u64>,
 }
@@ -391,15 +391,15 @@ fn quota(replica: &Status) -> String {
         (quota.bytes_per_second, "bytes/s"),
         (quota.in_flight_bytes, "bytes in flight"),
     ];
-    let limits: Vec<String> = limits
+    let waits = replica.quota_waits;
+    let waited = (waits != 0).then(|| format!("commands waited for their bytes in {waits} ticks"));
+    let words: Vec<String> = limits
         .iter()
         .filter(|(limit, _)| *limit != 0)
         .map(|(limit, what)| format!("{limit} {what}"))
+        .chain(waited)
         .collect();
-    match replica.quota_waits {
-        0 => or_dash((!limits.is_empty()).then(|| limits.join(", "))),
-        waits => format!("{}; commands waited in {waits} ticks", limits.join(", ")),
-    }
+    or_dash((!words.is_empty()).then(|| words.join(", ")))
 }
 
 fn text(status: &skep::GroupStatus) -> String {

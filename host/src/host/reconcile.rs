@@ -208,7 +208,7 @@ pub(super) fn tuned(config: &Config, mut group: GroupConfig) -> GroupConfig {
     group.heartbeat_ticks = config.raft.heartbeat_ticks;
     group.snap_count = config.raft.snapshot_entries;
     group.limits.command_bytes = config.limits.command_bytes;
-    group.limits.bytes_per_second = config.group_bytes_per_second();
+    group.limits.long_bytes_per_second = config.limits.long_bytes_per_second;
     // A request without a deadline of its own is answered within this.
     let ticks = config.limits.request_timeout_ms / config.raft.tick_ms;
     group.limits.request_ticks = u32::try_from(ticks)

@@ -1,6 +1,8 @@
 //! What one seed draws: the size of the cluster, how bad its network and disks are, and what goes wrong in it.
 
 use skep_core::GroupConfig;
+use skep_core::deployment::{Deployment, Quota};
+use skep_core::id::ComponentId;
 use skep_log::GroupKey;
 
 use crate::nemesis::Fault;
@@ -130,7 +132,16 @@ impl Scenario {
         config.snapshot_entries = self.snapshot_entries;
         config.max_message_bytes = 4 << 10;
         config.limits.request_ticks = 50;
-        config.limits.bytes_per_second = self.bytes_per_second;
+        if self.bytes_per_second != 0 {
+            config.deployment = Some(Deployment {
+                component: ComponentId::default(),
+                profile: bytes::Bytes::new(),
+                quota: Quota {
+                    bytes_per_second: self.bytes_per_second,
+                    ..Quota::default()
+                },
+            });
+        }
         config
     }
 
