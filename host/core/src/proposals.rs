@@ -300,12 +300,6 @@ impl Group {
         kind: Kind,
         askers: Vec<Asker>,
     ) -> Result<(), Vec<Asker>> {
-        let lengths: Vec<usize> = match &kind {
-            Kind::Commands(Commands { items }) => {
-                items.iter().map(|item| item.data.len()).collect()
-            }
-            _ => Vec::new(),
-        };
         let payload = Payload {
             now: self.now,
             entropy: self.entropy(),
@@ -318,9 +312,11 @@ impl Group {
         if node.propose(Vec::new(), data).is_err() {
             return Err(askers);
         }
-        let rates = self.rates();
-        for length in lengths {
-            self.allowance.take_bytes(rates, length);
+        if let Some(Kind::Commands(Commands { items })) = &payload.kind {
+            let rates = self.rates();
+            for item in items {
+                self.allowance.take_bytes(rates, item.data.len());
+            }
         }
         self.note_proposed(askers);
         Ok(())
