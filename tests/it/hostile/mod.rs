@@ -15,8 +15,6 @@ use skep_tests::clock::{Stopwatch, eventually, within};
 use skep_tests::cluster::{Cluster, Settings, files};
 use skep_tests::guests;
 
-use tokio::task::JoinSet;
-
 use crate::load::{Load, answer, propose, text};
 
 /// How long an attack may keep its own client waiting: its fuel is half a second of work, here on a busy machine.
@@ -286,15 +284,11 @@ async fn replicas_see_the_same_clock_and_chance() {
             .await
             .expect("a sleep");
         assert_eq!(text(slept.outcome), "awake");
-        // All in flight at once: the group keeps an answer until a later command says that it has arrived.
-        let mut asked = JoinSet::new();
-        for _ in 0..TICKS {
-            let session = session.clone();
-            asked.spawn(async move { session.propose("tick".into()).await });
-        }
-        while let Some(ticked) = asked.join_next().await {
-            let ticked = ticked.expect("the task").expect("a tick");
-            ticks.push(text(ticked.outcome));
+        // The group keeps an answer until a later command says that it has arrived: all of them are sent before one is looked
+        // at, which tasks of their own would not be on a busy machine.
+        let asked = (0..TICKS).map(|_| session.propose("tick".into()));
+        for ticked in futures::future::join_all(asked).await {
+            ticks.push(text(ticked.expect("a tick").outcome));
         }
         cluster.caught_up(group, &cluster.ids()).await;
         if round < 2 {
