@@ -309,7 +309,7 @@ async fn limits_change_through_the_log() {
     assert_eq!(answered.status, 400, "{}", answered.text());
 }
 
-/// Bytes beyond the quota make commands and queries wait and are nobody is refused.
+/// Commands and queries beyond the quota of bytes wait, and none of them is refused.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bytes_beyond_the_quota_wait() {
     const REPLY: usize = 100_000;
