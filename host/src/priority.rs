@@ -10,7 +10,7 @@ pub(crate) use self::other::{Thread, Usual};
 pub(crate) enum Claim {
     /// What others leave, and anybody who wakes up interrupts it at once.
     None,
-    /// A ninth of the weight of others. Whoever wakes up interrupts it at once, unless it has had less than its due; then at the next tick of the
+    /// A ninth of the others' weight. Whoever wakes up interrupts it at once, unless it has had less than its due; then at the next tick of the
     /// kernel.
     Little,
 }
