@@ -132,7 +132,10 @@ impl Group {
             let order = match entry::read(entry) {
                 Ok(order) => order,
                 Err(error) => {
-                    self.halt(format!("entry {} is committed but cannot be read: {error}", entry.index));
+                    self.halt(format!(
+                        "entry {} is committed but cannot be read: {error}",
+                        entry.index
+                    ));
                     return true;
                 }
             };
@@ -207,7 +210,9 @@ impl Group {
             }
             // Whatever else it says, the snapshot holds what it did.
             Err(error) if entry.entry_type != EntryType::EntryNormal => {
-                self.halt(format!("entry {index} is committed but cannot be read: {error}"));
+                self.halt(format!(
+                    "entry {index} is committed but cannot be read: {error}"
+                ));
             }
             _ => {}
         }
@@ -413,7 +418,7 @@ impl Group {
             self.addresses.note(replica, node);
             self.record_removal(index);
         }
-        valid.then(|| Changed {
+        valid.then_some(Changed {
             kind,
             replica,
             node,
