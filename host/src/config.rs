@@ -144,6 +144,8 @@ pub struct LimitsSection {
     pub requests_per_connection: usize,
     /// Milliseconds that the compilation of one component may take.
     pub compile_timeout_ms: u64,
+    /// Milliseconds after which a group gives up an upgrade for which no majority of its members is ready.
+    pub activation_timeout_ms: u64,
     /// Milliseconds after which a request that names no deadline of its own is given up.
     pub request_timeout_ms: u64,
 }
@@ -158,6 +160,7 @@ impl Default for LimitsSection {
             client_connections: 1024,
             requests_per_connection: 1024,
             compile_timeout_ms: 120_000,
+            activation_timeout_ms: 60_000,
             request_timeout_ms: 10_000,
         }
     }
@@ -443,6 +446,11 @@ impl Config {
         require(
             (100..=3_600_000).contains(&limits.compile_timeout_ms),
             "limits.compile_timeout_ms",
+            || "use 100 to 3600000 milliseconds".into(),
+        )?;
+        require(
+            (100..=3_600_000).contains(&limits.activation_timeout_ms),
+            "limits.activation_timeout_ms",
             || "use 100 to 3600000 milliseconds".into(),
         )?;
         require(

@@ -382,7 +382,7 @@ impl Group {
     }
 
     /// What this replica has is wrong: nobody gets it any more, and it takes the state of the majority.
-    fn quarantine(&mut self, index: LogIndex) {
+    pub(crate) fn quarantine(&mut self, index: LogIndex) {
         self.health = Health::Quarantined { index };
         self.abandon_applying(&ProposalError::Unknown);
         self.refuse_reads(&ProposalError::Faulted);

@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use raft::eraftpb::{self, ConfChange as RaftChange, ConfChangeType, EntryType, HardState};
 use raft::{RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 
+use crate::activation::{Activation, Decision};
 use crate::addresses::Addresses;
 use crate::allowance::{Allowance, Rates};
 use crate::committed::Applying;
@@ -79,6 +80,10 @@ pub struct Group {
     /// What has happened since the last barrier; decides on the next.
     pub(crate) since_barrier: SinceBarrier,
     pub(crate) attestations: Attestations,
+    /// An activation that is not done; nothing behind it is processed.
+    pub(crate) activation: Option<Activation>,
+    /// The last activation that was done in this life, and how.
+    pub(crate) decided: Option<(LogIndex, Decision)>,
     /// What this leader may take of its clients.
     pub(crate) allowance: Allowance,
     /// Ticks that began with commands waiting for the quota.
@@ -313,6 +318,7 @@ impl Group {
                 .deployment
                 .as_ref()
                 .map(|deployment| deployment.component),
+            activation: self.awaited_decision(),
             sessions: self.state.sessions.len(),
             queued: self.proposals.len(),
             quota: self.quota(),
@@ -343,6 +349,8 @@ impl Group {
             reads: Reads::default(),
             since_barrier: SinceBarrier::default(),
             attestations: Attestations::default(),
+            activation: None,
+            decided: None,
             allowance: Allowance::default(),
             quota_waits: 0,
             faults_in_a_row: 0,
@@ -488,6 +496,8 @@ impl Group {
                 deed,
             } => self.machine_applied(index, outcomes, fuel, deed),
             Input::Snapshotted { index, snapshot } => self.machine_snapshotted(index, snapshot),
+            Input::Prepared { index, readiness } => self.machine_prepared(index, readiness),
+            Input::Exchanged { index } => self.machine_exchanged(index),
             Input::Restored { index } => self.machine_restored(index),
             Input::MachineFailed { reason } => self.machine_failed(reason),
             Input::Unreachable { node } => {
@@ -538,6 +548,7 @@ impl Group {
         self.promote_who_has_caught_up();
         self.ask_if_nobody_else_does();
         self.ask_if_due();
+        self.tend_activation();
         self.give_leadership_away_if_faulted();
     }
 
@@ -672,6 +683,7 @@ impl Group {
         } else if led_before {
             self.proposals.elected = false;
         }
+        self.leader_changed_for_activation();
         if let Some(node) = self.leader_node() {
             let old = std::mem::replace(&mut self.last_leader_node, node);
             self.effects.push(Effect::Leader(LeaderChanged {

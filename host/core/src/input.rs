@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use crate::activation::Readiness;
 use crate::attestation::Deed;
 use crate::id::{LogIndex, NodeId};
 use crate::message::{ArrivedSnapshot, PeerMessage, SnapshotName};
@@ -94,6 +95,18 @@ pub enum Input {
         index: LogIndex,
         /// The file; `None` if the machine failed to save, on every replica alike, and goes on without.
         snapshot: Option<SnapshotName>,
+    },
+    /// What has become of another machine that was to be prepared.
+    Prepared {
+        /// Index of the activation.
+        index: LogIndex,
+        /// How far it is.
+        readiness: Readiness,
+    },
+    /// The machine goes on as it was decided.
+    Exchanged {
+        /// Index of the activation.
+        index: LogIndex,
     },
     /// The machine was rebuilt from an arrived snapshot, or from the newest one at start.
     Restored {

@@ -40,6 +40,9 @@ impl Group {
             }
             Body::Attestations(said) => self.attested(message.from, said),
             Body::AskSnapshot { after } => self.asked_for_snapshot(message.from, from, after),
+            Body::Readiness { index, readiness } => {
+                self.readiness_reported(message.from, index, readiness);
+            }
             Body::Gone if planted::has(Defect::RemovedLeaderServes) => {}
             Body::Gone => self.gone(),
         }
@@ -86,7 +89,7 @@ impl Group {
     fn step(&mut self, message: eraftpb::Message, from: ReplicaId) {
         use eraftpb::MessageType as Type;
         let backlog = self.unapplied_bytes > self.config.limits.unapplied_bytes;
-        let faulted = self.is_faulted();
+        let applies_nothing = self.is_faulted() || self.lacks_what_was_decided();
         let kind = message.msg_type;
         if kind == Type::MsgTimeoutNow && !self.may_campaign() {
             return;
@@ -109,7 +112,7 @@ impl Group {
         if Self::leads_without_progress(node) && message.term <= node.raft.term {
             return;
         }
-        if kind == Type::MsgAppend && faulted && backlog {
+        if kind == Type::MsgAppend && applies_nothing && backlog {
             return;
         }
         if kind == Type::MsgHeartbeat

@@ -14,7 +14,7 @@
 //! * `changes`: membership.
 //! * `reads`: linearizable queries.
 //! * [`attestation`], `divergence`: whether replicas agree, and what becomes of one that does not.
-//! * [`deployment`]: what a group runs.
+//! * [`deployment`]: what a group runs; [`activation`]: how it comes to run something else.
 //! * [`sessions`], [`state`]: what is replicated beside the machine's state.
 //! * `log_view`: the log as Raft reads it.
 //! * `election`: timeouts without randomness.
@@ -24,6 +24,7 @@
 //! No thread, socket, file, clock or randomness; no tokio, no wasmtime. Time is ticks, and a wall clock that comes with
 //! them and is only ever written into entries. The same inputs give the same effects, so a simulator runs this code.
 
+pub mod activation;
 mod addresses;
 pub mod allowance;
 pub mod attestation;

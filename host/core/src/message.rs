@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use raft::eraftpb;
 
+use crate::activation::Readiness;
 use crate::attestation::Attestation;
 use crate::id::{GroupId, Incarnation, NodeId, ReplicaId};
 use crate::proposal::{Proposal, ProposalError, Response};
@@ -68,6 +69,13 @@ pub enum Body {
         /// Index of the last entry that its machine was given.
         after: crate::id::LogIndex,
     },
+    /// How far the sender is with an activation.
+    Readiness {
+        /// Index of the activation.
+        index: crate::id::LogIndex,
+        /// How far it is.
+        readiness: Readiness,
+    },
 }
 
 /// One proposal on its way to the leader.
@@ -124,7 +132,8 @@ impl Body {
             | Self::Gone
             | Self::AskAttestations { .. }
             | Self::Attestations(_)
-            | Self::AskSnapshot { .. } => Priority::Normal,
+            | Self::AskSnapshot { .. }
+            | Self::Readiness { .. } => Priority::Normal,
             Self::Raft(message) => match message.msg_type {
                 Type::MsgSnapshot => Priority::Low,
                 Type::MsgAppend | Type::MsgAppendResponse => Priority::Normal,
@@ -137,7 +146,10 @@ impl Body {
     pub fn size(&self) -> usize {
         const FIXED: usize = 64;
         match self {
-            Self::Gone | Self::AskAttestations { .. } | Self::AskSnapshot { .. } => FIXED,
+            Self::Gone
+            | Self::AskAttestations { .. }
+            | Self::AskSnapshot { .. }
+            | Self::Readiness { .. } => FIXED,
             Self::Attestations(attestations) => FIXED + 2 * FIXED * attestations.len(),
             Self::Raft(message) => {
                 let entries: usize = message

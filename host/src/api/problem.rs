@@ -115,7 +115,7 @@ fn status(code: &str, unknown: bool) -> StatusCode {
         "digest-mismatch" | "change-refused" => StatusCode::BAD_REQUEST,
         "no-such-group" | "not-found" | "no-such-component" => StatusCode::NOT_FOUND,
         "group-exists" | "change-in-progress" | "session-expired" | "group-removed"
-        | "not-needed" | "not-rehearsed" | "group-paused" => StatusCode::CONFLICT,
+        | "not-aborted" | "not-needed" | "not-rehearsed" | "group-paused" => StatusCode::CONFLICT,
         "not-upgraded" => StatusCode::UNPROCESSABLE_ENTITY,
         "too-large" => StatusCode::PAYLOAD_TOO_LARGE,
         "busy" => StatusCode::TOO_MANY_REQUESTS,

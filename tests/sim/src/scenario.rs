@@ -53,6 +53,8 @@ pub struct Scenario {
     pub ballast: usize,
     /// The quota of each group; 0 is none.
     pub bytes_per_second: u64,
+    /// Ticks until an activation is given up.
+    pub activation_ticks: u32,
 }
 
 impl Scenario {
@@ -121,6 +123,7 @@ impl Scenario {
                 0 => random.range(500, 20_000),
                 _ => 0,
             },
+            activation_ticks: random.range(20, 300) as u32,
         }
     }
 
@@ -132,6 +135,7 @@ impl Scenario {
         config.snapshot_entries = self.snapshot_entries;
         config.max_message_bytes = 4 << 10;
         config.limits.request_ticks = 50;
+        config.limits.activation_ticks = self.activation_ticks;
         if self.bytes_per_second != 0 {
             config.deployment = Some(Deployment {
                 component: ComponentId::default(),

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use raft::eraftpb::{Entry, HardState};
 use sha2::{Digest as _, Sha256};
+use skep_core::activation::{Decision, Readiness, Refusal};
 use skep_core::attestation::Deed;
 use skep_core::effect::{Call, Effect, Persist, Work};
 use skep_core::id::{
@@ -67,6 +68,12 @@ pub struct Machine {
     /// What it runs, by the first byte of the component's name.
     pub runs: u8,
     pub sick: Sick,
+    /// What it was asked to prepare.
+    asked: u8,
+    /// Its node cannot make any other machine, and tries again.
+    pub lacks: bool,
+    /// No other machine takes its state.
+    pub refuses: bool,
 }
 
 /// How a machine differs from the others.
@@ -532,16 +539,6 @@ impl Machine {
                             outcomes.push(Outcome::Reply(change.data));
                         }
                         Call::StatusChange(changed) => self.leaders.push(changed),
-                        Call::Activate(deployment) if deployment.component.0[0] == REFUSED => {
-                            outcomes.push(Outcome::Rejected {
-                                code: 7,
-                                message: "another schema".into(),
-                            });
-                        }
-                        Call::Activate(deployment) => {
-                            self.runs = deployment.component.0[0];
-                            outcomes.push(Outcome::Reply(Bytes::new()));
-                        }
                     }
                 }
                 Some(Input::Applied {
@@ -570,6 +567,27 @@ impl Machine {
                     snapshot: Some(name),
                 })
             }
+            Work::Prepare {
+                context,
+                deployment,
+            } => {
+                self.asked = deployment.component.0[0];
+                Some(Input::Prepared {
+                    index: context.index,
+                    readiness: self.readiness(),
+                })
+            }
+            Work::Decide { context, decision } => {
+                let (index, readiness) = (context.index, self.readiness());
+                if decision != Decision::Confirmed {
+                    return Some(Input::Exchanged { index });
+                }
+                if readiness != Readiness::Prepared {
+                    return Some(Input::Prepared { index, readiness });
+                }
+                self.runs = self.asked;
+                Some(Input::Exchanged { index })
+            }
             Work::Restore {
                 context,
                 snapshot,
@@ -588,6 +606,18 @@ impl Machine {
                 );
                 None
             }
+        }
+    }
+}
+
+impl Machine {
+    fn readiness(&self) -> Readiness {
+        if self.asked == REFUSED || self.refuses {
+            Readiness::Refused(Refusal::Restore(GuestFault::Unreachable))
+        } else if self.lacks {
+            Readiness::NotYet
+        } else {
+            Readiness::Prepared
         }
     }
 }

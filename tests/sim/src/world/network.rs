@@ -153,5 +153,8 @@ fn describe(message: &PeerMessage) -> String {
         Body::AskAttestations { after } => format!("{head} asks of barriers after {after}"),
         Body::Attestations(said) => format!("{head} speaks of {} barriers", said.len()),
         Body::AskSnapshot { after } => format!("{head} asks for a snapshot after {after}"),
+        Body::Readiness { index, readiness } => {
+            format!("{head} is {readiness:?} for the activation at {index}")
+        }
     }
 }

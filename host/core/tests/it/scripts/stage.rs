@@ -322,6 +322,7 @@ pub fn kind_of(message: &PeerMessage) -> String {
         Body::AskAttestations { .. } => "AskAttestations".into(),
         Body::Attestations(_) => "Attestations".into(),
         Body::AskSnapshot { .. } => "AskSnapshot".into(),
+        Body::Readiness { .. } => "Readiness".into(),
     }
 }
 
