@@ -111,7 +111,9 @@ impl Actor {
         });
         let (group, name, index) = (self.owner.key.group, &self.owner.name, context.index.0);
         let component = successor.deployment.component;
+        let had = successor.made.is_some();
         let readiness = match self.make_successor(machine, &mut successor) {
+            Ok(()) if had => Readiness::Prepared,
             Ok(()) => {
                 tracing::info!(group, name, index, %component, "the new machine has the state, and waits for the decision");
                 Readiness::Prepared

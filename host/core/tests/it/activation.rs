@@ -2,7 +2,6 @@
 
 use bytes::Bytes;
 use skep_core::activation::Readiness;
-use skep_core::deployment::{Deployment, Quota};
 use skep_core::id::{ComponentId, NodeId};
 use skep_core::input::{Input, Waiter};
 use skep_core::message::Body;
@@ -11,7 +10,7 @@ use skep_core::payload::{Abort, Confirm, Kind, Payload};
 use skep_core::proposal::{Change, Proposal, ProposalError, Response};
 use skep_core::status::Health;
 
-use crate::cluster::{Cluster, REFUSED, anonymous};
+use crate::cluster::{Cluster, REFUSED, activate, anonymous};
 
 /// Ticks until an activation is given up.
 const DEADLINE: u32 = 50;
@@ -23,14 +22,6 @@ fn cluster(nodes: u64) -> Cluster {
     cluster.elect(1);
     cluster.ask(1, anonymous("before")).expect("committed");
     cluster
-}
-
-fn activate(component: u8) -> Proposal {
-    Proposal::Activate(Deployment {
-        component: ComponentId([component; 32]),
-        profile: Bytes::from_static(b"limits"),
-        quota: Quota::default(),
-    })
 }
 
 fn all(cluster: &Cluster) -> Vec<u64> {

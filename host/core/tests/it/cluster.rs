@@ -7,9 +7,10 @@ use raft::eraftpb::{Entry, HardState};
 use sha2::{Digest as _, Sha256};
 use skep_core::activation::{Decision, Readiness, Refusal};
 use skep_core::attestation::Deed;
+use skep_core::deployment::{Deployment, Quota};
 use skep_core::effect::{Call, Effect, Persist, Work};
 use skep_core::id::{
-    GroupId, Incarnation, LogIndex, NodeId, ReplicaId, RequestId, SessionId, Term,
+    ComponentId, GroupId, Incarnation, LogIndex, NodeId, ReplicaId, RequestId, SessionId, Term,
 };
 use skep_core::input::{Input, Waiter};
 use skep_core::message::{ArrivedSnapshot, Body, PeerMessage, SnapshotName};
@@ -70,6 +71,8 @@ pub struct Machine {
     pub sick: Sick,
     /// What it was asked to prepare.
     asked: u8,
+    /// The activation that is not decided.
+    undecided: Option<LogIndex>,
     /// Its node cannot make any other machine, and tries again.
     pub lacks: bool,
     /// No other machine takes its state.
@@ -504,6 +507,10 @@ impl Machine {
         disk: &mut Disk,
         queries: &mut BTreeMap<Waiter, Result<Vec<Bytes>, ProposalError>>,
     ) -> Option<Input> {
+        if let Work::Apply { context, .. } | Work::Barrier { context, .. } = &work {
+            let (index, undecided) = (context.index, self.undecided);
+            assert_eq!(undecided, None, "{index} is behind what is not decided");
+        }
         match work {
             Work::Apply {
                 context,
@@ -572,6 +579,7 @@ impl Machine {
                 deployment,
             } => {
                 self.asked = deployment.component.0[0];
+                self.undecided = Some(context.index);
                 Some(Input::Prepared {
                     index: context.index,
                     readiness: self.readiness(),
@@ -579,13 +587,14 @@ impl Machine {
             }
             Work::Decide { context, decision } => {
                 let (index, readiness) = (context.index, self.readiness());
-                if decision != Decision::Confirmed {
-                    return Some(Input::Exchanged { index });
+                assert_eq!(self.undecided, Some(index), "it was prepared");
+                if decision == Decision::Confirmed {
+                    if readiness != Readiness::Prepared {
+                        return Some(Input::Prepared { index, readiness });
+                    }
+                    self.runs = self.asked;
                 }
-                if readiness != Readiness::Prepared {
-                    return Some(Input::Prepared { index, readiness });
-                }
-                self.runs = self.asked;
+                self.undecided = None;
                 Some(Input::Exchanged { index })
             }
             Work::Restore {
@@ -593,6 +602,7 @@ impl Machine {
                 snapshot,
                 deployment,
             } => {
+                self.undecided = None;
                 self.runs = deployment.map_or(0, |deployment| deployment.component.0[0]);
                 self.commands = disk.files[&snapshot.index].2.clone();
                 Some(Input::Restored {
@@ -620,6 +630,15 @@ impl Machine {
             Readiness::Prepared
         }
     }
+}
+
+/// Asks for the component of this name.
+pub fn activate(component: u8) -> Proposal {
+    Proposal::Activate(Deployment {
+        component: ComponentId([component; 32]),
+        profile: Bytes::from_static(b"limits"),
+        quota: Quota::default(),
+    })
 }
 
 pub fn anonymous(text: &str) -> Proposal {
