@@ -1,7 +1,7 @@
 //! What is a machine and what is not, and why.
 
 use skep_machine::wasm::{
-    Cache, Component, ComponentError, MAX_COMPONENT_BYTES, MAX_FUNCTIONS, inspect,
+    Cache, Component, ComponentError, InProcess, MAX_COMPONENT_BYTES, MAX_FUNCTIONS, inspect,
 };
 
 use crate::guest::{ENGINE, FULL, PLAIN, text};
@@ -206,7 +206,7 @@ fn a_cached_component_is_the_same_machine_and_a_tampered_one_is_compiled_again()
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::open(dir.path()).unwrap();
     let bytes = wat::parse_str(text(&[], "", "0")).unwrap();
-    let first = Component::load(&ENGINE, &bytes, &cache).unwrap();
+    let first = Component::load(&ENGINE, &bytes, &cache, &InProcess).unwrap();
     let artefact = std::fs::read_dir(dir.path())
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -214,18 +214,18 @@ fn a_cached_component_is_the_same_machine_and_a_tampered_one_is_compiled_again()
         .unwrap();
     let kept = std::fs::read(&artefact).unwrap();
 
-    let second = Component::load(&ENGINE, &bytes, &cache).unwrap();
+    let second = Component::load(&ENGINE, &bytes, &cache, &InProcess).unwrap();
     assert_eq!(
         (first.id(), first.descriptor()),
         (second.id(), second.descriptor())
     );
 
     std::fs::write(&artefact, &kept[..kept.len() / 2]).unwrap();
-    let third = Component::load(&ENGINE, &bytes, &cache).unwrap();
+    let third = Component::load(&ENGINE, &bytes, &cache, &InProcess).unwrap();
     assert_eq!(third.descriptor(), first.descriptor());
     let mended = std::fs::read(&artefact).unwrap();
     assert!(mended.len() > kept.len() / 2);
-    Component::load(&ENGINE, &bytes, &cache).unwrap();
+    Component::load(&ENGINE, &bytes, &cache, &InProcess).unwrap();
     assert_eq!(
         std::fs::read(&artefact).unwrap(),
         mended,
