@@ -118,10 +118,10 @@ impl Cli {
 }
 
 /// Runs the verb that wants a process without threads and log lines; the others are given back.
-pub fn run_bare(cli: Cli) -> Result<std::process::ExitCode, Cli> {
+pub fn run_bare(cli: Cli) -> Result<std::process::ExitCode, Box<Cli>> {
     match cli.verb {
         Verb::CompileChild(arguments) => Ok(compile_child::run(&arguments)),
-        _ => Err(cli),
+        _ => Err(Box::new(cli)),
     }
 }
 

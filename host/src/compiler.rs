@@ -377,3 +377,148 @@ fn complaint(from: impl Read) -> String {
     let _ = io::copy(&mut from, &mut io::sink());
     String::from_utf8_lossy(&kept).trim().to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    const ALLOWED: Allowance = Allowance {
+        memory_bytes: 1 << 30,
+        milliseconds: 60_000,
+    };
+
+    /// A compiler whose child does what a shell script says.
+    fn scripted(script: &str, allowance: Allowance) -> ChildCompiler {
+        ChildCompiler {
+            program: "/bin/sh".into(),
+            arguments: ["-c", script, "sh"].map(Into::into).into(),
+            allowance,
+        }
+    }
+
+    fn compile(script: &str) -> Result<Vec<u8>, CompileError> {
+        scripted(script, ALLOWED).compile(&Engine::new().unwrap(), skep_examples::KV)
+    }
+
+    fn answer_in(dir: &Path, fingerprint: &[u8; 32], kind: Kind, content: &[u8]) -> String {
+        let mut answer = Vec::new();
+        write_answer(&mut answer, fingerprint, kind, content).unwrap();
+        let path = dir.join("answer");
+        std::fs::write(&path, answer).unwrap();
+        format!("cat > /dev/null; cat {}", path.display())
+    }
+
+    #[test]
+    fn what_a_child_answers_is_the_code_although_it_complains_at_length() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::new().unwrap();
+        let code = InProcess.compile(&engine, skep_examples::KV).unwrap();
+        let answer = answer_in(dir.path(), &engine.fingerprint(), Kind::Code, &code);
+        let script = format!("head -c 1000000 /dev/zero >&2; {answer}");
+        assert!(compile(&script).unwrap() == code);
+        // One that goes on although it has said everything is not waited for.
+        let script = format!("{answer}; exec 1>&-; sleep 1000");
+        assert!(compile(&script).unwrap() == code);
+    }
+
+    #[test]
+    fn a_child_of_another_engine_is_not_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = answer_in(dir.path(), &[7; 32], Kind::Code, b"code");
+        let refused = compile(&script).unwrap_err();
+        assert!(
+            matches!(&refused, CompileError::Local(why) if why.contains("engine")),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn a_child_that_is_late_is_killed_with_all_that_it_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let pids = dir.path().join("pids");
+        let script = format!(
+            "sleep 1000 & echo $! $$ > {0}.new; mv {0}.new {0}; wait",
+            pids.display()
+        );
+        let allowance = Allowance {
+            milliseconds: 1000,
+            ..ALLOWED
+        };
+        let compiler = scripted(&script, allowance);
+        let refused = compiler
+            .compile(&Engine::new().unwrap(), skep_examples::KV)
+            .unwrap_err();
+        assert_eq!(refused, CompileError::Late { milliseconds: 1000 });
+        let pids = std::fs::read_to_string(&pids).unwrap();
+        for pid in pids.split_whitespace() {
+            let gone = || match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+                Err(_) => true,
+                // Whoever inherits it has not waited for it yet.
+                Ok(stat) => stat
+                    .rsplit(") ")
+                    .next()
+                    .is_some_and(|rest| rest.starts_with('Z')),
+            };
+            let watch = Stopwatch::start();
+            while !gone() {
+                assert!(watch.elapsed() < Duration::from_secs(30), "{pid} lives on");
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    #[test]
+    fn how_a_child_ends_says_whose_fault_it_is() {
+        let kinds = |script: &str| match compile(script).unwrap_err() {
+            CompileError::Invalid(_) => "invalid",
+            CompileError::Memory { .. } => "memory",
+            CompileError::Late { .. } => "late",
+            CompileError::Crashed(_) => "crashed",
+            CompileError::Local(_) => "local",
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let fingerprint = Engine::new().unwrap().fingerprint();
+        let memory = answer_in(dir.path(), &fingerprint, Kind::Memory, b"");
+        assert_eq!(kinds(&memory), "memory");
+        let invalid = answer_in(dir.path(), &fingerprint, Kind::Invalid, b"a word");
+        assert_eq!(kinds(&invalid), "invalid");
+        let long = CODE_BYTES + CODE_PER_BYTE * skep_examples::KV.len() as u64 + 1;
+        let head = [&MAGIC[..], &fingerprint, &[0], &long.to_le_bytes()].concat();
+        std::fs::write(dir.path().join("answer"), head).unwrap();
+        assert_eq!(kinds(&invalid), "invalid");
+        for (script, kind) in [
+            (
+                "echo memory allocation of 8 bytes failed >&2; kill -ABRT $$",
+                "memory",
+            ),
+            ("kill -ABRT $$", "crashed"),
+            ("kill -SEGV $$", "crashed"),
+            ("kill -XCPU $$", "late"),
+            ("kill -KILL $$", "local"),
+            ("exit 101", "crashed"),
+            ("exit 3", "local"),
+            ("true", "local"),
+            ("exec 0<&-; head -c 100000 /dev/zero", "local"),
+            ("head -c 20 /dev/zero", "local"),
+        ] {
+            assert_eq!(kinds(script), kind, "{script}");
+        }
+        let nowhere = ChildCompiler {
+            program: dir.path().join("nothing"),
+            arguments: Vec::new(),
+            allowance: ALLOWED,
+        };
+        let failed = nowhere.compile(&Engine::new().unwrap(), b"").unwrap_err();
+        assert!(matches!(failed, CompileError::Local(_)), "{failed}");
+    }
+
+    #[test]
+    fn small_components_may_take_less_and_large_ones_what_is_allowed() {
+        let compiler = ChildCompiler::new(ALLOWED);
+        assert_eq!(compiler.memory(0), 128 << 20);
+        assert_eq!(compiler.memory(1 << 20), (128 + 64) << 20);
+        assert_eq!(compiler.memory(64 << 20), 1 << 30);
+    }
+}

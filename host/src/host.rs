@@ -34,6 +34,7 @@ use crate::machines::Machines;
 use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::status::Consistency;
+use crate::supervisor::Supervisor;
 use crate::transport::TcpTransport;
 
 pub use requests::{Place, Reach};
@@ -68,6 +69,7 @@ struct Inner {
     machines: Machines,
     peers: Peers,
     metrics: Metrics,
+    supervisor: Supervisor,
     /// What becomes of each group that the catalogue has put here, or had.
     hosted: Mutex<BTreeMap<GroupId, Hosted>>,
     /// Something changed that the reconciler ought to look at.
@@ -137,6 +139,11 @@ impl Host {
         &self.inner.config
     }
 
+    /// Who watches the node's tasks.
+    pub fn supervisor(&self) -> &Supervisor {
+        &self.inner.supervisor
+    }
+
     /// The library's node.
     pub fn node(&self) -> &MultiNode {
         &self.inner.node
@@ -191,6 +198,7 @@ impl Host {
                 reasons.push(format!("group {group}{reason}"));
             }
         }
+        reasons.extend(self.inner.supervisor.missing());
         reasons
     }
 

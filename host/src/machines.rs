@@ -68,7 +68,7 @@ impl Machines {
         let look_up = move || (Component::look_up(&engine, &of, &cache), turn);
         let (found, turn) = on_guest_stack("skep-look-up", look_up).await?;
         let inspection = match found? {
-            Found::Compiled(component) => return Ok(self.keep(component)),
+            Found::Compiled(component) => return Ok(self.keep(*component)),
             Found::Inspected(inspection) => inspection,
         };
         let allowance = self.compiler.allowance();

@@ -14,7 +14,7 @@ fn main() -> ExitCode {
     allocator::bound();
     let arguments = match cli::run_bare(cli::Cli::parse()) {
         Ok(code) => return code,
-        Err(arguments) => arguments,
+        Err(arguments) => *arguments,
     };
     telemetry::init(arguments.verbose, arguments.is_node());
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -158,7 +158,10 @@ impl Component {
     pub fn look_up(engine: &Engine, bytes: &[u8], cache: &Cache) -> Result<Found, ComponentError> {
         let inspection = inspect(bytes)?;
         match cache.fetch(engine, inspection.id) {
-            Some(compiled) => Self::link(engine, inspection, compiled).map(Found::Compiled),
+            Some(compiled) => {
+                let component = Self::link(engine, inspection, compiled)?;
+                Ok(Found::Compiled(Box::new(component)))
+            }
             None => Ok(Found::Inspected(inspection)),
         }
     }
@@ -186,7 +189,7 @@ impl Component {
         compiler: &dyn Compiler,
     ) -> Result<Self, ComponentError> {
         match Self::look_up(engine, bytes, cache)? {
-            Found::Compiled(component) => Ok(component),
+            Found::Compiled(component) => Ok(*component),
             Found::Inspected(inspection) => Self::build(engine, bytes, inspection, cache, compiler),
         }
     }
@@ -282,7 +285,7 @@ impl Component {
 #[derive(Debug)]
 pub enum Found {
     /// Everything.
-    Compiled(Component),
+    Compiled(Box<Component>),
     /// It can be a machine, as far as can be seen, and there is no machine code of it.
     Inspected(Inspection),
 }

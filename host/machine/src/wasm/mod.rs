@@ -29,7 +29,7 @@ mod wasi;
 
 pub use cache::{Cache, Refusal};
 pub use compiler::{Allowance, CompileError, Compiler, InProcess};
-pub use complexity::{MAX_MERGES, MAX_TARGETS};
+pub use complexity::{MAX_FUNCTION_TARGETS, MAX_MERGES, MAX_TARGETS};
 pub use component::{Component, ComponentError, Found};
 pub use engine::{APPLY_THREAD_STACK_BYTES, Engine};
 pub use expansion::{MAX_DEPTH, MAX_ITEMS};

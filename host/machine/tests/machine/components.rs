@@ -1,7 +1,8 @@
 //! What is a machine and what is not, and why.
 
 use skep_machine::wasm::{
-    Cache, Component, ComponentError, InProcess, MAX_COMPONENT_BYTES, MAX_FUNCTIONS, inspect,
+    Cache, Component, ComponentError, InProcess, MAX_COMPONENT_BYTES, MAX_FUNCTION_TARGETS,
+    MAX_FUNCTIONS, MAX_MERGES, MAX_TARGETS, inspect,
 };
 
 use crate::guest::{ENGINE, FULL, PLAIN, text};
@@ -157,6 +158,47 @@ fn too_many_functions_are_refused_before_they_are_compiled() {
         inspect(&bytes),
         Err(ComponentError::TooManyFunctions { .. })
     ));
+}
+
+#[test]
+fn functions_that_compilers_take_very_long_for_are_refused_before_they_are_compiled() {
+    let module = |functions: String| {
+        wat::parse_str(format!("(component (core module {functions}))")).unwrap()
+    };
+    let blocks = |blocks: u64, locals: usize| {
+        let (locals, blocks) = ("i32 ".repeat(locals), "(block)".repeat(blocks as usize));
+        module(format!("(func (local {locals}) {blocks})"))
+    };
+    let table = |targets: u64| {
+        let targets = "0 ".repeat(targets as usize);
+        format!("(func (br_table {targets} (i32.const 0)))")
+    };
+    // The largest that may be are refused for what they lack only.
+    for good in [
+        blocks(MAX_MERGES / 1000, 1000),
+        module(table(MAX_FUNCTION_TARGETS)),
+        module(table(MAX_TARGETS / 8).repeat(8)),
+    ] {
+        let error = inspect(&good).unwrap_err();
+        assert!(
+            matches!(error, ComponentError::MissingExport { .. }),
+            "{error}"
+        );
+    }
+    for (bad, most) in [
+        (blocks(MAX_MERGES / 1000 + 1, 1000), MAX_MERGES),
+        (
+            module(table(MAX_FUNCTION_TARGETS + 1)),
+            MAX_FUNCTION_TARGETS,
+        ),
+        (module(table(MAX_TARGETS / 8 + 1).repeat(8)), MAX_TARGETS),
+    ] {
+        let error = inspect(&bad).unwrap_err();
+        assert!(
+            matches!(error, ComponentError::TooIntricate { limit, .. } if limit == most),
+            "{error}"
+        );
+    }
 }
 
 #[test]
