@@ -10,6 +10,7 @@ mod proposals;
 mod reads;
 mod removal;
 mod scripts;
+mod sessions;
 mod sickness;
 mod snapshots;
 mod suspects;
