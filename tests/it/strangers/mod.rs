@@ -2,3 +2,6 @@
 //! a review from outside; `tests/BUGS.md` lists them.
 
 mod sessions;
+//! What people who do not know the house found out about it, and what it makes of that now. See `tests/BUGS.md`.
+
+mod activation;
