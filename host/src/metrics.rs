@@ -7,7 +7,7 @@ use std::time::Duration;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use skep_core::message::Priority;
@@ -17,6 +17,7 @@ use skep_core::proposal::Response;
 use crate::host::Host;
 use crate::host_error::HostError;
 use crate::status::QueryAnswer;
+use crate::trouble::{Kind, Troubled};
 
 /// The counters of a node's interfaces. What the parts below count themselves is read when it is asked for.
 pub struct Metrics {
@@ -36,6 +37,20 @@ pub struct Metrics {
 struct OutcomeLabel {
     outcome: &'static str,
 }
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct TroubleLabel {
+    trouble: &'static str,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct TroubledLabel {
+    group: u64,
+    trouble: &'static str,
+}
+
+/// Groups in trouble that are named one by one.
+const TROUBLED_SHOWN: usize = 100;
 
 impl Metrics {
     pub(crate) fn new() -> Self {
@@ -136,7 +151,7 @@ impl prometheus_client::collector::Collector for NodeCollector {
             ("leaders", "Replicas on this node that lead", status.leading),
             (
                 "halted_groups",
-                "Replicas on this node that have failed",
+                "Replicas on this node that are halted until somebody acts",
                 status.halted,
             ),
             (
@@ -157,6 +172,7 @@ impl prometheus_client::collector::Collector for NodeCollector {
         ] {
             gauge(&mut encoder, name, help, None, value as u64)?;
         }
+        self.troubled(&mut encoder)?;
         let refused = metrics.client_connections_refused.load(Ordering::Relaxed);
         let help = "Client connections refused or closed for what they sent";
         counter(
@@ -192,6 +208,44 @@ impl prometheus_client::collector::Collector for NodeCollector {
 }
 
 impl NodeCollector {
+    /// How many replicas are in trouble, by kind; and which, up to a bound.
+    fn troubled(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let troubled = self.host.troubled();
+        let kinds = Family::<TroubleLabel, Gauge>::default();
+        for kind in Kind::ALL {
+            let of_kind = |troubled: &&Troubled| troubled.trouble.kind == kind;
+            let count = troubled.iter().filter(of_kind).count();
+            let label = TroubleLabel {
+                trouble: kind.code(),
+            };
+            kinds
+                .get_or_create(&label)
+                .set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        let help = "Replicas on this node in trouble, by kind";
+        kinds.encode(encoder.encode_descriptor(
+            "troubled_groups",
+            help,
+            None,
+            kinds.metric_type(),
+        )?)?;
+        let groups = Family::<TroubledLabel, Gauge>::default();
+        for troubled in troubled.iter().take(TROUBLED_SHOWN) {
+            let label = TroubledLabel {
+                group: troubled.group.0,
+                trouble: troubled.trouble.kind.code(),
+            };
+            groups.get_or_create(&label).set(1);
+        }
+        let help = "Groups whose replica on this node is in trouble: 1, with its kind";
+        groups.encode(encoder.encode_descriptor(
+            "group_trouble",
+            help,
+            None,
+            groups.metric_type(),
+        )?)
+    }
+
     fn log(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let log = self.host.node().log_stats();
         let bytes = Some(Unit::Bytes);

@@ -82,6 +82,7 @@ fn step(host: &Host, catalog: &Catalog) {
         if let Entry::Vacant(place) = hosted.entry(record.id) {
             place.insert(Hosted::Starting {
                 incarnation: record.incarnation,
+                attempts: 0,
                 reason: None,
             });
             spawn(host, bring_up(host.clone(), record.clone()));
@@ -102,6 +103,7 @@ fn step(host: &Host, catalog: &Catalog) {
         {
             *state = Hosted::Starting {
                 incarnation,
+                attempts: 0,
                 reason: None,
             };
             spawn(host, bring_up(host.clone(), record.clone()));
@@ -149,6 +151,7 @@ async fn bring_up(host: Host, record: Arc<GroupRecord>) {
                     id,
                     Hosted::Starting {
                         incarnation,
+                        attempts: attempt + 1,
                         reason: Some(reason),
                     },
                 );
