@@ -250,6 +250,16 @@ impl Group {
         self.replica
     }
 
+    /// How its machine is.
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// Whether commands are refused until somebody resumes the group.
+    pub fn is_paused(&self) -> bool {
+        self.state.paused
+    }
+
     /// The configuration.
     pub fn config(&self) -> &GroupConfig {
         &self.config

@@ -22,6 +22,7 @@ use crate::catalog::ComponentRecord;
 use crate::host::{Host, Reach};
 use crate::host_error::HostError;
 use crate::status::Consistency;
+use crate::trouble::Troubled;
 
 /// Names the session of a command.
 pub const SESSION: HeaderName = HeaderName::from_static("skep-session");
@@ -115,7 +116,7 @@ async fn propose(
     let timeout = timeout(&host, &headers)?;
     let command = command(&headers, data)?;
     let id = host.find(&group).await?.id;
-    let response = host.propose(id, command, timeout).await?;
+    let response = host.propose(id, command, Reach::Cluster, timeout).await?;
     Ok(outcome(response.outcome, response.index.0, response.term.0))
 }
 
@@ -137,7 +138,7 @@ async fn query(
     let timeout = timeout(&host, &headers)?;
     let id = host.find(&group).await?.id;
     let answer = host
-        .query(id, request, parameters.consistency, timeout)
+        .query(id, request, parameters.consistency, Reach::Cluster, timeout)
         .await?;
     Ok(outcome(answer.outcome, answer.index.0, answer.term.0))
 }
@@ -156,7 +157,7 @@ async fn open_session(
 ) -> Answer<(StatusCode, Json<SessionOpened>)> {
     let timeout = timeout(&host, &headers)?;
     let id = host.find(&group).await?.id;
-    let response = host.open_session(id, timeout).await?;
+    let response = host.open_session(id, Reach::Cluster, timeout).await?;
     let (session, index, term) = (response.session().0, response.index.0, response.term.0);
     Ok((
         StatusCode::CREATED,
@@ -326,10 +327,16 @@ async fn livez(State(host): State<Host>) -> Response {
 
 async fn readyz(State(host): State<Host>) -> Response {
     let waiting_for = host.waiting_for();
+    let troubled: Vec<_> = host.troubled().iter().map(Troubled::to_string).collect();
     if waiting_for.is_empty() {
-        return "ready\n".into_response();
+        let lines: String = troubled.iter().map(|line| format!("{line}\n")).collect();
+        return format!("ready\n{lines}").into_response();
     }
-    let detail = format!("waiting for {}", waiting_for.join(", "));
+    let mut detail = format!("waiting for {}", waiting_for.join(", "));
+    for line in troubled {
+        detail.push_str("; ");
+        detail.push_str(&line);
+    }
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", detail).into_response()
 }
 

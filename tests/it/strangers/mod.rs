@@ -2,3 +2,4 @@
 
 mod activation;
 mod sessions;
+mod healing;
