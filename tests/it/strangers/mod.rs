@@ -2,3 +2,5 @@
 
 mod activation;
 mod compile;
+mod healing;
+mod sessions;
