@@ -245,6 +245,7 @@ impl Shard {
             replica.touched = false;
             replica.poll(&mut effects);
             replica.route.set_leader(replica.leader());
+            replica.show();
             let mut out = Out {
                 router: &self.router,
                 transport: &self.transport,

@@ -81,6 +81,7 @@ fn step(host: &Host, catalog: &Catalog) {
         if let Entry::Vacant(place) = hosted.entry(record.id) {
             place.insert(Hosted::Starting {
                 incarnation: record.incarnation,
+                attempts: 0,
                 reason: None,
             });
             keep_bringing_up(host, record);
@@ -102,6 +103,7 @@ fn step(host: &Host, catalog: &Catalog) {
         {
             *state = Hosted::Starting {
                 incarnation,
+                attempts: 0,
                 reason: None,
             };
             keep_bringing_up(host, record);
@@ -144,6 +146,7 @@ async fn bring_up(host: Host, record: Arc<GroupRecord>) {
                     id,
                     Hosted::Starting {
                         incarnation,
+                        attempts: attempt + 1,
                         reason: Some(reason),
                     },
                 );
