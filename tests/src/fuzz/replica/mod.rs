@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use prost::Message;
-use raft::eraftpb::{HardState, MessageType};
+use raft::eraftpb::{Entry, HardState, MessageType};
 use sha2::{Digest, Sha256};
 use skep_core::attestation::Deed;
 use skep_core::effect::{Call, Effect, Persist, Work};
