@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use skep_core::activation::Overdue;
 use skep_core::effect::Effect;
 use skep_core::group::Group;
 use skep_core::id::{GroupId, LogIndex, NodeId, ReplicaId};
@@ -18,6 +19,7 @@ use crate::mailbox::Asked;
 use crate::route::Route;
 use crate::status::{GroupStatus, QueryAnswer};
 use crate::store::Disk;
+use crate::trouble::{Kind, Trouble};
 use crate::worker::{Worker, panic_text};
 
 /// Numbers the replicas a node brings up, so that what was begun for one never reaches its successor.
@@ -57,6 +59,8 @@ pub(crate) struct Replica {
     pub(crate) touched: bool,
     /// How it was when it was brought up.
     first: Box<Status>,
+    /// What was last told of its health, and whether the group was paused.
+    shown: (Health, bool, Option<Overdue>),
     state: State,
 }
 
@@ -86,6 +90,7 @@ impl Replica {
             heavy: None,
             touched: false,
             first: Box::new(group.status()),
+            shown: (Health::Healthy, false, None),
             state: State::Running(Box::new(group)),
         }
     }
@@ -146,6 +151,25 @@ impl Replica {
         }
     }
 
+    /// Tells whoever asks without the shard how the replica is.
+    pub(crate) fn show(&mut self) {
+        let State::Running(group) = &self.state else {
+            return;
+        };
+        let (health, is_paused, upgrade) = (group.health(), group.is_paused(), group.overdue());
+        if (&self.shown.0, self.shown.1, self.shown.2) == (health, is_paused, upgrade) {
+            return;
+        }
+        let trouble = Trouble::of(health, is_paused, upgrade, self.worker.is_broken());
+        let (group, name) = (self.key.group, &self.route.name);
+        match &trouble {
+            Some(trouble) => tracing::warn!(group, name, "the replica is {trouble}"),
+            None => tracing::info!(group, name, "the replica is healthy again"),
+        }
+        self.shown = (health.clone(), is_paused, upgrade);
+        self.route.set_trouble(trouble);
+    }
+
     /// Stops for good, keeping the files; every waiter learns of it.
     pub(crate) fn halt(&mut self, reason: String) {
         let State::Running(group) = &self.state else {
@@ -163,6 +187,8 @@ impl Replica {
             status: Box::new(status),
         };
         self.route.set_halted();
+        self.route
+            .set_trouble(Some(Trouble::new(Kind::Halted, reason.clone())));
         self.worker.halt();
         let group = self.group();
         self.fail_all(|waiting| match waiting {
@@ -231,6 +257,7 @@ impl Replica {
             component: running.component,
             machine: running.descriptor,
             halted,
+            trouble: self.route.trouble().as_deref().cloned(),
             replica,
         }
     }

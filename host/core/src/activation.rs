@@ -197,6 +197,15 @@ impl Decision {
     }
 }
 
+/// An activation that has not been done for longer than an election timeout.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Overdue {
+    /// Its entry.
+    pub index: LogIndex,
+    /// It is decided, and this replica cannot do that yet.
+    pub is_decided: bool,
+}
+
 /// An activation that is not done.
 #[derive(Debug)]
 pub(crate) struct Activation {
@@ -410,6 +419,16 @@ impl Group {
             self.transfer_to_best_follower();
         }
         self.report_readiness();
+    }
+
+    /// The activation that this replica has waited for longer than an election timeout.
+    pub fn overdue(&self) -> Option<Overdue> {
+        let activation = self.activation.as_ref()?;
+        let patience = u64::from(self.config.election_ticks);
+        (self.ticks > activation.since + patience).then_some(Overdue {
+            index: activation.context.index,
+            is_decided: activation.decision.is_some(),
+        })
     }
 
     /// Whether an activation is not done.

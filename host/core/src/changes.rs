@@ -17,7 +17,7 @@ use crate::proposals::Asker;
 use crate::state::Role;
 
 /// Entries a learner may lack when it is promoted: little enough that it does not delay commits as a voter.
-const PROMOTION_LAG: u64 = 64;
+pub(crate) const PROMOTION_LAG: u64 = 64;
 
 impl Group {
     /// Proposes a change, or says why not.
@@ -146,7 +146,11 @@ impl Group {
         let log = &node.raft.raft_log;
         let (from, to) = (self.processed.0 + 1, log.last_index() + 1);
         let entries = log.slice(from, to, None, GetEntriesContext::empty(false));
-        entries.is_ok_and(|entries| entries.iter().any(such))
+        match entries {
+            Ok(entries) => entries.iter().any(such),
+            // What cannot be looked at may be such a one.
+            Err(_) => true,
+        }
     }
 
     /// Whether a change has to wait although none is in flight. Raft puts it aside while a new leader has not applied the whole

@@ -147,7 +147,9 @@ fn order(kind: Option<Kind>) -> Result<Order, Unreadable> {
         }
         Some(Kind::Pause(pause)) => Order::Pause(pause.on),
         Some(Kind::Activate(record)) => Order::Activate(record.read().ok_or_else(|| {
-            Unreadable::Unknown("the name of a component that has not 32 bytes".to_owned())
+            Unreadable::Unknown(
+                "a component's name that has not 32 bytes, or limits of too many bytes".to_owned(),
+            )
         })?),
         Some(Kind::Confirm(confirm)) => Order::Decide(LogIndex(confirm.index), Decision::Confirmed),
         Some(Kind::Abort(abort)) => {

@@ -88,7 +88,11 @@ impl From<&HostError> for Problem {
     fn from(error: &HostError) -> Self {
         let status = match error {
             HostError::Machine(_) => StatusCode::UNPROCESSABLE_ENTITY,
-            HostError::Component(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            // What is wrong with a component is wrong with it everywhere, unless it is the node that could not.
+            HostError::Component(_) => match status(error.code(), false) {
+                StatusCode::SERVICE_UNAVAILABLE => StatusCode::SERVICE_UNAVAILABLE,
+                _ => StatusCode::UNPROCESSABLE_ENTITY,
+            },
             error => status(error.code(), error.is_unknown()),
         };
         Self {
@@ -114,16 +118,19 @@ fn status(code: &str, unknown: bool) -> StatusCode {
         }
         "digest-mismatch" | "change-refused" => StatusCode::BAD_REQUEST,
         "no-such-group" | "not-found" | "no-such-component" => StatusCode::NOT_FOUND,
-        "group-exists" | "change-in-progress" | "session-expired" | "group-removed"
-        | "not-aborted" | "not-needed" | "not-rehearsed" | "group-paused" => StatusCode::CONFLICT,
+        "group-exists" | "change-in-progress" | "group-removed" | "not-aborted" | "not-needed"
+        | "not-rehearsed" | "group-paused" => StatusCode::CONFLICT,
+        "session-expired" | "answer-expired" | "sequence-closed" => StatusCode::CONFLICT,
         "not-upgraded" => StatusCode::UNPROCESSABLE_ENTITY,
         "too-large" => StatusCode::PAYLOAD_TOO_LARGE,
         "busy" => StatusCode::TOO_MANY_REQUESTS,
         "no-leader" | "not-leader" | "superseded" | "group-starting" | "group-elsewhere"
         | "stopped" => StatusCode::SERVICE_UNAVAILABLE,
-        "unreachable" | "compile-late" | "node-failed" | "group-faulted" => {
-            StatusCode::SERVICE_UNAVAILABLE
-        }
+        "unreachable"
+        | "compile-late"
+        | "compiler-unavailable"
+        | "node-failed"
+        | "group-faulted" => StatusCode::SERVICE_UNAVAILABLE,
         "catalogue-full" => StatusCode::INSUFFICIENT_STORAGE,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     }
@@ -179,6 +186,16 @@ mod tests {
                 proposal(ProposalError::SessionExpired),
                 409,
                 "session-expired",
+            ),
+            (
+                proposal(ProposalError::AnswerExpired),
+                409,
+                "answer-expired",
+            ),
+            (
+                proposal(ProposalError::SequenceClosed),
+                409,
+                "sequence-closed",
             ),
             (
                 proposal(ProposalError::ChangeInProgress),

@@ -57,7 +57,9 @@ impl Actor {
                         .wait_timeout_while(queue, MAKE_AGAIN, |queue| !queue.halted);
                     let (queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
                     if queue.halted {
-                        return Err(Failed(format!("it was stopped while it waited: {reason}")));
+                        return Err(Failed::local(format!(
+                            "it was stopped while it waited: {reason}"
+                        )));
                     }
                 }
                 made => return Ok(made),
@@ -118,12 +120,12 @@ impl Actor {
                 tracing::info!(group, name, index, %component, "the new machine has the state, and waits for the decision");
                 Readiness::Prepared
             }
-            Err(Trouble::Refused(refusal, detail)) => {
+            Err(Lack::Refused(refusal, detail)) => {
                 tracing::warn!(group, name, index, %component, %refusal, detail, "the new machine cannot be had");
                 successor.refusal = Some(refusal);
                 Readiness::Refused(refusal)
             }
-            Err(Trouble::Local(reason)) => {
+            Err(Lack::Local(reason)) => {
                 tracing::warn!(group, name, index, %component, reason, "this node has not got the new machine yet; it tries again");
                 Readiness::NotYet
             }
@@ -132,13 +134,9 @@ impl Actor {
         readiness
     }
 
-    fn make_successor(
-        &self,
-        machine: &mut Machine,
-        successor: &mut Successor,
-    ) -> Result<(), Trouble> {
+    fn make_successor(&self, machine: &mut Machine, successor: &mut Successor) -> Result<(), Lack> {
         if let Some(refusal) = successor.refusal {
-            return Err(Trouble::Refused(refusal, None));
+            return Err(Lack::Refused(refusal, None));
         }
         if successor.made.is_some() {
             return Ok(());
@@ -146,14 +144,14 @@ impl Actor {
         let exchange = self
             .exchange
             .as_ref()
-            .ok_or(Trouble::Refused(Refusal::Fixed, None))?;
+            .ok_or(Lack::Refused(Refusal::Fixed, None))?;
         let saved = save(machine, successor)?;
         let mut made = exchange
             .factory
             .make(&successor.deployment)
-            .map_err(|error| Trouble::of(error, Refusal::Start))?;
+            .map_err(|error| Lack::of(error, Refusal::Start))?;
         made.restore(&successor.context, machine.schema(), saved)
-            .map_err(|error| Trouble::of(error, Refusal::Restore))?;
+            .map_err(|error| Lack::of(error, Refusal::Restore))?;
         successor.made = Some(made);
         Ok(())
     }
@@ -171,7 +169,7 @@ impl Actor {
             .filter(|successor| successor.context.index == context.index)
             .map(|successor| successor.deployment.clone())
         else {
-            return Err(Failed(format!(
+            return Err(Failed::broken(format!(
                 "nothing was prepared for the activation at {}",
                 context.index
             )));
@@ -221,8 +219,8 @@ impl Actor {
         let saved = match save(machine, successor) {
             Ok(saved) => saved,
             // It did so on every replica.
-            Err(Trouble::Refused(..)) => return Ok(()),
-            Err(Trouble::Local(reason)) => return Err(reason),
+            Err(Lack::Refused(..)) => return Ok(()),
+            Err(Lack::Local(reason)) => return Err(reason),
         };
         let schema = machine.schema();
         match machine.machine.restore(&successor.context, schema, saved) {
@@ -249,14 +247,14 @@ pub(super) struct Successor {
 }
 
 /// Why there is no other machine.
-enum Trouble {
+enum Lack {
     /// The same on every replica. With the words of the machine, for this node's log lines only.
     Refused(Refusal, Option<String>),
     /// Of this node.
     Local(String),
 }
 
-impl Trouble {
+impl Lack {
     fn of(error: MachineError, refusal: impl Fn(GuestFault) -> Refusal) -> Self {
         match error {
             MachineError::Guest { fault, detail, .. } => Self::Refused(refusal(fault), detail),
@@ -266,17 +264,17 @@ impl Trouble {
 }
 
 /// The bytes of the machine that runs. It is saved once: the bytes are what all go on from.
-fn save(machine: &mut Machine, successor: &mut Successor) -> Result<Bytes, Trouble> {
+fn save(machine: &mut Machine, successor: &mut Successor) -> Result<Bytes, Lack> {
     if let Some(saved) = &successor.saved {
         return Ok(saved.clone());
     }
     if let Some(refusal @ Refusal::Save(_)) = successor.refusal {
-        return Err(Trouble::Refused(refusal, None));
+        return Err(Lack::Refused(refusal, None));
     }
     let mut saved = Vec::new();
     machine
         .machine
         .save(&successor.context, &mut saved)
-        .map_err(|error| Trouble::of(error, Refusal::Save))?;
+        .map_err(|error| Lack::of(error, Refusal::Save))?;
     Ok(successor.saved.insert(saved.into()).clone())
 }

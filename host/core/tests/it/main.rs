@@ -1,6 +1,7 @@
 //! Tests of the replica as a value: a few groups of replicas, a network and a disk that do as they are told.
 
 mod activation;
+mod catch_up;
 mod chaos;
 mod cluster;
 mod deployment;
@@ -12,6 +13,7 @@ mod proposals;
 mod reads;
 mod removal;
 mod scripts;
+mod sessions;
 mod sickness;
 mod snapshots;
 mod suspects;
