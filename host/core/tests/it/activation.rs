@@ -164,6 +164,8 @@ fn a_leader_that_lacks_what_was_confirmed_hands_over() {
 fn who_is_left_behind_takes_a_snapshot_of_a_later_point() {
     let mut cluster = Cluster::with(3, |config| {
         config.snapshot_entries = 10;
+        config.limits.log_retained_bytes = 0;
+        config.limits.log_memory_bytes = 0;
         config.limits.activation_ticks = DEADLINE;
     });
     cluster.elect(1);
