@@ -14,6 +14,7 @@
 //! * `changes`: membership.
 //! * `reads`: linearizable queries.
 //! * [`attestation`], `divergence`: whether replicas agree, and what becomes of one that does not.
+//! * [`standing`]: what is believed of whom; `handover`: a leader whose machine failed.
 //! * [`deployment`]: what a group runs.
 //! * [`sessions`], [`state`]: what is replicated beside the machine's state.
 //! * `log_view`: the log as Raft reads it.
@@ -36,6 +37,7 @@ pub mod effect;
 mod election;
 mod forwards;
 pub mod group;
+mod handover;
 pub mod id;
 pub mod input;
 mod intake;
@@ -51,6 +53,7 @@ mod reads;
 mod ready;
 mod removal;
 pub mod sessions;
+pub mod standing;
 pub mod state;
 pub mod status;
 mod suspects;

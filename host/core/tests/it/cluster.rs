@@ -14,6 +14,7 @@ use skep_core::input::{Input, Waiter};
 use skep_core::message::{ArrivedSnapshot, Body, PeerMessage, SnapshotName};
 use skep_core::outcome::{GuestFault, LeaderChanged, Outcome};
 use skep_core::proposal::{Command, Proposal, ProposalError, Response};
+use skep_core::standing::Distrust;
 use skep_core::status::{Part, Status};
 use skep_core::{Group, GroupConfig, Member, Recovered};
 
@@ -95,6 +96,8 @@ pub struct Node {
     /// Barriers that it was told replicas disagree on.
     pub diverged: Vec<LogIndex>,
     pub sent: Vec<PeerMessage>,
+    /// Whose messages it did not believe, and why.
+    pub distrusted: Vec<(NodeId, Distrust)>,
 }
 
 impl Node {
@@ -173,6 +176,7 @@ impl Cluster {
             removed: false,
             diverged: Vec::new(),
             sent: Vec::new(),
+            distrusted: Vec::new(),
         };
         self.nodes.insert(id, node);
     }
@@ -409,6 +413,7 @@ impl Cluster {
                     );
                 }
                 Effect::Leader(_) => {}
+                Effect::Distrusted { from, why } => node.distrusted.push((from, why)),
                 Effect::Diverged { index, .. } => node.diverged.push(index),
                 Effect::Removed => node.removed = true,
                 Effect::Halt { reason } => node.halted = Some(reason),

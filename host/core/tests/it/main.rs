@@ -13,3 +13,4 @@ mod scripts;
 mod sickness;
 mod snapshots;
 mod suspects;
+mod trust;

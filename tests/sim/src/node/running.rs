@@ -260,6 +260,15 @@ impl Running {
                         result: Err(error),
                     }),
                     Effect::Leader(_) => {}
+                    // An answer to a question of a former life.
+                    Effect::Distrusted {
+                        why: Distrust::Nonce,
+                        ..
+                    } => {}
+                    Effect::Distrusted { from, why } => {
+                        let text = format!("a message of node {from} is not believed: {why:?}");
+                        return Err(violation("no false suspicion", place, text).into());
+                    }
                     Effect::Diverged { index, .. } => {
                         let text = format!("replicas are said to differ at barrier {index}");
                         return Err(violation("no false alarm", place, text).into());
