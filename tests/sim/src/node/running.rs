@@ -10,6 +10,7 @@ use skep_core::group::Group;
 use skep_core::id::{GroupId, ReplicaId};
 use skep_core::input::{Input, Waiter};
 use skep_core::proposal::Proposal;
+use skep_core::standing::Distrust;
 use skep_log::{
     GroupKey, Log, LogError, LogOptions, Record, SimVfs, SnapshotStore, Store, StoreId, Vfs,
 };
