@@ -370,7 +370,8 @@ impl MachineFactory for GroupMachines {
         let Ok(deployed) = Deployed::of(deployment) else {
             return;
         };
-        self.runtime.spawn(async move {
+        let supervisor = self.host.inner.supervisor.clone();
+        let telling = async move {
             let known = host.catalog().group(record.id).is_none_or(|known| {
                 known.incarnation != record.incarnation || known.deployed_at >= index
             });
@@ -378,6 +379,8 @@ impl MachineFactory for GroupMachines {
             if !known && let Err(error) = host.deployed(&record, index, &deployed).await {
                 tracing::warn!(group = %record.id, error = %error.chain(), "the catalogue is not told of an upgrade yet");
             }
-        });
+        };
+        self.runtime
+            .spawn(async move { supervisor.once("upgrade-report", telling).await });
     }
 }
