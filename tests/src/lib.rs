@@ -7,6 +7,7 @@
 
 pub mod clock;
 pub mod cluster;
+pub mod forger;
 pub mod fuzz;
 pub mod guests;
 pub mod http;
