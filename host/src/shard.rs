@@ -245,6 +245,7 @@ impl Shard {
             replica.touched = false;
             replica.poll(&mut effects);
             replica.route.set_leader(replica.leader());
+            replica.show();
             let mut out = Out {
                 router: &self.router,
                 transport: &self.transport,
@@ -385,7 +386,13 @@ impl Out<'_> {
             Effect::Distrusted { from, why } => {
                 self.router.distrusted.fetch_add(1, Relaxed);
                 let (group, name) = (replica.key.group, &replica.route.name);
-                tracing::debug!(group, name, node = from.0, why = why.code(), "a message of another node is not believed");
+                tracing::debug!(
+                    group,
+                    name,
+                    node = from.0,
+                    why = why.code(),
+                    "a message of another node is not believed"
+                );
             }
             Effect::Leader(change) => self.router.leader_changed(&replica.route, change),
             Effect::Removed => return true,

@@ -6,8 +6,8 @@ use crate::id::{NodeId, ReplicaId};
 use crate::message::{Answer, Body, Forward};
 use crate::planted::{self, Defect};
 use crate::proposal::{Change, Proposal, ProposalError, Response};
-use crate::standing::Distrust;
 use crate::proposals::{Asker, Forwarded, Queued, Who};
+use crate::standing::Distrust;
 
 /// Forwards in one message.
 const FORWARDS_IN_MESSAGE: usize = 1024;

@@ -254,6 +254,16 @@ impl Group {
         self.replica
     }
 
+    /// How its machine is.
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// Whether commands are refused until somebody resumes the group.
+    pub fn is_paused(&self) -> bool {
+        self.state.paused
+    }
+
     /// The configuration.
     pub fn config(&self) -> &GroupConfig {
         &self.config
@@ -318,6 +328,7 @@ impl Group {
                 .as_ref()
                 .map(|deployment| deployment.component),
             sessions: self.state.sessions.len(),
+            session_bytes: self.state.sessions.kept_bytes(),
             queued: self.proposals.len(),
             quota: self.quota(),
             quota_waits: self.quota_waits,

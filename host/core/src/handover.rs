@@ -62,9 +62,7 @@ impl Group {
             .state
             .membership
             .voters()
-            .filter(|replica| {
-                *replica != own && self.is_active(*replica) && suits(self, *replica)
-            })
+            .filter(|replica| *replica != own && self.is_active(*replica) && suits(self, *replica))
             .filter_map(|replica| {
                 let matched = node.raft.prs().get(replica.0)?.matched;
                 Some((!self.is_ailing(replica), matched, replica))

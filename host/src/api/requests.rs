@@ -8,7 +8,7 @@ use skep_wire::proto::{self, request, response};
 use skep_wire::{MAX_CHUNK, MAX_TIMEOUT_MS};
 
 use super::call;
-use crate::host::Host;
+use crate::host::{Host, Reach};
 use crate::host_error::HostError;
 use crate::status::Consistency;
 
@@ -62,7 +62,9 @@ async fn carry_out(
             let timeout = patience(propose.timeout_ms)?;
             let command = Command::try_from(propose).map_err(wire)?;
             Ok(response::Body::Proposed(
-                host.propose(group, command, timeout).await?.into(),
+                host.propose(group, command, Reach::Node, timeout)
+                    .await?
+                    .into(),
             ))
         }
         Some(request::Body::Query(query)) => {
@@ -73,7 +75,13 @@ async fn carry_out(
                 Consistency::Stale
             };
             let answer = host
-                .query(group, query.data, consistency, patience(query.timeout_ms)?)
+                .query(
+                    group,
+                    query.data,
+                    consistency,
+                    Reach::Node,
+                    patience(query.timeout_ms)?,
+                )
                 .await?;
             Ok(response::Body::Answered(proto::Answered {
                 index: answer.index.0,
@@ -83,7 +91,8 @@ async fn carry_out(
         }
         Some(request::Body::OpenSession(open)) => {
             host.here_or_elsewhere(group).await?;
-            let response = host.open_session(group, patience(open.timeout_ms)?).await?;
+            let timeout = patience(open.timeout_ms)?;
+            let response = host.open_session(group, Reach::Node, timeout).await?;
             Ok(response::Body::SessionOpened(proto::SessionOpened::new(
                 &response,
             )))

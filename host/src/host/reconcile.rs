@@ -83,6 +83,7 @@ fn step(host: &Host, catalog: &Catalog) {
         if let Entry::Vacant(place) = hosted.entry(record.id) {
             place.insert(Hosted::Starting {
                 incarnation: record.incarnation,
+                attempts: 0,
                 reason: None,
             });
             keep_bringing_up(host, record);
@@ -104,6 +105,7 @@ fn step(host: &Host, catalog: &Catalog) {
         {
             *state = Hosted::Starting {
                 incarnation,
+                attempts: 0,
                 reason: None,
             };
             keep_bringing_up(host, record);
@@ -146,6 +148,7 @@ async fn bring_up(host: Host, record: Arc<GroupRecord>) {
                     id,
                     Hosted::Starting {
                         incarnation,
+                        attempts: attempt + 1,
                         reason: Some(reason),
                     },
                 );

@@ -1,7 +1,7 @@
 //! Bringing a node up: store, transport, group 0, and the tasks that keep it in step with the catalogue.
 
-use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use skep_core::id::NodeId;

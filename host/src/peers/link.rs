@@ -428,7 +428,9 @@ mod tests {
         let (first, answer_first) = requests.recv().await.expect("asked");
         let two_ = ask(&link, "two");
         let (second, answer_second) = requests.recv().await.expect("asked");
-        answer_second.send(called(second.id, b"2")).expect("awaited");
+        answer_second
+            .send(called(second.id, b"2"))
+            .expect("awaited");
         assert_eq!(two_.await.expect("ends"), Ok(called(second.id, b"2")));
         answer_first.send(called(first.id, b"1")).expect("awaited");
         assert_eq!(one.await.expect("ends"), Ok(called(first.id, b"1")));

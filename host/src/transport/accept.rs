@@ -17,9 +17,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::connection::Connection;
 use super::handshake::{HandshakeError, frame_limit, refuse};
-use super::{requests, snapshot};
 use super::stats::add;
 use super::tcp::Shared;
+use super::{requests, snapshot};
 use crate::clock::sleep;
 
 /// Pause after an `accept` that failed, most likely because the process has no file descriptor left.

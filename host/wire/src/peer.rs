@@ -422,10 +422,12 @@ fn priority(lane: i32) -> Result<Priority, WireError> {
         Ok(Lane::Low) => Ok(Priority::Low),
         Ok(Lane::Normal) => Ok(Priority::Normal),
         Ok(Lane::High) => Ok(Priority::High),
-        Ok(Lane::Unspecified | Lane::Transfer | Lane::Requests) | Err(_) => Err(WireError::UnknownValue {
-            what: "lane",
-            value: lane.into(),
-        }),
+        Ok(Lane::Unspecified | Lane::Transfer | Lane::Requests) | Err(_) => {
+            Err(WireError::UnknownValue {
+                what: "lane",
+                value: lane.into(),
+            })
+        }
     }
 }
 

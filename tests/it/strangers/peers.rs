@@ -295,7 +295,10 @@ async fn what_nodes_ask_of_each_other_is_refused_on_the_port_for_clients() {
             .expect("a snapshot");
     }
     let upgrade = json!({"group": group.to_string(), "quota": {"commands-per-second": 1000}});
-    client.call("group.upgrade", &upgrade).await.expect("upgraded");
+    client
+        .call("group.upgrade", &upgrade)
+        .await
+        .expect("upgraded");
     goes_on(&cluster, group).await;
 }
 
@@ -378,13 +381,7 @@ async fn a_silent_member_makes_nothing_slow_that_others_can_do() {
     let ask = async |kind: &str, path: &str, body: &str| {
         let started = Instant::now();
         let path = format!("/v1/groups/{group}/{path}");
-        let answer = http::request(
-            &cluster.node(4).http,
-            "POST",
-            &path,
-            &[],
-            body.as_bytes(),
-        );
+        let answer = http::request(&cluster.node(4).http, "POST", &path, &[], body.as_bytes());
         let answer = answer.await.expect("an answer");
         (kind.to_owned(), answer.status, started.elapsed())
     };

@@ -17,6 +17,7 @@ use skep_core::proposal::{Command, Proposal, ProposalError, Response};
 use skep_core::standing::Distrust;
 use skep_core::status::{Part, Status};
 use skep_core::{Group, GroupConfig, Member, Recovered};
+use skep_wire::peer::{SnapshotOffer, message_to_wire};
 
 /// What one node's disk holds of the replica once synced.
 #[derive(Default, Clone)]
@@ -464,6 +465,7 @@ impl Cluster {
                 .get(&to.0)
                 .is_none_or(|node| node.group.is_none());
         let is_snapshot = message.body.priority() == skep_core::message::Priority::Low;
+        let message = over_the_wire(message, transfer.as_ref().map(|(name, _, _)| name));
         if is_snapshot {
             self.input(
                 from.0,
@@ -493,6 +495,26 @@ impl Cluster {
             None => self.input(to.0, Input::Message { from, message }),
         }
     }
+}
+
+/// A message as its receiver reads it: whatever the wire refuses must not be sent.
+pub fn over_the_wire(message: PeerMessage, snapshot: Option<&SnapshotName>) -> PeerMessage {
+    if message.body.priority() != skep_core::message::Priority::Low {
+        let sent = message_to_wire(message).expect("it may travel");
+        return sent.try_into().expect("it can be read");
+    }
+    let Some(name) = snapshot else {
+        // No file, so nothing is offered.
+        return message;
+    };
+    let offer = SnapshotOffer {
+        transfer: 1,
+        message,
+        name: name.clone(),
+    };
+    let offer = offer.into_wire().expect("it may travel");
+    let offer = SnapshotOffer::try_from(offer).expect("it can be read");
+    offer.message
 }
 
 impl Machine {

@@ -85,7 +85,11 @@ fn goes_on(cluster: &mut Cluster, ids: &[u64]) {
     cluster.tick(5);
     for id in ids {
         let node = cluster.node(*id);
-        assert_eq!((node.halted.as_deref(), node.removed), (None, false), "{id}");
+        assert_eq!(
+            (node.halted.as_deref(), node.removed),
+            (None, false),
+            "{id}"
+        );
         assert_eq!(cluster.status(*id).expect("runs").health, Health::Healthy);
         assert!(cluster.commands(*id).ends_with(&["after".to_owned()]));
     }
@@ -157,7 +161,9 @@ fn an_append_of_a_lower_term_than_what_is_committed_stops_nobody() {
         cluster.until("another leads", |cluster| cluster.leader() == Some(to));
     }
     for n in 0..40 {
-        cluster.ask(1, anonymous(&n.to_string())).expect("committed");
+        cluster
+            .ask(1, anonymous(&n.to_string()))
+            .expect("committed");
     }
     cluster.tick(3);
     let status = cluster.status(2).expect("runs");

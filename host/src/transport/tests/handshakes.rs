@@ -322,7 +322,10 @@ fn reason(answer: &proto::hello_ack::Body) -> Option<proto::RefusalReason> {
 async fn a_node_that_nobody_named_is_refused_and_one_that_others_know_is_asked_about() {
     let named = Arc::<Named>::default();
     let check = Arc::clone(&named) as Arc<dyn PeerCheck>;
-    let two = Setup::new(2).with(|config| config.check = check).start().await;
+    let two = Setup::new(2)
+        .with(|config| config.check = check)
+        .start()
+        .await;
     let address = two.address();
     assert_eq!(reason(&introduce_as(&address, 1, "bees").await), None);
     assert_eq!(named.inquiries.load(Ordering::Relaxed), 0);

@@ -9,12 +9,15 @@ use skep_core::effect::Effect;
 use skep_core::group::Group;
 use skep_core::id::{GroupId, ReplicaId};
 use skep_core::input::{Input, Waiter};
+use skep_core::message::{PeerMessage, SnapshotName};
 use skep_core::proposal::Proposal;
 use skep_core::standing::Distrust;
 use skep_log::{
     GroupKey, Log, LogError, LogOptions, Record, SimVfs, SnapshotStore, Store, StoreId, Vfs,
 };
 use skep_store::{Lives, convert};
+use skep_wire::WireError;
+use skep_wire::peer::{SnapshotOffer, message_to_wire};
 
 use super::replica::Replica;
 use super::{Context, Out, Stop, violation};
@@ -234,6 +237,8 @@ impl Running {
                     }
                     Effect::Send { to, message } => {
                         context.checker.sends(place, &message)?;
+                        let message = over_the_wire(message)
+                            .map_err(|error| violation(READABLE, place, error.to_string()))?;
                         context.out.push(Out::Send { to: to.0, message });
                     }
                     Effect::SendSnapshot {
@@ -243,7 +248,8 @@ impl Running {
                     } => match self.snapshots.open(place.key, &convert::mark(&snapshot)) {
                         Ok(file) => context.out.push(Out::Snapshot {
                             to: to.0,
-                            message,
+                            message: offered(message, &snapshot)
+                                .map_err(|error| violation(READABLE, place, error.to_string()))?,
                             name: snapshot,
                             file: file.read_chunk(0, file.size() as usize),
                         }),
@@ -423,4 +429,22 @@ impl Running {
             None => Ok(()),
         }
     }
+}
+
+/// The promise that the two below look after.
+const READABLE: &str = "what is said can be read";
+
+/// A message as its receiver reads it.
+fn over_the_wire(message: PeerMessage) -> Result<PeerMessage, WireError> {
+    message_to_wire(message)?.try_into()
+}
+
+/// The header of a snapshot as its receiver reads it.
+fn offered(message: PeerMessage, name: &SnapshotName) -> Result<PeerMessage, WireError> {
+    let offer = SnapshotOffer {
+        transfer: 1,
+        message,
+        name: name.clone(),
+    };
+    Ok(SnapshotOffer::try_from(offer.into_wire()?)?.message)
 }

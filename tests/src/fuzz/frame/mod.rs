@@ -277,9 +277,12 @@ fn asked(request: proto::Request) {
 }
 
 fn server(frame: proto::ServerFrame) {
-    let Some(server_frame::Body::Response(response)) = frame.body else {
-        return;
-    };
+    if let Some(server_frame::Body::Response(response)) = frame.body {
+        answered(response);
+    }
+}
+
+fn answered(response: proto::Response) {
     match response.body {
         Some(response::Body::Proposed(proposed)) => {
             let request = skep_core::id::RequestId::ANONYMOUS;

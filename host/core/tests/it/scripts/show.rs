@@ -105,11 +105,7 @@ impl Names {
             Body::AskStanding { .. } => format!("{ends} AskStanding"),
             Body::Standing(standing) => format!(
                 "{ends} Standing term={} member={} removed={} matched={} well={}",
-                standing.term,
-                standing.member,
-                standing.removed,
-                standing.matched,
-                standing.well
+                standing.term, standing.member, standing.removed, standing.matched, standing.well
             ),
             Body::AskSnapshot { after } => format!("{ends} AskSnapshot after={after}"),
             Body::Attestations { said, .. } => {

@@ -14,7 +14,7 @@ use skep_core::{Group, GroupConfig, Member, Recovered};
 
 use super::bare::Bare;
 use super::show::{self, Names};
-use crate::cluster::{Disk, Machine};
+use crate::cluster::{Disk, Machine, over_the_wire};
 
 /// Rounds after which a group that still moves is taken to move for ever.
 const ROUNDS_MAX: usize = 10_000;
@@ -171,7 +171,7 @@ impl Stage {
                     self.network.push_back(Underway {
                         from: id,
                         to: to.0,
-                        message,
+                        message: over_the_wire(message, None),
                         file: None,
                     });
                 }
@@ -181,6 +181,7 @@ impl Stage {
                     snapshot,
                 } => {
                     let file = node.disk.files.get(&snapshot.index).cloned();
+                    let message = over_the_wire(message, file.as_ref().map(|(name, _, _)| name));
                     self.network.push_back(Underway {
                         from: id,
                         to: to.0,
