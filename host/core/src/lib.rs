@@ -15,6 +15,7 @@
 //! * `reads`: linearizable queries.
 //! * [`attestation`], `divergence`: whether replicas agree, and what becomes of one that does not.
 //! * [`deployment`]: what a group runs.
+//! * [`printable`]: text of strangers, fit to be shown.
 //! * [`sessions`], [`state`]: what is replicated beside the machine's state.
 //! * `log_view`: the log as Raft reads it.
 //! * `election`: timeouts without randomness.
@@ -45,6 +46,7 @@ pub mod message;
 pub mod outcome;
 pub mod payload;
 pub mod planted;
+pub mod printable;
 pub mod proposal;
 mod proposals;
 mod reads;
