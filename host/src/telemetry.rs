@@ -69,7 +69,7 @@ impl Telemetry {
     /// # Errors
     /// What is wrong with the filter.
     pub fn filter(&self, configured: Option<&str>) -> Result<bool, String> {
-        if std::env::var_os(FILTER).is_some() {
+        if std::env::var_os(FILTER).is_some_and(|filter| !filter.is_empty()) {
             return Ok(false);
         }
         let filter = EnvFilter::try_new(configured.unwrap_or(self.default))
@@ -92,9 +92,10 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
         .map_or_else(String::new, ToString::to_string);
     let text = panic.payload_as_str().unwrap_or("(no text)");
     tracing::error!(
+        target: "skep::panic",
         thread = thread.name().unwrap_or("(no name)"),
         place,
-        "panic: {text}"
+        "{text}"
     );
 }
 
