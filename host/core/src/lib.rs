@@ -17,7 +17,8 @@
 //! * [`deployment`]: what a group runs.
 //! * [`printable`]: text of strangers, fit to be shown.
 //! * [`sessions`], [`state`]: what is replicated beside the machine's state.
-//! * `log_view`: the log as Raft reads it.
+//! * `log_view`: the log as Raft reads it; `read_back`: entries that are not in memory.
+//! * `catch_up`: members that are behind, and what of the log is kept for them.
 //! * `election`: timeouts without randomness.
 //!
 //! # What is absent
@@ -28,6 +29,7 @@
 mod addresses;
 pub mod allowance;
 pub mod attestation;
+mod catch_up;
 mod changes;
 mod committed;
 pub mod config;
@@ -50,6 +52,7 @@ pub mod planted;
 pub mod printable;
 pub mod proposal;
 mod proposals;
+mod read_back;
 mod reads;
 mod ready;
 mod removal;

@@ -55,7 +55,7 @@ impl Rehearsable {
                 for call in &past.calls {
                     let applied = machine
                         .call(&past.context, call.clone())
-                        .map_err(|Failed(reason)| local("apply", reason))?;
+                        .map_err(|Failed { reason, .. }| local("apply", reason))?;
                     report.fuel += applied.fuel;
                     outcomes.extend(applied.outcomes);
                     report.commands += match call {

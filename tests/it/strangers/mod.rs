@@ -2,3 +2,5 @@
 
 mod activation;
 mod logs;
+mod healing;
+mod sessions;
