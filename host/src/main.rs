@@ -15,7 +15,10 @@ use telemetry::Telemetry;
 
 fn main() -> ExitCode {
     allocator::bound();
-    let arguments = cli::Cli::parse();
+    let arguments = match cli::run_bare(cli::Cli::parse()) {
+        Ok(code) => return code,
+        Err(arguments) => *arguments,
+    };
     let telemetry = match Telemetry::start(arguments.verbose, arguments.is_node()) {
         Ok(telemetry) => telemetry,
         Err(error) => {

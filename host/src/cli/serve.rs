@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use skep::api::{client_port, http};
 use skep::clock;
+use skep::compiler;
 use skep::config::{Config, ConfigError};
 use skep::host::Host;
 use skep::host_error::{HostError, listen};
@@ -68,7 +69,8 @@ pub async fn run(arguments: Arguments, telemetry: &Telemetry) -> anyhow::Result<
         .await
         .map_err(failure)?;
     let mut running = config.clone();
-    let host = Host::start(config).await.map_err(failure)?;
+    let compiler = compiler::of_this_program(config.compiling());
+    let host = Host::start_with(config, compiler).await.map_err(failure)?;
     host.metrics().count_log_lines(telemetry.lines.clone());
     let stop = host.stopping();
     let clients = tokio::spawn(client_port::serve(host.clone(), clients, stop.clone()));
