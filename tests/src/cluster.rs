@@ -344,11 +344,6 @@ impl Cluster {
         self.node(id).process().signal(signal);
     }
 
-    /// The id of a running node's process.
-    pub fn process_id(&self, id: u64) -> u32 {
-        self.node(id).process().id()
-    }
-
     /// SIGSTOP: the node lives, and does nothing.
     pub fn pause(&self, id: u64) {
         self.node(id).process().signal(libc::SIGSTOP);
