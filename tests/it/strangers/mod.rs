@@ -4,4 +4,5 @@ mod activation;
 mod compile;
 mod healing;
 mod peers;
+mod logs;
 mod sessions;
