@@ -3,6 +3,6 @@
 mod activation;
 mod compile;
 mod healing;
-mod peers;
 mod logs;
+mod peers;
 mod sessions;
