@@ -2,5 +2,6 @@
 
 mod activation;
 mod compile;
+mod disk;
 mod healing;
 mod sessions;
