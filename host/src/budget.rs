@@ -258,6 +258,8 @@ pub const BUDGETS: &[Budget] = &[
     row("disk-reserve", "bytes of the disk that uploads, new groups, their snapshots and kept machine code leave free; commands of clients leave a quarter", Bytes(256 << 20), ("host/src/room.rs", "reserve"), refused("out-of-budget", "delete groups or components, or make room")).key("limits.disk_reserve_bytes"),
     row("disk-file", "a file that a node gives up when it starts on a full disk", Bytes(32 << 20), ("host/src/room.rs", "FILE_BYTES"), Otherwise("it starts, and can be told to delete")),
     // The process.
+    row("log-lines", "log lines that wait to be written", Bytes(4 << 20), ("host/src/log_lines.rs", "QUEUE_BYTES"), Otherwise("more are dropped and counted")),
+    row("log-line", "one log line", Bytes(64 << 10), ("host/src/log_lines.rs", "LINE_BYTES"), Otherwise("the rest of it is cut off")),
     row("allocator", "what the allocator keeps at the end of an arena, of which there is one for each processor (glibc)", Bytes(2 << 20), ("host/src/allocator.rs", "KEPT"), Otherwise("it is given back")),
 ];
 

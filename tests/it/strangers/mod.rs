@@ -4,4 +4,5 @@ mod activation;
 mod compile;
 mod disk;
 mod healing;
+mod logs;
 mod sessions;
