@@ -9,6 +9,7 @@ use crate::activation::Readiness;
 use crate::attestation::Attestation;
 use crate::id::{GroupId, Incarnation, NodeId, ReplicaId};
 use crate::proposal::{Proposal, ProposalError, Response};
+use crate::standing::Standing;
 
 /// How urgent a message is. A message of a higher priority must not wait behind one of a lower priority on the way, so
 /// each priority has a connection of its own.
@@ -44,6 +45,17 @@ pub struct PeerMessage {
     pub body: Body,
 }
 
+impl PeerMessage {
+    /// Whether only a leader sends such a message.
+    pub(crate) fn is_from_a_leader(&self) -> bool {
+        use eraftpb::MessageType as Type;
+        matches!(
+            &self.body,
+            Body::Raft(raft) if matches!(raft.msg_type, Type::MsgAppend | Type::MsgHeartbeat | Type::MsgSnapshot)
+        )
+    }
+}
+
 /// What one replica says to another.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Body {
@@ -54,16 +66,23 @@ pub enum Body {
     Forward(Vec<Forward>),
     /// The leader answers forwarded proposals.
     Answer(Vec<Answer>),
-    /// The receiver was removed from the group and may delete itself: removals are replicated and replica ids are
-    /// never used again, so this can only be true.
+    /// The receiver was removed from the group. Anybody can say so; it asks back ([`Body::AskStanding`]) before it deletes
+    /// itself.
     Gone,
     /// The leader asks what the receiver has to say of barriers behind `after`.
     AskAttestations {
         /// Index of the newest barrier that it has spoken of.
         after: crate::id::LogIndex,
+        /// To be shown again with the answer.
+        nonce: u64,
     },
     /// What the sender says of barriers, in their order.
-    Attestations(Vec<Attestation>),
+    Attestations {
+        /// The number of the question.
+        nonce: u64,
+        /// One for each barrier.
+        said: Vec<Attestation>,
+    },
     /// The sender's machine is wrong; it asks the leader for a snapshot of a point behind `after`.
     AskSnapshot {
         /// Index of the last entry that its machine was given.
@@ -76,6 +95,13 @@ pub enum Body {
         /// How far it is.
         readiness: Readiness,
     },
+    /// The sender asks how it stands with the receiver.
+    AskStanding {
+        /// To be shown again with the answer.
+        nonce: u64,
+    },
+    /// How the receiver stands with the sender.
+    Standing(Standing),
 }
 
 /// One proposal on its way to the leader.
@@ -131,8 +157,10 @@ impl Body {
             | Self::Answer(_)
             | Self::Gone
             | Self::AskAttestations { .. }
-            | Self::Attestations(_)
+            | Self::Attestations { .. }
             | Self::AskSnapshot { .. }
+            | Self::AskStanding { .. }
+            | Self::Standing(_)
             | Self::Readiness { .. } => Priority::Normal,
             Self::Raft(message) => match message.msg_type {
                 Type::MsgSnapshot => Priority::Low,
@@ -149,8 +177,10 @@ impl Body {
             Self::Gone
             | Self::AskAttestations { .. }
             | Self::AskSnapshot { .. }
+            | Self::AskStanding { .. }
+            | Self::Standing(_)
             | Self::Readiness { .. } => FIXED,
-            Self::Attestations(attestations) => FIXED + 2 * FIXED * attestations.len(),
+            Self::Attestations { said, .. } => FIXED + 2 * FIXED * said.len(),
             Self::Raft(message) => {
                 let entries: usize = message
                     .entries

@@ -2,5 +2,8 @@
 
 mod activation;
 mod compile;
+mod disk;
 mod healing;
+mod logs;
+mod peers;
 mod sessions;
