@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 
 use crate::error::Error;
 use crate::replica::{Life, Replica};
+use crate::router::TransferReporter;
 use crate::status::{GroupStatus, QueryAnswer};
 use crate::worker::Rehearsable;
 
@@ -113,6 +114,8 @@ pub(crate) enum Event {
     Broken {
         reason: String,
     },
+    /// A snapshot could not be sent for want of something that may be there again soon.
+    NotSent(TransferReporter),
     /// The log holds much of this group and asks it to snapshot.
     Heavy,
 }

@@ -129,6 +129,7 @@ impl Shard {
             Event::Input(input) => replica.handle(input),
             Event::Persisted { number } => replica.persisted(number),
             Event::Broken { reason } => replica.halt(reason),
+            Event::NotSent(reporter) => replica.not_sent(reporter),
             Event::Heavy => {
                 // Only the leader's request makes a barrier; its followers have the same log, so they ask it in vain.
                 if replica.route.leader() == self.router.node && replica.heavy.is_none() {
@@ -435,7 +436,8 @@ impl Out<'_> {
         snapshot: SnapshotName,
     ) {
         let (disk, key, group) = (Arc::clone(&replica.disk), replica.key, replica.group());
-        let reporter = TransferReporter::new(Arc::clone(self.router), to, group, replica.life);
+        let (router, life) = (Arc::clone(self.router), replica.life);
+        let reporter = TransferReporter::new(Arc::clone(&router), to, group, life);
         let transport = Arc::clone(self.transport);
         self.pool
             .run(move || match disk.open_snapshot(key, &snapshot) {
@@ -445,9 +447,19 @@ impl Out<'_> {
                     Arc::new(file),
                     &(Arc::new(reporter) as Arc<dyn Reporter>),
                 ),
-                // The reporter is dropped, which reports the failure.
                 Err(error) => {
-                    tracing::warn!(group = group.0, to = to.0, %error, "a snapshot cannot be sent")
+                    tracing::warn!(group = group.0, to = to.0, %error, "a snapshot cannot be sent");
+                    let event = if error.is_transient() {
+                        Event::NotSent(reporter)
+                    } else {
+                        // The reporter is dropped, which reports the failure; Raft asks again, and there is none to send
+                        // until there is a new one.
+                        Event::Input(Input::SnapshotUnreadable {
+                            index: snapshot.index,
+                            reason: format!("its file cannot be read: {error}"),
+                        })
+                    };
+                    router.complete(group, [Completion { group, life, event }]);
                 }
             });
     }

@@ -6,12 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use bytes::Bytes;
-use skep_core::id::{ComponentId, GroupId, Incarnation, LogIndex, NodeId, ReplicaId, Term};
+use skep_core::id::{GroupId, Incarnation, LogIndex, NodeId, ReplicaId};
 use skep_core::message::SnapshotName;
 use skep_log::{
     GroupKey, LogError, LogHandle, LogOptions, LogPosition, LogStats, LogWriter, Record,
-    SnapshotFile, SnapshotMeta, SnapshotReceiver, SnapshotStore, SnapshotWriter, Store, Vfs,
+    SealedSnapshot, SnapshotFile, SnapshotMeta, SnapshotReceiver, SnapshotStore, Store, Vfs,
     WriterEvent, WriterOptions,
 };
 use skep_store::{Begin, Lives, convert};
@@ -21,6 +20,7 @@ use crate::mailbox::{Completion, Event};
 use crate::pool::Pool;
 use crate::replica::Life;
 use crate::router::Router;
+use crate::worker::Saved;
 
 /// Bytes of one snapshot file a node takes from a peer. Far above what one machine's memory holds.
 pub(crate) const SNAPSHOT_BYTES_MAX: u64 = 16 << 30;
@@ -185,25 +185,30 @@ impl Disk {
         }
     }
 
-    pub(crate) fn create_snapshot(
+    /// The snapshot of a barrier, to be written.
+    pub(crate) fn seal_snapshot(
         &self,
         key: GroupKey,
-        (index, term): (LogIndex, Term),
-        state: Bytes,
-        schema: u32,
-        component: ComponentId,
-    ) -> Result<SnapshotWriter, LogError> {
-        let position = LogPosition {
-            index: index.0,
-            term: term.0,
-        };
-        self.snapshots.create(SnapshotMeta {
+        saved: Saved,
+    ) -> Result<SealedSnapshot, LogError> {
+        let Saved {
+            context,
+            state,
+            schema,
+            component,
+            guest,
+        } = saved;
+        let meta = SnapshotMeta {
             key,
-            position,
+            position: LogPosition {
+                index: context.index.0,
+                term: context.term.0,
+            },
             state,
             schema,
             component: component.0,
-        })
+        };
+        self.snapshots.seal(meta, guest)
     }
 
     /// Opens a snapshot and verifies every byte of it.

@@ -19,6 +19,8 @@ pub enum Kind {
     Suspended,
     /// A majority contradicts this replica, which takes their state.
     Quarantined,
+    /// The file of its snapshot cannot be read. The replica stores and votes, and takes the snapshot of the leader.
+    Damaged,
     /// The group cannot be brought up on this node yet.
     Starting,
     /// Commands are refused because the machine failed on many in a row.
@@ -29,11 +31,12 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Halted,
         Self::Faulted,
         Self::Suspended,
         Self::Quarantined,
+        Self::Damaged,
         Self::Starting,
         Self::Paused,
         Self::Degraded,
@@ -46,6 +49,7 @@ impl Kind {
             Self::Faulted => "faulted",
             Self::Suspended => "suspended",
             Self::Quarantined => "quarantined",
+            Self::Damaged => "damaged",
             Self::Starting => "starting",
             Self::Paused => "paused",
             Self::Degraded => "degraded",
@@ -63,6 +67,9 @@ impl Kind {
                 "it goes on when more replicas answer, or with `skep group trust GROUP NODE`"
             }
             Self::Quarantined => "it takes the state of the majority by itself",
+            Self::Damaged => {
+                "it takes the leader's by itself; if no other member has one, put the file back from a backup and restart the node"
+            }
             Self::Starting => "it is tried again by itself",
             Self::Paused => "see `skep group resume` and `skep group upgrade`",
             Self::Degraded => "it goes on meanwhile",
@@ -86,7 +93,13 @@ impl Trouble {
     }
 
     /// What the core says of a replica that runs. `is_broken`: its machine would fail again however often it is started.
-    pub(crate) fn of(health: &Health, is_paused: bool, is_broken: bool) -> Option<Self> {
+    /// `waits`: what its machine waits for.
+    pub(crate) fn of(
+        health: &Health,
+        is_paused: bool,
+        is_broken: bool,
+        waits: Option<&str>,
+    ) -> Option<Self> {
         let (kind, text) = match health {
             Health::Faulted { reason } if is_broken => (Kind::Halted, reason.clone()),
             Health::Faulted { reason } => (Kind::Faulted, reason.clone()),
@@ -98,13 +111,20 @@ impl Trouble {
                 Kind::Quarantined,
                 format!("this replica differs from the majority at {index}"),
             ),
+            Health::Damaged { index } => (
+                Kind::Damaged,
+                format!("its snapshot at {index} cannot be read"),
+            ),
+            Health::Healthy | Health::Degraded { .. } if waits.is_some() => {
+                (Kind::Degraded, waits.unwrap_or_default().to_owned())
+            }
             Health::Healthy | Health::Degraded { .. } if is_paused => (
                 Kind::Paused,
                 "the machine failed on many commands in a row".to_owned(),
             ),
-            Health::Degraded { index } => (
+            Health::Degraded { index, reason } => (
                 Kind::Degraded,
-                format!("the machine could not save itself at {index}, so the log grows"),
+                format!("it has no snapshot at {index}, so its log grows: {reason}"),
             ),
             Health::Healthy => return None,
         };

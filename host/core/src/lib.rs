@@ -36,6 +36,7 @@ pub mod effect;
 mod election;
 mod forwards;
 pub mod group;
+mod healing;
 pub mod id;
 pub mod input;
 mod intake;

@@ -263,10 +263,11 @@ impl Group {
     ) {
         self.state = state;
         self.since_barrier = Default::default();
+        (self.unwritten, self.lost) = (None, None);
         self.attest_restored(snapshot.index, snapshot.digest);
         if matches!(
             self.health,
-            Health::Quarantined { .. } | Health::Suspended { .. }
+            Health::Quarantined { .. } | Health::Suspended { .. } | Health::Damaged { .. }
         ) {
             self.health = Health::Healthy;
         }

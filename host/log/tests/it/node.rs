@@ -92,7 +92,7 @@ pub fn marks(state: &State) -> impl Iterator<Item = (GroupKey, &SnapshotMark)> {
 fn check_content(file: &SnapshotFile, name: SnapshotName) {
     let (meta, guest) = content(name);
     assert!(
-        file.meta() == &meta && file.guest() == guest,
+        file.meta() == &meta && file.guest().expect("it can be read") == guest,
         "wrong data is served for {name:?}"
     );
 }
@@ -539,7 +539,9 @@ fn install(node: &Node, key: GroupKey, position: LogPosition) -> Result<Snapshot
     let sent = written(&sender, SnapshotName { key, position })?;
     let mut receiver = node.snapshots.receive(key, sent.mark().clone(), 1 << 20)?;
     while !receiver.is_complete() {
-        let chunk = sent.read_chunk(receiver.received(), 700);
+        let chunk = sent
+            .read_chunk(receiver.received(), 700)
+            .expect("it can be read");
         receiver.write_chunk(receiver.received(), &chunk)?;
     }
     receiver.finish()
