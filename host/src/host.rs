@@ -33,6 +33,7 @@ use crate::machines::Machines;
 use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::status::Consistency;
+use crate::supervisor::Supervisor;
 use crate::transport::TcpTransport;
 use crate::trouble::{Kind, Trouble, Troubled};
 
@@ -71,6 +72,7 @@ struct Inner {
     machines: Machines,
     peers: Peers,
     metrics: Metrics,
+    supervisor: Supervisor,
     /// What becomes of each group that the catalogue has put here, or had.
     hosted: Mutex<BTreeMap<GroupId, Hosted>>,
     /// Something changed that the reconciler ought to look at.
@@ -127,6 +129,11 @@ impl Host {
     /// The configuration it was started with.
     pub fn config(&self) -> &Config {
         &self.inner.config
+    }
+
+    /// Who watches the node's tasks.
+    pub fn supervisor(&self) -> &Supervisor {
+        &self.inner.supervisor
     }
 
     /// The library's node.
@@ -188,6 +195,7 @@ impl Host {
                 reasons.push(format!("group {group}{reason}"));
             }
         }
+        reasons.extend(self.inner.supervisor.missing());
         reasons
     }
 

@@ -17,9 +17,11 @@
 //! * [`trouble`]: what is wrong with a replica, in words.
 //! * `session`: the node's own sessions, for `retry`.
 //! * [`replay`]: the past of a stopped node.
+//! * [`supervisor`]: tasks that do not die silently; [`budget`]: what may be held, and what is said beyond.
 //! * [`ticker`], [`clock`]: time.
 
 pub mod api;
+pub mod budget;
 pub mod catalog;
 pub mod clock;
 pub mod components;
@@ -51,6 +53,7 @@ mod session;
 mod shard;
 pub mod status;
 mod store;
+pub mod supervisor;
 pub mod ticker;
 pub mod transport;
 pub mod trouble;

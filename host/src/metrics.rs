@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use skep_core::message::Priority;
@@ -36,17 +37,6 @@ pub struct Metrics {
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
 struct OutcomeLabel {
     outcome: &'static str,
-}
-
-#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
-struct TroubleLabel {
-    trouble: &'static str,
-}
-
-#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
-struct TroubledLabel {
-    group: u64,
-    trouble: &'static str,
 }
 
 /// Groups in trouble that are named one by one.
@@ -202,6 +192,7 @@ impl prometheus_client::collector::Collector for NodeCollector {
             None,
             status.dropped_messages,
         )?;
+        self.tasks(&mut encoder)?;
         self.log(&mut encoder)?;
         self.transport(&mut encoder)
     }
@@ -211,39 +202,44 @@ impl NodeCollector {
     /// How many replicas are in trouble, by kind; and which, up to a bound.
     fn troubled(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let troubled = self.host.troubled();
-        let kinds = Family::<TroubleLabel, Gauge>::default();
+        let help = "Replicas on this node in trouble, by kind";
+        let name = "troubled_groups";
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
         for kind in Kind::ALL {
             let of_kind = |troubled: &&Troubled| troubled.trouble.kind == kind;
-            let count = troubled.iter().filter(of_kind).count();
-            let label = TroubleLabel {
-                trouble: kind.code(),
-            };
-            kinds
-                .get_or_create(&label)
-                .set(i64::try_from(count).unwrap_or(i64::MAX));
-        }
-        let help = "Replicas on this node in trouble, by kind";
-        kinds.encode(encoder.encode_descriptor(
-            "troubled_groups",
-            help,
-            None,
-            kinds.metric_type(),
-        )?)?;
-        let groups = Family::<TroubledLabel, Gauge>::default();
-        for troubled in troubled.iter().take(TROUBLED_SHOWN) {
-            let label = TroubledLabel {
-                group: troubled.group.0,
-                trouble: troubled.trouble.kind.code(),
-            };
-            groups.get_or_create(&label).set(1);
+            let count = ConstGauge::new(troubled.iter().filter(of_kind).count() as i64);
+            count.encode(family.encode_family(&[("trouble", kind.code())])?)?;
         }
         let help = "Groups whose replica on this node is in trouble: 1, with its kind";
-        groups.encode(encoder.encode_descriptor(
-            "group_trouble",
-            help,
-            None,
-            groups.metric_type(),
-        )?)
+        let name = "group_trouble";
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for troubled in troubled.iter().take(TROUBLED_SHOWN) {
+            let group = troubled.group.to_string();
+            let labels = [
+                ("group", group.as_str()),
+                ("trouble", troubled.trouble.kind.code()),
+            ];
+            ConstGauge::new(1i64).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    fn tasks(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let tasks = self.host.supervisor().all();
+        let help = "Tasks of the node that run, by name";
+        let mut family = encoder.encode_descriptor("tasks", help, None, MetricType::Gauge)?;
+        for (task, counts) in &tasks {
+            let running = ConstGauge::new(counts.running as i64);
+            running.encode(family.encode_family(&[("task", *task)])?)?;
+        }
+        let help = "Tasks of the node that panicked, by name";
+        let mut family =
+            encoder.encode_descriptor("task_panics", help, None, MetricType::Counter)?;
+        for (task, counts) in &tasks {
+            let panics = ConstCounter::new(counts.panics);
+            panics.encode(family.encode_family(&[("task", *task)])?)?;
+        }
+        Ok(())
     }
 
     fn log(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

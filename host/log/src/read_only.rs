@@ -232,6 +232,8 @@ impl VfsFile for Seen {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
     use crate::{Entry, GroupKey, LogError, LogOptions, Record, Store};
 

@@ -1,10 +1,10 @@
 //! The snapshot files of a machine: written beside what it does next, again and again if need be; read at its start.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use skep_core::id::LogIndex;
+use skep_core::id::{ComponentId, LogIndex};
 use skep_core::input::Input;
 use skep_core::message::SnapshotName;
 use skep_core::outcome::EntryContext;
@@ -13,7 +13,7 @@ use skep_store::convert;
 
 use super::Actor;
 use super::calls::Failed;
-use super::{MutexGuard, Queue};
+use super::Queue;
 
 /// Ticks before a file that could not be written is tried again: the first pause, and the longest, which is some six seconds.
 const WRITE_AGAIN: (u32, u32) = (2, 64);
@@ -31,13 +31,13 @@ pub(super) struct Unwritten {
 }
 
 /// What a snapshot is to hold.
-pub(super) struct Saved {
-    pub(super) context: EntryContext,
+pub(crate) struct Saved {
+    pub(crate) context: EntryContext,
     /// The host's section.
-    pub(super) state: Bytes,
-    pub(super) schema: u32,
-    pub(super) component: skep_core::id::ComponentId,
-    pub(super) guest: Bytes,
+    pub(crate) state: Bytes,
+    pub(crate) schema: u32,
+    pub(crate) component: ComponentId,
+    pub(crate) guest: Bytes,
 }
 
 impl Actor {

@@ -253,6 +253,7 @@ impl Net {
             check: Arc::new(Trusting),
             insecure_plaintext: false,
             limits: TcpLimits::default(),
+            supervisor: Default::default(),
         };
         let gate = Gate {
             net: Arc::downgrade(self),

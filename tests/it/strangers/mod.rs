@@ -1,3 +1,4 @@
-//! What strangers found who looked at a running cluster from outside: a file for each of their subjects.
+//! What people who do not know the house found out about it, and what it makes of that now. See `tests/BUGS.md`.
 
+mod activation;
 mod healing;
