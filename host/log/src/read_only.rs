@@ -7,7 +7,6 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-
 use crate::vfs::{DiskVfs, Vfs, VfsFile, VfsLock};
 
 /// The real file system, without a way to change it.

@@ -7,7 +7,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-
 use crate::vfs::{Vfs, VfsFile, VfsLock};
 
 /// An in-memory [`Vfs`] that keeps unsynced writes and names apart from durable ones.

@@ -7,7 +7,6 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 
-
 /// The file system operations the log is built on.
 ///
 /// *Concurrency*: every method may be called from any thread.

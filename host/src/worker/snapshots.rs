@@ -12,8 +12,8 @@ use skep_log::SealedSnapshot;
 use skep_store::convert;
 
 use super::Actor;
-use super::calls::Failed;
 use super::Queue;
+use super::calls::Failed;
 
 /// Ticks before a file that could not be written is tried again: the first pause, and the longest, which is some six seconds.
 const WRITE_AGAIN: (u32, u32) = (2, 64);

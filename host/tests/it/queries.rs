@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex};
 
 use bytes::Bytes;
+use skep::trouble::Kind;
 use skep::{
     ConfChange, Config, Consistency, EntryContext, GroupConfig, GroupId, LeaderChanged, LogIndex,
     MachineError, MultiNode, NodeId, Outcome, Peer, StateMachine, Ticker,
 };
-use skep::trouble::Kind;
 use skep_core::status::Health;
 use skep_log::vfs::{DiskVfs, Vfs, VfsFile, VfsLock};
 use skep_machine::Reader;

@@ -148,7 +148,7 @@ impl Replica {
                     schema: 1,
                     component: [0; 32],
                 };
-                let sealed = match snapshots.seal(meta, machine.save().into()) {
+                let sealed = match snapshots.seal(meta, machine.save()) {
                     Ok(sealed) => sealed,
                     Err(error) => {
                         self.machine = None;
