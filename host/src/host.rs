@@ -6,6 +6,7 @@ mod groups;
 mod members;
 mod reconcile;
 mod requests;
+mod restarts;
 mod start;
 mod upgrades;
 
@@ -61,6 +62,8 @@ struct Inner {
     store: StoreId,
     pins: Arc<start::Pins>,
     catalog: watch::Receiver<Arc<Catalog>>,
+    /// Where the catalogue's machine shows its states.
+    published: watch::Sender<Arc<Catalog>>,
     /// Whether a majority has confirmed the catalogue since this node started. Until then groups may be missing in it that
     /// were put here long ago.
     confirmed: AtomicBool,
@@ -212,6 +215,10 @@ impl Host {
             else {
                 return None;
             };
+            // While a replica is here it speaks for itself.
+            if self.inner.node.exists(*group) {
+                return None;
+            }
             let name = catalog.group(*group)?.name.clone();
             Some(Troubled {
                 group: *group,

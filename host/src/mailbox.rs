@@ -89,6 +89,11 @@ pub(crate) enum Request {
         group: GroupId,
         done: oneshot::Sender<Result<Option<Rehearsable>, Error>>,
     },
+    /// Gives a faulted replica up, to be brought up again from its files.
+    Park {
+        group: GroupId,
+        done: oneshot::Sender<Result<(), Error>>,
+    },
     Remove {
         group: GroupId,
         done: oneshot::Sender<Result<(), Error>>,

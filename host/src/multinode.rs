@@ -75,6 +75,25 @@ impl MultiNode {
         blocking(self.id(), move || inner.bring_up(config, reservation)).await
     }
 
+    /// Brings a replica up again, from its files, whose machine stopped for a reason of this node, as a restart of the process
+    /// would; `config` brings another machine.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchGroup`]; [`Error::Busy`] if the replica did not stop so, or has something on its way to the disk;
+    /// otherwise as [`MultiNode::create_group`], which brings it up if this could not.
+    pub async fn restart_group(&self, config: GroupConfig) -> Result<(), Error> {
+        let group = config.id;
+        self.ask(group, |done| Request::Park { group, done })
+            .await?;
+        self.create_group(config).await
+    }
+
+    /// What is wrong with this node's replica of a group, if there is one and anything is.
+    pub fn trouble(&self, group: GroupId) -> Option<Trouble> {
+        let trouble = self.inner.router.route(group).ok()?.trouble()?;
+        Some(Trouble::clone(&trouble))
+    }
+
     /// Stops the replica of a group on this node and deletes what it stored, for ever. The node can be a member of the
     /// same life of the group again only as a joiner, with empty `peers`, and as another replica. Also removes what is on disk of a group that was not brought up. Answers when the
     /// removal is durable and the machine's present call has returned. The group's other members are not told; see

@@ -154,7 +154,10 @@ impl Node {
         config: GroupConfig,
         reservation: Reservation,
     ) -> Result<(), Error> {
-        let mut core = config.to_core(self.router.node, self.seed)?;
+        let life = self.router.next_life();
+        // Each start of a replica draws anew, so that answers to the former one are not taken for its own.
+        let seed = self.seed ^ life.0.rotate_right(16);
+        let mut core = config.to_core(self.router.node, seed)?;
         let key = convert::key(config.id, config.incarnation);
         let disk = self.disk_of(&config)?;
         let Begin {
@@ -206,7 +209,6 @@ impl Node {
             exchange,
             ..
         } = config;
-        let life = self.router.next_life();
         let members = group
             .status()
             .members

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use skep_core::effect::Effect;
 use skep_core::group::Group;
+use skep_core::healing::Parked;
 use skep_core::id::{GroupId, LogIndex, NodeId, ReplicaId};
 use skep_core::input::{Input, Waiter};
 use skep_core::message::SnapshotName;
@@ -181,6 +182,18 @@ impl Replica {
             effects.clear();
             let reason = format!("panicked: {}", panic_text(&*panic));
             self.halt(reason);
+        }
+    }
+
+    /// What is on the disk of a replica whose machine stopped for a reason of this node; none if it runs, if something else is
+    /// broken, or while a record is on its way.
+    pub(crate) fn parked(&self) -> Option<Parked> {
+        match &self.state {
+            State::Running(group) if !self.worker.is_broken() => {
+                let is_faulted = matches!(group.health(), Health::Faulted { .. });
+                is_faulted.then(|| group.parked()).flatten()
+            }
+            _ => None,
         }
     }
 

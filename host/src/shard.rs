@@ -210,6 +210,7 @@ impl Shard {
                 let found = replica.map(|replica| replica.worker.rehearsable());
                 drop(done.send(found.ok_or(Error::NoSuchGroup { group, node })));
             }
+            Request::Park { group, done } => self.park(group, done),
             Request::Remove { group, done } => match self.replicas.remove(&group) {
                 Some(replica) => self.remove(replica, Some(done)),
                 None => drop(done.send(Err(Error::NoSuchGroup {
@@ -312,6 +313,34 @@ impl Shard {
                 "a removed group is still on disk: the log has stopped"
             );
         }
+    }
+
+    /// Gives up a replica whose machine stopped for a reason of this node. Its files stay, and what is in them is kept for
+    /// whoever brings it up again.
+    fn park(&mut self, group: GroupId, done: oneshot::Sender<Result<(), Error>>) {
+        let node = self.router.node;
+        let Some(replica) = self.replicas.get(&group) else {
+            drop(done.send(Err(Error::NoSuchGroup { group, node })));
+            return;
+        };
+        let Some(parked) = replica.parked() else {
+            drop(done.send(Err(Error::Busy { node })));
+            return;
+        };
+        let Some(mut replica) = self.replicas.remove(&group) else {
+            return;
+        };
+        self.router.leave(group, replica.life);
+        replica.fail_all(|waiting| match waiting {
+            Waiting::Response(_) => Error::Proposal {
+                group,
+                source: ProposalError::Unknown,
+            },
+            Waiting::Answer(_) => Error::NoSuchGroup { group, node },
+        });
+        replica.disk.park(convert::parked(replica.key, parked));
+        replica.worker.halt();
+        replica.worker.release(done);
     }
 
     /// The node stops: everybody is answered, every machine let go.

@@ -10,8 +10,8 @@ use skep_core::id::{GroupId, Incarnation, LogIndex, NodeId, ReplicaId};
 use skep_core::message::SnapshotName;
 use skep_log::{
     GroupKey, LogError, LogHandle, LogOptions, LogPosition, LogStats, LogWriter, Record,
-    SealedSnapshot, SnapshotFile, SnapshotMeta, SnapshotReceiver, SnapshotStore, Store, Vfs,
-    WriterEvent, WriterOptions,
+    RecoveredGroup, SealedSnapshot, SnapshotFile, SnapshotMeta, SnapshotReceiver, SnapshotStore,
+    Store, Vfs, WriterEvent, WriterOptions,
 };
 use skep_store::{Begin, Lives, convert};
 
@@ -110,6 +110,11 @@ impl Disk {
     /// The replica is up: what was recovered of it need not be kept.
     pub(crate) fn began(&self, key: GroupKey) {
         self.lives().began(key);
+    }
+
+    /// A replica was given up, to begin again from what is on the disk.
+    pub(crate) fn park(&self, group: RecoveredGroup) {
+        self.lives().park(group);
     }
 
     /// The lives of a group that were recovered and not brought up.

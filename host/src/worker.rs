@@ -142,7 +142,7 @@ struct Queue {
     halted: bool,
     /// The machine of a halted actor was dropped.
     ended: bool,
-    erase: Option<Option<oneshot::Sender<Result<(), Error>>>>,
+    end: Option<End>,
 }
 
 impl Worker {
@@ -258,17 +258,34 @@ impl Worker {
 
     /// Deletes the snapshot files of the group, when its present call has returned; for a halted actor.
     pub(crate) fn erase(&self, done: Option<oneshot::Sender<Result<(), Error>>>) {
+        self.end(End::Erase(done));
+    }
+
+    /// Lets the files of the group go to a successor, when the present call has returned; for a halted actor.
+    pub(crate) fn release(&self, done: oneshot::Sender<Result<(), Error>>) {
+        self.end(End::Release(done));
+    }
+
+    fn end(&self, end: End) {
         let mut queue = self.actor.lock();
-        queue.erase = Some(done);
+        queue.end = Some(end);
         self.actor.schedule(queue);
     }
+}
+
+/// What becomes of a halted actor when its present call has returned and no file of it is being written.
+enum End {
+    /// The snapshot files of the group are deleted.
+    Erase(Option<oneshot::Sender<Result<(), Error>>>),
+    /// They stay, for its successor.
+    Release(oneshot::Sender<Result<(), Error>>),
 }
 
 /// What a turn does next.
 enum Next {
     Job(Job),
     /// The actor was halted.
-    End(Option<Option<oneshot::Sender<Result<(), Error>>>>),
+    End(Option<End>),
     /// Nothing, until something is queued.
     Sleep,
 }
@@ -320,12 +337,12 @@ impl Actor {
                         self.lock().unapplied -= 1;
                     }
                 }
-                Next::End(erase) => {
+                Next::End(end) => {
                     *cell = None;
                     self.recent().forget();
                     self.results().clear();
-                    if let Some(done) = erase {
-                        self.erase(done);
+                    if let Some(end) = end {
+                        self.finish(end);
                     }
                 }
                 Next::Sleep => return,
@@ -343,14 +360,14 @@ impl Actor {
         let mut queue = self.lock();
         if queue.halted {
             // A snapshot that becomes durable after the others were deleted would stay.
-            let erase = if queue.settling > 0 {
+            let end = if queue.settling > 0 {
                 None
             } else {
-                queue.erase.take()
+                queue.end.take()
             };
-            if erase.is_some() || !queue.ended {
+            if end.is_some() || !queue.ended {
                 queue.ended = true;
-                return Next::End(erase);
+                return Next::End(end);
             }
         } else if !(queue.settling > 0 && self.results().is_full())
             && let Some(job) = queue.jobs.pop_front()
@@ -562,11 +579,16 @@ impl Actor {
         }
     }
 
-    fn erase(&self, done: Option<oneshot::Sender<Result<(), Error>>>) {
-        let result = self
-            .disk
-            .remove_snapshots(self.owner.key)
-            .map_err(Error::from);
+    fn finish(&self, end: End) {
+        let (done, result) = match end {
+            End::Erase(done) => (
+                done,
+                self.disk
+                    .remove_snapshots(self.owner.key)
+                    .map_err(Error::from),
+            ),
+            End::Release(done) => (Some(done), Ok(())),
+        };
         if let Err(error) = &result {
             tracing::warn!(group = self.owner.key.group, %error, "snapshots of a removed group are not deleted; tried again at the next start");
         }

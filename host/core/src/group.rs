@@ -209,6 +209,7 @@ impl Group {
                 deployment: group.state.deployment.clone(),
             }));
             group.applying.push_back(Applying::restore(context));
+            group.storage.marked = Some(name.clone());
             snapshot = Some(Snapshotted { name, conf_state });
         }
         group.begin(recovered, snapshot)

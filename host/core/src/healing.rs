@@ -3,14 +3,29 @@
 //! The canonical point of a barrier is never skipped: a machine goes on from the bytes it saved, wherever they are. Only the
 //! log is kept for as long as they are in no file.
 
-use raft::eraftpb::{ConfChange as RaftChange, ConfChangeType, ConfState};
+use raft::eraftpb::{ConfChange as RaftChange, ConfChangeType, ConfState, Entry, HardState};
 
 use crate::config::{ConfigError, GroupConfig};
 use crate::group::{Group, Raft, Recovered};
-use crate::id::LogIndex;
+use crate::id::{LogIndex, ReplicaId, Term};
 use crate::log_view::Snapshotted;
 use crate::message::SnapshotName;
 use crate::status::Health;
+
+/// What a node's disk holds of a replica: enough to begin it again, with [`Group::recover`], as after a crash.
+#[derive(Debug)]
+pub struct Parked {
+    /// Its raft id.
+    pub replica: ReplicaId,
+    /// Its hard state.
+    pub hard_state: HardState,
+    /// Its log, contiguous, from the entry after `truncated`.
+    pub entries: Vec<Entry>,
+    /// What stands before the log.
+    pub truncated: (LogIndex, Term),
+    /// The newest snapshot that a record names, whatever its file is like.
+    pub snapshot: Option<SnapshotName>,
+}
 
 /// Keeps a leader from taking one snapshot after the other that come to nothing.
 #[derive(Debug, Default)]
@@ -45,8 +60,26 @@ impl Group {
         group.replica = recovered.replica;
         group.processed = lost.index;
         group.health = Health::Damaged { index: lost.index };
+        group.storage.marked = Some(lost.clone());
         group.lost = Some(lost);
         group.begin(recovered, None)
+    }
+
+    /// What is on the disk now; none while a record is on its way there, or before there is a replica.
+    pub fn parked(&self) -> Option<Parked> {
+        let Raft(node) = self.raft.as_ref()?;
+        if self.has_ended() || self.storage.on_the_way() > 0 || self.storage.is_installing() {
+            return None;
+        }
+        // What Raft holds beyond the log has left for nowhere, as it would be gone after a crash.
+        let view = node.store();
+        Some(Parked {
+            replica: self.replica,
+            hard_state: self.storage.hard_state.clone(),
+            entries: view.all_entries(),
+            truncated: view.truncated(),
+            snapshot: self.storage.marked.clone(),
+        })
     }
 
     /// The barrier was passed, and the bytes that the machine goes on from are in no file yet.

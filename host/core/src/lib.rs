@@ -37,7 +37,7 @@ mod election;
 pub mod entry;
 mod forwards;
 pub mod group;
-mod healing;
+pub mod healing;
 pub mod id;
 pub mod input;
 mod intake;

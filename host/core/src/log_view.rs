@@ -69,6 +69,15 @@ impl LogView {
         LogIndex(self.truncated.0.0 + 1)
     }
 
+    /// What stands before the first entry.
+    pub(crate) fn truncated(&self) -> (LogIndex, Term) {
+        self.truncated
+    }
+
+    pub(crate) fn all_entries(&self) -> Vec<Entry> {
+        self.entries.iter().cloned().collect()
+    }
+
     pub(crate) fn snapshot(&self) -> Option<&Snapshotted> {
         self.snapshot.as_ref()
     }

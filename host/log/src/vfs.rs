@@ -7,6 +7,8 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 
+use crate::patience::patiently;
+
 /// The file system operations the log is built on.
 ///
 /// *Concurrency*: every method may be called from any thread.
@@ -165,7 +167,8 @@ impl Vfs for DiskVfs {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        File::open(dir)?.sync_all()
+        // The log stops after a failed sync; that there is no descriptor to sync through is none.
+        patiently(|| File::open(dir))?.sync_all()
     }
 
     fn lock(&self, path: &Path) -> io::Result<VfsLock> {

@@ -6,14 +6,13 @@ use std::time::Duration;
 
 use skep_core::id::NodeId;
 use skep_log::{DiskVfs, LogError, PeerPins, Store, StoreId, Vfs};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::reconcile::blocking;
-use super::{Host, Inner, collection, reconcile};
+use super::{Host, Inner, collection, reconcile, restarts};
 use crate::catalog::command::Command;
-use crate::catalog::machine::CatalogMachine;
-use crate::catalog::{self, Catalog, NodeRecord};
+use crate::catalog::{Catalog, NodeRecord};
 use crate::components::ComponentStore;
 use crate::config::Config;
 use crate::host_error::HostError;
@@ -22,7 +21,7 @@ use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::supervisor::Supervisor;
 use crate::transport::{PeerCheck, PeerRefused, TcpConfig, TcpLimits, TcpTransport};
-use crate::{GroupConfig, Inbound, MultiNode, Peer, Ticker, Transport, clock};
+use crate::{Inbound, MultiNode, Ticker, Transport, clock};
 
 pub(super) async fn start(config: Config) -> Result<Host, HostError> {
     let supervisor = Supervisor::default();
@@ -38,19 +37,13 @@ pub(super) async fn start(config: Config) -> Result<Host, HostError> {
     let build = || async {
         let components = ComponentStore::open(data.join("components"))?;
         let machines = Machines::open(data.join("compiled"), compile_within)?;
-        let (machine, catalog) = CatalogMachine::new();
-        let founders = config
-            .cluster
-            .nodes
-            .iter()
-            .map(|node| Peer::new(NodeId(node.id)))
-            .collect();
-        let group = GroupConfig::new(catalog::GROUP, "catalogue", Box::new(machine), founders);
-        node.create_group(reconcile::tuned(&config, group)).await?;
+        let published = watch::Sender::new(Arc::new(Catalog::default()));
+        node.create_group(restarts::catalogue(&config, &published))
+            .await?;
         let peers = Peers::new(&config, supervisor.clone());
-        Ok::<_, HostError>((components, machines, catalog, peers))
+        Ok::<_, HostError>((components, machines, published, peers))
     };
-    let (components, machines, catalog, peers) = match build().await {
+    let (components, machines, published, peers) = match build().await {
         Ok(parts) => parts,
         Err(error) => {
             node.stop().await;
@@ -65,7 +58,8 @@ pub(super) async fn start(config: Config) -> Result<Host, HostError> {
             transport,
             store,
             pins,
-            catalog,
+            catalog: published.subscribe(),
+            published,
             confirmed: AtomicBool::new(false),
             emptied: AtomicBool::new(false),
             components,
@@ -81,6 +75,7 @@ pub(super) async fn start(config: Config) -> Result<Host, HostError> {
     };
     host.keep("reconciler", reconcile::run);
     host.keep("collector", collection::run);
+    host.keep("restarts", restarts::run);
     host.keep("registration", register);
     Ok(host)
 }
