@@ -25,6 +25,9 @@ use crate::worker::Saved;
 /// Bytes of one snapshot file a node takes from a peer. Far above what one machine's memory holds.
 pub(crate) const SNAPSHOT_BYTES_MAX: u64 = 16 << 30;
 
+// What a group keeps beside its machine's state always fits into a snapshot file.
+const _: () = assert!(skep_core::state::BYTES_MAX * 2 <= skep_log::MAX_STATE);
+
 /// What is done when a record is durable.
 pub(crate) enum Token {
     Persisted {

@@ -2,8 +2,9 @@
 
 use bytes::Bytes;
 
-use crate::deployment::Deployment;
+use crate::deployment::{Deployment, PROFILE_BYTES_MAX};
 use crate::id::{GroupId, Incarnation, NodeId, ReplicaId};
+use crate::state::MEMBER_DATA_BYTES_MAX;
 
 /// Most members a group may have; an argument against more is the quorum each commit waits for.
 pub const MEMBERS_MAX: usize = 63;
@@ -110,6 +111,16 @@ impl GroupConfig {
         }
         if self.members.len() > MEMBERS_MAX {
             return wrong("members", format!("at most {MEMBERS_MAX}"));
+        }
+        let is_long = |member: &Member| member.data.len() > MEMBER_DATA_BYTES_MAX;
+        if self.members.iter().any(is_long) {
+            let reason = format!("at most {MEMBER_DATA_BYTES_MAX} bytes of data each");
+            return wrong("members", reason);
+        }
+        let deployment = self.deployment.as_ref();
+        if deployment.is_some_and(|deployment| deployment.profile.len() > PROFILE_BYTES_MAX) {
+            let reason = format!("its profile has at most {PROFILE_BYTES_MAX} bytes");
+            return wrong("deployment", reason);
         }
         let mut nodes: Vec<_> = self.members.iter().map(|member| member.node).collect();
         nodes.sort_unstable();
@@ -221,7 +232,7 @@ mod tests {
         };
         assert_eq!(good().validate(), Ok(()));
         type Spoil = fn(&mut GroupConfig);
-        let spoils: [(&str, Spoil); 9] = [
+        let spoils: [(&str, Spoil); 11] = [
             ("incarnation", |c| c.incarnation = Incarnation(0)),
             ("node", |c| c.node = NodeId(0)),
             ("heartbeat_ticks", |c| c.heartbeat_ticks = 0),
@@ -241,6 +252,16 @@ mod tests {
                 })
             }),
             ("members", |c| c.node = NodeId(2)),
+            ("members", |c| {
+                c.members[0].data = vec![0; MEMBER_DATA_BYTES_MAX + 1].into();
+            }),
+            ("deployment", |c| {
+                c.deployment = Some(Deployment {
+                    component: Default::default(),
+                    profile: vec![0; PROFILE_BYTES_MAX + 1].into(),
+                    quota: Default::default(),
+                });
+            }),
         ];
         for (field, spoil) in spoils {
             let mut config = good();

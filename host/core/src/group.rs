@@ -340,6 +340,7 @@ impl Group {
                 .as_ref()
                 .map(|deployment| deployment.component),
             sessions: self.state.sessions.len(),
+            session_bytes: self.state.sessions.kept_bytes(),
             queued: self.proposals.len(),
             quota: self.quota(),
             quota_waits: self.quota_waits,

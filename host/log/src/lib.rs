@@ -38,8 +38,8 @@ pub use record::{EVERY_REPLICA, Entry, GroupKey, HardState, LogPosition, Record,
 pub use recovery::{Recovered, RecoveredGroup};
 pub use sim::SimVfs;
 pub use snapshot::{
-    SealedSnapshot, SnapshotFile, SnapshotMeta, SnapshotName, SnapshotReceiver, SnapshotStore,
-    SnapshotWriter,
+    MAX_STATE, SealedSnapshot, SnapshotFile, SnapshotMeta, SnapshotName, SnapshotReceiver,
+    SnapshotStore, SnapshotWriter,
 };
 pub use stats::LogStats;
 pub use storage::{DiskStorage, OpenedStorage, open_storage, open_storage_with};

@@ -28,6 +28,8 @@ use crate::trouble::Troubled;
 pub const SESSION: HeaderName = HeaderName::from_static("skep-session");
 /// Names a command within its session, from 1.
 pub const SEQUENCE: HeaderName = HeaderName::from_static("skep-sequence");
+/// The client has the answers to its session's commands up to this sequence: they need not be kept.
+pub const ACKNOWLEDGED: HeaderName = HeaderName::from_static("skep-acknowledged");
 /// Milliseconds the caller will wait.
 pub const TIMEOUT: HeaderName = HeaderName::from_static("skep-timeout-ms");
 /// Where an answer stands in the group's log.
@@ -374,10 +376,16 @@ fn command(headers: &HeaderMap, data: Bytes) -> Answer<Command> {
             return Err(bad_request(detail));
         }
     };
-    // Over HTTP a session's commands are sent one after the other, so all before this one are answered.
+    // Nothing is concluded from the sequence: many commands of a session may be in flight.
+    let acknowledged = number(headers, &ACKNOWLEDGED)?.unwrap_or(0);
+    if acknowledged > 0 && acknowledged >= request.sequence {
+        let detail =
+            "Skep-Acknowledged names commands that are answered, so it is below Skep-Sequence";
+        return Err(bad_request(detail));
+    }
     Ok(Command {
         request,
-        acknowledged: request.sequence.saturating_sub(1),
+        acknowledged,
         data,
     })
 }
@@ -485,8 +493,18 @@ mod tests {
                 sequence: 3
             }
         );
-        assert_eq!(named.acknowledged, 2);
+        assert_eq!(
+            named.acknowledged, 0,
+            "1 and 2 may be in flight as well as 3"
+        );
+        let said = [(&SESSION, "7"), (&SEQUENCE, "3"), (&ACKNOWLEDGED, "1")];
+        assert_eq!(
+            command(&headers(&said), data.clone()).unwrap().acknowledged,
+            1
+        );
         for wrong in [
+            headers(&[(&ACKNOWLEDGED, "1")]),
+            headers(&[(&SESSION, "7"), (&SEQUENCE, "3"), (&ACKNOWLEDGED, "3")]),
             headers(&[(&SESSION, "7")]),
             headers(&[(&SEQUENCE, "7")]),
             headers(&[(&SESSION, "0"), (&SEQUENCE, "1")]),

@@ -139,6 +139,8 @@ impl Connection {
 pub fn failure(error: ClientError) -> Failure {
     let exit = match error.code() {
         "stopped" | "not-ready" | "group-faulted" => Exit::Unavailable,
+        // It was applied, so not "nothing changed".
+        "answer-expired" => Exit::Unknown,
         _ => exit(error.is_unknown(), error.is_retryable()),
     };
     Failure::new(error.code().to_owned(), error.to_string(), exit)

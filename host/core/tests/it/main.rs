@@ -12,6 +12,7 @@ mod proposals;
 mod reads;
 mod removal;
 mod scripts;
+mod sessions;
 mod sickness;
 mod snapshots;
 mod suspects;

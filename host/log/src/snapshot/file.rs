@@ -26,8 +26,8 @@ const DIGEST: usize = 32;
 /// Bytes behind the guest's: their length and the digest.
 const TRAILER: usize = 8 + DIGEST;
 
-/// Bounds the host's section: it holds members and sessions, both limited far below this.
-pub(super) const MAX_STATE: u64 = 256 << 20;
+/// Bytes of the host's section, at the most. What it holds is bounded far below this.
+pub const MAX_STATE: u64 = 256 << 20;
 
 /// What is read at once while a file is verified.
 const READ_STEP: usize = 1 << 20;
