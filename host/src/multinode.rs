@@ -25,7 +25,7 @@ use crate::route::Route;
 use crate::router::{NodeFault, Router};
 use crate::status::{Consistency, GroupStatus, NodeStatus, QueryAnswer};
 use crate::transport::{Inbound, Reporter, SnapshotStatus, Transport};
-use crate::trouble::{Kind, Trouble, Troubled};
+use crate::trouble::{Trouble, Troubled};
 use crate::worker::Rehearsable;
 
 /// A node hosting replicas of many groups (`MultiNode` of the seed package).
@@ -362,7 +362,7 @@ impl MultiNode {
                 .count(),
             halted: troubled
                 .iter()
-                .filter(|troubled| troubled.trouble.kind == Kind::Halted)
+                .filter(|troubled| troubled.trouble.kind.waits_for_somebody())
                 .count(),
             troubled,
             shards: router.mailboxes().len(),

@@ -13,6 +13,8 @@ use skep_core::status::Health;
 pub enum Kind {
     /// Something is broken that no restart of the replica mends. It answers nothing until somebody acts.
     Halted,
+    /// The file of its snapshot cannot be read, and no other node has a replica that could give it.
+    Lost,
     /// The machine stopped for a reason of this node. The replica stores and votes, and starts again by itself.
     Faulted,
     /// The replicas of the group differ, and none of them has a majority.
@@ -31,8 +33,9 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Halted,
+        Self::Lost,
         Self::Faulted,
         Self::Suspended,
         Self::Quarantined,
@@ -46,6 +49,7 @@ impl Kind {
     pub fn code(self) -> &'static str {
         match self {
             Self::Halted => "halted",
+            Self::Lost => "lost",
             Self::Faulted => "faulted",
             Self::Suspended => "suspended",
             Self::Quarantined => "quarantined",
@@ -56,20 +60,26 @@ impl Kind {
         }
     }
 
+    /// Whether it stays so until somebody acts.
+    pub fn waits_for_somebody(self) -> bool {
+        matches!(self, Self::Halted | Self::Lost)
+    }
+
     /// What comes next, by itself or by an operator.
     fn next(self) -> &'static str {
         match self {
             Self::Halted => {
-                "other members go on; read this node's log, then restart the node, or remove this member and add it again"
+                "nothing mends it by itself: read this node's log, then restart the node, or remove this member and add it again"
+            }
+            Self::Lost => {
+                "put the file back from a backup and restart the node, or delete the group"
             }
             Self::Faulted => "it starts again by itself",
             Self::Suspended => {
                 "it goes on when more replicas answer, or with `skep group trust GROUP NODE`"
             }
             Self::Quarantined => "it takes the state of the majority by itself",
-            Self::Damaged => {
-                "it takes the leader's by itself; if no other member has one, put the file back from a backup and restart the node"
-            }
+            Self::Damaged => "it takes the leader's by itself",
             Self::Starting => "it is tried again by itself",
             Self::Paused => "see `skep group resume` and `skep group upgrade`",
             Self::Degraded => "it goes on meanwhile",
@@ -87,6 +97,17 @@ pub struct Trouble {
 }
 
 impl Trouble {
+    /// What it is for a group that no other node has a replica of.
+    pub(crate) fn of_the_only_one(self) -> Self {
+        match self.kind {
+            Kind::Damaged => Self::new(
+                Kind::Lost,
+                format!("{}, and no other node has a replica", self.text),
+            ),
+            _ => self,
+        }
+    }
+
     pub(crate) fn new(kind: Kind, text: impl Into<String>) -> Self {
         let text = text.into();
         Self { kind, text }

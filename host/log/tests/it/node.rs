@@ -52,12 +52,12 @@ pub fn open(vfs: Arc<dyn Vfs>, id: u8) -> Result<(Node, Found), LogError> {
     let listed = snapshots.list()?;
     for name in &listed {
         let file = snapshots.verify(&snapshots.path(name.key, name.position))?;
-        check_content(&file, *name);
+        check_content(&file, *name)?;
     }
     let mut marked = Vec::new();
     for (key, mark) in marks(&state) {
         let position = mark.position;
-        check_content(&snapshots.open(key, mark)?, SnapshotName { key, position });
+        check_content(&snapshots.open(key, mark)?, SnapshotName { key, position })?;
         marked.push(SnapshotName { key, position });
     }
     snapshots.sweep_orphans(&marked)?;
@@ -89,12 +89,13 @@ pub fn marks(state: &State) -> impl Iterator<Item = (GroupKey, &SnapshotMark)> {
     groups.filter_map(|group| Some((group.key, group.snapshot.as_ref()?)))
 }
 
-fn check_content(file: &SnapshotFile, name: SnapshotName) {
+fn check_content(file: &SnapshotFile, name: SnapshotName) -> Result<(), LogError> {
     let (meta, guest) = content(name);
     assert!(
-        file.meta() == &meta && file.guest().expect("it can be read") == guest,
+        file.meta() == &meta && file.guest()? == guest,
         "wrong data is served for {name:?}"
     );
+    Ok(())
 }
 
 /// What the workload writes into the snapshot of that name.
