@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
 
 use skep_core::effect::{Call, Effect, Work};
-use skep_core::id::{GroupId, NodeId};
+use skep_core::id::{GroupId, LogIndex, NodeId};
 use skep_core::input::Input;
 use skep_core::message::{PeerMessage, SnapshotName};
 use skep_core::proposal::{Proposal, ProposalError};
@@ -327,6 +327,11 @@ impl Shard {
             drop(done.send(Err(Error::Busy { node })));
             return;
         };
+        // What is in no memory is read here, where nothing is appended meanwhile: at most what stands behind a snapshot.
+        if let Err(error) = replica.disk.park(replica.key, parked) {
+            drop(done.send(Err(error.into())));
+            return;
+        }
         let Some(mut replica) = self.replicas.remove(&group) else {
             return;
         };
@@ -338,7 +343,6 @@ impl Shard {
             },
             Waiting::Answer(_) => Error::NoSuchGroup { group, node },
         });
-        replica.disk.park(convert::parked(replica.key, parked));
         replica.worker.halt();
         replica.worker.release(done);
     }
@@ -397,6 +401,11 @@ impl Out<'_> {
                 message,
                 snapshot,
             } => self.send_snapshot(replica, to, message, snapshot),
+            Effect::ReadLog {
+                from,
+                through,
+                bytes,
+            } => self.read_log(replica, (from, through), bytes),
             Effect::Machine(work) => self.work(replica, work),
             Effect::Reply { waiter, result } => replica.reply(waiter, result),
             Effect::QueryFailed { waiter, error } => {
@@ -454,6 +463,19 @@ impl Out<'_> {
                 }
             }
         }
+    }
+
+    /// Reading waits for the disk, so it is done elsewhere.
+    fn read_log(&self, replica: &Replica, range: (LogIndex, LogIndex), bytes: u64) {
+        let (disk, key) = (Arc::clone(&replica.disk), replica.key);
+        let (group, life) = (replica.group(), replica.life);
+        let router = Arc::clone(self.router);
+        self.pool.run(move || {
+            let read = disk.read_log(key, range, bytes);
+            let from = range.0;
+            let event = Event::Input(Input::LogRead { from, read });
+            router.complete_all(vec![Completion { group, life, event }]);
+        });
     }
 
     /// Opening verifies the whole file, so it is done elsewhere.

@@ -6,12 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use skep_core::healing::Parked;
 use skep_core::id::{GroupId, Incarnation, LogIndex, NodeId, ReplicaId};
+use skep_core::input::LogRead;
 use skep_core::message::SnapshotName;
 use skep_log::{
-    GroupKey, LogError, LogHandle, LogOptions, LogPosition, LogStats, LogWriter, Record,
-    RecoveredGroup, SealedSnapshot, SnapshotFile, SnapshotMeta, SnapshotReceiver, SnapshotStore,
-    Store, Vfs, WriterEvent, WriterOptions,
+    GroupKey, LogError, LogHandle, LogOptions, LogPosition, LogReader, LogStats, LogWriter, Record,
+    SealedSnapshot, SnapshotFile, SnapshotMeta, SnapshotReceiver, SnapshotStore, Store, Vfs,
+    WriterEvent, WriterOptions,
 };
 use skep_store::{Begin, Lives, convert};
 
@@ -44,6 +46,7 @@ pub(crate) struct Disk {
     /// Held for its lock, until the log is closed.
     store: Mutex<Option<Store>>,
     log: LogHandle<Token>,
+    reader: LogReader,
     writer: Mutex<Option<JoinHandle<()>>>,
     snapshots: Arc<SnapshotStore>,
     lives: Mutex<Lives>,
@@ -83,6 +86,7 @@ impl Disk {
         }
         let lives = Lives::new(recovered);
         snapshots.sweep_orphans(&lives.snapshots())?;
+        let reader = log.reader();
         let events = Arc::clone(router);
         let (log, writer) = LogWriter::spawn(log, WriterOptions { sync_delay }, move |event| {
             on_event(&events, event)
@@ -94,6 +98,7 @@ impl Disk {
         Ok(Arc::new(Self {
             store: Mutex::new(Some(store)),
             log,
+            reader,
             writer: Mutex::new(Some(writer)),
             snapshots,
             lives: Mutex::new(lives),
@@ -115,9 +120,21 @@ impl Disk {
         self.lives().began(key);
     }
 
-    /// A replica was given up, to begin again from what is on the disk.
-    pub(crate) fn park(&self, group: RecoveredGroup) {
-        self.lives().park(group);
+    /// A replica is given up, to begin again from what is on the disk. Reads the entries that are in no memory any more.
+    pub(crate) fn park(&self, key: GroupKey, parked: Parked) -> Result<(), LogError> {
+        let (mut next, last) = (parked.start.0.0 + 1, parked.before.0.0);
+        let mut older = Vec::new();
+        while next <= last {
+            let read = self.reader.entries(key, next, last, u64::MAX)?;
+            let read = read.ok_or_else(|| LogError::InvalidRecord {
+                key,
+                reason: format!("entry {next} is not in the log any more"),
+            })?;
+            next += read.len() as u64;
+            older.extend(read);
+        }
+        self.lives().park(convert::parked(key, parked, older));
+        Ok(())
     }
 
     /// The lives of a group that were recovered and not brought up.
@@ -166,6 +183,21 @@ impl Disk {
     /// Hands records to the log. Blocks while the log is more than a second or so of writing behind.
     pub(crate) fn submit(&self, records: Vec<(Record, Token)>) -> Result<(), skep_log::Stopped> {
         self.log.submit(records)
+    }
+
+    /// Reads durable entries back from the files, on the caller's thread.
+    pub(crate) fn read_log(
+        &self,
+        key: GroupKey,
+        (from, through): (LogIndex, LogIndex),
+        bytes: u64,
+    ) -> LogRead {
+        let read = self.reader.entries(key, from.0, through.0, bytes);
+        if let Err(error) = &read {
+            tracing::warn!(group = key.group, index = from.0, %error, "entries of the log cannot be read back for a member that lacks them; \
+                 if it lasts, the member is sent a snapshot");
+        }
+        convert::log_read(key, read)
     }
 
     pub(crate) fn stats(&self) -> LogStats {

@@ -19,10 +19,12 @@ pub struct Parked {
     pub replica: ReplicaId,
     /// Its hard state.
     pub hard_state: HardState,
-    /// Its log, contiguous, from the entry after `truncated`.
+    /// The entries in memory, contiguous, from the one after `before` on.
     pub entries: Vec<Entry>,
-    /// What stands before the log.
-    pub truncated: (LogIndex, Term),
+    /// What stands before these.
+    pub before: (LogIndex, Term),
+    /// Where the log that is needed starts. What lies between is in the files of the log only.
+    pub start: (LogIndex, Term),
     /// The newest snapshot that a record names, whatever its file is like.
     pub snapshot: Option<SnapshotName>,
 }
@@ -73,12 +75,17 @@ impl Group {
         }
         // What Raft holds beyond the log has left for nowhere, as it would be gone after a crash.
         let view = node.store();
+        let (before, entries) = view.resident();
+        let snapshot = self.storage.marked.clone();
+        let needed = snapshot.as_ref().map_or(LogIndex(0), |name| name.index);
+        let start = needed.max(LogIndex(view.first().0 - 1)).min(before.0);
         Some(Parked {
             replica: self.replica,
             hard_state: self.storage.hard_state.clone(),
-            entries: view.all_entries(),
-            truncated: view.truncated(),
-            snapshot: self.storage.marked.clone(),
+            entries,
+            before,
+            start: (start, view.known_term(start)),
+            snapshot,
         })
     }
 

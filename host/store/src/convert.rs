@@ -5,6 +5,7 @@ use skep_core::effect::Persist;
 use skep_core::group::Recovered;
 use skep_core::healing::Parked;
 use skep_core::id::{GroupId, Incarnation, LogIndex, ReplicaId, Term};
+use skep_core::input::LogRead;
 use skep_core::message::SnapshotName;
 use skep_log::{
     Entry, GroupKey, HardState, LogError, LogPosition, Record, RecoveredGroup, SnapshotMark,
@@ -67,13 +68,14 @@ pub fn recovered(group: RecoveredGroup, state: Option<Bytes>) -> Result<Recovere
     })
 }
 
-/// What the log would recover of a replica that is given up.
-pub fn parked(key: GroupKey, parked: Parked) -> RecoveredGroup {
+/// What the log would recover of a replica that is given up. `older` are the entries that are in no memory.
+pub fn parked(key: GroupKey, parked: Parked, older: Vec<Entry>) -> RecoveredGroup {
     let Parked {
         replica,
         hard_state,
         entries,
-        truncated: (index, term),
+        before: _,
+        start: (index, term),
         snapshot,
     } = parked;
     RecoveredGroup {
@@ -89,7 +91,26 @@ pub fn parked(key: GroupKey, parked: Parked) -> RecoveredGroup {
             index: index.0,
             term: term.0,
         },
-        entries: entries.into_iter().map(entry_to_log).collect(),
+        entries: older
+            .into_iter()
+            .chain(entries.into_iter().map(entry_to_log))
+            .collect(),
+    }
+}
+
+/// What became of reading entries back from the log.
+pub fn log_read(key: GroupKey, read: Result<Option<Vec<Entry>>, LogError>) -> LogRead {
+    match read.and_then(|found| {
+        let to_raft = |entry| entry_to_raft(key, entry);
+        found
+            .map(|found| found.into_iter().map(to_raft).collect())
+            .transpose()
+    }) {
+        Ok(Some(entries)) => LogRead::Entries(entries),
+        Ok(None) => LogRead::Gone,
+        Err(LogError::Io { .. }) => LogRead::Failed,
+        // What is damaged, or of a kind that nobody knows, stays so.
+        Err(_) => LogRead::Gone,
     }
 }
 
