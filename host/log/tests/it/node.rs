@@ -436,16 +436,17 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// A snapshot that is never finished.
+    /// A snapshot from another node that never arrives whole.
     fn abandon(&mut self, slot: &mut Option<Node>) -> Result<(), LogError> {
         let key = key(self.random.below(4));
         let position = LogPosition { index: 1, term: 1 };
         let (meta, guest) = content(SnapshotName { key, position });
         self.done.abandoned += 1;
-        let outcome = node(slot)
-            .snapshots
-            .create(meta)
-            .and_then(|mut writer| write(&mut writer, &guest));
+        let snapshots = &node(slot).snapshots;
+        let outcome = snapshots.seal(meta, guest.clone()).and_then(|sealed| {
+            let mut receiver = snapshots.receive(key, sealed.mark().clone(), 1 << 20)?;
+            receiver.write_chunk(0, &guest)
+        });
         outcome.or_else(|error| self.survive(error))
     }
 
