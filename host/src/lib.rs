@@ -32,6 +32,7 @@ pub mod exchange;
 pub mod group_config;
 pub mod host;
 pub mod host_error;
+pub mod log_lines;
 mod machines;
 mod mailbox;
 mod memory;

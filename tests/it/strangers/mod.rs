@@ -3,4 +3,5 @@
 mod activation;
 mod compile;
 mod healing;
+mod logs;
 mod sessions;
