@@ -34,6 +34,7 @@ use crate::host_error::HostError;
 use crate::machines::Machines;
 use crate::metrics::Metrics;
 use crate::peers::Peers;
+use crate::room::DiskRoom;
 use crate::status::Consistency;
 use crate::supervisor::Supervisor;
 use crate::transport::TcpTransport;
@@ -71,6 +72,9 @@ struct Inner {
     /// Groups have gone whose memory the allocator still keeps.
     emptied: AtomicBool,
     components: ComponentStore,
+    room: Arc<DiskRoom>,
+    /// Held while a component is weighed, stored and announced, so that what all may have together is not given twice.
+    announcing: tokio::sync::Mutex<()>,
     /// Held while a component is stored and announced, and alone while those that nothing names are deleted.
     storing: tokio::sync::RwLock<()>,
     machines: Machines,
