@@ -13,6 +13,7 @@ use skep_core::message::SnapshotName;
 use skep_core::proposal::{ProposalError, Response};
 use skep_core::status::{Health, Status};
 use skep_log::GroupKey;
+use tokio::sync::oneshot;
 
 use crate::error::Error;
 use crate::mailbox::Asked;
@@ -60,6 +61,8 @@ pub(crate) struct Replica {
     /// Snapshots that could not be sent for now, each with the tick at which Raft learns of it.
     unsent: Vec<(u64, TransferReporter)>,
     ticks: u64,
+    /// It is to be given up as soon as nothing is on its way to the disk; takes nothing in meanwhile.
+    pub(crate) parking: Option<oneshot::Sender<Result<(), Error>>>,
     /// A barrier the log asked for is on its way.
     pub(crate) heavy: Option<Waiter>,
     /// Stands in the shard's list of what is to be polled.
@@ -113,6 +116,7 @@ impl Replica {
             durable: None,
             unsent: Vec::new(),
             ticks: 0,
+            parking: None,
             heavy: None,
             touched: false,
             first: Box::new(group.status()),
@@ -185,15 +189,21 @@ impl Replica {
         }
     }
 
-    /// What is on the disk of a replica whose machine stopped for a reason of this node; none if it runs, if something else is
-    /// broken, or while a record is on its way.
+    /// Whether its machine stopped for a reason of this node, and nothing else is broken.
+    pub(crate) fn may_be_parked(&self) -> bool {
+        match &self.state {
+            State::Running(group) => {
+                matches!(group.health(), Health::Faulted { .. }) && !self.worker.is_broken()
+            }
+            State::Halted { .. } => false,
+        }
+    }
+
+    /// What is on its disk; none while a record is on its way.
     pub(crate) fn parked(&self) -> Option<Parked> {
         match &self.state {
-            State::Running(group) if !self.worker.is_broken() => {
-                let is_faulted = matches!(group.health(), Health::Faulted { .. });
-                is_faulted.then(|| group.parked()).flatten()
-            }
-            _ => None,
+            State::Running(group) => group.parked(),
+            State::Halted { .. } => None,
         }
     }
 

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
 
 use skep_core::effect::{Call, Effect, Work};
+use skep_core::healing::Parked;
 use skep_core::id::{GroupId, LogIndex, NodeId};
 use skep_core::input::Input;
 use skep_core::message::{PeerMessage, SnapshotName};
@@ -110,7 +111,9 @@ impl Shard {
     }
 
     fn message(&mut self, FromPeer { from, message }: FromPeer) {
-        if let Some(replica) = self.replicas.get_mut(&message.group) {
+        if let Some(replica) = self.replicas.get_mut(&message.group)
+            && replica.parking.is_none()
+        {
             touch(&mut self.touched, message.group, replica);
             replica.handle(Input::Message { from, message });
         }
@@ -238,7 +241,7 @@ impl Shard {
 
     /// Lets each replica that took something in act once, then hands on what they want, for all of them at once.
     fn act(&mut self) {
-        let mut removed = Vec::new();
+        let (mut removed, mut given_up) = (Vec::new(), Vec::new());
         let mut effects = std::mem::take(&mut self.effects);
         for group in std::mem::take(&mut self.touched) {
             let Some(replica) = self.replicas.get_mut(&group) else {
@@ -266,6 +269,10 @@ impl Shard {
             }
             if is_removed {
                 removed.push(group);
+            } else if replica.parking.is_some()
+                && let Some(parked) = replica.parked()
+            {
+                given_up.push((group, parked));
             }
         }
         self.effects = effects;
@@ -279,6 +286,9 @@ impl Shard {
                     "records are not written: the log has stopped"
                 );
             }
+        }
+        for (group, parked) in given_up {
+            self.give_up(group, parked);
         }
         for group in removed {
             if let Some(replica) = self.replicas.remove(&group) {
@@ -315,26 +325,37 @@ impl Shard {
         }
     }
 
-    /// Gives up a replica whose machine stopped for a reason of this node. Its files stay, and what is in them is kept for
-    /// whoever brings it up again.
+    /// Gives up a replica whose machine stopped for a reason of this node, as soon as nothing is on its way to its disk. Until
+    /// then it is deaf, so that this comes.
     fn park(&mut self, group: GroupId, done: oneshot::Sender<Result<(), Error>>) {
         let node = self.router.node;
-        let Some(replica) = self.replicas.get(&group) else {
-            drop(done.send(Err(Error::NoSuchGroup { group, node })));
+        let refused = match self.replicas.get_mut(&group) {
+            Some(replica) if replica.may_be_parked() => {
+                replica.parking = Some(done);
+                touch(&mut self.touched, group, replica);
+                return;
+            }
+            Some(_) => Error::Busy { node },
+            None => Error::NoSuchGroup { group, node },
+        };
+        drop(done.send(Err(refused)));
+    }
+
+    /// Its files stay, and what is in them is kept for whoever brings it up again.
+    fn give_up(&mut self, group: GroupId, parked: Parked) {
+        let node = self.router.node;
+        let Some(mut replica) = self.replicas.remove(&group) else {
             return;
         };
-        let Some(parked) = replica.parked() else {
-            drop(done.send(Err(Error::Busy { node })));
+        let Some(done) = replica.parking.take() else {
             return;
         };
         // What is in no memory is read here, where nothing is appended meanwhile: at most what stands behind a snapshot.
         if let Err(error) = replica.disk.park(replica.key, parked) {
+            self.replicas.insert(group, replica);
             drop(done.send(Err(error.into())));
             return;
         }
-        let Some(mut replica) = self.replicas.remove(&group) else {
-            return;
-        };
         self.router.leave(group, replica.life);
         replica.fail_all(|waiting| match waiting {
             Waiting::Response(_) => Error::Proposal {
