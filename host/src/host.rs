@@ -7,6 +7,7 @@ mod members;
 mod reconcile;
 mod requests;
 mod restarts;
+mod roster;
 mod start;
 mod upgrades;
 
@@ -62,7 +63,7 @@ struct Inner {
     node: MultiNode,
     transport: Arc<TcpTransport>,
     store: StoreId,
-    pins: Arc<start::Pins>,
+    roster: Arc<roster::Roster>,
     catalog: watch::Receiver<Arc<Catalog>>,
     /// Where the catalogue's machine shows its states.
     published: watch::Sender<Arc<Catalog>>,

@@ -17,3 +17,4 @@ mod sessions;
 mod sickness;
 mod snapshots;
 mod suspects;
+mod trust;
