@@ -3,6 +3,7 @@
 mod activation;
 mod divergence;
 mod group_lifecycle;
+mod healing;
 mod isolation;
 mod membership;
 mod node_lifecycle;
