@@ -25,7 +25,6 @@ use crate::planted::{self, Defect};
 use crate::proposal::ProposalError;
 use crate::proposals::Proposals;
 use crate::reads::Reads;
-use crate::sessions::Sessions;
 use crate::state::HostState;
 use crate::status::{Health, MemberStatus, Part, Status};
 
@@ -333,7 +332,6 @@ impl Group {
 
     fn empty(config: GroupConfig) -> Self {
         let state = HostState {
-            sessions: Sessions::of_life(config.incarnation),
             deployment: config.deployment.clone(),
             ..HostState::default()
         };

@@ -119,7 +119,7 @@ fn status(code: &str, unknown: bool) -> StatusCode {
         "session-expired" | "answer-expired" | "sequence-closed" => StatusCode::CONFLICT,
         "not-upgraded" => StatusCode::UNPROCESSABLE_ENTITY,
         "too-large" => StatusCode::PAYLOAD_TOO_LARGE,
-        "busy" => StatusCode::TOO_MANY_REQUESTS,
+        "busy" | "too-many-sessions" => StatusCode::TOO_MANY_REQUESTS,
         "no-leader" | "not-leader" | "superseded" | "group-starting" | "group-elsewhere"
         | "stopped" => StatusCode::SERVICE_UNAVAILABLE,
         "unreachable" | "compile-late" | "node-failed" | "group-faulted" => {
@@ -180,6 +180,11 @@ mod tests {
                 proposal(ProposalError::SessionExpired),
                 409,
                 "session-expired",
+            ),
+            (
+                proposal(ProposalError::TooManySessions),
+                429,
+                "too-many-sessions",
             ),
             (
                 proposal(ProposalError::AnswerExpired),

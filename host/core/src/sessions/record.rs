@@ -10,9 +10,6 @@ use crate::proposal::Response;
 /// The sessions in a snapshot.
 #[derive(Clone, PartialEq, Message)]
 pub struct SessionsRecord {
-    /// Number of sessions ever opened.
-    #[prost(uint64, tag = "1")]
-    pub next: u64,
     /// Open sessions.
     #[prost(message, repeated, tag = "2")]
     pub sessions: Vec<SessionRecord>,
@@ -21,9 +18,9 @@ pub struct SessionsRecord {
 /// One session in a snapshot.
 #[derive(Clone, PartialEq, Message)]
 pub struct SessionRecord {
-    /// Its id.
-    #[prost(uint64, tag = "1")]
-    pub id: u64,
+    /// Its id, 16 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub id: bytes::Bytes,
     /// Index of the last entry that named it.
     #[prost(uint64, tag = "2")]
     pub used: u64,
@@ -65,7 +62,6 @@ impl Sessions {
     /// The table as it stands in a snapshot. Called only when every command admitted has been answered.
     pub fn encode(&self) -> SessionsRecord {
         SessionsRecord {
-            next: self.next,
             sessions: self
                 .table
                 .iter()
@@ -91,7 +87,7 @@ impl Sessions {
             }
         };
         SessionRecord {
-            id: id.0,
+            id: id.to_bytes(),
             used: session.used.0,
             closed: session.closed,
             tried: session.tried,
@@ -101,14 +97,9 @@ impl Sessions {
 
     /// The table of a snapshot; `None` if a record makes no sense.
     pub fn decode(record: SessionsRecord) -> Option<Self> {
-        // There is no id for the next session.
-        record.next.checked_add(1)?;
-        let mut sessions = Self {
-            next: record.next,
-            ..Self::default()
-        };
+        let mut sessions = Self::default();
         for of in record.sessions {
-            let id = SessionId(of.id);
+            let id = SessionId::from_bytes(&of.id).filter(|id| id.0 != 0)?;
             let mut session = Session {
                 used: LogIndex(of.used),
                 closed: of.closed,
