@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use skep_core::id::NodeId;
+use skep_machine::wasm::Allowance;
 
 use suggest::with_suggestion;
 
@@ -142,8 +143,13 @@ pub struct LimitsSection {
     pub client_connections: usize,
     /// Most requests in flight on one client connection.
     pub requests_per_connection: usize,
+    /// Bytes of log that a group keeps on disk behind its snapshot for members that are catching up, at the most. One that needs
+    /// more is sent a snapshot.
+    pub log_retained_bytes: u64,
     /// Milliseconds that the compilation of one component may take.
     pub compile_timeout_ms: u64,
+    /// Bytes of memory that it may take.
+    pub compile_memory_bytes: u64,
     /// Milliseconds after which a request that names no deadline of its own is given up.
     pub request_timeout_ms: u64,
 }
@@ -157,7 +163,9 @@ impl Default for LimitsSection {
             component_bytes: 32 << 20,
             client_connections: 1024,
             requests_per_connection: 1024,
+            log_retained_bytes: 1 << 30,
             compile_timeout_ms: 120_000,
+            compile_memory_bytes: 1 << 30,
             request_timeout_ms: 10_000,
         }
     }
@@ -305,6 +313,14 @@ impl Config {
         Duration::from_millis(self.limits.request_timeout_ms)
     }
 
+    /// What the compilation of one component may take.
+    pub fn compiling(&self) -> Allowance {
+        Allowance {
+            memory_bytes: self.limits.compile_memory_bytes,
+            milliseconds: self.limits.compile_timeout_ms,
+        }
+    }
+
     fn check(&self) -> Result<(), ConfigError> {
         let id = self.node.id;
         require(id != 0, "node.id", || {
@@ -444,6 +460,11 @@ impl Config {
             (100..=3_600_000).contains(&limits.compile_timeout_ms),
             "limits.compile_timeout_ms",
             || "use 100 to 3600000 milliseconds".into(),
+        )?;
+        require(
+            limits.compile_memory_bytes >= 16 << 20,
+            "limits.compile_memory_bytes",
+            || "use 16777216 or more: the smallest components take as much".into(),
         )?;
         require(
             limits.client_connections >= 1,

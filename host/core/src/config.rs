@@ -172,8 +172,15 @@ pub struct Limits {
     /// Bytes of log since the last snapshot that make the leader propose a barrier, at the least. Above it the bound is
     /// four times the snapshot.
     pub barrier_log_bytes_min: u64,
-    /// The same, at the most: the log is held in memory.
+    /// The same, at the most: the machine keeps the commands since in memory.
     pub barrier_log_bytes_max: u64,
+    /// Bytes of the newest entries that stay in memory when they are processed. Older ones are read back from the files
+    /// of the log for members that lack them.
+    pub log_memory_bytes: u64,
+    /// Bytes of log behind a snapshot that are kept for members that are a little behind, so that they need no snapshot.
+    pub log_kept_bytes: u64,
+    /// Bytes of log behind a snapshot that are kept for members that are catching up, at the most.
+    pub log_retained_bytes: u64,
     /// Fuel since the last barrier that makes the leader propose one: the cost of a rebuild.
     pub barrier_fuel: u64,
     /// Faults since the last barrier that make the leader propose one: each fault costs a rebuild since the barrier.
@@ -197,6 +204,9 @@ impl Default for Limits {
             request_ticks: 50,
             barrier_log_bytes_min: 4 << 20,
             barrier_log_bytes_max: 64 << 20,
+            log_memory_bytes: 32 << 20,
+            log_kept_bytes: 8 << 20,
+            log_retained_bytes: 1 << 30,
             barrier_fuel: 20_000_000_000,
             barrier_faults: 4,
             pause_faults: 1000,

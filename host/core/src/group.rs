@@ -8,6 +8,7 @@ use raft::{RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 
 use crate::addresses::Addresses;
 use crate::allowance::{Allowance, Rates};
+use crate::catch_up::CatchUp;
 use crate::committed::Applying;
 use crate::config::{ConfigError, GroupConfig};
 use crate::deployment::Quota;
@@ -88,6 +89,7 @@ pub struct Group {
     /// Where replicas are that the membership does not know (yet, or any more).
     pub(crate) addresses: Addresses,
     pub(crate) liveness: Liveness,
+    pub(crate) catch_up: CatchUp,
     /// The leader and term last told to watchers.
     pub(crate) seen_leader: (u64, u64),
     pub(crate) last_leader_node: NodeId,
@@ -358,6 +360,7 @@ impl Group {
             arrived: None,
             addresses: Addresses::default(),
             liveness: Liveness::default(),
+            catch_up: CatchUp::default(),
             seen_leader: (0, 0),
             last_leader_node: NodeId(0),
             ticks: 0,
@@ -490,6 +493,7 @@ impl Group {
                 }
             }
             Input::Persisted { number } => self.persisted(number),
+            Input::LogRead { from, read } => self.log_read(from, read),
             Input::Applied {
                 index,
                 outcomes,
@@ -545,6 +549,8 @@ impl Group {
         self.expire();
         self.expire_reads();
         self.promote_who_has_caught_up();
+        self.follow_members();
+        self.tidy_read_back();
         self.ask_if_nobody_else_does();
         self.ask_if_due();
         self.give_leadership_away_if_faulted();

@@ -73,6 +73,7 @@ impl Running {
             fill_step: 4 << 10,
             garbage_bytes: 128 << 10,
             light_group_bytes: 8 << 10,
+            recovered_behind_bytes: scenario.log_memory_bytes,
             ..LogOptions::default()
         };
         let (log, recovered) = store.open_log(&vfs, options)?;
@@ -200,6 +201,7 @@ impl Running {
 
     /// Lets a replica act, and carries out what it wants.
     fn poll(&mut self, group: GroupId, context: &mut Context<'_>) -> Result<(), Stop> {
+        let reader = self.log.reader();
         loop {
             let Some(replica) = self.replicas.get_mut(&group) else {
                 return Ok(());
@@ -219,7 +221,7 @@ impl Running {
                 .count() as u64;
             replica.check(&effects, context)?;
             let mut removed = false;
-            let mut unsent = Vec::new();
+            let mut answers = Vec::new();
             for effect in effects {
                 match effect {
                     Effect::Persist(persist) => {
@@ -252,8 +254,21 @@ impl Running {
                             name: snapshot,
                             file: file.read_chunk(0, file.size() as usize),
                         }),
-                        Err(_) => unsent.push(to),
+                        Err(_) => answers.push(Input::SnapshotSent {
+                            node: to,
+                            arrived: false,
+                        }),
                     },
+                    Effect::ReadLog {
+                        from,
+                        through,
+                        bytes,
+                    } => {
+                        let read = reader.entries(place.key, from.0, through.0, bytes);
+                        let read = convert::log_read(place.key, read);
+                        context.checker.reads_back(place, from.0, &read)?;
+                        answers.push(Input::LogRead { from, read });
+                    }
                     Effect::Machine(work) => replica.work.push_back(work),
                     Effect::Reply { waiter, result } => context.out.push(Out::Reply {
                         place,
@@ -277,18 +292,15 @@ impl Running {
                 }
             }
             replica.request_work(context);
-            for to in unsent.iter().copied() {
-                let unsent = Input::SnapshotSent {
-                    node: to,
-                    arrived: false,
-                };
-                replica.group.handle(unsent);
+            let acts_again = !answers.is_empty();
+            for answer in answers {
+                replica.group.handle(answer);
             }
             if removed {
                 self.remove(group, context)?;
             }
             self.request_sync(context);
-            if unsent.is_empty() || removed {
+            if !acts_again || removed {
                 return Ok(());
             }
         }
