@@ -71,6 +71,10 @@ impl Problem {
                 rejection: Some(*code),
                 ..Self::new(unprocessable, "rejected", message.clone())
             }),
+            Outcome::Refused { code, message } => Some(Self {
+                rejection: Some(*code),
+                ..Self::new(unprocessable, "refused", message.clone())
+            }),
             Outcome::Fault(fault) => {
                 let detail = format!(
                     "the machine failed on this request ({fault}); its state is as if the request had never been made"

@@ -410,6 +410,10 @@ fn every_answer_survives() {
     let mut results = vec![
         Ok(response(Outcome::Reply(Bytes::from_static(b"reply")))),
         Ok(response(Outcome::Reply(Bytes::new()))),
+        Ok(response(Outcome::Refused {
+            code: 404,
+            message: "no such node".into(),
+        })),
         Ok(response(Outcome::Rejected {
             code: 0,
             message: String::new(),

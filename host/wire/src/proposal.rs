@@ -122,6 +122,9 @@ impl From<Outcome> for proto::Outcome {
                 outcome::Body::Rejected(proto::Rejected { code, message })
             }
             Outcome::Fault(fault) => outcome::Body::Fault(fault.code().into()),
+            Outcome::Refused { code, message } => {
+                outcome::Body::Refused(proto::Refused { code, message })
+            }
         };
         Self { body: Some(body) }
     }
@@ -139,6 +142,10 @@ impl TryFrom<proto::Outcome> for Outcome {
                 outcome::Body::Rejected(rejected) => Self::Rejected {
                     code: rejected.code,
                     message: rejected.message,
+                },
+                outcome::Body::Refused(refused) => Self::Refused {
+                    code: refused.code,
+                    message: refused.message,
                 },
                 outcome::Body::Fault(code) => Self::Fault(
                     u8::try_from(code)

@@ -327,6 +327,10 @@ fn section() -> Bytes {
             message: "no such key".into(),
         },
         Outcome::Fault(GuestFault::OutOfFuel),
+        Outcome::Refused {
+            code: 422,
+            message: "words that are not kept".into(),
+        },
     ];
     for (outcome, sequence) in outcomes.into_iter().zip(1..) {
         let request = RequestId { session, sequence };

@@ -47,10 +47,10 @@ pub struct AnswerRecord {
     /// Term of that entry.
     #[prost(uint64, tag = "3")]
     pub term: u64,
-    /// 0 reply, 1 rejection, 2 fault, 3 applied and not kept.
+    /// 0 reply, 1 rejection, 2 fault, 3 applied and not kept, 4 refused by the host.
     #[prost(uint32, tag = "4")]
     pub kind: u32,
-    /// The rejection's or the fault's code.
+    /// The code of the rejection, the refusal or the fault.
     #[prost(uint32, tag = "5")]
     pub code: u32,
     /// The reply, or the rejection's words.
@@ -130,6 +130,7 @@ impl AnswerRecord {
             Outcome::Reply(reply) => (0, 0, reply.clone()),
             Outcome::Rejected { code, message } => (1, *code, message.clone().into()),
             Outcome::Fault(fault) => (2, u32::from(fault.code()), bytes::Bytes::new()),
+            Outcome::Refused { code, .. } => (4, *code, bytes::Bytes::new()),
         };
         Self {
             sequence: response.request.sequence,
@@ -152,6 +153,10 @@ impl AnswerRecord {
             },
             2 => Outcome::Fault(GuestFault::from_code(u8::try_from(self.code).ok()?)?),
             Self::NOT_KEPT => return Some(None),
+            4 => Outcome::Refused {
+                code: self.code,
+                message: String::new(),
+            },
             _ => return None,
         };
         let request = RequestId {
