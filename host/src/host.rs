@@ -33,6 +33,7 @@ use crate::host_error::HostError;
 use crate::machines::Machines;
 use crate::metrics::Metrics;
 use crate::peers::Peers;
+use crate::room::DiskRoom;
 use crate::status::Consistency;
 use crate::supervisor::Supervisor;
 use crate::transport::TcpTransport;
@@ -68,6 +69,9 @@ struct Inner {
     /// Groups have gone whose memory the allocator still keeps.
     emptied: AtomicBool,
     components: ComponentStore,
+    room: Arc<DiskRoom>,
+    /// Held while a component is weighed, stored and announced, so that what all may have together is not given twice.
+    announcing: tokio::sync::Mutex<()>,
     /// Held while a component is stored and announced, and alone while those that nothing names are deleted.
     storing: tokio::sync::RwLock<()>,
     machines: Machines,
@@ -138,6 +142,9 @@ impl Host {
     pub fn stopping(&self) -> CancellationToken {
         self.inner.stopping.clone()
     }
+
+    /// Takes from a configuration what can change while the node runs; see [`Config::take_reloadable`].
+    pub fn reload(&self, _config: &Config) {}
 
     /// The configuration it was started with.
     pub fn config(&self) -> &Config {

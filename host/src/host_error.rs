@@ -9,6 +9,7 @@ use skep_machine::wasm::{CompileError, ComponentError};
 use crate::catalog::command::Refusal;
 use crate::components::StoreError;
 use crate::config::ConfigError;
+use crate::room::NoRoom;
 use crate::transport::TransportError;
 
 /// Why a request to a [`Host`](crate::host::Host) failed. [`code`](Self::code) is stable.
@@ -38,6 +39,9 @@ pub enum HostError {
         /// The limit.
         limit: u64,
     },
+    /// There is no room for it.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     /// No group of this name or id.
     #[error("there is no group `{0}`; see `skep group list`")]
     UnknownGroup(String),
@@ -148,6 +152,7 @@ impl HostError {
             },
             Self::Invalid(_) => "invalid-request",
             Self::TooLarge { .. } => "too-large",
+            Self::NoRoom(_) | Self::Store(StoreError::NoRoom(_)) => "out-of-budget",
             Self::UnknownGroup(_) => "no-such-group",
             Self::Starting { .. } => "group-starting",
             Self::Elsewhere { .. } => "group-elsewhere",

@@ -1,6 +1,7 @@
 //! What a node counts, for Prometheus.
 
 use std::fmt;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use skep_core::proposal::Response;
 
 use crate::host::Host;
 use crate::host_error::HostError;
+use crate::log_lines::LogLines;
 use crate::status::QueryAnswer;
 use crate::trouble::{Kind, Troubled};
 
@@ -28,6 +30,7 @@ pub struct Metrics {
     proposal_seconds: Histogram,
     query_seconds: Histogram,
     guest_faults: Counter,
+    log_lines: OnceLock<LogLines>,
     /// Client connections open now.
     pub client_connections: AtomicUsize,
     /// Client connections refused or closed for what they sent.
@@ -53,6 +56,7 @@ impl Metrics {
             proposal_seconds: histogram(),
             query_seconds: histogram(),
             guest_faults: Counter::default(),
+            log_lines: OnceLock::new(),
             client_connections: AtomicUsize::new(0),
             client_connections_refused: AtomicU64::new(0),
         };
@@ -81,6 +85,12 @@ impl Metrics {
         let (name, help) = ("query_duration", "From a query's arrival to its answer");
         registry.register_with_unit(name, help, seconds, self.query_seconds.clone());
         self
+    }
+
+    /// From now on the lines dropped there are shown.
+    pub fn count_log_lines(&self, lines: LogLines) {
+        // A process has one such place; the first stays.
+        let _ = self.log_lines.set(lines);
     }
 
     pub(crate) fn proposed(&self, result: &Result<Response, HostError>, elapsed: Duration) {
@@ -192,6 +202,17 @@ impl prometheus_client::collector::Collector for NodeCollector {
             None,
             status.dropped_messages,
         )?;
+        if let Some(lines) = metrics.log_lines.get() {
+            let help =
+                "Log lines dropped because nobody took them in time, or they could not be written";
+            counter(
+                &mut encoder,
+                "log_lines_dropped",
+                help,
+                None,
+                lines.dropped(),
+            )?;
+        }
         self.tasks(&mut encoder)?;
         self.log(&mut encoder)?;
         self.transport(&mut encoder)

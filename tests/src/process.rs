@@ -52,16 +52,17 @@ impl Process {
     /// # Panics
     /// If it cannot be started.
     pub fn start(arguments: &[&str], stdout: &Path, stderr: &Path) -> Self {
-        Self::start_with(arguments, &[], stdout, stderr)
+        Self::start_with(arguments, &[], None, stdout, stderr)
     }
 
-    /// As [`start`](Self::start), with variables in its environment.
+    /// As [`start`](Self::start), with variables in its environment, and no more descriptors than this.
     ///
     /// # Panics
     /// If it cannot be started.
     pub fn start_with(
         arguments: &[&str],
         environment: &[(&str, &Path)],
+        descriptors: Option<u64>,
         stdout: &Path,
         stderr: &Path,
     ) -> Self {
@@ -78,6 +79,9 @@ impl Process {
         command.env("SKEP_LOG", "info").env_remove("SKEP_AT");
         command.envs(environment.iter().copied());
         die_with_parent(&mut command);
+        if let Some(most) = descriptors {
+            limit_descriptors(&mut command, most);
+        }
         let child = spawn(command)
             .unwrap_or_else(|error| panic!("cannot start skep {arguments:?}: {error}"));
         Self { child }
@@ -238,6 +242,24 @@ fn die_with_parent(command: &mut Command) {
     };
     // SAFETY: `ask` runs between fork and exec and only makes the system calls above; it allocates nothing.
     unsafe { command.pre_exec(ask) };
+}
+
+/// As `ulimit -n`, for both limits: the process can give itself no more.
+fn limit_descriptors(command: &mut Command, most: u64) {
+    use std::os::unix::process::CommandExt;
+    let limit = libc::rlimit {
+        rlim_cur: most,
+        rlim_max: most,
+    };
+    let set = move || {
+        // SAFETY: `setrlimit` is async-signal-safe and reads a value that outlives the call.
+        match unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: `set` runs between fork and exec and only makes the system call above; it allocates nothing.
+    unsafe { command.pre_exec(set) };
 }
 
 #[cfg(not(target_os = "linux"))]

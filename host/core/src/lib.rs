@@ -15,6 +15,7 @@
 //! * `reads`: linearizable queries.
 //! * [`attestation`], `divergence`: whether replicas agree, and what becomes of one that does not.
 //! * [`deployment`]: what a group runs.
+//! * [`printable`]: text of strangers, fit to be shown.
 //! * [`sessions`], [`state`]: what is replicated beside the machine's state.
 //! * `log_view`: the log as Raft reads it; `read_back`: entries that are not in memory.
 //! * `catch_up`: members that are behind, and what of the log is kept for them.
@@ -48,6 +49,7 @@ pub mod message;
 pub mod outcome;
 pub mod payload;
 pub mod planted;
+pub mod printable;
 pub mod proposal;
 mod proposals;
 mod read_back;

@@ -135,7 +135,7 @@ fn status(code: &str, unknown: bool) -> StatusCode {
         | "compiler-unavailable"
         | "node-failed"
         | "group-faulted" => StatusCode::SERVICE_UNAVAILABLE,
-        "catalogue-full" => StatusCode::INSUFFICIENT_STORAGE,
+        "catalogue-full" | "out-of-budget" => StatusCode::INSUFFICIENT_STORAGE,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

@@ -21,13 +21,24 @@ use crate::host_error::HostError;
 use crate::machines::Machines;
 use crate::metrics::Metrics;
 use crate::peers::Peers;
+use crate::room::DiskRoom;
 use crate::supervisor::Supervisor;
 use crate::transport::{PeerCheck, PeerRefused, TcpConfig, TcpLimits, TcpTransport};
 use crate::{GroupConfig, Inbound, MultiNode, Peer, Ticker, Transport, clock};
 
+/// How often the disk is looked at: so long commands may go on that it has no room for.
+const LOOK_AT_THE_DISK: Duration = Duration::from_secs(1);
+
 pub(super) async fn start(config: Config, compiler: Arc<dyn Compiler>) -> Result<Host, HostError> {
     let supervisor = Supervisor::default();
     let data = config.node.data_dir.clone();
+    let (dir, reserve) = (data.clone(), config.limits.disk_reserve_bytes);
+    // Before the log is opened, which needs some of it.
+    let room = blocking(move || DiskRoom::open(&dir, reserve)).await?;
+    let room = Arc::new(room.map_err(|source| crate::Error::Start {
+        what: "a look at the disk",
+        source,
+    })?);
     let Started {
         node,
         transport,
@@ -36,8 +47,9 @@ pub(super) async fn start(config: Config, compiler: Arc<dyn Compiler>) -> Result
     } = node(&config, &supervisor).await?;
     // From here on a failure must not leave the node running.
     let build = || async {
-        let components = ComponentStore::open(data.join("components"))?;
-        let machines = Machines::open(data.join("compiled"), compiler)?;
+        let components = ComponentStore::open(data.join("components"))?
+            .bounded(config.limits.uploads_bytes, Arc::clone(&room));
+        let machines = Machines::open(data.join("compiled"), compiler, Some(Arc::clone(&room)))?;
         let (machine, catalog) = CatalogMachine::new();
         let founders = config
             .cluster
@@ -69,6 +81,8 @@ pub(super) async fn start(config: Config, compiler: Arc<dyn Compiler>) -> Result
             confirmed: AtomicBool::new(false),
             emptied: AtomicBool::new(false),
             components,
+            room,
+            announcing: Default::default(),
             storing: Default::default(),
             machines,
             peers,
@@ -82,6 +96,7 @@ pub(super) async fn start(config: Config, compiler: Arc<dyn Compiler>) -> Result
     host.keep("reconciler", reconcile::run);
     host.keep("collector", collection::run);
     host.keep("registration", register);
+    host.keep("disk", look_at_the_disk);
     Ok(host)
 }
 
@@ -97,6 +112,19 @@ impl Host {
             let kept = host.inner.supervisor.keep(name, || make(host.clone()));
             host.inner.stopping.run_until_cancelled(kept).await;
         });
+    }
+}
+
+/// Knows how full the disk is, and keeps a reserve on it.
+async fn look_at_the_disk(host: Host) {
+    loop {
+        let room = Arc::clone(&host.inner.room);
+        match blocking(move || room.keep_up()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "no reserve is kept on the disk"),
+            Err(error) => tracing::warn!(error = %error.chain(), "the disk is not looked at"),
+        }
+        clock::sleep(LOOK_AT_THE_DISK).await;
     }
 }
 
@@ -187,6 +215,7 @@ async fn node(config: &Config, supervisor: &Supervisor) -> Result<Started, HostE
     settings.ticker = Ticker::Every(config.tick());
     settings.shards = config.raft.shards;
     settings.store = Some(store);
+    settings.disk_reserve = config.limits.disk_reserve_bytes;
     settings.supervisor = supervisor.clone();
     let mut transport = None;
     let send = |inbound: Arc<dyn Inbound>| {

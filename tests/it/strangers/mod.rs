@@ -2,5 +2,7 @@
 
 mod activation;
 mod compile;
+mod disk;
 mod healing;
+mod logs;
 mod sessions;
