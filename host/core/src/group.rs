@@ -27,11 +27,7 @@ use crate::planted::{self, Defect};
 use crate::proposal::ProposalError;
 use crate::proposals::Proposals;
 use crate::reads::Reads;
-<<<<<<< HEAD
-=======
-use crate::sessions::Sessions;
 use crate::standing::Standings;
->>>>>>> main
 use crate::state::HostState;
 use crate::status::{Health, MemberStatus, Part, Status};
 
