@@ -177,7 +177,7 @@ impl Decision {
     pub fn outcome(self) -> Outcome {
         match self {
             Self::Confirmed => Outcome::Reply(Bytes::new()),
-            Self::Aborted(reason) => Outcome::Rejected {
+            Self::Aborted(reason) => Outcome::Refused {
                 code: NOT_ACTIVATED,
                 message: reason.to_string(),
             },
@@ -188,7 +188,7 @@ impl Decision {
     fn deed(self, entry: &[u8]) -> Deed {
         let outcome = match self {
             Self::Confirmed => Outcome::Reply(Bytes::new()),
-            Self::Aborted(reason) => Outcome::Rejected {
+            Self::Aborted(reason) => Outcome::Refused {
                 code: reason.code(),
                 message: String::new(),
             },
@@ -523,7 +523,7 @@ impl Group {
     ) {
         let first = self.decided.filter(|(index, _)| *index == of);
         let outcome = match (first, wanted) {
-            (Some((_, Decision::Confirmed)), Decision::Aborted(_)) => Outcome::Rejected {
+            (Some((_, Decision::Confirmed)), Decision::Aborted(_)) => Outcome::Refused {
                 code: CONFIRMED_BEFORE,
                 message: "the group goes on with the new machine: that was decided before".into(),
             },

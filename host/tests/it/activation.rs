@@ -153,7 +153,7 @@ impl Upgradable {
 
 fn words(outcome: &Outcome) -> &str {
     match outcome {
-        Outcome::Rejected { code: 422, message } => message,
+        Outcome::Refused { code: 422, message } => message,
         other => panic!("{other:?}"),
     }
 }

@@ -54,7 +54,7 @@ fn answer(cluster: &mut Cluster, id: u64, waiter: Waiter) -> Response {
 
 fn refusal(response: &Response) -> &str {
     match &response.outcome {
-        Outcome::Rejected { message, .. } => message,
+        Outcome::Refused { message, .. } => message,
         other => panic!("{other:?}"),
     }
 }
@@ -438,7 +438,7 @@ fn one_activation_follows_another() {
         &answers[..],
         [
             Outcome::Reply(_),
-            Outcome::Rejected { .. },
+            Outcome::Refused { .. },
             Outcome::Reply(_)
         ]
     ));

@@ -88,6 +88,8 @@ pub struct Machine {
     pub changes: Vec<(u64, u8)>,
     pub leaders: Vec<LeaderChanged>,
     pub inits: Vec<Bytes>,
+    /// What the host of its release says when it refuses.
+    pub words: &'static str,
     /// What it runs, by the first byte of the component's name.
     pub runs: u8,
     pub sick: Sick,
@@ -608,6 +610,13 @@ impl Machine {
                             for command in commands {
                                 if &command[..] == b"fault" {
                                     outcomes.push(Outcome::Fault(GuestFault::Unreachable));
+                                    continue;
+                                }
+                                if &command[..] == b"refuse" {
+                                    outcomes.push(Outcome::Refused {
+                                        code: 9,
+                                        message: self.words.into(),
+                                    });
                                     continue;
                                 }
                                 if command.starts_with(b"echo ") {

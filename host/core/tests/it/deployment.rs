@@ -56,7 +56,7 @@ fn a_refusal_leaves_everything_as_it_was() {
         .expect("answered")
         .expect("committed");
     assert!(
-        matches!(&refused.outcome, Outcome::Rejected { code: 422, message } if message.contains("restore: unreachable")),
+        matches!(&refused.outcome, Outcome::Refused { code: 422, message } if message.contains("restore: unreachable")),
         "{refused:?}"
     );
     assert!(cluster.reply(1, behind).expect("answered").is_ok());
