@@ -231,6 +231,7 @@ fn component_code(error: &ComponentError) -> &'static str {
         ComponentError::ForeignImport { .. } => "foreign-import",
         ComponentError::MissingExport { .. } => "missing-export",
         ComponentError::Cache { .. } => "storage",
+        ComponentError::Local { .. } => "machine-failed",
         _ => "invalid-component",
     }
 }

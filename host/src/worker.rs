@@ -524,8 +524,8 @@ impl Actor {
             }
             // The query alone could not be run: nothing has changed.
             Ok(Err(Failed(reason))) => {
-                tracing::warn!(%group, name = %self.owner.name, reason, "a query could not be run on this node");
-                asked.answer(Err(faulted()));
+                tracing::warn!(%group, name = %self.owner.name, reason = %reason, "a query could not be run on this node");
+                asked.answer(Err(Error::QueryFailed { group, reason }));
                 Ok(())
             }
             Err(failed) => {

@@ -4,6 +4,8 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use skep_core::outcome::{GuestFault, Outcome};
+use skep_machine::MachineError;
+use skep_machine::wasm::ComponentError;
 
 use crate::host_error::HostError;
 
@@ -72,8 +74,12 @@ impl Problem {
                 ..Self::new(unprocessable, "rejected", message.clone())
             }),
             Outcome::Fault(fault) => {
+                let next = fault.profile_key().map(|key| {
+                    format!("; the group's profile key `{key}` raises the limit, see `skep group upgrade`")
+                });
                 let detail = format!(
-                    "the machine failed on this request ({fault}); its state is as if the request had never been made"
+                    "the machine failed on this request ({fault}); its state is as if the request had never been made{}",
+                    next.unwrap_or_default()
                 );
                 Some(Self {
                     fault: Some(*fault),
@@ -87,8 +93,10 @@ impl Problem {
 impl From<&HostError> for Problem {
     fn from(error: &HostError) -> Self {
         let status = match error {
-            HostError::Machine(_) => StatusCode::UNPROCESSABLE_ENTITY,
-            HostError::Component(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            HostError::Machine(MachineError::Guest { .. }) => StatusCode::UNPROCESSABLE_ENTITY,
+            HostError::Component(error) if !matches!(error, ComponentError::Local { .. }) => {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
             error => status(error.code(), error.is_unknown()),
         };
         Self {
@@ -121,9 +129,8 @@ fn status(code: &str, unknown: bool) -> StatusCode {
         "busy" => StatusCode::TOO_MANY_REQUESTS,
         "no-leader" | "not-leader" | "superseded" | "group-starting" | "group-elsewhere"
         | "stopped" => StatusCode::SERVICE_UNAVAILABLE,
-        "unreachable" | "compile-late" | "node-failed" | "group-faulted" => {
-            StatusCode::SERVICE_UNAVAILABLE
-        }
+        "unreachable" | "compile-late" | "node-failed" | "group-faulted" | "query-failed"
+        | "machine-failed" => StatusCode::SERVICE_UNAVAILABLE,
         "catalogue-full" => StatusCode::INSUFFICIENT_STORAGE,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     }

@@ -315,6 +315,7 @@ impl MachineFactory for Components<'_> {
     fn make(&self, deployment: &Deployment) -> Result<Box<dyn StateMachine>, MachineError> {
         let local = |reason: String| MachineError::Local {
             call: "start",
+            code: LocalCode::Missing,
             reason,
         };
         let deployed = Deployed::of(deployment)

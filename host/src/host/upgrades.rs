@@ -13,7 +13,7 @@ use skep_core::deployment::Deployment;
 use skep_core::id::{ComponentId, GroupId, LogIndex, NodeId};
 use skep_core::outcome::Outcome;
 use skep_core::proposal::Response;
-use skep_machine::state_machine::{Descriptor, MachineError, StateMachine};
+use skep_machine::state_machine::{Descriptor, LocalCode, MachineError, StateMachine};
 use tokio::runtime::Handle;
 
 use super::Host;
@@ -345,6 +345,7 @@ impl MachineFactory for GroupMachines {
     fn make(&self, deployment: &Deployment) -> Result<Box<dyn StateMachine>, MachineError> {
         let local = |reason: String| MachineError::Local {
             call: "start",
+            code: LocalCode::Missing,
             reason,
         };
         let deployed = Deployed::of(deployment)

@@ -7,15 +7,16 @@ use wasmtime::component::{ComponentExportIndex, InstancePre};
 
 use super::cache::Cache;
 use super::engine::{APPLY_THREAD_STACK_BYTES, Engine};
+use super::expansion::Size;
 use super::guest::MachineLabel;
 use super::host::Host;
 use super::imports::linker_for;
-use super::inspect::{Inspection, inspect};
+use super::inspect::{Inspection, measure};
 use super::instance::Instance;
 use super::limits::Profile;
 use super::logbook::Logbook;
 use super::{depth, fault};
-use crate::Descriptor;
+use crate::{Descriptor, LocalCode};
 
 /// Fuel of the start of an instance that only says what it is: about a second, where the slowest interpreter that was
 /// tried needs a few milliseconds. A group's own limit is for restored states; an upload must not hold a core that long.
@@ -102,6 +103,14 @@ pub enum ComponentError {
     /// `describe` failed.
     #[error("the component could not say what it is: {0}")]
     Describe(String),
+    /// This node could not do it, whatever the component is.
+    #[error("this node could not compile or start the component ({}): {reason}; try again when it has what it lacks", .code.name())]
+    Local {
+        /// What kind of trouble it was.
+        code: LocalCode,
+        /// What happened here.
+        reason: String,
+    },
     /// The artefact cache cannot be used.
     #[error(
         "the component cache {path}: {source}; check the directory's owner and free space, or delete it"
@@ -117,6 +126,7 @@ pub enum ComponentError {
 /// A machine's code, ready to be started. Share it with an `Arc`; compiling again would only cost time and memory.
 pub struct Component {
     inspection: Inspection,
+    size: Size,
     descriptor: Descriptor,
     pre: InstancePre<Host>,
     exports: Exports,
@@ -125,31 +135,32 @@ pub struct Component {
 impl Component {
     /// Inspects and compiles `bytes`: seconds for an interpreter of 10 MiB, so not on a thread that serves others.
     pub fn compile(engine: &Engine, bytes: &[u8]) -> Result<Self, ComponentError> {
-        let inspection = inspect(bytes)?;
-        let compiled = compile(engine, bytes)?;
-        Self::link(engine, inspection, compiled)
+        let (inspection, size) = measure(bytes)?;
+        let compiled = compile(engine, bytes, size)?;
+        Self::link(engine, inspection, size, compiled)
     }
 
     /// Leaves out the counting of stack, to see what happens without it.
     #[cfg(test)]
     pub(super) fn compile_uncounted(engine: &Engine, bytes: &[u8]) -> Result<Self, ComponentError> {
         let compiled = wasmtime::component::Component::from_binary(engine.inner(), bytes)
-            .map_err(|error| ComponentError::Invalid(format!("{error:#}")))?;
-        Self::link(engine, inspect(bytes)?, compiled)
+            .map_err(|error| not_compiled(&error))?;
+        let (inspection, size) = measure(bytes)?;
+        Self::link(engine, inspection, size, compiled)
     }
 
     /// As [`Self::compile`], but takes the machine code from `cache` if it is there, and leaves it there if not.
     pub fn load(engine: &Engine, bytes: &[u8], cache: &Cache) -> Result<Self, ComponentError> {
-        let inspection = inspect(bytes)?;
+        let (inspection, size) = measure(bytes)?;
         let compiled = match cache.fetch(engine, inspection.id) {
             Some(compiled) => compiled,
             None => {
-                let compiled = compile(engine, bytes)?;
+                let compiled = compile(engine, bytes, size)?;
                 cache.store(engine, inspection.id, &compiled);
                 compiled
             }
         };
-        Self::link(engine, inspection, compiled)
+        Self::link(engine, inspection, size, compiled)
     }
 
     /// The name of the code.
@@ -167,6 +178,11 @@ impl Component {
         &self.descriptor
     }
 
+    /// What it becomes when it is put together.
+    pub(super) fn size(&self) -> Size {
+        self.size
+    }
+
     pub(super) fn pre(&self) -> &InstancePre<Host> {
         &self.pre
     }
@@ -178,14 +194,18 @@ impl Component {
     fn link(
         engine: &Engine,
         inspection: Inspection,
+        size: Size,
         compiled: wasmtime::component::Component,
     ) -> Result<Self, ComponentError> {
-        let mismatch = |error: wasmtime::Error| ComponentError::Mismatch(format!("{error:#}"));
+        let mismatch = |error: wasmtime::Error| {
+            local(&error).unwrap_or_else(|| ComponentError::Mismatch(format!("{error:#}")))
+        };
         let exports = Exports::of(&compiled)?;
         let linker = linker_for(engine.inner(), &compiled).map_err(mismatch)?;
         let pre = linker.instantiate_pre(&compiled).map_err(mismatch)?;
         let mut component = Self {
             inspection,
+            size,
             descriptor: Descriptor::default(),
             pre,
             exports,
@@ -217,7 +237,11 @@ impl Component {
                 .stack_size(APPLY_THREAD_STACK_BYTES)
                 .spawn_scoped(scope, asked)
                 .map_err(|error| {
-                    ComponentError::Engine(format!("no thread for `describe`: {error}"))
+                    let reason = format!("no thread for `describe`: {error}");
+                    ComponentError::Local {
+                        code: LocalCode::Thread,
+                        reason,
+                    }
                 })?;
             guest
                 .join()
@@ -238,11 +262,24 @@ impl std::fmt::Debug for Component {
 fn compile(
     engine: &Engine,
     bytes: &[u8],
+    size: Size,
 ) -> Result<wasmtime::component::Component, ComponentError> {
-    let counted =
-        depth::count_stack(bytes).map_err(|error| ComponentError::Invalid(error.to_string()))?;
+    let counted = depth::count_stack(bytes, size.scopes)
+        .map_err(|error| ComponentError::Invalid(error.to_string()))?;
     wasmtime::component::Component::from_binary(engine.inner(), &counted)
-        .map_err(|error| ComponentError::Invalid(format!("{error:#}")))
+        .map_err(|error| not_compiled(&error))
+}
+
+fn not_compiled(error: &wasmtime::Error) -> ComponentError {
+    local(error).unwrap_or_else(|| ComponentError::Invalid(format!("{error:#}")))
+}
+
+/// What this node's memory, and not the component, is to blame for.
+fn local(error: &wasmtime::Error) -> Option<ComponentError> {
+    fault::is_of_memory(error).then(|| ComponentError::Local {
+        code: LocalCode::Memory,
+        reason: format!("{error:#}"),
+    })
 }
 
 /// What a machine says of itself, if it makes sense.
@@ -272,7 +309,7 @@ fn describe_error(failure: fault::Failure) -> ComponentError {
         fault::Failure::Guest { fault, detail } => {
             ComponentError::Describe(format!("{fault}: {detail}"))
         }
-        fault::Failure::Local(reason) => ComponentError::Describe(reason),
+        fault::Failure::Local { code, reason } => ComponentError::Local { code, reason },
     }
 }
 

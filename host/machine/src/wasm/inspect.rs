@@ -9,7 +9,7 @@ use wasmparser::{
 
 use super::component::ComponentError;
 use super::engine::FEATURES;
-use super::expansion::{Expansion, Uncounted};
+use super::expansion::{Expansion, Size, Uncounted};
 use super::imports::Import;
 
 /// The largest component, in bytes. Python with its standard library is 18 MiB.
@@ -72,6 +72,11 @@ pub struct Producer {
 ///
 /// Every way in which the bytes are not a machine for this host: see [`ComponentError`].
 pub fn inspect(bytes: &[u8]) -> Result<Inspection, ComponentError> {
+    measure(bytes).map(|(inspection, _)| inspection)
+}
+
+/// As [`inspect`], with what the component becomes when it is put together.
+pub(super) fn measure(bytes: &[u8]) -> Result<(Inspection, Size), ComponentError> {
     if bytes.len() > MAX_COMPONENT_BYTES {
         return Err(ComponentError::TooLarge {
             size: bytes.len(),
@@ -114,7 +119,7 @@ pub fn inspect(bytes: &[u8]) -> Result<Inspection, ComponentError> {
             found.allocations = function.into_allocations();
         }
     }
-    found.into_inspection(bytes)
+    Ok((found.into_inspection(bytes)?, expansion.size()))
 }
 
 fn broken(bytes: &[u8], error: &wasmparser::Error) -> ComponentError {

@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 use wasmtime::ResourceLimiter;
 
+use super::expansion::Size;
 use super::fault::Stop;
+use crate::LocalCode;
 
 /// Limits of one machine. A setting of the group, the same on every replica, because reaching one is an outcome.
 ///
@@ -66,16 +68,22 @@ pub(super) struct Limits {
     memory: Meter,
     table: Meter,
     instances: usize,
+    counters: usize,
     refused: bool,
+    /// As `refused`, of memory and in the present call.
+    memory_refused: bool,
 }
 
 impl Limits {
-    pub(super) fn new(profile: &Profile) -> Self {
+    /// Of a component of this size. The modules that hold the counters of its stack are the host's, not the guest's.
+    pub(super) fn new(profile: &Profile, size: Size) -> Self {
         Self {
             memory: Meter::new(profile.memory_bytes),
             table: Meter::new(profile.table_elements),
             instances: profile.instances as usize,
+            counters: usize::try_from(size.scopes).unwrap_or(usize::MAX),
             refused: false,
+            memory_refused: false,
         }
     }
 
@@ -90,6 +98,17 @@ impl Limits {
     /// Bytes of all linear memories together.
     pub(super) fn memory_bytes(&self) -> u64 {
         self.memory.used
+    }
+
+    /// Before each call.
+    pub(super) fn enter(&mut self) {
+        self.memory_refused = false;
+    }
+
+    /// Whether more memory was refused in the present call. Every replica refuses alike: it depends on the profile and the
+    /// module only, never on what this node has.
+    pub(super) fn memory_refused(&self) -> bool {
+        self.memory_refused
     }
 
     /// Whether a growth was refused in the life of the instance: what tells an instance that cannot start for its size
@@ -108,14 +127,12 @@ impl ResourceLimiter for Limits {
     ) -> wasmtime::Result<bool> {
         let allowed = self.memory.grow(current, desired, maximum);
         self.refused |= !allowed;
+        self.memory_refused |= !allowed;
         Ok(allowed)
     }
 
     fn memory_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
-        Err(Stop::Local(format!(
-            "a linear memory could not grow although its limit allows it: {error:#}"
-        ))
-        .into())
+        Err(not_given("a linear memory", &error).into())
     }
 
     fn table_growing(
@@ -130,14 +147,11 @@ impl ResourceLimiter for Limits {
     }
 
     fn table_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
-        Err(Stop::Local(format!(
-            "a table could not grow although its limit allows it: {error:#}"
-        ))
-        .into())
+        Err(not_given("a table", &error).into())
     }
 
     fn instances(&self) -> usize {
-        self.instances
+        self.instances.saturating_add(self.counters)
     }
 
     fn memories(&self) -> usize {
@@ -146,6 +160,13 @@ impl ResourceLimiter for Limits {
 
     fn tables(&self) -> usize {
         self.instances
+    }
+}
+
+fn not_given(what: &str, error: &wasmtime::Error) -> Stop {
+    Stop::Local {
+        code: LocalCode::Memory,
+        reason: format!("{what} could not grow although its limit allows it: {error:#}"),
     }
 }
 
@@ -179,10 +200,11 @@ mod tests {
 
     #[test]
     fn memories_share_one_limit_and_a_refusal_takes_nothing() {
-        let mut limits = Limits::new(&Profile {
+        let profile = Profile {
             memory_bytes: 100,
             ..Profile::default()
-        });
+        };
+        let mut limits = Limits::new(&profile, Size::default());
         assert!(limits.memory_growing(0, 60, None).unwrap());
         assert!(!limits.memory_growing(0, 50, None).unwrap());
         assert!(limits.memory_growing(0, 40, Some(40)).unwrap());
@@ -192,11 +214,11 @@ mod tests {
 
     #[test]
     fn a_growth_that_was_allowed_and_failed_is_local() {
-        let error = Limits::new(&Profile::default())
+        let error = Limits::new(&Profile::default(), Size::default())
             .memory_grow_failed(wasmtime::format_err!("mmap"))
             .unwrap_err();
         assert!(
-            matches!(error.downcast_ref(), Some(Stop::Local(reason)) if reason.contains("mmap"))
+            matches!(error.downcast_ref(), Some(Stop::Local { code: LocalCode::Memory, reason }) if reason.contains("mmap"))
         );
     }
 

@@ -9,7 +9,7 @@ use skep_core::outcome::{ConfChange, EntryContext, GuestFault, LeaderChanged, Ou
 
 use super::component::Component;
 use super::fault::Failure;
-use super::guest::{ATTEMPTS, Guest, Likeness, MachineLabel, again, replay};
+use super::guest::{ATTEMPTS, Guest, Likeness, MachineLabel, again, no_attempt, replay};
 use super::instance::{Call, Instance, MAX_ENTRY_REPLY_BYTES, Ran};
 use super::journal::{Base, Journal, Record};
 use super::limits::Profile;
@@ -133,7 +133,7 @@ impl WasmMachine {
     ) -> Result<Result<Ran, GuestFault>, MachineError> {
         self.saved = None;
         let name = call.name();
-        let mut reason = String::new();
+        let mut last = None;
         for _ in 0..ATTEMPTS {
             let ran = self.take_live().and_then(|mut instance| {
                 let ran = instance.run(context, &call)?;
@@ -155,16 +155,17 @@ impl WasmMachine {
                     }
                     return Ok(Err(fault));
                 }
-                Err(Failure::Local(why)) => {
+                Err(Failure::Local { code, reason }) => {
                     tracing::error!(
                         target: "skep::machine", group = %label.group, machine = %label.name,
-                        index = %context.index, call = name, "this node failed to run the machine: {why}"
+                        index = %context.index, call = name, code = code.name(),
+                        "this node failed to run the machine: {reason}"
                     );
-                    reason = why;
+                    last = Some(Failure::Local { code, reason });
                 }
             }
         }
-        Err(MachineError::Local { call: name, reason })
+        Err(last.unwrap_or_else(no_attempt).into_error(name))
     }
 
     /// A call with one outcome.
@@ -315,7 +316,7 @@ impl StateMachine for WasmMachine {
             context: *context,
             snapshot: Some((schema, from)),
         };
-        let mut reason = String::new();
+        let mut last = None;
         for _ in 0..ATTEMPTS {
             match self.guest.start(&base, false) {
                 Ok(instance) => {
@@ -325,14 +326,11 @@ impl StateMachine for WasmMachine {
                     self.live = Some(instance);
                     return Ok(());
                 }
-                Err(Failure::Local(why)) => reason = why,
+                Err(local @ Failure::Local { .. }) => last = Some(local),
                 Err(guest) => return Err(guest.into_error("restore")),
             }
         }
-        Err(MachineError::Local {
-            call: "restore",
-            reason,
-        })
+        Err(last.unwrap_or_else(no_attempt).into_error("restore"))
     }
 }
 
@@ -346,6 +344,7 @@ pub(super) fn rejected(message: &str) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::LocalCode;
     use crate::wasm::{APPLY_THREAD_STACK_BYTES, Engine};
 
     #[test]
@@ -371,7 +370,11 @@ mod tests {
             assert_eq!(apply("add").unwrap().outcomes, number(1));
             let error = apply("recurse").unwrap_err();
             assert!(
-                matches!(&error, MachineError::Local { call: "apply", reason } if reason.contains("stack")),
+                matches!(
+                    &error,
+                    MachineError::Local { call: "apply", code: LocalCode::StackOverflow, reason }
+                        if reason.contains("stack")
+                ),
                 "{error}"
             );
             // Nothing of it stays, should the host go on after all.
