@@ -33,6 +33,7 @@ use crate::machines::Machines;
 use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::status::Consistency;
+use crate::supervisor::Supervisor;
 use crate::transport::TcpTransport;
 
 pub use requests::{Place, Reach};
@@ -67,6 +68,7 @@ struct Inner {
     machines: Machines,
     peers: Peers,
     metrics: Metrics,
+    supervisor: Supervisor,
     /// What becomes of each group that the catalogue has put here, or had.
     hosted: Mutex<BTreeMap<GroupId, Hosted>>,
     /// Something changed that the reconciler ought to look at.
@@ -124,6 +126,11 @@ impl Host {
         &self.inner.config
     }
 
+    /// Who watches the node's tasks.
+    pub fn supervisor(&self) -> &Supervisor {
+        &self.inner.supervisor
+    }
+
     /// The library's node.
     pub fn node(&self) -> &MultiNode {
         &self.inner.node
@@ -178,6 +185,7 @@ impl Host {
                 reasons.push(format!("group {group}{reason}"));
             }
         }
+        reasons.extend(self.inner.supervisor.missing());
         reasons
     }
 

@@ -16,9 +16,11 @@
 //! * `worker`, `queries`: machines, and what answers queries beside them; `pool`, `run_queue`: the threads they run on.
 //! * `session`: the node's own sessions, for `retry`.
 //! * [`replay`]: the past of a stopped node.
+//! * [`supervisor`]: tasks that do not die silently; [`budget`]: what may be held, and what is said beyond.
 //! * [`ticker`], [`clock`]: time.
 
 pub mod api;
+pub mod budget;
 pub mod catalog;
 pub mod clock;
 pub mod components;
@@ -50,6 +52,7 @@ mod session;
 mod shard;
 pub mod status;
 mod store;
+pub mod supervisor;
 pub mod ticker;
 pub mod transport;
 mod worker;

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -186,12 +187,31 @@ impl prometheus_client::collector::Collector for NodeCollector {
             None,
             status.dropped_messages,
         )?;
+        self.tasks(&mut encoder)?;
         self.log(&mut encoder)?;
         self.transport(&mut encoder)
     }
 }
 
 impl NodeCollector {
+    fn tasks(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let tasks = self.host.supervisor().all();
+        let help = "Tasks of the node that run, by name";
+        let mut family = encoder.encode_descriptor("tasks", help, None, MetricType::Gauge)?;
+        for (task, counts) in &tasks {
+            let running = ConstGauge::new(counts.running as i64);
+            running.encode(family.encode_family(&[("task", *task)])?)?;
+        }
+        let help = "Tasks of the node that panicked, by name";
+        let mut family =
+            encoder.encode_descriptor("task_panics", help, None, MetricType::Counter)?;
+        for (task, counts) in &tasks {
+            let panics = ConstCounter::new(counts.panics);
+            panics.encode(family.encode_family(&[("task", *task)])?)?;
+        }
+        Ok(())
+    }
+
     fn log(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let log = self.host.node().log_stats();
         let bytes = Some(Unit::Bytes);

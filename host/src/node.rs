@@ -71,6 +71,7 @@ impl Node {
             seed,
             store,
             vfs,
+            supervisor,
         } = config;
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
         let shards = if shards == 0 {
@@ -116,7 +117,8 @@ impl Node {
                 what: "the transport",
                 source,
             })?;
-        let ticking = Ticking::start(ticker, &router).map_err(no_thread("the ticker"))?;
+        let ticking =
+            Ticking::start(ticker, &router, supervisor).map_err(no_thread("the ticker"))?;
         let mut running = Running {
             ticking,
             shards: Vec::new(),

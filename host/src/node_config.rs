@@ -8,6 +8,7 @@ use skep_core::id::NodeId;
 use skep_log::{DiskVfs, Store, Vfs};
 
 use crate::error::Error;
+use crate::supervisor::Supervisor;
 use crate::ticker::Ticker;
 
 /// Shards a node may have; each is a thread, and more than cores only take turns.
@@ -37,6 +38,8 @@ pub struct Config {
     pub store: Option<Store>,
     /// The file system. Default the real one.
     pub vfs: Arc<dyn Vfs>,
+    /// Who watches the node's tasks. Default one of its own.
+    pub supervisor: Supervisor,
 }
 
 impl Config {
@@ -58,6 +61,7 @@ impl Config {
             seed: None,
             store: None,
             vfs: Arc::new(DiskVfs),
+            supervisor: Supervisor::default(),
         }
     }
 

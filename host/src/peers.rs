@@ -19,6 +19,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::host_error::HostError;
 use crate::status::{Consistency, QueryAnswer};
+use crate::supervisor::Supervisor;
 use link::{Link, LinkError};
 
 /// How long one piece of a component may take.
@@ -27,13 +28,15 @@ const CHUNK_WITHIN: Duration = Duration::from_secs(10);
 /// One connection to each other node, made when it is first needed. Requests share it.
 pub(crate) struct Peers {
     cluster: String,
+    supervisor: Supervisor,
     links: Mutex<HashMap<NodeId, Link>>,
 }
 
 impl Peers {
-    pub(crate) fn new(config: &Config) -> Self {
+    pub(crate) fn new(config: &Config, supervisor: Supervisor) -> Self {
         Self {
             cluster: config.cluster.id.clone(),
+            supervisor,
             links: Mutex::default(),
         }
     }
@@ -210,7 +213,8 @@ impl Peers {
         match links.get(&node.id) {
             Some(link) if link.address() == node.client => link.clone(),
             _ => {
-                let link = Link::new(node.client.clone(), self.cluster.clone());
+                let supervisor = self.supervisor.clone();
+                let link = Link::new(node.client.clone(), self.cluster.clone(), supervisor);
                 links.insert(node.id, link.clone());
                 link
             }

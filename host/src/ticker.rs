@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::clock::{self, Metronome};
 use crate::router::Router;
+use crate::supervisor::Supervisor;
 
 /// Where ticks come from (`Config.Ticker` of the seed package). One tick reaches every shard once and counts for all its
 /// groups; a shard that is late sees several as one.
@@ -42,11 +43,20 @@ pub(crate) enum Ticking {
 
 impl Ticking {
     /// Must be called in a tokio runtime.
-    pub(crate) fn start(ticker: Ticker, router: &Arc<Router>) -> io::Result<Self> {
+    pub(crate) fn start(
+        ticker: Ticker,
+        router: &Arc<Router>,
+        supervisor: Supervisor,
+    ) -> io::Result<Self> {
         let router = Arc::clone(router);
+        // A tick that panics is one tick that is lost.
+        let tick = move || {
+            let ticked = supervisor.round("ticker", || router.tick(clock::now()));
+            ticked.unwrap_or_default()
+        };
         match ticker {
             Ticker::Every(period) => {
-                let _metronome = Metronome::start(period, move || router.tick(clock::now()))?;
+                let _metronome = Metronome::start(period, tick)?;
                 Ok(Self::Thread { _metronome })
             }
             Ticker::Channel(mut ticks) => {
@@ -55,8 +65,8 @@ impl Ticking {
                     loop {
                         tokio::select! {
                             _ = &mut stopped => return,
-                            tick = ticks.recv() => match tick {
-                                Some(()) => router.tick(clock::now()),
+                            received = ticks.recv() => match received {
+                                Some(()) => tick(),
                                 None => return,
                             },
                         }

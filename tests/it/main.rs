@@ -14,5 +14,6 @@ mod membership;
 mod power;
 mod replay;
 mod retries;
+mod strangers;
 mod testkit;
 mod upgrades;

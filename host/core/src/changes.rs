@@ -5,8 +5,8 @@ use prost::Message;
 use raft::GetEntriesContext;
 use raft::eraftpb::{Entry, EntryType};
 
-use crate::committed::verdict;
 use crate::config::MEMBERS_MAX;
+use crate::entry::verdict;
 use crate::group::{Group, Raft, raft_change};
 use crate::id::{NodeId, ReplicaId};
 use crate::outcome::ChangeKind;

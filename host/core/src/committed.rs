@@ -1,18 +1,18 @@
 //! Committed entries on their way through the machine.
 
 use bytes::Bytes;
-use prost::Message;
 use raft::eraftpb::{Entry, EntryType};
 
 use crate::attestation::Deed;
 use crate::deployment::Deployment;
 use crate::effect::{Call, Effect, Work};
+use crate::entry::{self, Order, Stamp};
 use crate::group::{Group, Raft, SinceBarrier, raft_change};
 use crate::id::{LogIndex, NodeId, ReplicaId, RequestId, SessionId, Term};
 use crate::log_view::{Snapshotted, weight};
 use crate::message::SnapshotName;
 use crate::outcome::{ChangeKind, ConfChange, EntryContext, LeaderChanged, Outcome};
-use crate::payload::{ChangeRecord, Item, Kind, Payload, Verdict};
+use crate::payload::{ChangeRecord, Item};
 use crate::proposal::{ChangeRefusal, ProposalError, Response};
 use crate::proposals::Asker;
 use crate::sessions::Admission;
@@ -129,24 +129,17 @@ impl Group {
             let Some(entry) = self.committed.front() else {
                 break;
             };
-            let payload = match decode(entry) {
-                Ok(payload) => payload,
+            let order = match entry::read(entry) {
+                Ok(order) => order,
                 Err(error) => {
-                    let reason = format!(
+                    self.halt(format!(
                         "entry {} is committed but cannot be read: {error}",
                         entry.index
-                    );
-                    self.halt(reason);
+                    ));
                     return true;
                 }
             };
-            let is_barrier = matches!(
-                &payload,
-                Decoded::Payload(Payload {
-                    kind: Some(Kind::Barrier(_)),
-                    ..
-                })
-            );
+            let is_barrier = matches!(order, Some((_, Order::Barrier)));
             // What follows depends on whether the activation was taken.
             let activates = |applying: &Applying| matches!(applying.what, What::Activate { .. });
             if self.applying.back().is_some_and(activates) {
@@ -159,7 +152,7 @@ impl Group {
             let Some(entry) = self.committed.pop_front() else {
                 break;
             };
-            self.process(entry, payload);
+            self.process(entry, order);
             moved = true;
         }
         if moved && let Some(Raft(node)) = &mut self.raft {
@@ -169,7 +162,7 @@ impl Group {
         moved
     }
 
-    fn process(&mut self, entry: Entry, decoded: Decoded) {
+    fn process(&mut self, entry: Entry, order: Option<(Stamp, Order)>) {
         let (index, term) = (LogIndex(entry.index), Term(entry.term));
         let askers = self.take_proposed(index, term);
         let weight = weight(&entry);
@@ -184,19 +177,21 @@ impl Group {
             works: false,
             what: What::Control,
         };
-        match decoded {
-            Decoded::Empty => {
+        match order {
+            None => {
                 // Raft's own entry of a new term; or, with somebody waiting, a change that Raft put aside because
                 // another one was not applied yet.
                 for asker in askers {
                     self.reply(asker, Err(ProposalError::ChangeInProgress));
                 }
             }
-            Decoded::Change(record) => {
-                self.process_change(record, entry.context, askers, &mut applying);
-            }
-            Decoded::Payload(payload) => {
-                self.process_payload(payload, entry.data, askers, &mut applying);
+            Some((stamp, order)) => {
+                let context = self.context(&applying, stamp);
+                let bytes = match &order {
+                    Order::Change(..) => entry.context,
+                    _ => entry.data,
+                };
+                self.process_order(context, order, bytes, askers, &mut applying);
             }
         }
         self.applying.push_back(applying);
@@ -209,28 +204,37 @@ impl Group {
         let askers = self.take_proposed(index, term);
         self.reply_all(askers, &ProposalError::Unknown);
         self.processed = index;
-        if let Ok(Decoded::Change(record)) = decode(&entry) {
-            self.change_members(index, &record);
+        match entry::read(&entry) {
+            Ok(Some((_, Order::Change(kind, record)))) => {
+                self.change_members(index, kind, &record);
+            }
+            // Whatever else it says, the snapshot holds what it did.
+            Err(error) if entry.entry_type != EntryType::EntryNormal => {
+                self.halt(format!(
+                    "entry {index} is committed but cannot be read: {error}"
+                ));
+            }
+            _ => {}
         }
     }
 
-    fn process_payload(
+    fn process_order(
         &mut self,
-        payload: Payload,
+        context: EntryContext,
+        order: Order,
         entry: Bytes,
         askers: Vec<Asker>,
         applying: &mut Applying,
     ) {
-        let context = self.context(applying, payload.now, &payload.entropy);
-        match payload.kind {
-            Some(Kind::Commands(commands)) => {
-                let (plans, calls) = self.plan(commands.items, askers, applying);
+        match order {
+            Order::Commands(items) => {
+                let (plans, calls) = self.plan(items, askers, applying);
                 applying.what = What::Commands(plans);
                 if !calls.is_empty() {
                     self.work(applying, context, entry, vec![Call::Commands(calls)]);
                 }
             }
-            Some(Kind::Elected(elected)) => {
+            Order::Elected(elected) => {
                 let new = NodeId(elected.node);
                 let old = std::mem::replace(&mut self.state.leader, new);
                 let changed = LeaderChanged {
@@ -244,7 +248,7 @@ impl Group {
                 }
                 self.work(applying, context, entry, calls);
             }
-            Some(Kind::Barrier(_)) => {
+            Order::Barrier => {
                 let wanted = SinceBarrier::default();
                 self.since_barrier = wanted;
                 applying.works = true;
@@ -254,26 +258,25 @@ impl Group {
                 self.effects
                     .push(Effect::Machine(Work::Barrier { context, state }));
             }
-            Some(Kind::Verdict(verdict)) => {
+            Order::Verdict(verdict) => {
                 self.process_verdict(&verdict, applying.index);
                 self.acknowledge(askers, applying.index, applying.term);
             }
-            Some(Kind::Pause(pause)) => {
-                self.state.paused = pause.on;
+            Order::Pause(on) => {
+                self.state.paused = on;
                 self.faults_in_a_row = 0;
                 self.acknowledge(askers, applying.index, applying.term);
             }
-            Some(Kind::Activate(record)) => match record.read() {
-                Some(deployment) => {
-                    applying.what = What::Activate {
-                        asker: askers.into_iter().next(),
-                        deployment: deployment.clone(),
-                    };
-                    self.work(applying, context, entry, vec![Call::Activate(deployment)]);
-                }
-                None => self.reply_all(askers, &ProposalError::NotNeeded),
-            },
-            None => {}
+            Order::Activate(deployment) => {
+                applying.what = What::Activate {
+                    asker: askers.into_iter().next(),
+                    deployment: deployment.clone(),
+                };
+                self.work(applying, context, entry, vec![Call::Activate(deployment)]);
+            }
+            Order::Change(kind, record) => {
+                self.process_change(context, kind, record, entry, askers, applying);
+            }
         }
     }
 
@@ -346,13 +349,14 @@ impl Group {
 
     fn process_change(
         &mut self,
+        context: EntryContext,
+        kind: ChangeKind,
         record: ChangeRecord,
         entry: Bytes,
         askers: Vec<Asker>,
         applying: &mut Applying,
     ) {
-        let context = self.context(applying, record.now, &record.entropy);
-        let applied = self.change_members(applying.index, &record);
+        let applied = self.change_members(applying.index, kind, &record);
         if self.has_ended() {
             return;
         }
@@ -371,17 +375,21 @@ impl Group {
     }
 
     /// Changes the members, here and in Raft. Nothing if the change makes no sense, which it does on every replica alike.
-    fn change_members(&mut self, index: LogIndex, record: &ChangeRecord) -> Option<Changed> {
+    fn change_members(
+        &mut self,
+        index: LogIndex,
+        kind: ChangeKind,
+        record: &ChangeRecord,
+    ) -> Option<Changed> {
         let (replica, node) = (ReplicaId(record.replica), NodeId(record.node));
-        let kind = record.change_kind();
-        let valid = kind.filter(|kind| {
-            self.state
-                .membership
-                .apply(*kind, replica, node, &record.data, record.promote)
-        });
-        let change = match valid {
-            Some(kind) => raft_change(kind, replica),
-            None => raft_change(ChangeKind::AddVoter, ReplicaId(0)),
+        let valid = self
+            .state
+            .membership
+            .apply(kind, replica, node, &record.data, record.promote);
+        let change = if valid {
+            raft_change(kind, replica)
+        } else {
+            raft_change(ChangeKind::AddVoter, ReplicaId(0))
         };
         let expected = self.state.membership.conf_state();
         let Some(Raft(raft)) = &mut self.raft else {
@@ -406,11 +414,11 @@ impl Group {
                 return None;
             }
         }
-        if kind == Some(ChangeKind::Remove) && valid.is_some() {
+        if kind == ChangeKind::Remove && valid {
             self.addresses.note(replica, node);
             self.record_removal(index);
         }
-        valid.map(|kind| Changed {
+        valid.then_some(Changed {
             kind,
             replica,
             node,
@@ -418,14 +426,13 @@ impl Group {
         })
     }
 
-    fn context(&mut self, applying: &Applying, now: u64, entropy: &[u8]) -> EntryContext {
-        self.state.now = self.state.now.max(now);
-        let entropy = entropy.try_into().unwrap_or_default();
+    fn context(&mut self, applying: &Applying, stamp: Stamp) -> EntryContext {
+        self.state.now = self.state.now.max(stamp.now);
         EntryContext {
             index: applying.index,
             term: applying.term,
             now: self.state.now,
-            entropy,
+            entropy: stamp.entropy,
         }
     }
 
@@ -724,34 +731,5 @@ impl Group {
         for asker in late {
             self.reply(asker, Err(ProposalError::Unknown));
         }
-    }
-}
-
-enum Decoded {
-    Empty,
-    Change(ChangeRecord),
-    Payload(Payload),
-}
-
-/// The verdict in an entry, if it holds one.
-pub(crate) fn verdict(entry: &Entry) -> Option<Verdict> {
-    match decode(entry) {
-        Ok(Decoded::Payload(Payload {
-            kind: Some(Kind::Verdict(verdict)),
-            ..
-        })) => Some(verdict),
-        _ => None,
-    }
-}
-
-/// Reads an entry. What Raft's own encoding says of a change is not looked at: the record in the context says it all,
-/// and no byte from the network goes through rust-protobuf.
-fn decode(entry: &Entry) -> Result<Decoded, prost::DecodeError> {
-    match entry.entry_type {
-        EntryType::EntryConfChange | EntryType::EntryConfChangeV2 => {
-            ChangeRecord::decode(entry.context.clone()).map(Decoded::Change)
-        }
-        EntryType::EntryNormal if entry.data.is_empty() => Ok(Decoded::Empty),
-        EntryType::EntryNormal => Payload::decode(entry.data.clone()).map(Decoded::Payload),
     }
 }

@@ -370,7 +370,7 @@ impl Group {
                 )
         };
         let later = self.committed.iter().find_map(|entry| {
-            let verdict = crate::committed::verdict(entry).filter(decides)?;
+            let verdict = crate::entry::verdict(entry).filter(decides)?;
             Some((LogIndex(entry.index), Term(entry.term), verdict))
         });
         if let Some((at, term, verdict)) = later {

@@ -4,12 +4,13 @@ use raft::StateRole;
 use raft::eraftpb::{self, HardState};
 
 use crate::effect::Persist;
+use crate::entry::Unreadable;
 use crate::group::{Group, Raft};
 use crate::id::{LogIndex, NodeId, ReplicaId, Term};
 use crate::log_view::LogView;
 use crate::message::{ArrivedSnapshot, Body, PeerMessage, SnapshotName};
 use crate::planted::{self, Defect};
-use crate::state::HostState;
+use crate::state::{HostState, StateError};
 use crate::status::Health;
 
 impl Group {
@@ -214,8 +215,14 @@ impl Group {
             return;
         };
         // What the file says counts, not what the header of the transfer said.
-        let Ok((decoded, context)) = HostState::decode(state.clone()) else {
-            return;
+        let (decoded, context) = match HostState::decode(state.clone()) {
+            Ok(decoded) => decoded,
+            // Offered again and again otherwise, and nobody would know why it is not taken.
+            Err(error @ StateError::Unreadable(Unreadable::Unknown(_))) => {
+                self.halt(format!("snapshot {} is not taken: {error}", name.index));
+                return;
+            }
+            Err(_) => return,
         };
         if context.index != name.index || context.term != name.term {
             return;

@@ -9,7 +9,7 @@
 //! * [`group`]: the replica; takes [`input::Input`]s and gives [`effect::Effect`]s. Nothing else crosses.
 //! * `intake`: messages from other replicas; what raft-rs can take.
 //! * `ready`: from Raft's `Ready` to records and messages.
-//! * `committed`: entries on their way through the machine.
+//! * [`entry`]: what an entry says; `committed`: entries on their way through the machine.
 //! * `proposals`: queueing, packing, deadlines; `forwards`: on the way to the leader. [`proposal`] has the words.
 //! * `changes`: membership.
 //! * `reads`: linearizable queries.
@@ -34,6 +34,7 @@ pub mod deployment;
 mod divergence;
 pub mod effect;
 mod election;
+pub mod entry;
 mod forwards;
 pub mod group;
 pub mod id;

@@ -1,4 +1,7 @@
 //! What an entry of the log holds. Prost messages, because the log outlives the binary that wrote it.
+//!
+//! A replica that meets a kind, a field or a number that it does not know stops (see [`crate::entry`]). So whoever adds one
+//! raises the version of the peer protocol: nodes that do not know it then do not speak to those that write it.
 
 use bytes::Bytes;
 use prost::Message;

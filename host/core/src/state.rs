@@ -8,6 +8,7 @@ use prost::Message;
 use raft::eraftpb::ConfState;
 
 use crate::deployment::{Deployment, DeploymentRecord};
+use crate::entry::{Unreadable, whole};
 use crate::id::{LogIndex, NodeId, ReplicaId, Term};
 use crate::outcome::{ChangeKind, EntryContext};
 use crate::planted::{self, Defect};
@@ -217,9 +218,8 @@ impl HostState {
 
     /// Reads the host's section of a snapshot file, and the barrier entry it was taken at.
     pub fn decode(bytes: Bytes) -> Result<(Self, EntryContext), StateError> {
-        let record =
-            HostStateRecord::decode(bytes).map_err(|error| StateError(error.to_string()))?;
-        let wrong = |what: &str| StateError(what.to_owned());
+        let record: HostStateRecord = whole(bytes)?;
+        let wrong = |what: &str| StateError::Wrong(what.to_owned());
         if record.index.max(record.term).max(record.last_replica) > COUNTER_MAX {
             return Err(wrong(
                 "its index, its term or its last replica is past all counting",
@@ -285,8 +285,14 @@ impl HostState {
 
 /// The host's section of a snapshot makes no sense although its checksum is right.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("the host's section of the snapshot cannot be read: {0}")]
-pub struct StateError(pub String);
+pub enum StateError {
+    /// It is damaged, or a newer release wrote it.
+    #[error("the host's section of the snapshot is not read: {0}")]
+    Unreadable(#[from] Unreadable),
+    /// It says what cannot be.
+    #[error("the host's section of the snapshot cannot be: {0}")]
+    Wrong(String),
+}
 
 #[derive(Clone, PartialEq, Message)]
 struct HostStateRecord {

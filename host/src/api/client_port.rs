@@ -44,12 +44,20 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Serves until the token is cancelled.
 pub async fn serve(host: Host, listener: TcpListener, stop: CancellationToken) {
     let places = Arc::new(Semaphore::new(host.config().limits.client_connections));
+    let accepting = host
+        .supervisor()
+        .keep("client-accept", || accept(&host, &listener, &places, &stop));
+    stop.run_until_cancelled(accepting).await;
+}
+
+async fn accept(
+    host: &Host,
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+    stop: &CancellationToken,
+) {
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = stop.cancelled() => return,
-        };
-        let stream = match accepted {
+        let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
                 tracing::warn!(%error, "a client connection could not be accepted");
@@ -72,11 +80,9 @@ pub async fn serve(host: Host, listener: TcpListener, stop: CancellationToken) {
         tokio::spawn(async move {
             let metrics = host.metrics();
             metrics.client_connections.fetch_add(1, Ordering::Relaxed);
-            let ended = tokio::select! {
-                ended = Connection::new(host.clone(), stream).run() => ended,
-                () = stop.cancelled() => Ok(()),
-            };
-            if let Err(error) = ended {
+            let served = Connection::new(host.clone(), stream).run();
+            let served = host.supervisor().once("client-connection", served);
+            if let Some(Some(Err(error))) = stop.run_until_cancelled(served).await {
                 metrics
                     .client_connections_refused
                     .fetch_add(1, Ordering::Relaxed);

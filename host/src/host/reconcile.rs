@@ -42,8 +42,7 @@ pub(super) fn backoff(attempt: u32) -> Duration {
 /// Runs until it is dropped.
 pub(super) async fn run(host: Host) {
     let mut states = host.inner.catalog.clone();
-    let sweep = sweep(host.clone());
-    spawn(&host, sweep);
+    host.keep("sweep", sweep);
     let mut learned = None;
     loop {
         let catalog = states.borrow_and_update().clone();
@@ -84,7 +83,7 @@ fn step(host: &Host, catalog: &Catalog) {
                 incarnation: record.incarnation,
                 reason: None,
             });
-            spawn(host, bring_up(host.clone(), record.clone()));
+            keep_bringing_up(host, record);
         }
     }
     for (id, state) in hosted.iter_mut() {
@@ -96,7 +95,8 @@ fn step(host: &Host, catalog: &Catalog) {
                 incarnation,
                 reason: None,
             };
-            spawn(host, take_down(host.clone(), *id, incarnation));
+            let id = *id;
+            host.keep("take-down", move |host| take_down(host, id, incarnation));
         } else if let Some(record) = catalog.group(*id)
             && !host.inner.node.exists(*id)
         {
@@ -104,19 +104,14 @@ fn step(host: &Host, catalog: &Catalog) {
                 incarnation,
                 reason: None,
             };
-            spawn(host, bring_up(host.clone(), record.clone()));
+            keep_bringing_up(host, record);
         }
     }
 }
 
-fn spawn(host: &Host, task: impl Future<Output = ()> + Send + 'static) {
-    let stopping = host.inner.stopping.clone();
-    tokio::spawn(async move {
-        tokio::select! {
-            () = task => {}
-            () = stopping.cancelled() => {}
-        }
-    });
+fn keep_bringing_up(host: &Host, record: &Arc<GroupRecord>) {
+    let record = Arc::clone(record);
+    host.keep("bring-up", move |host| bring_up(host, Arc::clone(&record)));
 }
 
 fn belongs(catalog: &Catalog, id: GroupId, incarnation: Incarnation, node: NodeId) -> bool {

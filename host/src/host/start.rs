@@ -20,17 +20,19 @@ use crate::host_error::HostError;
 use crate::machines::Machines;
 use crate::metrics::Metrics;
 use crate::peers::Peers;
+use crate::supervisor::Supervisor;
 use crate::transport::{PeerCheck, PeerRefused, TcpConfig, TcpLimits, TcpTransport};
 use crate::{GroupConfig, Inbound, MultiNode, Peer, Ticker, Transport, clock};
 
 pub(super) async fn start(config: Config) -> Result<Host, HostError> {
+    let supervisor = Supervisor::default();
     let data = config.node.data_dir.clone();
     let Started {
         node,
         transport,
         store,
         pins,
-    } = node(&config).await?;
+    } = node(&config, &supervisor).await?;
     // From here on a failure must not leave the node running.
     let compile_within = Duration::from_millis(config.limits.compile_timeout_ms);
     let build = || async {
@@ -45,7 +47,7 @@ pub(super) async fn start(config: Config) -> Result<Host, HostError> {
             .collect();
         let group = GroupConfig::new(catalog::GROUP, "catalogue", Box::new(machine), founders);
         node.create_group(reconcile::tuned(&config, group)).await?;
-        let peers = Peers::new(&config);
+        let peers = Peers::new(&config, supervisor.clone());
         Ok::<_, HostError>((components, machines, catalog, peers))
     };
     let (components, machines, catalog, peers) = match build().await {
@@ -71,21 +73,30 @@ pub(super) async fn start(config: Config) -> Result<Host, HostError> {
             machines,
             peers,
             metrics: Metrics::new(),
+            supervisor,
             hosted: Default::default(),
             changed: Notify::new(),
             stopping: CancellationToken::new(),
         }),
     };
-    tokio::spawn(until_stopped(host.clone(), reconcile::run(host.clone())));
-    tokio::spawn(until_stopped(host.clone(), collection::run(host.clone())));
-    tokio::spawn(until_stopped(host.clone(), register(host.clone())));
+    host.keep("reconciler", reconcile::run);
+    host.keep("collector", collection::run);
+    host.keep("registration", register);
     Ok(host)
 }
 
-async fn until_stopped(host: Host, task: impl Future<Output = ()>) {
-    tokio::select! {
-        () = task => {}
-        () = host.inner.stopping.cancelled() => {}
+impl Host {
+    /// Runs a task of the node until it ends by itself or the node stops, again after a panic.
+    pub(super) fn keep<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        name: &'static str,
+        make: impl Fn(Self) -> F + Send + Sync + 'static,
+    ) {
+        let host = self.clone();
+        tokio::spawn(async move {
+            let kept = host.inner.supervisor.keep(name, || make(host.clone()));
+            host.inner.stopping.run_until_cancelled(kept).await;
+        });
     }
 }
 
@@ -134,7 +145,7 @@ struct Started {
 
 /// The library's node on a transport of its own. The port comes first: a taken one must be found before the store is
 /// touched.
-async fn node(config: &Config) -> Result<Started, HostError> {
+async fn node(config: &Config, supervisor: &Supervisor) -> Result<Started, HostError> {
     let insecure_plaintext = config.listen.insecure_plaintext;
     let listener = TcpTransport::bind(config.listen_peer(), insecure_plaintext).await?;
     let (dir, cluster, id) = (
@@ -164,6 +175,7 @@ async fn node(config: &Config) -> Result<Started, HostError> {
         check: Arc::clone(&pins) as Arc<dyn PeerCheck>,
         insecure_plaintext,
         limits: TcpLimits::default(),
+        supervisor: supervisor.clone(),
     };
     let mut settings = crate::Config::new(
         id,
@@ -175,6 +187,7 @@ async fn node(config: &Config) -> Result<Started, HostError> {
     settings.ticker = Ticker::Every(config.tick());
     settings.shards = config.raft.shards;
     settings.store = Some(store);
+    settings.supervisor = supervisor.clone();
     let mut transport = None;
     let send = |inbound: Arc<dyn Inbound>| {
         let started = TcpTransport::start(tcp, listener, inbound)?;

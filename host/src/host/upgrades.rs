@@ -226,7 +226,10 @@ impl Host {
 
     /// Puts an activation into the group's log, by a node that hosts a replica.
     pub async fn activate(&self, asked: &Activate, reach: Reach) -> Result<Placed, HostError> {
-        let id = self.find(&asked.group).await?.id;
+        let record = self.find(&asked.group).await?;
+        self.must_be_known(&record, asked.deployed.component)
+            .await?;
+        let id = record.id;
         let here = async || {
             let deployment = asked.deployed.deployment();
             self.inner
@@ -242,6 +245,24 @@ impl Host {
         match served.await? {
             Activated::Yes(placed) => Ok(placed),
             Activated::No(why) => Err(HostError::NotUpgraded(why)),
+        }
+    }
+
+    /// Makes sure that the catalogue keeps the component for the group: nobody could fetch what no catalogue ever named.
+    async fn must_be_known(
+        &self,
+        record: &GroupRecord,
+        component: ComponentId,
+    ) -> Result<(), HostError> {
+        if record.uses(component) {
+            return Ok(());
+        }
+        // Another node may have announced it a moment ago.
+        self.refresh().await?;
+        let catalog = self.catalog();
+        match catalog.group(record.id) {
+            Some(record) if record.uses(component) => Ok(()),
+            _ => Err(HostError::UnknownComponent(component)),
         }
     }
 
@@ -371,7 +392,8 @@ impl MachineFactory for GroupMachines {
         let Ok(deployed) = Deployed::of(deployment) else {
             return;
         };
-        self.runtime.spawn(async move {
+        let supervisor = self.host.inner.supervisor.clone();
+        let telling = async move {
             let known = host.catalog().group(record.id).is_none_or(|known| {
                 known.incarnation != record.incarnation || known.deployed_at >= index
             });
@@ -379,6 +401,8 @@ impl MachineFactory for GroupMachines {
             if !known && let Err(error) = host.deployed(&record, index, &deployed).await {
                 tracing::warn!(group = %record.id, error = %error.chain(), "the catalogue is not told of an upgrade yet");
             }
-        });
+        };
+        self.runtime
+            .spawn(async move { supervisor.once("upgrade-report", telling).await });
     }
 }

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::clock;
 use crate::memory::{KEPT_BY_CLIENT, empty};
+use crate::supervisor::Supervisor;
 
 /// Requests that wait to be written. Whoever has more waits; the other node bounds what is in flight.
 const QUEUE: usize = 1024;
@@ -51,9 +52,15 @@ type Waiter = oneshot::Sender<Result<response::Body, LinkError>>;
 type Waiting = Mutex<HashMap<u64, Waiter>>;
 
 impl Link {
-    pub(super) fn new(address: String, cluster: String) -> Self {
+    pub(super) fn new(address: String, cluster: String, supervisor: Supervisor) -> Self {
         let (requests, queue) = mpsc::channel(QUEUE);
-        tokio::spawn(run(address.clone(), cluster, queue));
+        let (to, queue) = (address.clone(), tokio::sync::Mutex::new(queue));
+        tokio::spawn(async move {
+            let queue = &queue;
+            supervisor
+                .keep("peer-link", || run(&to, &cluster, queue))
+                .await;
+        });
         Self { address, requests }
     }
 
@@ -81,9 +88,10 @@ impl Link {
 }
 
 /// Owns the connection; ends with the last handle.
-async fn run(address: String, cluster: String, mut queue: mpsc::Receiver<Asked>) {
+async fn run(address: &str, cluster: &str, queue: &tokio::sync::Mutex<mpsc::Receiver<Asked>>) {
+    let mut queue = queue.lock().await;
     while let Some(first) = queue.recv().await {
-        let connected = clock::timeout(CONNECT_WITHIN, connect(&address, &cluster)).await;
+        let connected = clock::timeout(CONNECT_WITHIN, connect(address, cluster)).await;
         match connected.unwrap_or_else(|| Err("it does not answer".to_owned())) {
             Ok((stream, decoder, input)) => {
                 // Those still waiting when this is dropped see that the connection was lost.
@@ -262,6 +270,7 @@ mod tests {
         let link = Link::new(
             listener.local_addr().unwrap().to_string(),
             "test".to_owned(),
+            Supervisor::default(),
         );
         let (one, two) = (link.clone(), link.clone());
         let one = tokio::spawn(async move { one.ask(0, call("one")).await });

@@ -25,50 +25,53 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Accepts until the transport stops.
 pub(super) async fn run(shared: Arc<Shared>, listener: TcpListener) {
-    let stop = shared.stop.clone();
-    stop.run_until_cancelled(async {
-        loop {
-            match listener.accept().await {
-                Ok((stream, remote)) => {
-                    add(&shared.stats.accepted, 1);
-                    // Beyond the limit a connection is closed without a word: it may be anyone's.
-                    let Ok(place) = Arc::clone(&shared.connections).try_acquire_owned() else {
-                        add(&shared.stats.refused, 1);
-                        shared.complaints.raise(
-                            "listener".to_owned(),
-                            "too-many-connections",
-                            &"too many connections",
+    let accepting = shared
+        .supervisor
+        .keep("peer-accept", || accept(&shared, &listener));
+    shared.stop.run_until_cancelled(accepting).await;
+}
+
+async fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, remote)) => {
+                add(&shared.stats.accepted, 1);
+                // Beyond the limit a connection is closed without a word: it may be anyone's.
+                let Ok(place) = Arc::clone(&shared.connections).try_acquire_owned() else {
+                    add(&shared.stats.refused, 1);
+                    shared.complaints.raise(
+                        "listener".to_owned(),
+                        "too-many-connections",
+                        &"too many connections",
+                    );
+                    continue;
+                };
+                let (task, stop) = (Arc::clone(shared), shared.stop.clone());
+                shared.spawn(async move {
+                    let served = task
+                        .supervisor
+                        .once("peer-connection", serve(&task, stream));
+                    if let Some(Some(Err(error))) = stop.run_until_cancelled(served).await {
+                        add(&task.stats.refused, 1);
+                        let text =
+                            format_args!("a connection from {remote} was not accepted: {error}");
+                        task.complaints.raise(
+                            format!("connections from {}", remote.ip()),
+                            error.code(),
+                            &text,
                         );
-                        continue;
-                    };
-                    let (task, stop) = (Arc::clone(&shared), shared.stop.clone());
-                    shared.spawn(async move {
-                        if let Some(Err(error)) =
-                            stop.run_until_cancelled(serve(&task, stream)).await
-                        {
-                            add(&task.stats.refused, 1);
-                            let text = format_args!(
-                                "a connection from {remote} was not accepted: {error}"
-                            );
-                            task.complaints.raise(
-                                format!("connections from {}", remote.ip()),
-                                error.code(),
-                                &text,
-                            );
-                        }
-                        drop(place);
-                    });
-                }
-                Err(error) => {
-                    shared
-                        .complaints
-                        .raise("listener".to_owned(), "accept-failed", &error);
-                    sleep(ACCEPT_PAUSE).await;
-                }
+                    }
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                shared
+                    .complaints
+                    .raise("listener".to_owned(), "accept-failed", &error);
+                sleep(ACCEPT_PAUSE).await;
             }
         }
-    })
-    .await;
+    }
 }
 
 /// Serves one connection to its end; an error means that it was never let in.

@@ -115,17 +115,23 @@ impl Lane {
     pub(super) async fn run(
         self: Arc<Self>,
         shared: Arc<Shared>,
-        mut address: watch::Receiver<String>,
+        address: watch::Receiver<String>,
         gone: CancellationToken,
     ) {
-        gone.run_until_cancelled(self.keep_connected(&shared, &mut address))
-            .await;
+        let kept = shared.supervisor.keep("lane", || {
+            let mut address = address.clone();
+            let (lane, shared) = (&self, &shared);
+            async move { lane.keep_connected(shared, &mut address).await }
+        });
+        gone.run_until_cancelled(kept).await;
         self.shut(&shared);
     }
 
     async fn keep_connected(&self, shared: &Shared, address: &mut watch::Receiver<String>) {
         let subject = format!("node {}", self.to);
         let mut failures = 0_u32;
+        // A life before this one may have ended in a panic while the queue was shut.
+        self.queue().open = true;
         // One lane dials before there is anything to send, so that either end knows the other's store as early as can
         // be: whoever has known a node's store refuses the node when it comes back without it.
         let mut idle = self.priority != Priority::High;

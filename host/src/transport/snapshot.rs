@@ -109,7 +109,9 @@ pub(super) fn send(
         }
     };
     if !shared.stop.is_cancelled() {
-        shared.spawn(task);
+        let supervisor = shared.supervisor.clone();
+        let sending = async move { supervisor.once("snapshot-sender", task).await };
+        shared.spawn(async { sending.await.unwrap_or_default() });
     }
 }
 

@@ -22,6 +22,7 @@ use super::lane::Lane;
 use super::snapshot::{self, Throttle};
 use super::stats::{TransportStats, add};
 use super::{Inbound, PeerCheck, Reporter, Transport};
+use crate::supervisor::Supervisor;
 
 /// How a node takes part in a cluster over TCP.
 pub struct TcpConfig {
@@ -39,6 +40,8 @@ pub struct TcpConfig {
     pub insecure_plaintext: bool,
     /// Bounds.
     pub limits: TcpLimits,
+    /// Who watches the transport's tasks.
+    pub supervisor: Supervisor,
 }
 
 /// What the transport may hold and use. The defaults suit a node of thousands of groups.
@@ -162,6 +165,7 @@ pub(super) struct Shared {
     pub transfers_waiting: AtomicUsize,
     pub throttle: Throttle,
     pub tasks: TaskTracker,
+    pub supervisor: Supervisor,
     pub stop: CancellationToken,
     runtime: Handle,
 }
@@ -235,6 +239,7 @@ impl TcpTransport {
             transfers_waiting: AtomicUsize::new(0),
             throttle: Throttle::new(limits.snapshot_rate),
             tasks: TaskTracker::new(),
+            supervisor: config.supervisor,
             stop: CancellationToken::new(),
             runtime,
         });

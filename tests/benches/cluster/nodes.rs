@@ -113,6 +113,7 @@ impl Node {
             check: Arc::new(Mutex::new(PeerPins::open(vfs, dir.path())?)) as Arc<dyn PeerCheck>,
             insecure_plaintext: false,
             limits: TcpLimits::default(),
+            supervisor: Default::default(),
         };
         let mut config = Config::new(id, format!("bench-{id}"), CLUSTER, dir.path());
         config.store = Some(store);

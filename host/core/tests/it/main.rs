@@ -5,6 +5,7 @@ mod cluster;
 mod deployment;
 mod divergence;
 mod durability;
+mod entries;
 mod membership;
 mod proposals;
 mod reads;

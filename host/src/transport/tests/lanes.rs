@@ -1,4 +1,5 @@
 use super::*;
+use crate::supervisor::Supervisor;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn batches_of_every_priority_arrive_in_order() {
@@ -241,4 +242,59 @@ async fn what_is_queued_is_reported_when_the_transport_stops() {
     );
     assert!(reports.try_recv().is_err());
     within(one.transport.stop()).await;
+}
+
+/// Panics when it is first told of something, as a bug of the host would.
+struct Panicking(std::sync::atomic::AtomicBool);
+
+impl Reporter for Panicking {
+    fn report_unreachable(&self, _: NodeId, _: GroupId) -> Result<(), Error> {
+        assert!(self.0.swap(true, Ordering::Relaxed), "on purpose");
+        Ok(())
+    }
+
+    fn report_snapshot(&self, _: NodeId, _: GroupId, _: SnapshotStatus) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lane_that_panics_begins_again() {
+    let mut two = Setup::new(2).start().await;
+    let dead = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let nowhere = dead.local_addr().unwrap().to_string();
+    drop(dead);
+    let supervisor = Supervisor::default();
+    let one = Setup::new(1)
+        .with(|config| {
+            config.peers = vec![(NodeId(2), nowhere)];
+            config.supervisor = supervisor.clone();
+        })
+        .start()
+        .await;
+    // The lane dials in vain, and panics while it reports what it loses by that.
+    let panicking: Arc<dyn Reporter> = Arc::new(Panicking(Default::default()));
+    one.transport.send(append(2, 1, 10), &panicking);
+    let panics = || supervisor.all().get("lane").map_or(0, |lane| lane.panics);
+    timeout(LIMIT, async {
+        while panics() == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("the lane panics");
+    one.transport.set_peer(NodeId(2), two.address());
+    let (reporter, _reports) = reporter();
+    let arrived = timeout(LIMIT, async {
+        // What is sent while the lane cannot reach the node is dropped.
+        loop {
+            one.transport.send(append(2, 2, 10), &reporter);
+            if let Some(batch) = timeout(Duration::from_millis(50), two.batch()).await {
+                return batch;
+            }
+        }
+    });
+    assert_eq!(arrived.await.expect("the lane is back"), append(2, 2, 10));
+    one.transport.stop().await;
+    two.transport.stop().await;
 }

@@ -135,6 +135,7 @@ impl Setup {
             check: Arc::new(Trusting),
             insecure_plaintext: false,
             limits: TcpLimits::default(),
+            supervisor: Default::default(),
         };
         Self {
             config,

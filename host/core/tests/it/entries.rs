@@ -1,0 +1,221 @@
+//! Entries that a newer release wrote: whoever does not know them whole stops, and passes over nothing.
+
+use bytes::Bytes;
+use prost::Message;
+use raft::eraftpb::{Entry, EntryType};
+use skep_core::deployment::DeploymentRecord;
+use skep_core::payload::{
+    Barrier, ChangeRecord, Commands, Item, Kind, Pause, Payload, Report, Verdict,
+};
+use skep_core::status::Health;
+
+use crate::cluster::{Cluster, anonymous};
+
+const ENTROPY: Bytes = Bytes::from_static(&[7; 16]);
+
+/// Any message with one more field, as a newer release would write it.
+fn with_another_field(message: &impl Message) -> Bytes {
+    let mut bytes = message.encode_to_vec();
+    // Field 99, a number: 1.
+    bytes.extend([0x98, 0x06, 0x01]);
+    bytes.into()
+}
+
+fn payload(kind: Option<Kind>) -> Payload {
+    Payload {
+        now: 1,
+        entropy: ENTROPY,
+        kind,
+    }
+}
+
+fn normal(data: impl Into<Bytes>) -> Entry {
+    Entry {
+        data: data.into(),
+        ..Entry::default()
+    }
+}
+
+fn kind(kind: Kind) -> Entry {
+    normal(payload(Some(kind)).encode_to_vec())
+}
+
+fn change(record: &ChangeRecord) -> Entry {
+    Entry {
+        entry_type: EntryType::EntryConfChange,
+        context: record.encode_to_vec().into(),
+        ..Entry::default()
+    }
+}
+
+/// A payload whose kind is of this tag, and holds these bytes.
+fn of_tag(tag: u8, inner: &[u8]) -> Entry {
+    let mut bytes = payload(None).encode_to_vec();
+    bytes.extend([tag << 3 | 2, inner.len() as u8]);
+    bytes.extend(inner);
+    normal(bytes)
+}
+
+fn strange() -> Vec<(&'static str, Entry)> {
+    let item = Item {
+        data: Bytes::from_static(b"command"),
+        ..Item::default()
+    };
+    let mut commands = vec![0x0a];
+    let newer = with_another_field(&item);
+    commands.push(newer.len() as u8);
+    commands.extend(newer);
+    let remove = ChangeRecord {
+        kind: 3,
+        node: 9,
+        replica: 9,
+        entropy: ENTROPY,
+        ..ChangeRecord::default()
+    };
+    let report = |snapshot: usize, chain: usize| Verdict {
+        index: 1,
+        reports: vec![Report {
+            replica: 1,
+            snapshot: vec![1; snapshot].into(),
+            chain: vec![1; chain].into(),
+        }],
+        trusted: 0,
+    };
+    let named = |bytes: usize| DeploymentRecord {
+        component: vec![5; bytes].into(),
+        ..DeploymentRecord::default()
+    };
+    let context = Entry {
+        context: Bytes::from_static(b"for Raft"),
+        ..kind(Kind::Pause(Pause { on: false }))
+    };
+    let second_form = Entry {
+        entry_type: EntryType::EntryConfChangeV2,
+        ..change(&remove)
+    };
+    let newer_change = Entry {
+        context: with_another_field(&remove),
+        ..change(&remove)
+    };
+    let short = Payload {
+        entropy: Bytes::from_static(&[7; 15]),
+        ..payload(Some(Kind::Barrier(Barrier {})))
+    };
+    let short_change = ChangeRecord {
+        entropy: Bytes::new(),
+        ..remove.clone()
+    };
+    let barrier = payload(Some(Kind::Barrier(Barrier {})));
+    vec![
+        ("no kind", normal(payload(None).encode_to_vec())),
+        ("another kind", of_tag(15, &[])),
+        (
+            "a field beside the kind",
+            normal(with_another_field(&barrier)),
+        ),
+        ("a field of the kind", of_tag(5, &[0x08, 0x01])),
+        ("a field of a command", of_tag(3, &commands)),
+        ("entropy", normal(short.encode_to_vec())),
+        ("a component", kind(Kind::Activate(named(31)))),
+        ("no component", kind(Kind::Activate(named(0)))),
+        ("a snapshot's hash", kind(Kind::Verdict(report(31, 16)))),
+        ("a chain", kind(Kind::Verdict(report(32, 17)))),
+        ("a context", context),
+        (
+            "a change's kind",
+            change(&ChangeRecord {
+                kind: 4,
+                ..remove.clone()
+            }),
+        ),
+        ("a change's field", newer_change),
+        ("a change's form", second_form),
+        ("a change's entropy", change(&short_change)),
+        ("garbage", normal(Bytes::from_static(&[0xff; 9]))),
+    ]
+}
+
+#[test]
+fn what_a_newer_release_wrote_stops_the_replica_with_a_sentence() {
+    for (what, entry) in strange() {
+        let mut cluster = Cluster::new(1);
+        cluster.elect(1);
+        cluster.ask(1, anonymous("before")).expect("committed");
+        let before = cluster.commands(1);
+        cluster.crash(1);
+        let entries = &mut cluster.node(1).disk.entries;
+        let last = entries.last().expect("a command").clone();
+        let strange = Entry {
+            index: last.index + 1,
+            term: last.term,
+            ..entry
+        };
+        let behind = Entry {
+            index: last.index + 2,
+            ..last.clone()
+        };
+        entries.extend([strange, behind]);
+        // A restart changes nothing.
+        for _ in 0..2 {
+            cluster.node(1).halted = None;
+            cluster.boot(1);
+            cluster.until("it has stopped", |cluster| cluster.node(1).halted.is_some());
+            let reason = cluster.node(1).halted.clone().expect("halted");
+            let place = format!("entry {}", last.index + 1);
+            for word in [&place, "newer release", "start"] {
+                assert!(reason.contains(word), "{what}: {reason}");
+            }
+            assert_eq!(
+                cluster.commands(1),
+                before,
+                "{what}: nothing behind it is applied"
+            );
+            let health = cluster.status(1).expect("stopped, and here").health;
+            assert!(
+                matches!(health, Health::Faulted { .. }),
+                "{what}: {health:?}"
+            );
+            cluster.crash(1);
+        }
+    }
+}
+
+#[test]
+fn what_this_release_writes_it_reads_whole() {
+    // The same entries without what is strange about them.
+    let item = Item {
+        session: 1 << 40,
+        sequence: 300,
+        acknowledged: 299,
+        data: Bytes::from_static(b"command"),
+        open: false,
+    };
+    let commands = Commands {
+        items: vec![item, Item::default()],
+    };
+    let mut cluster = Cluster::new(1);
+    cluster.elect(1);
+    cluster.ask(1, anonymous("before")).expect("committed");
+    cluster.crash(1);
+    let entries = &mut cluster.node(1).disk.entries;
+    let last = entries.last().expect("a command").clone();
+    let good = [
+        kind(Kind::Commands(commands)),
+        kind(Kind::Pause(Pause { on: true })),
+        normal(Bytes::new()),
+        kind(Kind::Pause(Pause { on: false })),
+    ];
+    for (entry, index) in good.into_iter().zip(last.index + 1..) {
+        let term = last.term;
+        entries.push(Entry {
+            index,
+            term,
+            ..entry
+        });
+    }
+    cluster.boot(1);
+    cluster.elect(1);
+    cluster.ask(1, anonymous("behind")).expect("committed");
+    // The session of the first is unknown; the second has no bytes, and is a command.
+    assert_eq!(cluster.commands(1), ["before", "", "behind"]);
+}

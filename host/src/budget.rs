@@ -1,0 +1,372 @@
+//! The one table of budgets: what a stranger, a client, a group or a peer can make a node hold, and what it is told beyond.
+//!
+//! The table in ARCHITECTURE.md is written from it, and a test compares the two, each value with the constant or the
+//! default that it stands for, and each place with the file. Whoever adds a bound adds a row.
+
+use std::fmt;
+
+use self::Beyond::Otherwise;
+use self::Most::{Bytes, Count, Milliseconds, Words};
+
+/// One budget.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Budget {
+    /// Its name.
+    pub name: &'static str,
+    /// What it bounds, and whose.
+    pub bounds: &'static str,
+    /// How much that is.
+    pub most: Most,
+    /// The key of `skep.toml` that sets it, as `section.key`.
+    pub key: Option<&'static str>,
+    /// Where it is checked: a file from the top of the repository, and the constant or field that holds the value.
+    pub at: (&'static str, &'static str),
+    /// What happens beyond it.
+    pub beyond: Beyond,
+}
+
+/// How much a budget allows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Most {
+    /// Bytes.
+    Bytes(u64),
+    /// So many.
+    Count(u64),
+    /// Time.
+    Milliseconds(u64),
+    /// What no single number says.
+    Words(&'static str),
+}
+
+/// What happens beyond a budget.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Beyond {
+    /// The caller is refused, with a stable code and the next step.
+    Refused {
+        /// The code.
+        code: &'static str,
+        /// What to do.
+        next: &'static str,
+    },
+    /// Something else, which nobody needs to act upon.
+    Otherwise(&'static str),
+}
+
+impl fmt::Display for Most {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Bytes(bytes) => {
+                let units = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
+                let unit = units
+                    .iter()
+                    .find(|(_, shift)| bytes > 0 && bytes.trailing_zeros() >= *shift);
+                match unit {
+                    Some((unit, shift)) => write!(f, "{} {unit}", bytes >> shift),
+                    None => write!(f, "{bytes} B"),
+                }
+            }
+            Self::Count(count) => {
+                let digits = count.to_string();
+                // Four digits are read at a glance; more are grouped.
+                let grouped = digits.len() > 4;
+                for (at, digit) in digits.chars().enumerate() {
+                    if grouped && at > 0 && (digits.len() - at) % 3 == 0 {
+                        f.write_str(",")?;
+                    }
+                    write!(f, "{digit}")?;
+                }
+                Ok(())
+            }
+            Self::Milliseconds(ms) if ms >= 1000 && ms % 1000 == 0 => write!(f, "{} s", ms / 1000),
+            Self::Milliseconds(ms) => write!(f, "{ms} ms"),
+            Self::Words(words) => f.write_str(words),
+        }
+    }
+}
+
+impl fmt::Display for Beyond {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused { code, next } => write!(f, "`{code}`: {next}"),
+            Self::Otherwise(what) => f.write_str(what),
+        }
+    }
+}
+
+/// The table as Markdown.
+pub fn markdown() -> String {
+    let mut text =
+        "| budget | bounds | most | checked | beyond it |\n|---|---|---|---|---|\n".to_owned();
+    for budget in BUDGETS {
+        let key = budget.key.map_or_else(String::new, |key| {
+            let (section, key) = key.split_once('.').unwrap_or(("", key));
+            format!("; `[{section}] {key}`")
+        });
+        let (file, symbol) = budget.at;
+        text.push_str(&format!(
+            "| {} | {} | {}{key} | `{symbol}`, `{file}` | {} |\n",
+            budget.name, budget.bounds, budget.most, budget.beyond
+        ));
+    }
+    text
+}
+
+const fn row(
+    name: &'static str,
+    bounds: &'static str,
+    most: Most,
+    at: (&'static str, &'static str),
+    beyond: Beyond,
+) -> Budget {
+    Budget {
+        name,
+        bounds,
+        most,
+        key: None,
+        at,
+        beyond,
+    }
+}
+
+impl Budget {
+    const fn key(self, key: &'static str) -> Self {
+        Self {
+            key: Some(key),
+            ..self
+        }
+    }
+}
+
+const fn refused(code: &'static str, next: &'static str) -> Beyond {
+    Beyond::Refused { code, next }
+}
+
+const BUSY: Beyond = refused("busy", "wait and ask again");
+const TOO_LARGE: Beyond = refused("too-large", "send less at once");
+
+/// Every budget.
+#[rustfmt::skip]
+pub const BUDGETS: &[Budget] = &[
+    // Commands and queries.
+    row("command", "one command or query", Bytes(1 << 20), ("host/src/config.rs", "command_bytes"), TOO_LARGE).key("limits.command_bytes"),
+    row("entry-bytes", "one entry", Bytes(1 << 20), ("host/core/src/config.rs", "entry_bytes"), Otherwise("the next entry takes the rest")),
+    row("entry-commands", "commands of one entry", Count(4096), ("host/core/src/config.rs", "entry_commands"), Otherwise("the next entry takes the rest")),
+    row("queued-proposals", "proposals that wait in a group", Words("64 MiB or 65,536"), ("host/core/src/config.rs", "queued_proposals"), BUSY),
+    row("queued-queries", "queries that wait in a group", Count(65_536), ("host/core/src/config.rs", "queued_queries"), BUSY),
+    row("long-bytes", "bytes in a second of a group's commands and replies, where they are longer than 64 KiB, and as many again for queries on each node; saved up is a quarter of a second's, held against it four seconds'", Words("4 MiB for each processor of the node, or the group's own quota, which counts all of them"), ("host/core/src/allowance.rs", "SHORT"), Otherwise("they wait")).key("limits.long_bytes_per_second"),
+    row("uncommitted", "entries of a group that are proposed and not committed", Bytes(64 << 20), ("host/core/src/config.rs", "uncommitted_bytes"), Otherwise("proposals wait")),
+    row("unapplied", "entries of a group that are committed and not applied", Bytes(64 << 20), ("host/core/src/config.rs", "unapplied_bytes"), Otherwise("proposals wait")),
+    row("appends-in-flight", "append messages on their way to one follower", Words("256 of 1 MiB"), ("host/core/src/config.rs", "max_in_flight"), Otherwise("the next waits for an answer")),
+    row("committed-at-once", "committed bytes in one `Ready`", Bytes(4 << 20), ("host/core/src/group.rs", "start_raft"), Otherwise("the next takes the rest")),
+    row("records-on-the-way", "records of a replica on their way before it packs again", Count(2), ("host/core/src/proposals.rs", "RECORDS_ON_THE_WAY"), Otherwise("commands wait and share an entry")),
+    row("forwards-in-message", "forwards in one message", Count(1024), ("host/core/src/forwards.rs", "FORWARDS_IN_MESSAGE"), Otherwise("the next message takes the rest")),
+    row("read-rounds", "read-index rounds in flight of a group", Count(4), ("host/core/src/reads.rs", "ROUNDS_MAX"), Otherwise("queries wait and share a round")),
+    row("request-time", "a request that names no deadline of its own", Milliseconds(10_000), ("host/src/config.rs", "request_timeout_ms"), refused("outcome-unknown", "look whether it was done, or send it in a session")).key("limits.request_timeout_ms"),
+    // Groups.
+    row("members", "members of a group", Count(63), ("host/core/src/config.rs", "MEMBERS_MAX"), refused("catalogue-full", "remove a member first")),
+    row("promotion-lag", "entries behind the leader at which a learner is promoted", Count(64), ("host/core/src/changes.rs", "PROMOTION_LAG"), Otherwise("it stays a learner")),
+    row("barrier", "log between two snapshots of a group: entries; bytes (4 times the snapshot, between these); fuel; faults", Words("8192; 4 to 64 MiB; 20 × 10⁹; 4"), ("host/core/src/config.rs", "barrier_log_bytes_max"), Otherwise("the leader proposes a barrier")).key("raft.snapshot_entries"),
+    row("sessions", "sessions of a group", Count(4096), ("host/core/src/sessions.rs", "SESSIONS_MAX"), Otherwise("one is given up; its commands are `session-expired`")),
+    row("session-answers", "answers kept for a session", Count(2048), ("host/core/src/sessions.rs", "WINDOW_MAX"), Otherwise("the oldest goes")),
+    row("session-reply", "longest reply kept for a session", Bytes(64 << 10), ("host/core/src/sessions.rs", "KEPT_REPLY_BYTES_MAX"), Otherwise("a repeated command is told that it was done, without the reply")),
+    row("catalogue-groups", "groups of a cluster", Count(65_536), ("host/src/catalog.rs", "GROUPS_MAX"), refused("catalogue-full", "remove groups that are not needed")),
+    row("catalogue-components", "components of a cluster", Count(4096), ("host/src/catalog.rs", "COMPONENTS_MAX"), refused("catalogue-full", "`skep component collect`")),
+    row("catalogue-nodes", "nodes of a cluster", Count(256), ("host/src/catalog.rs", "NODES_MAX"), refused("catalogue-full", "a cluster has no more")),
+    row("configured-nodes", "nodes of a configuration", Count(64), ("host/src/config.rs", "NODE_LIMIT"), refused("invalid-config", "list fewer")),
+    row("init", "configuration of a group's machine", Bytes(64 << 10), ("host/src/catalog.rs", "INIT_MAX"), refused("invalid-request", "send it as a command instead")),
+    // The log and snapshots.
+    row("log-segment", "one file of the log; zeros written ahead; spare files", Words("64 MiB; 1 MiB; 2"), ("host/log/src/log.rs", "LogOptions"), Otherwise("the next file begins")),
+    row("log-record", "one record of the log", Bytes(256 << 20), ("host/log/src/frame.rs", "MAX_BODY"), Otherwise("it is not written; the replica halts")),
+    row("log-round", "one round of the log's writer", Bytes(8 << 20), ("host/log/src/writer.rs", "ROUND_BYTES"), Otherwise("the next round takes the rest")),
+    row("log-queue", "records that wait for the log", Bytes(64 << 20), ("host/log/src/writer.rs", "QUEUE_BYTES"), Otherwise("shards wait")),
+    row("log-garbage", "dead log before collection copies; a group copied at once", Words("192 MiB; 256 KiB"), ("host/log/src/log.rs", "garbage_bytes"), Otherwise("groups are copied, or asked for a snapshot")),
+    row("snapshot-state", "the host's section of a snapshot", Bytes(256 << 20), ("host/log/src/snapshot/file.rs", "MAX_STATE"), Otherwise("there is no snapshot")),
+    row("snapshot-file", "a snapshot taken from a peer", Bytes(16 << 30), ("host/src/store.rs", "SNAPSHOT_BYTES_MAX"), Otherwise("it is refused, and the sender says so")),
+    row("peers-pinned", "stores remembered of peers", Count(4096), ("host/log/src/pins.rs", "MAX_PEERS"), Otherwise("the peer is refused")),
+    // Shards and machines.
+    row("shards", "shards of a node", Count(256), ("host/src/node_config.rs", "SHARDS_MAX"), refused("invalid-config", "use fewer")).key("raft.shards"),
+    row("shard-round", "requests, and appends, of one round of a shard", Count(4096), ("host/src/mailbox.rs", "ROUND_MAX"), Otherwise("the next round takes the rest")),
+    row("shard-appends", "appends that wait for a shard", Bytes(64 << 20), ("host/src/mailbox.rs", "NORMAL_BYTES_MAX"), Otherwise("more are dropped and counted; Raft sends them again")),
+    row("shard-urgent", "urgent messages that wait for a shard", Bytes(256 << 20), ("host/src/mailbox.rs", "HIGH_BYTES_MAX"), Otherwise("more are dropped and counted")),
+    row("shard-request-bytes", "bytes of requests of a shard without an answer yet", Bytes(256 << 20), ("host/src/mailbox.rs", "REQUEST_BYTES_MAX"), BUSY),
+    row("shard-requests", "requests of a shard without an answer yet", Count(256 << 10), ("host/src/mailbox.rs", "REQUESTS_MAX"), BUSY),
+    row("machine-threads", "threads of machines, in each of two lanes", Count(512), ("host/src/pool.rs", "THREADS_MAX"), Otherwise("machines wait for a thread")),
+    row("machine-stall", "all threads of machines stuck, before there is one more", Milliseconds(5), ("host/src/pool.rs", "STALL"), Otherwise("the pool grows; in the slow lane after 1 s")),
+    row("machine-starved", "time in which a thread of the slow lane gets less than 2 ms of a processor", Milliseconds(100), ("host/src/pool.rs", "STARVES"), Otherwise("it gets a claim, kept for 250 ms (`INSISTS`)")),
+    row("machine-turn", "processor time of a turn before its thread gives way; short turns until it does no more", Words("3 ms; 8"), ("host/src/run_queue.rs", "LONG"), Otherwise("its group moves to the slow lane")),
+    row("machine-turn-cost", "fuel (or nanoseconds) of one machine or reader in a turn", Count(2_000_000), ("host/src/run_queue.rs", "TURN_COST"), Otherwise("the turn ends with the call it is in")),
+    row("barrier-results", "results that wait for a barrier's file", Bytes(64 << 20), ("host/src/worker/results.rs", "HELD_BYTES_MAX"), Otherwise("the machine waits")),
+    row("reader-queue", "queries that wait for one reader", Count(16_384), ("host/src/queries.rs", "QUEUE_MAX"), BUSY),
+    row("reader-idle", "ticks without a query that a reader is kept for", Count(600), ("host/src/queries.rs", "IDLE_TICKS"), Otherwise("it is released, and begins anew from a snapshot")),
+    row("reader-lag-bytes", "calls from before a barrier kept for a reader", Bytes(64 << 20), ("host/machine/src/wasm/journal.rs", "LAG_BYTES_MAX"), Otherwise("the reader begins anew from a snapshot")),
+    row("reader-lag-fuel", "the same in fuel", Count(4_000_000_000), ("host/machine/src/wasm/journal.rs", "LAG_FUEL_MAX"), Otherwise("the reader begins anew from a snapshot")),
+    row("guest", "a guest: fuel, memory, tables, reply, snapshot, log lines", Words("see `wit/README.md`"), ("host/machine/src/wasm/limits.rs", "Profile"), Otherwise("an outcome, or a failed save")),
+    row("guest-stack", "a guest's counted stack", Bytes(2 << 20), ("host/machine/src/wasm/depth.rs", "STACK_LIMIT"), Otherwise("the outcome `stack-overflow`")),
+    row("guest-native-stack", "a guest's native stack", Bytes(8 << 20), ("host/machine/src/wasm/engine.rs", "MAX_WASM_STACK"), Otherwise("a guard page ends the call")),
+    row("guest-replies", "replies of one entry", Bytes(64 << 20), ("host/machine/src/wasm/instance.rs", "MAX_ENTRY_REPLY_BYTES"), Otherwise("the outcome is a fault")),
+    row("guest-handles", "handles alive in a guest", Count(1024), ("host/machine/src/wasm/instance.rs", "MAX_HANDLES"), Otherwise("the outcome is a fault")),
+    row("guest-random", "random bytes in one call", Bytes(16 << 20), ("host/machine/src/wasm/random.rs", "MAX_RANDOM_BYTES"), Otherwise("the outcome is a fault")),
+    // Components.
+    row("component", "bytes of a component", Bytes(32 << 20), ("host/src/config.rs", "component_bytes"), TOO_LARGE).key("limits.component_bytes"),
+    row("component-functions", "functions of a component", Count(65_536), ("host/machine/src/wasm/inspect.rs", "MAX_FUNCTIONS"), refused("invalid-component", "build a smaller one")),
+    row("compilations", "compilations under way, late ones included", Count(3), ("host/src/machines.rs", "COMPILING_MAX"), refused("compile-late", "ask again later")),
+    row("compile-time", "one compilation", Milliseconds(120_000), ("host/src/config.rs", "compile_timeout_ms"), refused("compile-late", "ask again later, or raise the key")).key("limits.compile_timeout_ms"),
+    row("uploads", "uploads under way", Count(16), ("host/src/components.rs", "UPLOADS_MAX"), BUSY),
+    row("artefact", "a compiled artefact read back", Bytes(512 << 20), ("host/machine/src/wasm/cache.rs", "MAX_ARTEFACT_BYTES"), Otherwise("it is compiled anew")),
+    row("dry-run-entries", "entries kept for a dry run, of a group on a node", Count(128), ("host/src/worker/recent.rs", "ENTRIES_MAX"), Otherwise("the dry run applies those from the start")),
+    row("dry-run-bytes", "their bytes", Bytes(256 << 10), ("host/src/worker/recent.rs", "BYTES_MAX"), Otherwise("the dry run applies those from the start")),
+    row("rehearsal-steps", "steps of `skep test`", Count(10_000), ("host/rehearsal/src/history.rs", "MAX_HISTORY"), Otherwise("the report says so")),
+    row("rehearsal-calls", "calls of one of its checks, about", Count(200_000), ("host/rehearsal/src/checks/mod.rs", "CALLS_MAX"), Otherwise("the report says so")),
+    // Peers.
+    row("snapshots-received", "snapshots received at once", Count(4), ("host/src/router.rs", "RECEIVING_MAX"), Otherwise("the sender tries again")),
+    row("batch", "a batch between nodes", Bytes(8 << 20), ("host/src/outbox.rs", "BATCH_BYTES_MAX"), Otherwise("the next batch takes the rest")),
+    row("peer-frame", "a frame between nodes (aimed at 16 MiB)", Bytes(64 << 20), ("host/wire/src/lib.rs", "MAX_FRAME"), Otherwise("the connection ends")),
+    row("first-frame", "the first frame of a connection", Bytes(4 << 10), ("host/wire/src/lib.rs", "MAX_HELLO"), Otherwise("the connection ends")),
+    row("lane-queues", "bytes queued to one node: high; normal; low", Words("8; 64; 8 MiB"), ("host/src/transport/tcp.rs", "TcpLimits"), Otherwise("more are dropped, counted and reported")),
+    row("snapshot-rate", "bytes of snapshots sent in a second", Bytes(100 << 20), ("host/src/transport/tcp.rs", "snapshot_rate"), Otherwise("they wait")),
+    row("snapshots-sent", "snapshots sent at once", Count(4), ("host/src/transport/tcp.rs", "snapshots_at_once"), Otherwise("others wait")),
+    row("snapshots-waiting", "snapshots that wait to be sent", Count(1024), ("host/src/transport/snapshot.rs", "MAX_WAITING"), Otherwise("more are reported as failed")),
+    row("peer-connections", "connections accepted from other nodes", Count(1024), ("host/src/transport/tcp.rs", "connections"), Otherwise("more are closed and counted")),
+    // Clients.
+    row("client-connections", "connections of the client protocol", Count(1024), ("host/src/config.rs", "client_connections"), refused("busy", "ask another node")).key("limits.client_connections"),
+    row("client-requests", "requests in flight on one client connection", Count(1024), ("host/src/config.rs", "requests_per_connection"), Otherwise("nothing more is read until some are answered")).key("limits.requests_per_connection"),
+    row("client-bytes", "their bytes", Bytes(32 << 20), ("host/src/api/client_port.rs", "IN_FLIGHT_BYTES"), Otherwise("nothing more is read until some are answered")),
+    row("client-frame", "a frame of a client", Bytes(16 << 20), ("host/wire/src/lib.rs", "MAX_CLIENT_FRAME"), Otherwise("the connection ends")),
+    row("admin-body", "a JSON body of administration", Bytes(1 << 20), ("host/src/api/http.rs", "ADMIN_BYTES_MAX"), TOO_LARGE),
+    row("crate-in-flight", "requests in flight of one `skep-client` (at most 16,384)", Bytes(256 << 20), ("host/client/src/client.rs", "MAX_IN_FLIGHT"), Otherwise("more wait in the client")),
+    row("crate-session", "requests in flight of one of its sessions", Count(1024), ("host/client/src/session.rs", "WINDOW"), Otherwise("more wait in the client")),
+    // The process.
+    row("allocator", "what the allocator keeps at the end of an arena, of which there is one for each processor (glibc)", Bytes(2 << 20), ("host/src/allocator.rs", "KEPT"), Otherwise("it is given back")),
+];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::{Path, PathBuf};
+
+    use crate::config::{LimitsSection, RaftSection};
+
+    use super::*;
+
+    const BEGIN: &str = "<!-- Written from host/src/budget.rs; its tests compare them, and write with SKEP_WRITE_DOCS=1. -->\n";
+    const END: &str = "<!-- End of what is written. -->\n";
+
+    fn top() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .expect("the crate lies in the repository")
+            .to_owned()
+    }
+
+    #[test]
+    fn the_architecture_shows_this_table() {
+        let path = top().join("ARCHITECTURE.md");
+        let text = std::fs::read_to_string(&path).expect("the document");
+        let (before, rest) = text.split_once(BEGIN).expect("where the table begins");
+        let (shown, after) = rest.split_once(END).expect("where the table ends");
+        let table = markdown();
+        if std::env::var_os("SKEP_WRITE_DOCS").is_some() && shown != table {
+            let text = format!("{before}{BEGIN}{table}{END}{after}");
+            std::fs::write(&path, text).expect("the document is written");
+            return;
+        }
+        assert!(
+            shown == table,
+            "the limits in ARCHITECTURE.md are not those of host/src/budget.rs; run \
+             `SKEP_WRITE_DOCS=1 cargo test -p skep --lib budget` and commit"
+        );
+    }
+
+    #[test]
+    fn each_budget_is_where_it_says_and_as_large() {
+        let mut names = BTreeSet::new();
+        for budget in BUDGETS {
+            let name = budget.name;
+            assert!(names.insert(name), "`{name}` stands twice in the table");
+            let (file, symbol) = budget.at;
+            let text = std::fs::read_to_string(top().join(file))
+                .unwrap_or_else(|error| panic!("`{name}` is checked in {file}: {error}"));
+            assert!(text.contains(symbol), "`{name}`: no `{symbol}` in {file}");
+            let held = match budget.most {
+                Bytes(value) | Count(value) | Milliseconds(value) => value,
+                Words(_) => continue,
+            };
+            if let Some(constant) = constant(&text, symbol) {
+                assert_eq!(constant, held, "`{name}`: `{symbol}` in {file}");
+            }
+        }
+    }
+
+    #[test]
+    fn each_key_has_the_default_that_the_table_shows() {
+        let sections = toml::Table::from_iter([
+            ("limits".to_owned(), section(&LimitsSection::default())),
+            ("raft".to_owned(), section(&RaftSection::default())),
+        ]);
+        for budget in BUDGETS {
+            let Some((section, key)) = budget.key.and_then(|key| key.split_once('.')) else {
+                continue;
+            };
+            let value = sections
+                .get(section)
+                .and_then(|section| section.get(key))
+                .unwrap_or_else(|| panic!("`{}`: there is no key {section}.{key}", budget.name));
+            if let Bytes(held) | Milliseconds(held) = budget.most {
+                assert_eq!(value.as_integer(), Some(held as i64), "{}", budget.name);
+            }
+        }
+    }
+
+    fn section(value: &impl serde::Serialize) -> toml::Value {
+        toml::Value::try_from(value).expect("a section is a table")
+    }
+
+    /// The value of `const SYMBOL: … = …;`, where it is a number, a shift of one, or a duration of one.
+    fn constant(text: &str, symbol: &str) -> Option<u64> {
+        let (_, rest) = text.split_once(&format!("const {symbol}:"))?;
+        let (_, rest) = rest.split_once('=')?;
+        let (value, _) = rest.split_once(';')?;
+        let value = value.trim().replace('_', "");
+        let value = match value.split_once("Duration::fromsecs(") {
+            Some((_, seconds)) => {
+                return Some(number(seconds.trim_end_matches(')'))? * 1000);
+            }
+            None => value.replace("Duration::frommillis(", "").replace(')', ""),
+        };
+        match value.split_once("<<") {
+            Some((one, shift)) => Some(number(one)? << number(shift)?),
+            None => number(&value),
+        }
+    }
+
+    fn number(text: &str) -> Option<u64> {
+        text.trim().parse().ok()
+    }
+
+    #[test]
+    fn amounts_are_told_as_people_do() {
+        for (most, text) in [
+            (Bytes(16 << 30), "16 GiB"),
+            (Bytes(64 << 10), "64 KiB"),
+            (Bytes(1000), "1000 B"),
+            (Count(1024), "1024"),
+            (Count(65_536), "65,536"),
+            (Count(4_000_000_000), "4,000,000,000"),
+            (Milliseconds(120_000), "120 s"),
+            (Milliseconds(5), "5 ms"),
+            (Words("2 or 3"), "2 or 3"),
+        ] {
+            assert_eq!(most.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn constants_are_read_from_source() {
+        let text = "const A: u64 = 16 << 20;\npub const B: usize = 65_536;\nconst C: Duration = Duration::from_millis(5);\nconst D: Duration = Duration::from_secs(2);";
+        let read = |symbol| constant(text, symbol);
+        assert_eq!(
+            [read("A"), read("B"), read("C"), read("D"), read("E")],
+            [Some(16 << 20), Some(65_536), Some(5), Some(2000), None]
+        );
+    }
+}

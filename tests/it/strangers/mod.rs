@@ -1,0 +1,3 @@
+//! What people who do not know the house found out about it, and what it makes of that now. See `tests/BUGS.md`.
+
+mod activation;
