@@ -18,6 +18,7 @@ use bytes::Bytes;
 use skep_core::id::{GroupId, Incarnation, NodeId};
 use skep_core::outcome::Outcome;
 use skep_log::StoreId;
+use skep_machine::wasm::MachineBudget;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -136,6 +137,11 @@ impl Host {
         &self.inner.node
     }
 
+    /// What the machines of this node hold together, and may.
+    pub fn machine_budget(&self) -> &MachineBudget {
+        self.inner.machines.budget()
+    }
+
     /// What is counted.
     pub fn metrics(&self) -> &Metrics {
         &self.inner.metrics
@@ -234,6 +240,7 @@ impl Host {
                 Ok(status) => {
                     info.leader = status.replica.leader;
                     info.term = Some(status.replica.term);
+                    info.memory = status.memory;
                     info.problem = status.halted;
                 }
                 Err(error) => info.problem = Some(error.to_string()),

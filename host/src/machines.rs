@@ -11,7 +11,8 @@ use skep_core::id::{ComponentId, LogIndex, Term};
 use skep_core::outcome::EntryContext;
 use skep_machine::StateMachine;
 use skep_machine::wasm::{
-    APPLY_THREAD_STACK_BYTES, Cache, Component, Engine, MachineLabel, Profile, WasmMachine,
+    APPLY_THREAD_STACK_BYTES, Cache, Component, Engine, Holdings, MachineBudget, MachineLabel,
+    Profile, WasmMachine,
 };
 use tokio::sync::Semaphore;
 
@@ -44,15 +45,25 @@ pub struct Machines {
 
 impl Machines {
     /// Opens the cache of compiled artefacts in a directory. `compile_within` is for one component.
-    pub fn open(cache: PathBuf, compile_within: Duration) -> Result<Self, HostError> {
+    /// `most` is what all machines of the node may hold together.
+    pub fn open(
+        cache: PathBuf,
+        compile_within: Duration,
+        most: Holdings,
+    ) -> Result<Self, HostError> {
         Ok(Self {
-            engine: Engine::new()?,
+            engine: Engine::with_budget(most)?,
             cache: Arc::new(Cache::open(cache)?),
             compiled: Default::default(),
             compile_within,
             compiling: Arc::default(),
             rehearsing: Arc::new(Semaphore::new(1)),
         })
+    }
+
+    /// What the machines hold together, and may.
+    pub fn budget(&self) -> &Arc<MachineBudget> {
+        self.engine.budget()
     }
 
     /// The component in these bytes, compiled; takes seconds for a large one that is not in the cache.
@@ -210,7 +221,9 @@ mod tests {
     #[tokio::test]
     async fn a_late_compilation_is_refused_and_its_code_is_there_when_it_ends() {
         let dir = tempfile::tempdir().unwrap();
-        let machines = Machines::open(dir.path().to_owned(), Duration::from_millis(1)).unwrap();
+        let most = Holdings::of_this_system();
+        let machines =
+            Machines::open(dir.path().to_owned(), Duration::from_millis(1), most).unwrap();
         let component = Bytes::from_static(skep_examples::KV);
         let id = ComponentId::of(&component);
         let refused = machines.component(component.clone()).await.unwrap_err();
@@ -222,7 +235,7 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert_eq!(machines.cached().unwrap(), [id].into());
-        let patient = Machines::open(dir.path().to_owned(), Duration::from_secs(60)).unwrap();
+        let patient = Machines::open(dir.path().to_owned(), Duration::from_secs(60), most).unwrap();
         patient.component(component).await.unwrap();
         patient.forget(id).unwrap();
         assert_eq!(patient.cached().unwrap(), [].into());

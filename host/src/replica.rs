@@ -230,6 +230,7 @@ impl Replica {
             name: self.route.name.clone(),
             component: running.component,
             machine: running.descriptor,
+            memory: self.route.memory.get(),
             halted,
             replica,
         }

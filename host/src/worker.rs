@@ -29,6 +29,7 @@ use self::recent::{Base, Recent};
 use self::results::Results;
 use crate::error::Error;
 use crate::exchange::Exchange;
+use crate::gauge::MemoryGauge;
 use crate::mailbox::{Completion, Event};
 use crate::pool::Pool;
 use crate::queries::{Queries, Query};
@@ -68,6 +69,8 @@ pub(crate) struct Owner {
     pub(crate) name: String,
     pub(crate) life: Life,
     pub(crate) component: ComponentId,
+    /// What the machine holds, as its route shows it.
+    pub(crate) memory: Arc<MemoryGauge>,
 }
 
 impl Owner {
@@ -163,6 +166,7 @@ impl Worker {
             machine: Mutex::default(),
         };
         actor.lock().queries = actor.queries_of(&*machine);
+        actor.owner.memory.set(&*machine);
         let exchange = actor.exchange.as_ref();
         let machine = Machine::new(machine, exchange.map(|exchange| exchange.current.clone()));
         *actor.machine() = Some(machine);
@@ -283,7 +287,9 @@ impl Actor {
                     let changed = job.changes_state();
                     match cell.as_mut() {
                         Some(machine) => {
-                            if let Err(Failed(reason)) = self.run(machine, job, &mut meter) {
+                            let ran = self.run(machine, job, &mut meter);
+                            self.owner.memory.set(&*machine.machine);
+                            if let Err(Failed(reason)) = ran {
                                 self.let_go(&mut cell, &reason);
                                 self.push(Input::MachineFailed { reason });
                             }

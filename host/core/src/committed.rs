@@ -62,6 +62,8 @@ struct Changed {
 struct Plan {
     asker: Option<Asker>,
     request: RequestId,
+    /// Bytes of the command.
+    bytes: u64,
     fate: Fate,
 }
 
@@ -93,8 +95,8 @@ impl Applying {
         self.index
     }
 
-    /// Where the commands that the machine answers came from, in the order of its answers.
-    fn sources(&self) -> impl Iterator<Item = (Option<&Asker>, SessionId)> {
+    /// Where the commands that the machine answers came from, in the order of its answers, and how large they are.
+    fn sources(&self) -> impl Iterator<Item = (Option<&Asker>, SessionId, u64)> {
         let plans = match &self.what {
             What::Commands(plans) => &plans[..],
             _ => &[],
@@ -102,7 +104,7 @@ impl Applying {
         plans
             .iter()
             .filter(|plan| matches!(plan.fate, Fate::Machine(_)))
-            .map(|plan| (plan.asker.as_ref(), plan.request.session))
+            .map(|plan| (plan.asker.as_ref(), plan.request.session, plan.bytes))
     }
 
     fn askers(&mut self) -> Vec<Asker> {
@@ -309,6 +311,7 @@ impl Group {
         let mut plans = Vec::with_capacity(items.len());
         for item in items {
             let mut request = item.request();
+            let bytes = item.data.len() as u64;
             let fate = if item.open {
                 request = RequestId {
                     session: self.state.sessions.open(applying.index),
@@ -341,6 +344,7 @@ impl Group {
             plans.push(Plan {
                 asker: askers.next(),
                 request,
+                bytes,
                 fate,
             });
         }
@@ -575,6 +579,7 @@ impl Group {
                     asker,
                     request,
                     fate,
+                    ..
                 } in plans
                 {
                     let result = match fate {
@@ -622,6 +627,7 @@ impl Group {
                 if matches!(outcome, Outcome::Reply(_)) {
                     self.state.deployment = Some(deployment);
                     self.state.paused = false;
+                    self.forget_fullness();
                     // So that no replica needs the former code for long.
                     self.since_barrier.wanted = true;
                 }

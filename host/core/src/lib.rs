@@ -36,6 +36,7 @@ pub mod effect;
 mod election;
 pub mod entry;
 mod forwards;
+mod fullness;
 pub mod group;
 pub mod id;
 pub mod input;

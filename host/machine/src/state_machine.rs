@@ -28,6 +28,16 @@ pub struct Applied {
     pub fuel: u64,
 }
 
+/// The linear memory of a machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Memory {
+    /// Bytes it has taken; they never become fewer until the machine is restored.
+    pub used_bytes: u64,
+    /// Bytes its group's profile lets it take.
+    pub limit_bytes: u64,
+}
+
 /// What one query was answered.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Answer {
@@ -192,6 +202,11 @@ pub trait StateMachine: Send {
     /// Answers a read-only request from the state after the last applied entry. Must not change anything that a later
     /// `apply` or `save` could show.
     fn query(&mut self, request: &Bytes) -> Result<Outcome, MachineError>;
+
+    /// The memory it has and may have, if it keeps its state in a sandbox. Asked between calls.
+    fn memory(&self) -> Option<Memory> {
+        None
+    }
 
     /// What answers queries beside the commands, if the machine can have that. Asked once, before the first call.
     fn reader(&self) -> Option<Box<dyn Reader>> {

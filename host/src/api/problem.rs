@@ -120,7 +120,7 @@ fn status(code: &str, unknown: bool) -> StatusCode {
         "invalid-request" | "invalid-config" | "empty-message" | "not-enough-data" => {
             StatusCode::BAD_REQUEST
         }
-        "digest-mismatch" | "change-refused" => StatusCode::BAD_REQUEST,
+        "digest-mismatch" | "change-refused" | "above-ceiling" => StatusCode::BAD_REQUEST,
         "no-such-group" | "not-found" | "no-such-component" => StatusCode::NOT_FOUND,
         "group-exists" | "change-in-progress" | "session-expired" | "group-removed"
         | "not-needed" | "not-rehearsed" | "group-paused" => StatusCode::CONFLICT,
@@ -131,7 +131,7 @@ fn status(code: &str, unknown: bool) -> StatusCode {
         | "stopped" => StatusCode::SERVICE_UNAVAILABLE,
         "unreachable" | "compile-late" | "node-failed" | "group-faulted" | "query-failed"
         | "machine-failed" => StatusCode::SERVICE_UNAVAILABLE,
-        "catalogue-full" => StatusCode::INSUFFICIENT_STORAGE,
+        "catalogue-full" | "out-of-budget" | "out-of-memory" => StatusCode::INSUFFICIENT_STORAGE,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

@@ -15,6 +15,7 @@ use skep::replay::{Archive, Cast, Digested, Happened, Past, ReplayError, What, d
 use skep::{ComponentId, GroupId, LogIndex, MachineError, Outcome, StateMachine};
 use skep_core::deployment::Deployment;
 use skep_core::outcome::EntryContext;
+use skep_machine::LocalCode;
 use skep_machine::wasm::{Component, Engine, MachineLabel, WasmMachine};
 use skep_rehearsal::escape;
 

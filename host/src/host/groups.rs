@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use skep_core::id::{ComponentId, NodeId};
 use skep_core::status::{Health, Status};
+use skep_machine::wasm::{ComponentError, Profile};
 
 use super::reconcile::blocking;
 use super::requests::Reach;
@@ -51,6 +52,7 @@ impl Host {
                 "give either the members or the number of replicas, not both".into(),
             ));
         }
+        self.check_profile(&request.profile)?;
         let component = self
             .component_named(request.component.as_deref().unwrap_or(BUILT_IN))
             .await?;
@@ -78,9 +80,20 @@ impl Host {
             profile: request.profile,
             quota: request.quota,
         };
+        if new.members.contains(&self.id()) {
+            self.machine_budget().has_room()?;
+        }
         let record = self.change_group(&Command::CreateGroup(new)).await?;
         tracing::info!(group = %record.id, name = %record.name, members = ?record.members, "group created");
         self.await_leader(&record).await
+    }
+
+    /// Refuses a profile that asks for more than anybody may have here.
+    pub(super) fn check_profile(&self, profile: &Profile) -> Result<(), HostError> {
+        match profile.above(&self.inner.config.limits.profile_ceiling()) {
+            None => Ok(()),
+            Some((key, value, most)) => Err(HostError::AboveCeiling { key, value, most }),
+        }
     }
 
     /// Removes a group with all its data; its replicas go as their nodes learn of it.
@@ -196,14 +209,14 @@ impl Host {
             }
             .into());
         }
-        let name = self
-            .inner
-            .machines
-            .component(bytes.clone())
-            .await?
-            .descriptor()
-            .name
-            .clone();
+        let component = self.inner.machines.component(bytes.clone()).await?;
+        let memories = component.inspection().memories;
+        let limit = self.inner.config.limits.component_memories;
+        // What the cluster has already, it keeps.
+        if memories > limit && self.catalog().component(id).is_none() {
+            return Err(ComponentError::TooManyMemories { memories, limit }.into());
+        }
+        let name = component.descriptor().name.clone();
         let record = ComponentRecord {
             id,
             size,

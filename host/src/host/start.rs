@@ -37,7 +37,11 @@ pub(super) async fn start(config: Config) -> Result<Host, HostError> {
     let compile_within = Duration::from_millis(config.limits.compile_timeout_ms);
     let build = || async {
         let components = ComponentStore::open(data.join("components"))?;
-        let machines = Machines::open(data.join("compiled"), compile_within)?;
+        let machines = Machines::open(
+            data.join("compiled"),
+            compile_within,
+            config.limits.machines(),
+        )?;
         let (machine, catalog) = CatalogMachine::new();
         let founders = config
             .cluster

@@ -101,6 +101,14 @@ impl Host {
     }
 
     async fn wanted(&self, record: &GroupRecord, request: Upgrade) -> Result<Deployed, HostError> {
+        // What the group has already, it keeps.
+        if let Some(profile) = request
+            .profile
+            .as_ref()
+            .filter(|new| **new != record.profile)
+        {
+            self.check_profile(profile)?;
+        }
         let component = match &request.component {
             Some(name) => self.component_named(name).await?,
             None => record.component,

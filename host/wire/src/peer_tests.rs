@@ -425,6 +425,7 @@ fn every_answer_survives() {
         Err(ProposalError::SessionExpired),
         Err(ProposalError::ChangeInProgress),
         Err(ProposalError::Faulted),
+        Err(ProposalError::OutOfMemory),
         Err(ProposalError::Stopped),
         Err(ProposalError::Unknown),
     ];

@@ -513,6 +513,10 @@ impl Machine {
                                     outcomes.push(Outcome::Fault(GuestFault::Unreachable));
                                     continue;
                                 }
+                                if command.starts_with(b"full ") {
+                                    outcomes.push(Outcome::Fault(GuestFault::OutOfMemory));
+                                    continue;
+                                }
                                 if command.starts_with(b"echo ") {
                                     outcomes.push(Outcome::Reply(command));
                                     continue;

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use skep_core::id::ComponentId;
 use wasmtime::component::{ComponentExportIndex, InstancePre};
 
+use super::budget::{MachineBudget, Purpose, Share};
 use super::cache::Cache;
-use super::engine::{APPLY_THREAD_STACK_BYTES, Engine};
+use super::engine::{APPLY_THREAD_STACK_BYTES, Engine, Layout};
 use super::expansion::Size;
+use super::fault::Failure;
 use super::guest::MachineLabel;
 use super::host::Host;
 use super::imports::linker_for;
@@ -63,6 +65,16 @@ pub enum ComponentError {
     TooManyFunctions {
         /// The limit.
         limit: u32,
+    },
+    /// More linear memories than are taken where it is uploaded.
+    #[error(
+        "the component becomes {memories} linear memories when it is put together; at most {limit} are allowed, see [limits] component_memories"
+    )]
+    TooManyMemories {
+        /// How many it becomes.
+        memories: u64,
+        /// The limit.
+        limit: u64,
     },
     /// More components within one another than [`super::MAX_DEPTH`].
     #[error("the component holds components and modules more than {limit} deep")]
@@ -127,6 +139,8 @@ pub enum ComponentError {
 pub struct Component {
     inspection: Inspection,
     size: Size,
+    layout: Layout,
+    budget: Arc<MachineBudget>,
     descriptor: Descriptor,
     pre: InstancePre<Host>,
     exports: Exports,
@@ -136,6 +150,7 @@ impl Component {
     /// Inspects and compiles `bytes`: seconds for an interpreter of 10 MiB, so not on a thread that serves others.
     pub fn compile(engine: &Engine, bytes: &[u8]) -> Result<Self, ComponentError> {
         let (inspection, size) = measure(bytes)?;
+        let engine = &engine.suited(size);
         let compiled = compile(engine, bytes, size)?;
         Self::link(engine, inspection, size, compiled)
     }
@@ -143,15 +158,30 @@ impl Component {
     /// Leaves out the counting of stack, to see what happens without it.
     #[cfg(test)]
     pub(super) fn compile_uncounted(engine: &Engine, bytes: &[u8]) -> Result<Self, ComponentError> {
+        let (inspection, size) = measure(bytes)?;
+        let engine = &engine.suited(size);
         let compiled = wasmtime::component::Component::from_binary(engine.inner(), bytes)
             .map_err(|error| not_compiled(&error))?;
+        Self::link(engine, inspection, size, compiled)
+    }
+
+    /// As [`Self::compile`], laid out as if it had so many memories.
+    #[cfg(test)]
+    pub(super) fn compile_as(
+        engine: &Engine,
+        bytes: &[u8],
+        memories: u64,
+    ) -> Result<Self, ComponentError> {
         let (inspection, size) = measure(bytes)?;
+        let engine = &engine.suited(Size { memories, ..size });
+        let compiled = compile(engine, bytes, size)?;
         Self::link(engine, inspection, size, compiled)
     }
 
     /// As [`Self::compile`], but takes the machine code from `cache` if it is there, and leaves it there if not.
     pub fn load(engine: &Engine, bytes: &[u8], cache: &Cache) -> Result<Self, ComponentError> {
         let (inspection, size) = measure(bytes)?;
+        let engine = &engine.suited(size);
         let compiled = match cache.fetch(engine, inspection.id) {
             Some(compiled) => compiled,
             None => {
@@ -178,9 +208,23 @@ impl Component {
         &self.descriptor
     }
 
+    #[cfg(test)]
+    pub(super) fn layout(&self) -> Layout {
+        self.layout
+    }
+
     /// What it becomes when it is put together.
     pub(super) fn size(&self) -> Size {
         self.size
+    }
+
+    /// Takes what an instance of it needs under this profile from the node's budget.
+    pub(super) fn share(&self, profile: &Profile, purpose: Purpose) -> Result<Share, Failure> {
+        let bytes = profile
+            .memory_bytes
+            .saturating_add(profile.snapshot_headroom());
+        let cost = self.layout.cost(self.size.memories, bytes);
+        self.budget.take(cost, purpose)
     }
 
     pub(super) fn pre(&self) -> &InstancePre<Host> {
@@ -206,6 +250,8 @@ impl Component {
         let mut component = Self {
             inspection,
             size,
+            layout: engine.layout(),
+            budget: Arc::clone(engine.budget()),
             descriptor: Descriptor::default(),
             pre,
             exports,
@@ -224,7 +270,8 @@ impl Component {
         let label = MachineLabel::default();
         let logbook = Arc::new(Logbook::new(label, profile.log_lines_per_second));
         let asked = || {
-            let mut scratch = Instance::new(self, &profile, &Default::default(), &logbook)
+            let context = &Default::default();
+            let mut scratch = Instance::new(self, &profile, context, &logbook, Purpose::New)
                 .map_err(describe_error)?;
             scratch
                 .check_types()
@@ -304,12 +351,10 @@ fn checked(descriptor: Descriptor) -> Result<Descriptor, ComponentError> {
     Ok(descriptor)
 }
 
-fn describe_error(failure: fault::Failure) -> ComponentError {
+fn describe_error(failure: Failure) -> ComponentError {
     match failure {
-        fault::Failure::Guest { fault, detail } => {
-            ComponentError::Describe(format!("{fault}: {detail}"))
-        }
-        fault::Failure::Local { code, reason } => ComponentError::Local { code, reason },
+        Failure::Guest { fault, detail } => ComponentError::Describe(format!("{fault}: {detail}")),
+        Failure::Local { code, reason } => ComponentError::Local { code, reason },
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use skep_core::id::GroupId;
 
+use super::budget::Purpose;
 use super::component::Component;
 use super::fault::Failure;
 use super::instance::Instance;
@@ -38,9 +39,19 @@ pub(super) struct Guest {
 
 impl Guest {
     /// An instance at `base`. A muted one writes no log lines: they were written when the calls ran first.
-    pub(super) fn start(&self, base: &Base, muted: bool) -> Result<Instance, Failure> {
-        let mut instance =
-            Instance::new(&self.component, &self.profile, &base.context, &self.logbook)?;
+    pub(super) fn start(
+        &self,
+        base: &Base,
+        muted: bool,
+        purpose: Purpose,
+    ) -> Result<Instance, Failure> {
+        let mut instance = Instance::new(
+            &self.component,
+            &self.profile,
+            &base.context,
+            &self.logbook,
+            purpose,
+        )?;
         instance.mute(muted);
         if let Some((schema, bytes)) = &base.snapshot {
             instance.restore(&base.context, *schema, bytes.clone())?;

@@ -34,6 +34,9 @@ pub struct Inspection {
     pub size: u64,
     /// Core functions in it.
     pub functions: u32,
+    /// Linear memories it becomes when it is put together.
+    #[serde(default)]
+    pub memories: u64,
     /// Interfaces it imports, as it names them.
     pub imports: Vec<String>,
     /// Interfaces and functions it exports.
@@ -119,7 +122,12 @@ pub(super) fn measure(bytes: &[u8]) -> Result<(Inspection, Size), ComponentError
             found.allocations = function.into_allocations();
         }
     }
-    Ok((found.into_inspection(bytes)?, expansion.size()))
+    let size = expansion.size();
+    let inspection = Inspection {
+        memories: size.memories,
+        ..found.into_inspection(bytes)?
+    };
+    Ok((inspection, size))
 }
 
 fn broken(bytes: &[u8], error: &wasmparser::Error) -> ComponentError {
@@ -280,6 +288,7 @@ impl Found {
             id: ComponentId::of(bytes),
             size: bytes.len() as u64,
             functions: self.functions,
+            memories: 0,
             imports: self.imports.into_iter().map(|(name, _)| name).collect(),
             exports: self.exports.into_iter().map(|(name, _)| name).collect(),
             interfaces,

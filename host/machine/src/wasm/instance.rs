@@ -9,6 +9,7 @@ use skep_core::outcome::{ConfChange, EntryContext, GuestFault, LeaderChanged, Ou
 use wasmtime::Store;
 use wasmtime::component::{ComponentExportIndex, ComponentNamedList, Func, Lift, Lower, Resource};
 
+use super::budget::Purpose;
 use super::component::Component;
 use super::engine::APPLY_THREAD_STACK_BYTES;
 use super::fault::Failure;
@@ -123,12 +124,14 @@ impl Instance {
         profile: &Profile,
         context: &EntryContext,
         logbook: &Arc<Logbook>,
+        purpose: Purpose,
     ) -> Result<Self, Failure> {
+        let share = component.share(profile, purpose)?;
         let engine = component.pre().engine();
         let mut store = Store::new(
             engine,
             Host::new(
-                Limits::new(profile, component.size()),
+                Limits::new(profile, component.size(), share),
                 profile,
                 context,
                 logbook.clone(),

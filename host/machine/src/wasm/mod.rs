@@ -3,6 +3,7 @@
 //! Data flows one way: bytes → [`inspect()`] → [`Component`] (compiled for the one [`Engine`]) → [`WasmMachine`] (one
 //! instance for each replica) → [`WasmReader`] (an instance that answers its queries).
 
+mod budget;
 mod cache;
 mod component;
 mod depth;
@@ -24,6 +25,7 @@ mod reader;
 mod types;
 mod wasi;
 
+pub use budget::{Holdings, MachineBudget, OutOfBudget};
 pub use cache::Cache;
 pub use component::{Component, ComponentError};
 pub use engine::{APPLY_THREAD_STACK_BYTES, Engine};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use skep_core::outcome::{EntryContext, Outcome};
 
+use super::budget::Purpose;
 use super::fault::Failure;
 use super::guest::{ATTEMPTS, Guest, Likeness, again, no_attempt, replay};
 use super::instance::Instance;
@@ -90,7 +91,10 @@ impl WasmReader {
         let (place, base) = Place::at_base(&self.journal);
         // Not earlier: the base may be newer than what was published before it was taken.
         let (end, last) = self.journal.published();
-        let instance = self.guest.start(&base, true).map_err(again)?;
+        let instance = self
+            .guest
+            .start(&base, true, Purpose::Queries)
+            .map_err(again)?;
         let mut following = Following { instance, place };
         let fuel = following.feed(end, Likeness::Same)?;
         Ok((following, last, fuel))
