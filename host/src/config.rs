@@ -143,6 +143,9 @@ pub struct LimitsSection {
     pub client_connections: usize,
     /// Most requests in flight on one client connection.
     pub requests_per_connection: usize,
+    /// Bytes of log that a group keeps on disk behind its snapshot for members that are catching up, at the most. One that needs
+    /// more is sent a snapshot.
+    pub log_retained_bytes: u64,
     /// Milliseconds that the compilation of one component may take.
     pub compile_timeout_ms: u64,
     /// Milliseconds after which a request that names no deadline of its own is given up.
@@ -218,6 +221,7 @@ impl Default for LimitsSection {
             component_bytes: 32 << 20,
             client_connections: 1024,
             requests_per_connection: 1024,
+            log_retained_bytes: 1 << 30,
             compile_timeout_ms: 120_000,
             request_timeout_ms: 10_000,
             component_memories: 16,

@@ -36,12 +36,16 @@ use crate::peers::Peers;
 use crate::status::Consistency;
 use crate::supervisor::Supervisor;
 use crate::transport::TcpTransport;
+use crate::trouble::{Kind, Trouble, Troubled};
 
 pub use requests::{Place, Reach};
 pub use upgrades::Activate;
 
 /// How long one attempt to change the catalogue may take; an election fits into it several times.
 const CATALOG_ATTEMPT: Duration = Duration::from_secs(5);
+/// Failed attempts to bring a group up that hold back a node's readiness: some six seconds. One that fails for longer is
+/// trouble of that group alone, and no reason to send clients of all others away.
+const PATIENT_ATTEMPTS: u32 = 6;
 /// Attempts to change the catalogue, all under one request id.
 const CATALOG_RETRIES: i32 = 3;
 
@@ -80,9 +84,10 @@ struct Inner {
 /// The state of one group on this node.
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Hosted {
-    /// It is being brought up; `reason` is why the last attempt failed.
+    /// It is being brought up; `reason` is why the last of the attempts failed.
     Starting {
         incarnation: Incarnation,
+        attempts: u32,
         reason: Option<String>,
     },
     /// It runs.
@@ -162,7 +167,8 @@ impl Host {
         self.inner.catalog.borrow().clone()
     }
 
-    /// Why the node cannot serve everything it should yet; empty if it can.
+    /// Why the node cannot serve yet; empty if it can. A group in trouble is no reason: the node serves the others, and passes
+    /// on what it is asked for that one. See [`troubled`](Self::troubled).
     pub fn waiting_for(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         match self.inner.node.leader(catalog::GROUP) {
@@ -183,7 +189,11 @@ impl Host {
             .filter(|record| record.members.contains(&own) && !hosted.contains_key(&record.id));
         reasons.extend(to_be_begun.map(|record| format!("group {}", record.id)));
         for (group, hosted) in hosted.iter() {
-            if let Hosted::Starting { reason, .. } = hosted {
+            if let Hosted::Starting {
+                reason, attempts, ..
+            } = hosted
+                && *attempts < PATIENT_ATTEMPTS
+            {
                 let reason = reason
                     .as_deref()
                     .map(|reason| format!(" ({reason})"))
@@ -193,6 +203,30 @@ impl Host {
         }
         reasons.extend(self.inner.supervisor.missing());
         reasons
+    }
+
+    /// The groups that this node ought to serve and cannot, or not as it should, in the order of their ids.
+    pub fn troubled(&self) -> Vec<Troubled> {
+        let mut troubled = self.inner.node.node_status().troubled;
+        let catalog = self.catalog();
+        let starting = self.hosted();
+        troubled.extend(starting.iter().filter_map(|(group, hosted)| {
+            let Hosted::Starting {
+                reason: Some(reason),
+                ..
+            } = hosted
+            else {
+                return None;
+            };
+            let name = catalog.group(*group)?.name.clone();
+            Some(Troubled {
+                group: *group,
+                name,
+                trouble: Trouble::new(Kind::Starting, reason.clone()),
+            })
+        }));
+        troubled.sort_by_key(|troubled| troubled.group);
+        troubled
     }
 
     /// The node as it sees itself and its cluster.
@@ -212,6 +246,7 @@ impl Host {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ready: waiting_for.is_empty(),
             waiting_for,
+            troubled: self.troubled(),
             replicas: status.groups,
             leading: status.leading,
             snapshots_received: self
@@ -241,7 +276,7 @@ impl Host {
                     info.leader = status.replica.leader;
                     info.term = Some(status.replica.term);
                     info.memory = status.memory;
-                    info.problem = status.halted;
+                    info.problem = status.trouble.map(|trouble| trouble.to_string());
                 }
                 Err(error) => info.problem = Some(error.to_string()),
             }
@@ -250,7 +285,7 @@ impl Host {
                 Some(Hosted::Starting {
                     reason: Some(reason),
                     ..
-                }) => reason.clone(),
+                }) => Trouble::new(Kind::Starting, reason.clone()).to_string(),
                 _ => "starting".to_owned(),
             });
         }

@@ -14,6 +14,7 @@
 //! * `outbox`, [`transport`]: messages of a round, merged and sent.
 //! * `store`, `lives`, `convert`: a data directory in use.
 //! * `worker`, `queries`: machines, and what answers queries beside them; `pool`, `run_queue`: the threads they run on.
+//! * [`trouble`]: what is wrong with a replica, in words.
 //! * `session`: the node's own sessions, for `retry`.
 //! * [`replay`]: the past of a stopped node.
 //! * [`supervisor`]: tasks that do not die silently; [`budget`]: what may be held, and what is said beyond.
@@ -56,6 +57,7 @@ mod store;
 pub mod supervisor;
 pub mod ticker;
 pub mod transport;
+pub mod trouble;
 mod worker;
 
 pub use error::Error;

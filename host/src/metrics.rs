@@ -18,6 +18,7 @@ use skep_core::proposal::Response;
 use crate::host::Host;
 use crate::host_error::HostError;
 use crate::status::QueryAnswer;
+use crate::trouble::{Kind, Troubled};
 
 /// The counters of a node's interfaces. What the parts below count themselves is read when it is asked for.
 pub struct Metrics {
@@ -37,6 +38,9 @@ pub struct Metrics {
 struct OutcomeLabel {
     outcome: &'static str,
 }
+
+/// Groups in trouble that are named one by one.
+const TROUBLED_SHOWN: usize = 100;
 
 impl Metrics {
     pub(crate) fn new() -> Self {
@@ -137,7 +141,7 @@ impl prometheus_client::collector::Collector for NodeCollector {
             ("leaders", "Replicas on this node that lead", status.leading),
             (
                 "halted_groups",
-                "Replicas on this node that have failed",
+                "Replicas on this node that are halted until somebody acts",
                 status.halted,
             ),
             (
@@ -158,6 +162,7 @@ impl prometheus_client::collector::Collector for NodeCollector {
         ] {
             gauge(&mut encoder, name, help, None, value as u64)?;
         }
+        self.troubled(&mut encoder)?;
         let refused = metrics.client_connections_refused.load(Ordering::Relaxed);
         let help = "Client connections refused or closed for what they sent";
         counter(
@@ -195,6 +200,31 @@ impl prometheus_client::collector::Collector for NodeCollector {
 }
 
 impl NodeCollector {
+    /// How many replicas are in trouble, by kind; and which, up to a bound.
+    fn troubled(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let troubled = self.host.troubled();
+        let help = "Replicas on this node in trouble, by kind";
+        let name = "troubled_groups";
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for kind in Kind::ALL {
+            let of_kind = |troubled: &&Troubled| troubled.trouble.kind == kind;
+            let count = ConstGauge::new(troubled.iter().filter(of_kind).count() as i64);
+            count.encode(family.encode_family(&[("trouble", kind.code())])?)?;
+        }
+        let help = "Groups whose replica on this node is in trouble: 1, with its kind";
+        let name = "group_trouble";
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for troubled in troubled.iter().take(TROUBLED_SHOWN) {
+            let group = troubled.group.to_string();
+            let labels = [
+                ("group", group.as_str()),
+                ("trouble", troubled.trouble.kind.code()),
+            ];
+            ConstGauge::new(1i64).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
     fn tasks(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let tasks = self.host.supervisor().all();
         let help = "Tasks of the node that run, by name";

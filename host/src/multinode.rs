@@ -22,9 +22,11 @@ use crate::group_config::GroupConfig;
 use crate::mailbox::{Asked, Request};
 use crate::node::{Node, blocking};
 use crate::node_config::Config;
+use crate::route::Route;
 use crate::router::{NodeFault, Router};
 use crate::status::{Consistency, GroupStatus, NodeStatus, QueryAnswer};
 use crate::transport::{Inbound, Reporter, SnapshotStatus, Transport};
+use crate::trouble::{Kind, Trouble, Troubled};
 use crate::worker::Rehearsable;
 
 /// A node hosting replicas of many groups (`MultiNode` of the seed package).
@@ -344,6 +346,7 @@ impl MultiNode {
     pub fn node_status(&self) -> NodeStatus {
         let router = &self.inner.router;
         let routes = router.routes();
+        let troubled = troubled(&routes);
         NodeStatus {
             id: router.node,
             name: self.inner.name.clone(),
@@ -352,7 +355,11 @@ impl MultiNode {
                 .iter()
                 .filter(|route| route.leader() == router.node)
                 .count(),
-            halted: routes.iter().filter(|route| route.is_halted()).count(),
+            halted: troubled
+                .iter()
+                .filter(|troubled| troubled.trouble.kind == Kind::Halted)
+                .count(),
+            troubled,
             shards: router.mailboxes().len(),
             requests: router
                 .mailboxes()
@@ -499,4 +506,21 @@ impl<T> Drop for Pending<'_, T> {
             ));
         }
     }
+}
+
+/// The groups among these whose replica is in trouble, in the order of their ids.
+fn troubled(routes: &[Arc<Route>]) -> Vec<Troubled> {
+    let mut troubled: Vec<_> = routes
+        .iter()
+        .filter_map(|route| {
+            let trouble = Trouble::clone(&*route.trouble()?);
+            Some(Troubled {
+                group: GroupId(route.key.group),
+                name: route.name.clone(),
+                trouble,
+            })
+        })
+        .collect();
+    troubled.sort_unstable_by_key(|troubled| troubled.group);
+    troubled
 }

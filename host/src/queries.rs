@@ -229,7 +229,7 @@ impl Actor {
                 index: query.index,
                 fuel: 0,
             }),
-            Err(error @ MachineError::Local { .. }) => Err(Failed(error.to_string())),
+            Err(error @ MachineError::Local { .. }) => Err(Failed::local(error.to_string())),
         });
         match answer {
             Ok(Answer {
@@ -247,7 +247,7 @@ impl Actor {
                 }));
             }
             // What applies commands is untouched, and so is the reader: the query failed, and not its group.
-            Err(Failed(reason)) => {
+            Err(Failed { reason, .. }) => {
                 let (group, name) = (self.owner.key.group, &self.owner.name);
                 tracing::warn!(group, %name, reason = %reason, "a query could not be run on this node");
                 let group = GroupId(group);

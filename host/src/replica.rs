@@ -18,6 +18,7 @@ use crate::mailbox::Asked;
 use crate::route::Route;
 use crate::status::{GroupStatus, QueryAnswer};
 use crate::store::Disk;
+use crate::trouble::{Kind, Trouble};
 use crate::worker::{Worker, panic_text};
 
 /// Numbers the replicas a node brings up, so that what was begun for one never reaches its successor.
@@ -57,6 +58,8 @@ pub(crate) struct Replica {
     pub(crate) touched: bool,
     /// How it was when it was brought up.
     first: Box<Status>,
+    /// What was last told of its health, and whether the group was paused.
+    shown: (Health, bool),
     state: State,
 }
 
@@ -86,6 +89,7 @@ impl Replica {
             heavy: None,
             touched: false,
             first: Box::new(group.status()),
+            shown: (Health::Healthy, false),
             state: State::Running(Box::new(group)),
         }
     }
@@ -146,6 +150,25 @@ impl Replica {
         }
     }
 
+    /// Tells whoever asks without the shard how the replica is.
+    pub(crate) fn show(&mut self) {
+        let State::Running(group) = &self.state else {
+            return;
+        };
+        let (health, is_paused) = (group.health(), group.is_paused());
+        if (&self.shown.0, self.shown.1) == (health, is_paused) {
+            return;
+        }
+        let trouble = Trouble::of(health, is_paused, self.worker.is_broken());
+        let (group, name) = (self.key.group, &self.route.name);
+        match &trouble {
+            Some(trouble) => tracing::warn!(group, name, "the replica is {trouble}"),
+            None => tracing::info!(group, name, "the replica is healthy again"),
+        }
+        self.shown = (health.clone(), is_paused);
+        self.route.set_trouble(trouble);
+    }
+
     /// Stops for good, keeping the files; every waiter learns of it.
     pub(crate) fn halt(&mut self, reason: String) {
         let State::Running(group) = &self.state else {
@@ -163,6 +186,8 @@ impl Replica {
             status: Box::new(status),
         };
         self.route.set_halted();
+        self.route
+            .set_trouble(Some(Trouble::new(Kind::Halted, reason.clone())));
         self.worker.halt();
         let group = self.group();
         self.fail_all(|waiting| match waiting {
@@ -232,6 +257,7 @@ impl Replica {
             machine: running.descriptor,
             memory: self.route.memory.get(),
             halted,
+            trouble: self.route.trouble().as_deref().cloned(),
             replica,
         }
     }

@@ -192,6 +192,11 @@ impl Tries {
     fn verdict(&self, error: Error) -> Error {
         match error {
             Error::Stopped { node } if self.maybe_applied => Error::StoppedInFlight { node },
+            // That is certain.
+            Error::Proposal {
+                source: ProposalError::AnswerExpired,
+                ..
+            } => error,
             error if self.maybe_applied && !error.is_unknown() => Error::Proposal {
                 group: self.group,
                 source: ProposalError::Unknown,
@@ -294,6 +299,19 @@ mod tests {
         assert_eq!(
             code(tries.after_expiry(expired()).await),
             Some("outcome-unknown")
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn that_an_earlier_try_was_applied_is_no_doubt() {
+        let mut tries = Tries::new(GROUP, Duration::from_secs(1), -1);
+        assert_eq!(
+            code(try_with(&mut tries, ProposalError::Unknown).await),
+            None
+        );
+        assert_eq!(
+            code(try_with(&mut tries, ProposalError::AnswerExpired).await),
+            Some("answer-expired")
         );
     }
 

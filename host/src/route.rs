@@ -13,6 +13,7 @@ use crate::replica::Life;
 use crate::router::Router;
 use crate::session::NodeSession;
 use crate::store::Disk;
+use crate::trouble::Trouble;
 use crate::worker::Owner;
 
 /// Where a group is, and what is told of it without asking its shard.
@@ -28,6 +29,7 @@ pub(crate) struct Route {
     leader: AtomicU64,
     snapshot: AtomicU64,
     halted: AtomicBool,
+    trouble: RwLock<Option<Arc<Trouble>>>,
     members: RwLock<Arc<[NodeId]>>,
 }
 
@@ -51,6 +53,7 @@ impl Route {
             leader: AtomicU64::new(0),
             snapshot: AtomicU64::new(snapshot.0),
             halted: AtomicBool::new(false),
+            trouble: RwLock::default(),
             members: RwLock::new(members),
         }
     }
@@ -71,6 +74,17 @@ impl Route {
 
     pub(crate) fn is_halted(&self) -> bool {
         self.halted.load(Relaxed)
+    }
+
+    /// What is wrong with the replica, if anything is.
+    pub(crate) fn trouble(&self) -> Option<Arc<Trouble>> {
+        let trouble = self.trouble.read();
+        trouble.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_trouble(&self, trouble: Option<Trouble>) {
+        let mut shown = self.trouble.write().unwrap_or_else(PoisonError::into_inner);
+        *shown = trouble.map(Arc::new);
     }
 
     /// A snapshot at this index is durable, so none before it need arrive.

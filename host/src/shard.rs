@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
 
 use skep_core::effect::{Call, Effect, Work};
-use skep_core::id::{GroupId, NodeId};
+use skep_core::id::{GroupId, LogIndex, NodeId};
 use skep_core::input::Input;
 use skep_core::message::{PeerMessage, SnapshotName};
 use skep_core::proposal::{Proposal, ProposalError};
@@ -245,6 +245,7 @@ impl Shard {
             replica.touched = false;
             replica.poll(&mut effects);
             replica.route.set_leader(replica.leader());
+            replica.show();
             let mut out = Out {
                 router: &self.router,
                 transport: &self.transport,
@@ -366,6 +367,11 @@ impl Out<'_> {
                 message,
                 snapshot,
             } => self.send_snapshot(replica, to, message, snapshot),
+            Effect::ReadLog {
+                from,
+                through,
+                bytes,
+            } => self.read_log(replica, (from, through), bytes),
             Effect::Machine(work) => self.work(replica, work),
             Effect::Reply { waiter, result } => replica.reply(waiter, result),
             Effect::QueryFailed { waiter, error } => {
@@ -423,6 +429,19 @@ impl Out<'_> {
                 }
             }
         }
+    }
+
+    /// Reading waits for the disk, so it is done elsewhere.
+    fn read_log(&self, replica: &Replica, range: (LogIndex, LogIndex), bytes: u64) {
+        let (disk, key) = (Arc::clone(&replica.disk), replica.key);
+        let (group, life) = (replica.group(), replica.life);
+        let router = Arc::clone(self.router);
+        self.pool.run(move || {
+            let read = disk.read_log(key, range, bytes);
+            let from = range.0;
+            let event = Event::Input(Input::LogRead { from, read });
+            router.complete_all(vec![Completion { group, life, event }]);
+        });
     }
 
     /// Opening verifies the whole file, so it is done elsewhere.

@@ -5,6 +5,8 @@ use skep_core::outcome::{GuestFault, Outcome};
 use skep_core::status::Status;
 use skep_machine::state_machine::{Descriptor, Memory};
 
+use crate::trouble::{Trouble, Troubled};
+
 /// How fresh the answer to a query must be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -41,6 +43,9 @@ pub struct GroupStatus {
     pub memory: Option<Memory>,
     /// Why the replica is halted, if it is. It answers nothing any more; the rest of this is how it was then.
     pub halted: Option<String>,
+    /// What is wrong with the replica here, if anything is.
+    #[serde(default)]
+    pub trouble: Option<Trouble>,
     /// The replica, from the core.
     #[serde(flatten)]
     pub replica: Status,
@@ -108,8 +113,11 @@ pub struct NodeStatus {
     pub groups: usize,
     /// Groups whose leader is here.
     pub leading: usize,
-    /// Groups whose replica here is halted.
+    /// Groups whose replica here is halted until somebody acts.
     pub halted: usize,
+    /// Groups whose replica here is in trouble.
+    #[serde(default)]
+    pub troubled: Vec<Troubled>,
     /// Threads that own replicas.
     pub shards: usize,
     /// Requests without an answer yet.

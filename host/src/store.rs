@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use skep_core::id::{ComponentId, GroupId, Incarnation, LogIndex, NodeId, ReplicaId, Term};
+use skep_core::input::LogRead;
 use skep_core::message::SnapshotName;
 use skep_log::{
-    GroupKey, LogError, LogHandle, LogOptions, LogPosition, LogStats, LogWriter, Record,
+    GroupKey, LogError, LogHandle, LogOptions, LogPosition, LogReader, LogStats, LogWriter, Record,
     SnapshotFile, SnapshotMeta, SnapshotReceiver, SnapshotStore, SnapshotWriter, Store, Vfs,
     WriterEvent, WriterOptions,
 };
@@ -24,6 +25,9 @@ use crate::router::Router;
 
 /// Bytes of one snapshot file a node takes from a peer. Far above what one machine's memory holds.
 pub(crate) const SNAPSHOT_BYTES_MAX: u64 = 16 << 30;
+
+// What a group keeps beside its machine's state always fits into a snapshot file.
+const _: () = assert!(skep_core::state::BYTES_MAX * 2 <= skep_log::MAX_STATE);
 
 /// What is done when a record is durable.
 pub(crate) enum Token {
@@ -41,6 +45,7 @@ pub(crate) struct Disk {
     /// Held for its lock, until the log is closed.
     store: Mutex<Option<Store>>,
     log: LogHandle<Token>,
+    reader: LogReader,
     writer: Mutex<Option<JoinHandle<()>>>,
     snapshots: Arc<SnapshotStore>,
     lives: Mutex<Lives>,
@@ -80,6 +85,7 @@ impl Disk {
         }
         let lives = Lives::new(recovered);
         snapshots.sweep_orphans(&lives.snapshots())?;
+        let reader = log.reader();
         let events = Arc::clone(router);
         let (log, writer) = LogWriter::spawn(log, WriterOptions { sync_delay }, move |event| {
             on_event(&events, event)
@@ -91,6 +97,7 @@ impl Disk {
         Ok(Arc::new(Self {
             store: Mutex::new(Some(store)),
             log,
+            reader,
             writer: Mutex::new(Some(writer)),
             snapshots,
             lives: Mutex::new(lives),
@@ -158,6 +165,21 @@ impl Disk {
     /// Hands records to the log. Blocks while the log is more than a second or so of writing behind.
     pub(crate) fn submit(&self, records: Vec<(Record, Token)>) -> Result<(), skep_log::Stopped> {
         self.log.submit(records)
+    }
+
+    /// Reads durable entries back from the files, on the caller's thread.
+    pub(crate) fn read_log(
+        &self,
+        key: GroupKey,
+        (from, through): (LogIndex, LogIndex),
+        bytes: u64,
+    ) -> LogRead {
+        let read = self.reader.entries(key, from.0, through.0, bytes);
+        if let Err(error) = &read {
+            tracing::warn!(group = key.group, index = from.0, %error, "entries of the log cannot be read back for a member that lacks them; \
+                 if it lasts, the member is sent a snapshot");
+        }
+        convert::log_read(key, read)
     }
 
     pub(crate) fn stats(&self) -> LogStats {

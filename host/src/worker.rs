@@ -9,7 +9,8 @@ mod rehearsal;
 mod results;
 
 use std::collections::VecDeque;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use skep_core::allowance::Rates;
@@ -24,7 +25,7 @@ use skep_log::{GroupKey, SealedSnapshot};
 use skep_machine::state_machine::{Applied, Descriptor, StateMachine};
 use tokio::sync::oneshot;
 
-use self::calls::Machine;
+use self::calls::{Machine, failed};
 use self::recent::{Base, Recent};
 use self::results::Results;
 use crate::error::Error;
@@ -110,6 +111,8 @@ struct Actor {
     results: Mutex<Results>,
     running: Mutex<Running>,
     recent: Mutex<Recent>,
+    /// The machine has failed in a way that no other start of it mends.
+    broken: AtomicBool,
     /// Locked only by the one task that runs.
     machine: Mutex<Option<Machine>>,
 }
@@ -163,6 +166,7 @@ impl Worker {
             results: Mutex::default(),
             running,
             recent: Mutex::default(),
+            broken: AtomicBool::new(false),
             machine: Mutex::default(),
         };
         actor.lock().queries = actor.queries_of(&*machine);
@@ -211,6 +215,11 @@ impl Worker {
     /// What another machine can be tried on; none if it is not known which bytes this one goes on from.
     pub(crate) fn rehearsable(&self) -> Option<Rehearsable> {
         self.actor.recent().rehearsable()
+    }
+
+    /// Whether the machine would fail again however often it is started.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.actor.broken.load(Acquire)
     }
 
     /// Replicas of the group were found to differ.
@@ -282,15 +291,16 @@ impl Actor {
         let mut meter = Meter::start();
         while meter.cost() < TURN_COST {
             match self.next(&meter) {
-                Next::Job(Job::Fail(Failed(reason))) => self.let_go(&mut cell, &reason),
+                Next::Job(Job::Fail(failed)) => self.let_go(&mut cell, &failed),
                 Next::Job(job) => {
                     let changed = job.changes_state();
                     match cell.as_mut() {
                         Some(machine) => {
                             let ran = self.run(machine, job, &mut meter);
                             self.owner.memory.set(&*machine.machine);
-                            if let Err(Failed(reason)) = ran {
-                                self.let_go(&mut cell, &reason);
+                            if let Err(failed) = ran {
+                                self.let_go(&mut cell, &failed);
+                                let reason = failed.reason;
                                 self.push(Input::MachineFailed { reason });
                             }
                         }
@@ -424,13 +434,17 @@ impl Actor {
                 let file = self
                     .disk
                     .open_snapshot(self.owner.key, &snapshot)
-                    .map_err(|error| Failed(error.to_string()))?;
+                    .map_err(|error| Failed::local(error.to_string()))?;
                 let (schema, guest) = (file.meta().schema, file.guest());
                 machine
                     .machine
                     .restore(&context, schema, guest.clone())
                     .map_err(|error| {
-                        Failed(format!("snapshot {} is not taken: {error}", snapshot.index))
+                        let Failed { reason, is_broken } = failed(error);
+                        Failed {
+                            reason: format!("snapshot {} is not taken: {reason}", snapshot.index),
+                            is_broken,
+                        }
                     })?;
                 machine.applied = snapshot.index;
                 self.recent().begin(Base {
@@ -442,7 +456,9 @@ impl Actor {
                     index: snapshot.index,
                 });
             }
-            Work::Query { .. } => return Err(Failed("a query came without its waiter".into())),
+            Work::Query { .. } => {
+                return Err(Failed::broken("a query came without its waiter"));
+            }
         }
         Ok(())
     }
@@ -495,7 +511,9 @@ impl Actor {
                 },
                 Err(error) => {
                     let reason = format!("the snapshot at {index} was not written: {error}");
-                    queue.jobs.push_front(Job::Fail(Failed(reason.clone())));
+                    queue
+                        .jobs
+                        .push_front(Job::Fail(Failed::local(reason.clone())));
                     Input::MachineFailed { reason }
                 }
             };
@@ -529,7 +547,7 @@ impl Actor {
                 Ok(())
             }
             // The query alone could not be run: nothing has changed.
-            Ok(Err(Failed(reason))) => {
+            Ok(Err(Failed { reason, .. })) => {
                 tracing::warn!(%group, name = %self.owner.name, reason = %reason, "a query could not be run on this node");
                 asked.answer(Err(Error::QueryFailed { group, reason }));
                 Ok(())
@@ -542,7 +560,9 @@ impl Actor {
     }
 
     /// Drops a machine that can no longer be run.
-    fn let_go(&self, cell: &mut Option<Machine>, reason: &str) {
+    fn let_go(&self, cell: &mut Option<Machine>, failed: &Failed) {
+        let reason = &failed.reason;
+        self.broken.store(failed.is_broken, Release);
         tracing::error!(group = self.owner.key.group, name = %self.owner.name, reason, "the machine of a group has failed on this node");
         *cell = None;
         self.recent().forget();

@@ -2,7 +2,8 @@
 
 use skep_wire::proto;
 
-/// Why a request has no answer. Unless [`ClientError::is_unknown`], a command was certainly not applied.
+/// Why a request has no answer. Unless [`ClientError::is_unknown`], a command was certainly not applied, or, if it is
+/// [`ClientError::AnswerExpired`], certainly was.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
@@ -35,6 +36,9 @@ pub enum ClientError {
     /// The session is not known any more; open another one. This command was not applied.
     #[error("the session has expired; reopen it and propose again")]
     SessionExpired,
+    /// An earlier try of the command was applied, and its answer is no longer kept.
+    #[error("an earlier try of the command was applied, and its answer is no longer kept")]
+    AnswerExpired,
     /// The command may have been applied, or may yet be.
     #[error("the outcome is unknown, the command may have been applied: {0}")]
     Unknown(String),
@@ -62,6 +66,7 @@ impl ClientError {
             Self::Unreachable(_) => "unreachable",
             Self::Refused { code, .. } | Self::Rejected { code, .. } => code,
             Self::SessionExpired => "session-expired",
+            Self::AnswerExpired => "answer-expired",
             Self::Unknown(_) => "outcome-unknown",
             Self::TooLarge { .. } => "too-large",
             Self::BadAnswer(_) => "bad-answer",
@@ -87,8 +92,10 @@ impl ClientError {
         if error.unknown {
             return Self::Unknown(error.message);
         }
-        if error.code == "session-expired" {
-            return Self::SessionExpired;
+        match error.code.as_str() {
+            "session-expired" => return Self::SessionExpired,
+            "answer-expired" => return Self::AnswerExpired,
+            _ => {}
         }
         Self::Rejected {
             code: error.code,
@@ -100,7 +107,7 @@ impl ClientError {
     /// As this attempt's error, after an earlier one whose outcome is unknown.
     pub(crate) fn after(self, unknown: Option<String>) -> Self {
         match unknown {
-            Some(_) if self.is_unknown() => self,
+            Some(_) if self.is_unknown() || self == Self::AnswerExpired => self,
             Some(earlier) => Self::Unknown(format!("{self}; before that, {earlier}")),
             None => self,
         }

@@ -17,7 +17,7 @@ use crate::proposals::Asker;
 use crate::state::Role;
 
 /// Entries a learner may lack when it is promoted: little enough that it does not delay commits as a voter.
-const PROMOTION_LAG: u64 = 64;
+pub(crate) const PROMOTION_LAG: u64 = 64;
 
 impl Group {
     /// Proposes a change, or says why not.

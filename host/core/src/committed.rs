@@ -15,7 +15,7 @@ use crate::outcome::{ChangeKind, ConfChange, EntryContext, LeaderChanged, Outcom
 use crate::payload::{ChangeRecord, Item};
 use crate::proposal::{ChangeRefusal, ProposalError, Response};
 use crate::proposals::Asker;
-use crate::sessions::Admission;
+use crate::sessions::{Admission, Forgotten};
 use crate::status::Health;
 
 /// An entry the machine has work from, or that waits behind one.
@@ -33,7 +33,11 @@ pub(crate) struct Applying {
 
 #[derive(Debug)]
 enum What {
-    Commands(Vec<Plan>),
+    Commands {
+        plans: Vec<Plan>,
+        /// What its commands made the sessions forget.
+        forgotten: Vec<Forgotten>,
+    },
     Change {
         asker: Option<Asker>,
         applied: Option<Changed>,
@@ -72,8 +76,8 @@ struct Plan {
 enum Fate {
     /// The machine answers, at this place of its list.
     Machine(usize),
-    /// An earlier entry holds the same command; its answer is known when this entry's turn comes.
-    Earlier,
+    /// It was given to the machine before; what is kept of its answer is known when this entry's turn comes.
+    Repeated,
     /// Known already.
     Known(Result<Response, ProposalError>),
 }
@@ -98,7 +102,7 @@ impl Applying {
     /// Where the commands that the machine answers came from, in the order of its answers, and how large they are.
     fn sources(&self) -> impl Iterator<Item = (Option<&Asker>, SessionId, u64)> {
         let plans = match &self.what {
-            What::Commands(plans) => &plans[..],
+            What::Commands { plans, .. } => &plans[..],
             _ => &[],
         };
         plans
@@ -109,7 +113,7 @@ impl Applying {
 
     fn askers(&mut self) -> Vec<Asker> {
         match &mut self.what {
-            What::Commands(plans) => plans
+            What::Commands { plans, .. } => plans
                 .iter_mut()
                 .filter_map(|plan| plan.asker.take())
                 .collect(),
@@ -230,8 +234,8 @@ impl Group {
     ) {
         match order {
             Order::Commands(items) => {
-                let (plans, calls) = self.plan(items, askers, applying);
-                applying.what = What::Commands(plans);
+                let (what, calls) = self.plan(items, askers, applying);
+                applying.what = what;
                 if !calls.is_empty() {
                     self.work(applying, context, entry, vec![Call::Commands(calls)]);
                 }
@@ -300,7 +304,7 @@ impl Group {
         items: Vec<Item>,
         askers: Vec<Asker>,
         applying: &Applying,
-    ) -> (Vec<Plan>, Vec<Bytes>) {
+    ) -> (What, Vec<Bytes>) {
         let mut askers = if askers.len() == items.len() {
             askers
         } else {
@@ -309,12 +313,14 @@ impl Group {
         .into_iter();
         let mut calls = Vec::with_capacity(items.len());
         let mut plans = Vec::with_capacity(items.len());
+        let mut forgotten = Vec::new();
+        let sessions = &mut self.state.sessions;
         for item in items {
             let mut request = item.request();
             let bytes = item.data.len() as u64;
             let fate = if item.open {
                 request = RequestId {
-                    session: self.state.sessions.open(applying.index),
+                    session: sessions.open(applying.index, &mut forgotten),
                     sequence: 0,
                 };
                 let outcome = Outcome::Reply(Bytes::new());
@@ -327,17 +333,12 @@ impl Group {
             } else if self.state.paused {
                 Fate::Known(Err(ProposalError::Paused))
             } else {
-                match self
-                    .state
-                    .sessions
-                    .admit(request, item.acknowledged, applying.index)
-                {
+                match sessions.admit(request, item.acknowledged, applying.index, &mut forgotten) {
                     Admission::Apply => {
                         calls.push(item.data);
                         Fate::Machine(calls.len() - 1)
                     }
-                    Admission::Pending => Fate::Earlier,
-                    Admission::Done(response) => Fate::Known(Ok(response)),
+                    Admission::Repeated => Fate::Repeated,
                     Admission::Refuse(error) => Fate::Known(Err(error)),
                 }
             };
@@ -348,7 +349,7 @@ impl Group {
                 fate,
             });
         }
-        (plans, calls)
+        (What::Commands { plans, forgotten }, calls)
     }
 
     fn process_change(
@@ -573,7 +574,7 @@ impl Group {
         self.unapplied_bytes = self.unapplied_bytes.saturating_sub(weight);
         self.applied = index;
         match what {
-            What::Commands(plans) => {
+            What::Commands { plans, forgotten } => {
                 let mut outcomes: Vec<_> = outcomes.into_iter().map(Some).collect();
                 for Plan {
                     asker,
@@ -584,11 +585,7 @@ impl Group {
                 {
                     let result = match fate {
                         Fate::Known(result) => result,
-                        Fate::Earlier => self
-                            .state
-                            .sessions
-                            .answered(request)
-                            .ok_or(ProposalError::SessionExpired),
+                        Fate::Repeated => self.state.sessions.answered(request),
                         Fate::Machine(place) => {
                             let Some(outcome) = outcomes.get_mut(place).and_then(Option::take)
                             else {
@@ -615,6 +612,7 @@ impl Group {
                         self.reply(asker, result);
                     }
                 }
+                self.state.sessions.forget(forgotten);
             }
             What::Change { asker, applied } => {
                 self.complete_change(index, term, asker, applied, outcomes)
@@ -716,7 +714,7 @@ impl Group {
         let mut late = Vec::new();
         for applying in &mut self.applying {
             let plans = match &mut applying.what {
-                What::Commands(plans) => plans,
+                What::Commands { plans, .. } => plans,
                 _ => continue,
             };
             let before = late.len();

@@ -2,8 +2,9 @@
 
 use bytes::Bytes;
 
-use crate::deployment::Deployment;
+use crate::deployment::{Deployment, PROFILE_BYTES_MAX};
 use crate::id::{GroupId, Incarnation, NodeId, ReplicaId};
+use crate::state::MEMBER_DATA_BYTES_MAX;
 
 /// Most members a group may have; an argument against more is the quorum each commit waits for.
 pub const MEMBERS_MAX: usize = 63;
@@ -111,6 +112,16 @@ impl GroupConfig {
         if self.members.len() > MEMBERS_MAX {
             return wrong("members", format!("at most {MEMBERS_MAX}"));
         }
+        let is_long = |member: &Member| member.data.len() > MEMBER_DATA_BYTES_MAX;
+        if self.members.iter().any(is_long) {
+            let reason = format!("at most {MEMBER_DATA_BYTES_MAX} bytes of data each");
+            return wrong("members", reason);
+        }
+        let deployment = self.deployment.as_ref();
+        if deployment.is_some_and(|deployment| deployment.profile.len() > PROFILE_BYTES_MAX) {
+            let reason = format!("its profile has at most {PROFILE_BYTES_MAX} bytes");
+            return wrong("deployment", reason);
+        }
         let mut nodes: Vec<_> = self.members.iter().map(|member| member.node).collect();
         nodes.sort_unstable();
         if nodes.first() == Some(&NodeId(0)) {
@@ -161,8 +172,15 @@ pub struct Limits {
     /// Bytes of log since the last snapshot that make the leader propose a barrier, at the least. Above it the bound is
     /// four times the snapshot.
     pub barrier_log_bytes_min: u64,
-    /// The same, at the most: the log is held in memory.
+    /// The same, at the most: the machine keeps the commands since in memory.
     pub barrier_log_bytes_max: u64,
+    /// Bytes of the newest entries that stay in memory when they are processed. Older ones are read back from the files
+    /// of the log for members that lack them.
+    pub log_memory_bytes: u64,
+    /// Bytes of log behind a snapshot that are kept for members that are a little behind, so that they need no snapshot.
+    pub log_kept_bytes: u64,
+    /// Bytes of log behind a snapshot that are kept for members that are catching up, at the most.
+    pub log_retained_bytes: u64,
     /// Fuel since the last barrier that makes the leader propose one: the cost of a rebuild.
     pub barrier_fuel: u64,
     /// Faults since the last barrier that make the leader propose one: each fault costs a rebuild since the barrier.
@@ -186,6 +204,9 @@ impl Default for Limits {
             request_ticks: 50,
             barrier_log_bytes_min: 4 << 20,
             barrier_log_bytes_max: 64 << 20,
+            log_memory_bytes: 32 << 20,
+            log_kept_bytes: 8 << 20,
+            log_retained_bytes: 1 << 30,
             barrier_fuel: 20_000_000_000,
             barrier_faults: 4,
             pause_faults: 1000,
@@ -221,7 +242,7 @@ mod tests {
         };
         assert_eq!(good().validate(), Ok(()));
         type Spoil = fn(&mut GroupConfig);
-        let spoils: [(&str, Spoil); 9] = [
+        let spoils: [(&str, Spoil); 11] = [
             ("incarnation", |c| c.incarnation = Incarnation(0)),
             ("node", |c| c.node = NodeId(0)),
             ("heartbeat_ticks", |c| c.heartbeat_ticks = 0),
@@ -241,6 +262,16 @@ mod tests {
                 })
             }),
             ("members", |c| c.node = NodeId(2)),
+            ("members", |c| {
+                c.members[0].data = vec![0; MEMBER_DATA_BYTES_MAX + 1].into();
+            }),
+            ("deployment", |c| {
+                c.deployment = Some(Deployment {
+                    component: Default::default(),
+                    profile: vec![0; PROFILE_BYTES_MAX + 1].into(),
+                    quota: Default::default(),
+                });
+            }),
         ];
         for (field, spoil) in spoils {
             let mut config = good();

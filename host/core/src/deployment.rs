@@ -5,6 +5,12 @@ use prost::Message;
 
 use crate::id::ComponentId;
 
+/// Bytes of a machine's limits. They are a few numbers.
+pub const PROFILE_BYTES_MAX: usize = 64 << 10;
+
+/// Bytes of a deployment in a snapshot, at the most.
+pub const DEPLOYMENT_BYTES_MAX: usize = PROFILE_BYTES_MAX + 128;
+
 /// What a group runs.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Deployment {
@@ -69,11 +75,15 @@ impl From<&Deployment> for DeploymentRecord {
 }
 
 impl DeploymentRecord {
-    /// What it says; none if the component's name has not 32 bytes.
+    /// What it says; none if the component's name has not 32 bytes, or the profile more than [`PROFILE_BYTES_MAX`].
     pub fn read(self) -> Option<Deployment> {
+        if self.profile.len() > PROFILE_BYTES_MAX {
+            return None;
+        }
         Some(Deployment {
             component: ComponentId(self.component[..].try_into().ok()?),
-            profile: self.profile,
+            // Not a piece of the entry or the file that it came in, which would be held for it.
+            profile: Bytes::copy_from_slice(&self.profile),
             quota: Quota {
                 commands_per_second: self.commands_per_second,
                 in_flight_bytes: self.in_flight_bytes,

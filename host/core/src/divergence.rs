@@ -416,10 +416,15 @@ impl Group {
         if self.is_faulted() {
             return;
         }
-        let Some(snapshot) = self
-            .snapshot_name()
-            .filter(|name| name.index > after)
-            .cloned()
+        let newest = self
+            .raft
+            .as_ref()
+            .and_then(|raft| raft.0.store().snapshot())
+            .filter(|newest| newest.name.index > after);
+        let Some(Snapshotted {
+            name: snapshot,
+            conf_state,
+        }) = newest.cloned()
         else {
             self.since_barrier.wanted = true;
             return;
@@ -430,11 +435,23 @@ impl Group {
             return;
         }
         self.attestations.cures.insert(node, self.ticks);
+        // As Raft's own: whoever carries or takes a snapshot refuses one that does not say what it is of.
+        let metadata = eraftpb::SnapshotMetadata {
+            conf_state: Some(conf_state).into(),
+            index: snapshot.index.0,
+            term: snapshot.term.0,
+            ..Default::default()
+        };
         let header = eraftpb::Message {
             msg_type: MessageType::MsgSnapshot,
             from: self.replica.0,
             to: to.0,
             term: self.term().0,
+            snapshot: Some(eraftpb::Snapshot {
+                metadata: Some(metadata).into(),
+                ..Default::default()
+            })
+            .into(),
             ..Default::default()
         };
         let message = PeerMessage {

@@ -31,6 +31,16 @@ pub enum Effect {
         /// The file.
         snapshot: SnapshotName,
     },
+    /// Read entries back from the files of the log, beside everything else; then `Input::LogRead`. They are durable, and
+    /// nothing replaces them.
+    ReadLog {
+        /// The first.
+        from: LogIndex,
+        /// The last, if so many have no more bytes than that.
+        through: LogIndex,
+        /// About so many bytes are enough; one entry is always wanted.
+        bytes: u64,
+    },
     /// Work for the machine; strictly in order, one at a time, never on the thread of the replica.
     Machine(Work),
     /// Answer a proposal.

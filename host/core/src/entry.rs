@@ -127,7 +127,9 @@ fn order(kind: Option<Kind>) -> Result<Order, Unreadable> {
         }
         Some(Kind::Pause(pause)) => Order::Pause(pause.on),
         Some(Kind::Activate(record)) => Order::Activate(record.read().ok_or_else(|| {
-            Unreadable::Unknown("the name of a component that has not 32 bytes".to_owned())
+            Unreadable::Unknown(
+                "a component's name that has not 32 bytes, or limits of too many bytes".to_owned(),
+            )
         })?),
         None => return Err(Unreadable::Unknown("an entry of a kind".to_owned())),
     })

@@ -8,6 +8,7 @@ use raft::{RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 
 use crate::addresses::Addresses;
 use crate::allowance::{Allowance, Rates};
+use crate::catch_up::CatchUp;
 use crate::committed::Applying;
 use crate::config::{ConfigError, GroupConfig};
 use crate::deployment::Quota;
@@ -89,6 +90,7 @@ pub struct Group {
     /// Where replicas are that the membership does not know (yet, or any more).
     pub(crate) addresses: Addresses,
     pub(crate) liveness: Liveness,
+    pub(crate) catch_up: CatchUp,
     /// The leader and term last told to watchers.
     pub(crate) seen_leader: (u64, u64),
     pub(crate) last_leader_node: NodeId,
@@ -250,6 +252,16 @@ impl Group {
         self.replica
     }
 
+    /// How its machine is.
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// Whether commands are refused until somebody resumes the group.
+    pub fn is_paused(&self) -> bool {
+        self.state.paused
+    }
+
     /// The configuration.
     pub fn config(&self) -> &GroupConfig {
         &self.config
@@ -314,6 +326,7 @@ impl Group {
                 .as_ref()
                 .map(|deployment| deployment.component),
             sessions: self.state.sessions.len(),
+            session_bytes: self.state.sessions.kept_bytes(),
             queued: self.proposals.len(),
             quota: self.quota(),
             quota_waits: self.quota_waits,
@@ -349,6 +362,7 @@ impl Group {
             arrived: None,
             addresses: Addresses::default(),
             liveness: Liveness::default(),
+            catch_up: CatchUp::default(),
             seen_leader: (0, 0),
             last_leader_node: NodeId(0),
             ticks: 0,
@@ -481,6 +495,7 @@ impl Group {
                 }
             }
             Input::Persisted { number } => self.persisted(number),
+            Input::LogRead { from, read } => self.log_read(from, read),
             Input::Applied {
                 index,
                 outcomes,
@@ -536,6 +551,8 @@ impl Group {
         self.expire();
         self.expire_reads();
         self.promote_who_has_caught_up();
+        self.follow_members();
+        self.tidy_read_back();
         self.ask_if_nobody_else_does();
         self.ask_if_due();
         self.give_leadership_away_if_faulted();

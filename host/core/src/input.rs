@@ -1,6 +1,7 @@
 //! All that can happen to a replica.
 
 use bytes::Bytes;
+use raft::eraftpb;
 
 use crate::attestation::Deed;
 use crate::id::{LogIndex, NodeId};
@@ -77,6 +78,13 @@ pub enum Input {
         /// Number of the `Effect::Persist`.
         number: u64,
     },
+    /// An `Effect::ReadLog` has ended.
+    LogRead {
+        /// The first entry that was wanted.
+        from: LogIndex,
+        /// What came of it.
+        read: LogRead,
+    },
     /// The machine has applied the entry.
     Applied {
         /// Index of the entry.
@@ -117,4 +125,15 @@ pub enum Input {
         /// Whether it arrived.
         arrived: bool,
     },
+}
+
+/// What came of reading entries back from the files of the log.
+#[derive(Debug)]
+pub enum LogRead {
+    /// These, without a gap, from the first that was wanted on.
+    Entries(Vec<eraftpb::Entry>),
+    /// The files do not hold them any more, or they are damaged.
+    Gone,
+    /// They could not be read now.
+    Failed,
 }

@@ -16,7 +16,8 @@
 //! * [`attestation`], `divergence`: whether replicas agree, and what becomes of one that does not.
 //! * [`deployment`]: what a group runs.
 //! * [`sessions`], [`state`]: what is replicated beside the machine's state.
-//! * `log_view`: the log as Raft reads it.
+//! * `log_view`: the log as Raft reads it; `read_back`: entries that are not in memory.
+//! * `catch_up`: members that are behind, and what of the log is kept for them.
 //! * `election`: timeouts without randomness.
 //!
 //! # What is absent
@@ -27,6 +28,7 @@
 mod addresses;
 pub mod allowance;
 pub mod attestation;
+mod catch_up;
 mod changes;
 mod committed;
 pub mod config;
@@ -49,6 +51,7 @@ pub mod payload;
 pub mod planted;
 pub mod proposal;
 mod proposals;
+mod read_back;
 mod reads;
 mod ready;
 mod removal;

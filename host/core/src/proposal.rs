@@ -154,12 +154,24 @@ pub enum ProposalError {
     /// Another entry was committed in its place; it was never applied.
     #[error("another leader's entry took its place in the log; it was not applied, try again")]
     Superseded,
-    /// The session is not known (any more), or the answer is no longer kept. This attempt applied nothing; whether an
-    /// earlier attempt of the same request did can no longer be told.
+    /// The session is not known (any more). This attempt applied nothing; whether an earlier attempt of the same request
+    /// did can no longer be told.
     #[error(
-        "the session has expired; this attempt was not applied, but an earlier one may have been"
+        "the group does not know the session, or has forgotten it; this attempt was not applied, an earlier one may have been: open another session"
     )]
     SessionExpired,
+    /// The command was applied by an earlier attempt, and its answer is not kept (any more): it was too long, or others
+    /// needed the room. This attempt applied nothing.
+    #[error(
+        "an earlier attempt of the command was applied, and its answer is no longer kept; this attempt was not applied"
+    )]
+    AnswerExpired,
+    /// The session takes no command of this number any more: its client has acknowledged it or a later one, or has sent too
+    /// many later ones. This attempt applied nothing; an earlier one may have been applied.
+    #[error(
+        "the session's commands up to this number are closed: they were acknowledged, or too many came later; this attempt was not applied, an earlier one may have been"
+    )]
+    SequenceClosed,
     /// Another change of membership is in flight.
     #[error("another membership change of the group is in flight; try again when it is done")]
     ChangeInProgress,
@@ -242,6 +254,8 @@ impl ProposalError {
             Self::TooLarge { .. } => "too-large",
             Self::Superseded => "superseded",
             Self::SessionExpired => "session-expired",
+            Self::AnswerExpired => "answer-expired",
+            Self::SequenceClosed => "sequence-closed",
             Self::ChangeInProgress => "change-in-progress",
             Self::ChangeRefused(_) => "change-refused",
             Self::Paused => "group-paused",

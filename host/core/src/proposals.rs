@@ -6,7 +6,7 @@ use bytes::Bytes;
 use prost::Message;
 use sha2::{Digest, Sha256};
 
-use crate::deployment::DeploymentRecord;
+use crate::deployment::{DeploymentRecord, PROFILE_BYTES_MAX};
 use crate::effect::Effect;
 use crate::group::{Group, Raft};
 use crate::id::{LogIndex, NodeId, ReplicaId, Term};
@@ -15,11 +15,15 @@ use crate::message::{Answer, Body};
 use crate::payload::{Barrier, Commands, Elected, Item, Kind, Pause, Payload};
 use crate::planted::{self, Defect};
 use crate::proposal::{Proposal, ProposalError, Response};
+use crate::state::MEMBER_DATA_BYTES_MAX;
 use crate::suspects::Suspects;
 
 /// Records on their way above which a leader packs no further entry. One is being synced while the next is filled;
 /// more would make entries smaller, not sooner durable.
 const RECORDS_ON_THE_WAY: usize = 2;
+
+/// Bytes of a change: of the data of a member.
+const CHANGE_BYTES_MAX: u64 = MEMBER_DATA_BYTES_MAX as u64;
 
 /// A membership change may include a snapshot transfer; it is given this many times the deadline of a command.
 const CHANGE_DEADLINES: u64 = 12;
@@ -136,10 +140,18 @@ impl Group {
                     limit: limits.command_bytes,
                 })
             }
-            Proposal::Change(_) if size > limits.command_bytes => Some(ProposalError::TooLarge {
-                size,
-                limit: limits.command_bytes,
-            }),
+            Proposal::Change(_) if size > limits.command_bytes.min(CHANGE_BYTES_MAX) => {
+                Some(ProposalError::TooLarge {
+                    size,
+                    limit: limits.command_bytes.min(CHANGE_BYTES_MAX),
+                })
+            }
+            Proposal::Activate(deployment) if deployment.profile.len() > PROFILE_BYTES_MAX => {
+                Some(ProposalError::TooLarge {
+                    size: deployment.profile.len() as u64,
+                    limit: PROFILE_BYTES_MAX as u64,
+                })
+            }
             _ if self.proposals.queue.len() >= limits.queued_proposals
                 || self.proposals.queued_bytes + size > bytes_max =>
             {

@@ -67,6 +67,7 @@ impl Group {
             }
         }
         self.flush_outbox();
+        self.read_back();
         self.serve_reads();
         self.flush_answers();
     }
@@ -280,16 +281,17 @@ impl Group {
 
     /// Records a snapshot of this replica's own, and forgets the log below it.
     pub(crate) fn compact(&mut self, snapshotted: Snapshotted) {
-        /// Log kept behind a snapshot so that a follower a little behind need not be sent the snapshot.
-        const KEPT_BYTES: u64 = 8 << 20;
         let name = snapshotted.name.clone();
-        let kept = self.config.snapshot_entries / 4;
+        let Some(Raft(node)) = &mut self.raft else {
+            return;
+        };
+        node.mut_store().set_snapshot(snapshotted);
+        self.note_needs();
+        let mut last = self.unneeded_through(name.index);
         let Some(Raft(node)) = &mut self.raft else {
             return;
         };
         let view = node.mut_store();
-        view.set_snapshot(snapshotted);
-        let mut last = view.compaction(name.index, kept, KEPT_BYTES);
         if planted::has(Defect::TruncatesAboveSnapshot) {
             last = LogIndex(name.index.0 + 1);
         }

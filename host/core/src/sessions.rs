@@ -1,15 +1,25 @@
 //! Client sessions: each command of a session is applied once, however often it is committed.
 //!
-//! The table is replicated state: it changes only by committed entries, in log order, so that every replica takes the
-//! same decision at the same entry; it is part of every snapshot. Whether an answer is known *yet* differs between
-//! replicas (machines run at their own pace), so no decision may depend on it. For that reason the bounds are counts.
+//! What is known of sessions is replicated state: it changes only by committed entries, in log order, and is part of
+//! every snapshot. Machines run at their own pace, so when an entry is planned, the answers to earlier ones are known on one
+//! replica and not on another. So there are two halves. The *table* says which commands were given to the machine. It
+//! changes when entries are planned, and looks at nothing but the log: its bounds are counts. The *answers* change when
+//! entries are complete, also in log order, when every answer before is known everywhere: their bound is bytes. What the
+//! table forgets, the answers forget when the entry that made it forget is complete. At a barrier everything before it is
+//! complete, so both halves are the same on all replicas.
+//!
+//! All bounds here are part of what replicas have to agree on. Another number is another machine.
 
-use std::collections::BTreeMap;
+mod answers;
+mod record;
+mod weights;
 
-use prost::Message;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::id::{Incarnation, LogIndex, RequestId, SessionId, Term};
-use crate::outcome::{GuestFault, Outcome};
+use self::answers::Answers;
+pub use self::record::{AnswerRecord, SessionRecord, SessionsRecord};
+use self::weights::Weights;
+use crate::id::{Incarnation, LogIndex, RequestId, SessionId};
 use crate::proposal::{ProposalError, Response};
 
 /// Where a session's id holds the life of its group: four thousand million sessions of a life have room below it.
@@ -18,52 +28,82 @@ const LIFE_SHIFT: u32 = 32;
 /// Sessions of one group. The one unused for longest is forgotten first; dragonboat keeps as many.
 pub const SESSIONS_MAX: usize = 4096;
 
-/// Commands of one session whose answers are kept; more in flight than this and the oldest is forgotten.
+/// Commands of one session that are remembered; more and the oldest is closed.
 pub const WINDOW_MAX: usize = 2048;
+
+/// Commands of all sessions that are remembered; more and the session that has most closes its oldest.
+pub const COMMANDS_MAX: u64 = 1 << 18;
 
 /// A longer reply is not kept: a retry of its command is told that the answer is gone.
 pub const KEPT_REPLY_BYTES_MAX: usize = 64 << 10;
 
+/// Bytes of all answers that are kept; more and the session that keeps most loses its oldest.
+pub const KEPT_BYTES_MAX: u64 = 32 << 20;
+
+/// What a kept answer counts for beside its reply, so that short ones are not free: in memory it takes this, in a snapshot
+/// less.
+pub const ANSWER_COST: u64 = 128;
+
+/// Bytes that the sessions take in a snapshot, at the most: what is kept, a number for each command without an answer, and
+/// the sessions themselves.
+pub const ENCODED_BYTES_MAX: u64 = KEPT_BYTES_MAX + 24 * COMMANDS_MAX + 64 * SESSIONS_MAX as u64;
+
+/// Sessions are compared by the commands they have in units of so many.
+const COMMANDS_UNIT: u64 = 16;
+
 /// The sessions of one group.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Sessions {
     next: u64,
     table: BTreeMap<SessionId, Session>,
+    /// How many commands each of them has in the table.
+    commands: Weights,
+    answers: Answers,
 }
 
 #[derive(Debug, Default)]
 struct Session {
     /// Index of the last entry that named the session.
     used: LogIndex,
-    /// Everything up to here is answered, or was forgotten; never applied again.
+    /// It had a command.
+    tried: bool,
+    /// Everything up to here is acknowledged, or was closed for want of room; never applied again.
     closed: u64,
-    /// Commands above `closed` that were committed.
-    commands: BTreeMap<u64, Answered>,
-}
-
-#[derive(Debug)]
-enum Answered {
-    /// Given to the machine.
-    NotYet,
-    /// What was answered.
-    With(Response),
-    /// Applied; the reply was too long to keep.
-    TooLong,
+    /// Commands above `closed` that were given to the machine.
+    commands: BTreeSet<u64>,
 }
 
 /// What is to be done with a committed command.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Admission {
     /// Give it to the machine.
     Apply,
-    /// It was applied before.
-    Done(Response),
-    /// It was given to the machine before; its answer will come.
-    Pending,
+    /// It was given to the machine before. [`Sessions::answered`] tells the answer when the entry is complete.
+    Repeated,
     /// It must not be applied.
     Refuse(ProposalError),
 }
 
+/// Commands that the table has forgotten.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Forgotten {
+    session: SessionId,
+    /// All up to here.
+    through: u64,
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self {
+            next: 0,
+            table: BTreeMap::new(),
+            commands: Weights::of_units(COMMANDS_UNIT),
+            answers: Answers::default(),
+        }
+    }
+}
+
+/// The table: for entries that are planned.
 impl Sessions {
     /// No sessions yet, in this life of a group. Ids of different lives differ: a client of a former life that did not
     /// hear of its end must not meet a stranger's session.
@@ -75,7 +115,7 @@ impl Sessions {
     }
 
     /// Opens a session at an entry.
-    pub fn open(&mut self, index: LogIndex) -> SessionId {
+    pub fn open(&mut self, index: LogIndex, forgotten: &mut Vec<Forgotten>) -> SessionId {
         if self.table.len() >= SESSIONS_MAX {
             let oldest = self
                 .table
@@ -83,7 +123,7 @@ impl Sessions {
                 .min_by_key(|(id, session)| (session.used, **id))
                 .map(|(id, _)| *id);
             if let Some(oldest) = oldest {
-                self.table.remove(&oldest);
+                forgotten.extend(self.end(oldest));
             }
         }
         self.next += 1;
@@ -98,67 +138,78 @@ impl Sessions {
         id
     }
 
+    fn end(&mut self, id: SessionId) -> Option<Forgotten> {
+        let session = self.table.remove(&id)?;
+        self.commands.change(id, session.commands.len() as u64, 0);
+        Some(Forgotten {
+            session: id,
+            through: u64::MAX,
+        })
+    }
+
     /// Decides about a command of a committed entry.
-    pub fn admit(&mut self, request: RequestId, acknowledged: u64, index: LogIndex) -> Admission {
+    pub fn admit(
+        &mut self,
+        request: RequestId,
+        acknowledged: u64,
+        index: LogIndex,
+        forgotten: &mut Vec<Forgotten>,
+    ) -> Admission {
         if request.is_anonymous() {
             return Admission::Apply;
         }
-        let Some(session) = self.table.get_mut(&request.session) else {
+        let RequestId {
+            session: id,
+            sequence,
+        } = request;
+        let Some(session) = self.table.get_mut(&id) else {
             return Admission::Refuse(ProposalError::SessionExpired);
         };
         session.used = index;
-        if acknowledged > session.closed {
-            session.closed = acknowledged;
-            session.commands = session
-                .commands
-                .split_off(&(acknowledged.saturating_add(1)));
+        session.tried = true;
+        let before = session.commands.len() as u64;
+        let closed = session.closed;
+        session.acknowledge(acknowledged);
+        let is_new = sequence > session.closed && session.commands.insert(sequence);
+        if session.commands.len() > WINDOW_MAX {
+            session.close_oldest();
         }
-        if request.sequence <= session.closed {
-            return Admission::Refuse(ProposalError::SessionExpired);
+        if session.closed > closed {
+            forgotten.push(Forgotten {
+                session: id,
+                through: session.closed,
+            });
         }
-        match session.commands.get(&request.sequence) {
-            Some(Answered::With(response)) => return Admission::Done(response.clone()),
-            Some(Answered::NotYet) => return Admission::Pending,
-            Some(Answered::TooLong) => return Admission::Refuse(ProposalError::SessionExpired),
-            None => {}
-        }
-        session.commands.insert(request.sequence, Answered::NotYet);
-        if session.commands.len() > WINDOW_MAX
-            && let Some((oldest, _)) = session.commands.pop_first()
-        {
-            session.closed = oldest;
-            if oldest == request.sequence {
-                return Admission::Refuse(ProposalError::SessionExpired);
+        self.commands
+            .change(id, before, session.commands.len() as u64);
+        while self.commands.total() > COMMANDS_MAX && self.close_oldest(forgotten) {}
+        match self.table.get(&id) {
+            Some(session) if sequence <= session.closed => {
+                Admission::Refuse(ProposalError::SequenceClosed)
             }
-        }
-        Admission::Apply
-    }
-
-    /// Keeps an answer.
-    pub fn answer(&mut self, response: &Response) {
-        let request = response.request;
-        if let Some(session) = self.table.get_mut(&request.session)
-            && let Some(answered) = session.commands.get_mut(&request.sequence)
-        {
-            *answered = if response.outcome.size() > KEPT_REPLY_BYTES_MAX {
-                Answered::TooLong
-            } else {
-                Answered::With(response.clone())
-            };
+            _ if is_new => Admission::Apply,
+            _ => Admission::Repeated,
         }
     }
 
-    /// The answer kept for a command.
-    pub fn answered(&self, request: RequestId) -> Option<Response> {
-        match self
-            .table
-            .get(&request.session)?
-            .commands
-            .get(&request.sequence)?
-        {
-            Answered::With(response) => Some(response.clone()),
-            Answered::NotYet | Answered::TooLong => None,
-        }
+    /// Closes the oldest command of the session that has most. `false` if nobody has many, which the bound on sessions rules
+    /// out while there are too many commands.
+    fn close_oldest(&mut self, forgotten: &mut Vec<Forgotten>) -> bool {
+        let Some(id) = self.commands.heaviest() else {
+            return false;
+        };
+        let Some(session) = self.table.get_mut(&id) else {
+            return false;
+        };
+        let before = session.commands.len() as u64;
+        session.close_oldest();
+        let (after, through) = (session.commands.len() as u64, session.closed);
+        self.commands.change(id, before, after);
+        forgotten.push(Forgotten {
+            session: id,
+            through,
+        });
+        after < before
     }
 
     /// Number of open sessions.
@@ -170,237 +221,261 @@ impl Sessions {
     pub fn is_empty(&self) -> bool {
         self.table.is_empty()
     }
+}
 
-    /// The table as it stands in a snapshot. Called only when every command admitted has been answered.
-    pub fn encode(&self) -> SessionsRecord {
-        SessionsRecord {
-            next: self.next,
-            sessions: self
-                .table
-                .iter()
-                .map(|(id, session)| session.encode(*id))
-                .collect(),
+/// The answers: for entries that are complete.
+impl Sessions {
+    /// Keeps the answer to a command that was [admitted](Admission::Apply).
+    pub fn answer(&mut self, response: &Response) {
+        if !response.request.is_anonymous() {
+            self.answers.keep(response);
         }
     }
 
-    /// The table of a snapshot; `None` if a record makes no sense.
-    pub fn decode(record: SessionsRecord) -> Option<Self> {
-        // There is no id for the next session.
-        record.next.checked_add(1)?;
-        let mut table = BTreeMap::new();
-        for session in record.sessions {
-            let id = SessionId(session.id);
-            let mut commands = BTreeMap::new();
-            for answer in session.answers {
-                let (sequence, answered) = answer.decode(id)?;
-                commands.insert(sequence, answered);
-            }
-            table.insert(
-                id,
-                Session {
-                    used: LogIndex(session.used),
-                    closed: session.closed,
-                    commands,
-                },
-            );
+    /// The answer to a command that was given to the machine [before](Admission::Repeated).
+    pub fn answered(&self, request: RequestId) -> Result<Response, ProposalError> {
+        let response = self.answers.get(request).cloned();
+        response.ok_or(ProposalError::AnswerExpired)
+    }
+
+    /// What an entry made the table forget. Called when the entry is complete, behind its own answers.
+    pub fn forget(&mut self, forgotten: impl IntoIterator<Item = Forgotten>) {
+        for commands in forgotten {
+            self.answers.forget(commands);
         }
-        Some(Self {
-            next: record.next,
-            table,
-        })
+    }
+
+    /// Bytes that the kept answers count for.
+    pub fn kept_bytes(&self) -> u64 {
+        self.answers.bytes()
     }
 }
 
 impl Session {
-    fn encode(&self, id: SessionId) -> SessionRecord {
-        let answers = self
-            .commands
-            .iter()
-            .map(|(sequence, answered)| match answered {
-                Answered::With(response) => AnswerRecord::of(*sequence, response),
-                Answered::TooLong | Answered::NotYet => AnswerRecord {
-                    sequence: *sequence,
-                    kind: AnswerRecord::TOO_LONG,
-                    ..AnswerRecord::default()
-                },
-            })
-            .collect();
-        SessionRecord {
-            id: id.0,
-            used: self.used.0,
-            closed: self.closed,
-            answers,
+    /// The client has the answers up to here: of what it has sent, whatever it says.
+    fn acknowledge(&mut self, through: u64) {
+        let sent = self.commands.last().copied().unwrap_or(0);
+        let through = through.min(sent);
+        if through > self.closed {
+            self.closed = through;
+            self.commands = self.commands.split_off(&(through.saturating_add(1)));
+        }
+    }
+
+    fn close_oldest(&mut self) {
+        if let Some(oldest) = self.commands.pop_first() {
+            self.closed = oldest;
         }
     }
 }
 
-/// The sessions in a snapshot.
-#[derive(Clone, PartialEq, Message)]
-pub struct SessionsRecord {
-    /// Number of sessions ever opened.
-    #[prost(uint64, tag = "1")]
-    pub next: u64,
-    /// Open sessions.
-    #[prost(message, repeated, tag = "2")]
-    pub sessions: Vec<SessionRecord>,
-}
-
-/// One session in a snapshot.
-#[derive(Clone, PartialEq, Message)]
-pub struct SessionRecord {
-    /// Its id.
-    #[prost(uint64, tag = "1")]
-    pub id: u64,
-    /// Index of the last entry that named it.
-    #[prost(uint64, tag = "2")]
-    pub used: u64,
-    /// Closed up to here.
-    #[prost(uint64, tag = "3")]
-    pub closed: u64,
-    /// Answers kept.
-    #[prost(message, repeated, tag = "4")]
-    pub answers: Vec<AnswerRecord>,
-}
-
-/// One answer in a snapshot.
-#[derive(Clone, PartialEq, Message)]
-pub struct AnswerRecord {
-    /// The command.
-    #[prost(uint64, tag = "1")]
-    pub sequence: u64,
-    /// Index it was applied at.
-    #[prost(uint64, tag = "2")]
-    pub index: u64,
-    /// Term of that entry.
-    #[prost(uint64, tag = "3")]
-    pub term: u64,
-    /// 0 reply, 1 rejection, 2 fault, 3 too long to keep.
-    #[prost(uint32, tag = "4")]
-    pub kind: u32,
-    /// The rejection's or the fault's code.
-    #[prost(uint32, tag = "5")]
-    pub code: u32,
-    /// The reply, or the rejection's words.
-    #[prost(bytes = "bytes", tag = "6")]
-    pub data: bytes::Bytes,
-}
-
-impl AnswerRecord {
-    const TOO_LONG: u32 = 3;
-
-    fn of(sequence: u64, response: &Response) -> Self {
-        let (kind, code, data) = match &response.outcome {
-            Outcome::Reply(reply) => (0, 0, reply.clone()),
-            Outcome::Rejected { code, message } => (1, *code, message.clone().into()),
-            Outcome::Fault(fault) => (2, u32::from(fault.code()), bytes::Bytes::new()),
-        };
-        Self {
-            sequence,
-            index: response.index.0,
-            term: response.term.0,
-            kind,
-            code,
-            data,
-        }
-    }
-
-    fn decode(self, session: SessionId) -> Option<(u64, Answered)> {
-        let outcome = match self.kind {
-            0 => Outcome::Reply(self.data),
-            1 => Outcome::Rejected {
-                code: self.code,
-                message: String::from_utf8(self.data.to_vec()).ok()?,
-            },
-            2 => Outcome::Fault(GuestFault::from_code(u8::try_from(self.code).ok()?)?),
-            Self::TOO_LONG => return Some((self.sequence, Answered::TooLong)),
-            _ => return None,
-        };
-        let request = RequestId {
-            session,
-            sequence: self.sequence,
-        };
-        let response = Response {
-            request,
-            index: LogIndex(self.index),
-            term: Term(self.term),
-            outcome,
-        };
-        Some((self.sequence, Answered::With(response)))
-    }
+/// As much as there can be.
+#[cfg(test)]
+pub(crate) fn fullest() -> Sessions {
+    tests::fullest()
 }
 
 #[cfg(test)]
 mod tests {
+    use prost::Message;
+
     use super::*;
+    use crate::id::Term;
+    use crate::outcome::{GuestFault, Outcome};
 
     fn request(session: SessionId, sequence: u64) -> RequestId {
         RequestId { session, sequence }
     }
 
-    fn response(request: RequestId, reply: &'static [u8]) -> Response {
+    fn response(request: RequestId, reply: &[u8]) -> Response {
         Response {
             request,
             index: LogIndex(5),
             term: Term(2),
-            outcome: Outcome::Reply(bytes::Bytes::from_static(reply)),
+            outcome: Outcome::Reply(bytes::Bytes::copy_from_slice(reply)),
         }
+    }
+
+    /// Sessions without the lag between the two halves: each entry is complete before the next is planned.
+    #[derive(Default)]
+    struct Prompt(Sessions);
+
+    impl Prompt {
+        fn open(&mut self, index: u64) -> SessionId {
+            let mut forgotten = Vec::new();
+            let id = self.0.open(LogIndex(index), &mut forgotten);
+            self.0.forget(forgotten);
+            id
+        }
+
+        fn admit(&mut self, request: RequestId, acknowledged: u64, index: u64) -> Admission {
+            let mut forgotten = Vec::new();
+            let index = LogIndex(index);
+            let admission = self.0.admit(request, acknowledged, index, &mut forgotten);
+            self.0.forget(forgotten);
+            admission
+        }
+
+        fn apply(&mut self, request: RequestId, reply: &[u8]) {
+            assert_eq!(self.admit(request, 0, 7), Admission::Apply);
+            self.0.answer(&response(request, reply));
+        }
+    }
+
+    fn refused(error: ProposalError) -> Admission {
+        Admission::Refuse(error)
+    }
+
+    pub(super) fn fullest() -> Sessions {
+        let mut sessions = Sessions {
+            next: u64::MAX - 1 - SESSIONS_MAX as u64,
+            ..Sessions::default()
+        };
+        let index = LogIndex(u64::MAX);
+        let last = u64::MAX - 1;
+        let reply = vec![255; KEPT_REPLY_BYTES_MAX];
+        let busy = COMMANDS_MAX as usize / WINDOW_MAX;
+        let mut none = Vec::new();
+        for number in 0..SESSIONS_MAX {
+            let id = sessions.open(index, &mut none);
+            if number >= busy {
+                continue;
+            }
+            for sequence in (last - WINDOW_MAX as u64)..last {
+                let request = request(id, sequence);
+                let admission = sessions.admit(request, 0, index, &mut none);
+                assert_eq!(admission, Admission::Apply);
+            }
+            let mut answer = response(request(id, last - 1), &reply);
+            (answer.index, answer.term) = (index, Term(u64::MAX));
+            for sequence in (last - 4)..last {
+                answer.request.sequence = sequence;
+                sessions.answer(&answer);
+            }
+        }
+        assert!(none.is_empty());
+        assert_eq!(sessions.commands.total(), COMMANDS_MAX);
+        assert!(sessions.kept_bytes() > KEPT_BYTES_MAX - 2 * KEPT_REPLY_BYTES_MAX as u64);
+        sessions
     }
 
     #[test]
     fn a_command_is_applied_once() {
-        let mut sessions = Sessions::default();
-        let id = sessions.open(LogIndex(1));
+        let mut sessions = Prompt::default();
+        let id = sessions.open(1);
         let first = request(id, 1);
-        assert_eq!(sessions.admit(first, 0, LogIndex(2)), Admission::Apply);
-        assert_eq!(sessions.admit(first, 0, LogIndex(3)), Admission::Pending);
-        sessions.answer(&response(first, b"one"));
-        assert_eq!(
-            sessions.admit(first, 0, LogIndex(4)),
-            Admission::Done(response(first, b"one"))
-        );
+        assert_eq!(sessions.admit(first, 0, 2), Admission::Apply);
+        assert_eq!(sessions.admit(first, 0, 3), Admission::Repeated);
+        sessions.0.answer(&response(first, b"one"));
+        assert_eq!(sessions.admit(first, 0, 4), Admission::Repeated);
+        assert_eq!(sessions.0.answered(first), Ok(response(first, b"one")));
         // Out of order is fine; what the client has acknowledged is not applied again.
+        assert_eq!(sessions.admit(request(id, 3), 0, 5), Admission::Apply);
+        assert_eq!(sessions.admit(request(id, 2), 1, 6), Admission::Apply);
         assert_eq!(
-            sessions.admit(request(id, 3), 0, LogIndex(5)),
-            Admission::Apply
+            sessions.admit(first, 0, 7),
+            refused(ProposalError::SequenceClosed)
         );
-        assert_eq!(
-            sessions.admit(request(id, 2), 1, LogIndex(6)),
-            Admission::Apply
-        );
-        assert_eq!(
-            sessions.admit(first, 0, LogIndex(7)),
-            Admission::Refuse(ProposalError::SessionExpired)
-        );
+        assert_eq!(sessions.0.kept_bytes(), 0);
     }
 
     #[test]
     fn the_window_and_the_table_are_bounded_and_forget_for_ever() {
-        let mut sessions = Sessions::default();
-        let id = sessions.open(LogIndex(1));
+        let mut sessions = Prompt::default();
+        let id = sessions.open(1);
         for sequence in 1..=WINDOW_MAX as u64 + 1 {
-            assert_eq!(
-                sessions.admit(request(id, sequence), 0, LogIndex(2)),
-                Admission::Apply
-            );
+            sessions.apply(request(id, sequence), b"");
         }
         assert_eq!(
-            sessions.admit(request(id, 1), 0, LogIndex(3)),
-            Admission::Refuse(ProposalError::SessionExpired)
+            sessions.admit(request(id, 1), 0, 3),
+            refused(ProposalError::SequenceClosed)
         );
+        assert_eq!(sessions.0.kept_bytes(), ANSWER_COST * WINDOW_MAX as u64);
         for index in 0..SESSIONS_MAX as u64 {
-            sessions.open(LogIndex(10 + index));
+            sessions.open(10 + index);
         }
-        assert_eq!(sessions.len(), SESSIONS_MAX);
+        assert_eq!(sessions.0.len(), SESSIONS_MAX);
         assert_eq!(
-            sessions.admit(request(id, 9999), 0, LogIndex(9999)),
-            Admission::Refuse(ProposalError::SessionExpired)
+            sessions.admit(request(id, 9999), 0, 9999),
+            refused(ProposalError::SessionExpired)
+        );
+        assert_eq!(
+            (sessions.0.kept_bytes(), sessions.0.commands.total()),
+            (0, 0)
         );
     }
 
     #[test]
+    fn whoever_keeps_most_pays_for_what_is_too_much_and_nothing_is_applied_again() {
+        let mut sessions = Prompt::default();
+        let (small, greedy) = (sessions.open(1), sessions.open(1));
+        sessions.apply(request(small, 1), &[7; 9000]);
+        let reply = vec![1; 62_000];
+        let sent = 2 * KEPT_BYTES_MAX / 62_000;
+        for sequence in 1..=sent {
+            sessions.apply(request(greedy, sequence), &reply);
+            assert!(sessions.0.kept_bytes() <= KEPT_BYTES_MAX);
+        }
+        assert!(sessions.0.kept_bytes() > KEPT_BYTES_MAX - 70_000);
+        assert!(sessions.0.answered(request(small, 1)).is_ok());
+        let mut gone = 0;
+        for sequence in 1..=sent {
+            let request = request(greedy, sequence);
+            assert_eq!(sessions.admit(request, 0, 9), Admission::Repeated);
+            match sessions.0.answered(request) {
+                Ok(answer) => assert_eq!(answer, response(request, &reply)),
+                Err(error) => {
+                    assert_eq!(error, ProposalError::AnswerExpired);
+                    assert_eq!(sequence, gone + 1, "the oldest go first");
+                    gone += 1;
+                }
+            }
+        }
+        assert!((sent / 3..sent * 2 / 3).contains(&gone), "{gone} of {sent}");
+    }
+
+    #[test]
+    fn whoever_has_most_commands_pays_for_too_many() {
+        let mut sessions = Prompt::default();
+        let small = sessions.open(1);
+        sessions.apply(request(small, 1), b"");
+        let busy = COMMANDS_MAX / WINDOW_MAX as u64 + 1;
+        for _ in 0..busy {
+            let id = sessions.open(1);
+            for sequence in 1..=WINDOW_MAX as u64 {
+                let admission = sessions.admit(request(id, sequence), 0, 2);
+                assert_eq!(admission, Admission::Apply);
+            }
+        }
+        assert_eq!(sessions.0.commands.total(), COMMANDS_MAX);
+        assert!(sessions.0.answered(request(small, 1)).is_ok());
+    }
+
+    #[test]
+    fn no_number_ends_a_session() {
+        let mut sessions = Prompt::default();
+        let id = sessions.open(1);
+        for sequence in [1, u64::MAX, u64::MAX - 1, 1 << 40] {
+            sessions.apply(request(id, sequence), b"");
+        }
+        for sequence in 2..WINDOW_MAX as u64 * 2 {
+            sessions.apply(request(id, sequence), b"");
+        }
+        // What was never sent cannot be acknowledged.
+        let mut sessions = Prompt::default();
+        let id = sessions.open(1);
+        sessions.apply(request(id, 1), b"");
+        assert_eq!(
+            sessions.admit(request(id, 2), u64::MAX, 3),
+            Admission::Apply
+        );
+        sessions.apply(request(id, 3), b"");
+    }
+
+    #[test]
     fn a_snapshot_keeps_the_table() {
-        let mut sessions = Sessions::default();
-        let id = sessions.open(LogIndex(1));
+        let mut sessions = Prompt::default();
+        let id = sessions.open(1);
         let outcomes = [
             Outcome::Reply(bytes::Bytes::from_static(b"r")),
             Outcome::Rejected {
@@ -410,41 +485,43 @@ mod tests {
             Outcome::Fault(GuestFault::OutOfFuel),
             Outcome::Reply(vec![0; KEPT_REPLY_BYTES_MAX + 1].into()),
         ];
-        for (at, outcome) in outcomes.iter().enumerate() {
-            let request = request(id, at as u64 + 1);
-            assert_eq!(sessions.admit(request, 0, LogIndex(2)), Admission::Apply);
-            sessions.answer(&Response {
+        for (outcome, sequence) in outcomes.into_iter().zip(1..) {
+            let request = request(id, sequence);
+            assert_eq!(sessions.admit(request, 0, 2), Admission::Apply);
+            sessions.0.answer(&Response {
                 request,
                 index: LogIndex(2),
                 term: Term(1),
-                outcome: outcome.clone(),
+                outcome,
             });
         }
-        let bytes = sessions.encode().encode_to_vec();
-        let mut restored = Sessions::decode(SessionsRecord::decode(&bytes[..]).expect("own bytes"))
+        let bytes = sessions.0.encode().encode_to_vec();
+        let restored = Sessions::decode(SessionsRecord::decode(&bytes[..]).expect("own bytes"))
             .expect("own record");
+        let mut restored = Prompt(restored);
+        assert_eq!(restored.0.kept_bytes(), sessions.0.kept_bytes());
         for sequence in 1..=5 {
             let request = request(id, sequence);
             assert_eq!(
-                restored.admit(request, 0, LogIndex(3)),
-                sessions.admit(request, 0, LogIndex(3)),
+                restored.admit(request, 0, 3),
+                sessions.admit(request, 0, 3),
                 "sequence {sequence}"
             );
+            assert_eq!(restored.0.answered(request), sessions.0.answered(request));
         }
-        assert_eq!(restored.open(LogIndex(4)), sessions.open(LogIndex(4)));
+        assert_eq!(restored.open(4), sessions.open(4));
     }
 
     #[test]
     fn lives_share_no_session() {
-        let open = |incarnation| Sessions::of_life(Incarnation(incarnation)).open(LogIndex(1));
-        assert_ne!(open(1), open(2));
-        let mut old = Sessions::of_life(Incarnation(1));
-        let stranger = request(old.open(LogIndex(1)), 1);
-        let mut new = Sessions::of_life(Incarnation(2));
-        new.open(LogIndex(1));
+        let of_life = |life| Prompt(Sessions::of_life(Incarnation(life)));
+        assert_ne!(of_life(1).open(1), of_life(2).open(1));
+        let stranger = request(of_life(1).open(1), 1);
+        let mut new = of_life(2);
+        new.open(1);
         assert_eq!(
-            new.admit(stranger, 0, LogIndex(2)),
-            Admission::Refuse(ProposalError::SessionExpired)
+            new.admit(stranger, 0, 2),
+            refused(ProposalError::SessionExpired)
         );
     }
 }

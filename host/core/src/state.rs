@@ -7,12 +7,24 @@ use bytes::Bytes;
 use prost::Message;
 use raft::eraftpb::ConfState;
 
-use crate::deployment::{Deployment, DeploymentRecord};
+use crate::config::MEMBERS_MAX;
+use crate::deployment::{DEPLOYMENT_BYTES_MAX, Deployment, DeploymentRecord};
 use crate::entry::{Unreadable, whole};
 use crate::id::{LogIndex, NodeId, ReplicaId, Term};
 use crate::outcome::{ChangeKind, EntryContext};
 use crate::planted::{self, Defect};
-use crate::sessions::{Sessions, SessionsRecord};
+use crate::sessions::{ENCODED_BYTES_MAX, Sessions, SessionsRecord};
+
+/// Bytes of a member's data. More is refused before it is proposed, and by every replica where it is applied.
+pub const MEMBER_DATA_BYTES_MAX: usize = 64 << 10;
+
+/// Bytes of one member in a snapshot, at the most.
+const MEMBER_BYTES_MAX: u64 = MEMBER_DATA_BYTES_MAX as u64 + 64;
+
+/// Bytes of the host's section of a snapshot, at the most. Each part has its own bound, and keeps it by what is replicated,
+/// so that no group can outgrow what a snapshot file may hold.
+pub const BYTES_MAX: u64 =
+    ENCODED_BYTES_MAX + MEMBER_BYTES_MAX * MEMBERS_MAX as u64 + DEPLOYMENT_BYTES_MAX as u64 + 128;
 
 /// Most that the index, the term and the last replica of a snapshot may be. They go up one by one, so none ever comes
 /// near; and what Raft adds to them has room.
@@ -123,7 +135,12 @@ impl Membership {
     ) -> bool {
         match kind {
             ChangeKind::AddVoter | ChangeKind::AddLearner => {
-                if replica.0 <= self.last_replica || self.replica_on(node).is_some() || node.0 == 0
+                let too_much =
+                    self.members.len() >= MEMBERS_MAX || data.len() > MEMBER_DATA_BYTES_MAX;
+                if replica.0 <= self.last_replica
+                    || self.replica_on(node).is_some()
+                    || node.0 == 0
+                    || too_much
                 {
                     return false;
                 }
@@ -242,7 +259,8 @@ impl HostState {
             let state = MemberState {
                 node: NodeId(member.node),
                 role,
-                data: member.data,
+                // Not a piece of the file, which would be held for it.
+                data: Bytes::copy_from_slice(&member.data),
                 contradicted: LogIndex(member.contradicted),
             };
             membership.members.insert(ReplicaId(member.replica), state);
@@ -339,6 +357,7 @@ struct MemberRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::deployment::PROFILE_BYTES_MAX;
 
     #[test]
     fn replica_ids_are_never_used_again_and_the_last_voter_stays() {
@@ -372,7 +391,7 @@ mod tests {
             &data,
             false
         ));
-        state.sessions.open(LogIndex(4));
+        state.sessions.open(LogIndex(4), &mut Vec::new());
         let context = EntryContext {
             index: LogIndex(9),
             term: Term(2),
@@ -388,6 +407,52 @@ mod tests {
             let _ = HostState::decode(bytes.slice(..end));
         }
         assert!(HostState::decode(Bytes::new()).is_err());
+    }
+
+    #[test]
+    fn the_fullest_section_there_can_be_keeps_its_bound() {
+        let mut state = HostState {
+            now: u64::MAX,
+            leader: NodeId(u64::MAX),
+            initialized: true,
+            paused: true,
+            settled: LogIndex(u64::MAX),
+            deployment: Some(Deployment {
+                component: crate::id::ComponentId([255; 32]),
+                profile: vec![255; PROFILE_BYTES_MAX].into(),
+                quota: crate::deployment::Quota {
+                    commands_per_second: u32::MAX,
+                    in_flight_bytes: u64::MAX,
+                    bytes_per_second: u64::MAX,
+                },
+            }),
+            ..HostState::default()
+        };
+        let membership = &mut state.membership;
+        let data: Bytes = vec![255; MEMBER_DATA_BYTES_MAX].into();
+        let first = u64::MAX - MEMBERS_MAX as u64;
+        for id in first..u64::MAX {
+            let (replica, node) = (ReplicaId(id), NodeId(id));
+            assert!(membership.apply(ChangeKind::AddVoter, replica, node, &data, false));
+            membership.contradict(replica, LogIndex(u64::MAX));
+        }
+        let (replica, node) = (ReplicaId(u64::MAX), NodeId(u64::MAX));
+        let one_more = membership.apply(ChangeKind::AddVoter, replica, node, &Bytes::new(), false);
+        assert!(!one_more, "there are as many as there may be");
+        let mut smaller = Membership::default();
+        let longer: Bytes = vec![0; MEMBER_DATA_BYTES_MAX + 1].into();
+        assert!(!smaller.apply(ChangeKind::AddVoter, replica, node, &longer, false));
+        state.sessions = crate::sessions::fullest();
+        let context = EntryContext {
+            index: LogIndex(u64::MAX),
+            term: Term(u64::MAX),
+            now: u64::MAX,
+            entropy: [255; 16],
+        };
+        let length = state.encode(&context).len() as u64;
+        assert!(length <= BYTES_MAX, "{length} of {BYTES_MAX}");
+        // The bound is not one that nothing comes near.
+        assert!(length > BYTES_MAX / 2, "{length} of {BYTES_MAX}");
     }
 
     #[test]

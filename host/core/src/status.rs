@@ -89,6 +89,8 @@ pub struct Status {
     pub deployed: Option<ComponentId>,
     /// Open client sessions.
     pub sessions: usize,
+    /// Bytes of answers that are kept for them.
+    pub session_bytes: u64,
     /// Proposals that wait to be packed.
     pub queued: usize,
     /// What the group takes of its clients.

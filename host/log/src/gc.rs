@@ -1,20 +1,15 @@
 //! Collection: gives back the oldest segments once nothing in them is needed, copying what little is.
 
 use std::collections::VecDeque;
-use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 
-use bytes::Bytes;
-
 use crate::error::LogError;
-use crate::frame::{
-    Body, FRAME_HEADER, FrameHeader, Seed, body_bound, decode_body, encode_record, encode_rewrite,
-    entry_len, frame_len,
-};
+use crate::frame::{Seed, body_bound, encode_record, encode_rewrite, entry_len, frame_len};
 use crate::log::Log;
+use crate::reader::read_entries;
 use crate::record::{Entry, GroupKey, Record};
 use crate::segment::SegmentName;
-use crate::table::{FramePlace, GroupState, Span, Tombstone};
+use crate::table::{GroupState, Span, Tombstone};
 use crate::vfs::VfsFile;
 
 /// What one call of [`Log::collect`] did.
@@ -60,13 +55,13 @@ impl Log {
         let mut dead = 0;
         self.collect_due = false;
         while let Some(&(sequence, end)) = self.sealed.get(dead) {
-            let pins = self.table.pins(sequence);
+            let pins = self.table().pins(sequence);
             if pins.is_empty() {
                 dead += 1;
                 continue;
             }
             let freed: u64 = self.sealed.iter().take(dead).map(|(_, end)| end).sum();
-            let live = self.table.live_bytes;
+            let live = self.table().live_bytes;
             let total = self.total_bytes() - freed;
             // A segment that is pinned by little more than tombstones and small states counts as dead space too.
             if total.saturating_sub(live) < live + self.options.garbage_bytes.max(end) {
@@ -86,7 +81,7 @@ impl Log {
                 limit.saturating_sub(collected.copied_bytes),
             )?;
             collected.copied_bytes += copied;
-            if !self.table.pins(sequence).is_empty() {
+            if !self.table().pins(sequence).is_empty() {
                 self.collect_due = true;
                 break;
             }
@@ -99,8 +94,9 @@ impl Log {
     fn ask(&mut self, groups: &[GroupKey]) -> Vec<GroupKey> {
         let (light, asks) = (self.options.light_group_bytes, self.options.heavy_asks);
         let mut heavy = Vec::new();
+        let mut table = self.table();
         for key in groups {
-            if let Some(group) = self.table.groups.get_mut(key)
+            if let Some(group) = table.groups.get_mut(key)
                 && group.live_bytes > light
                 && group.asks < asks
             {
@@ -127,7 +123,7 @@ impl Log {
                 replica,
                 segment: place.segment,
             };
-            self.table.tombstones.insert(key, tombstone);
+            self.table().tombstones.insert(key, tombstone);
             copied += place.len;
         }
         let mut reader = SpanReader::default();
@@ -143,7 +139,7 @@ impl Log {
 
     /// Writes the group's whole state again, in parts that recovery takes together or not at all.
     fn copy_group(&mut self, key: GroupKey, reader: &mut SpanReader) -> Result<u64, LogError> {
-        let Some(group) = self.table.groups.get(&key).cloned() else {
+        let Some(group) = self.table().groups.get(&key).cloned() else {
             return Ok(0);
         };
         let mut part = state_record(key, &group, true);
@@ -166,7 +162,9 @@ impl Log {
             }
         }
         copied += self.copy_part(&part, number, true, &mut moved)?;
-        self.table.moved(key, moved, self.active.sequence);
+        // Whoever reads an entry back from its new place must find it there.
+        self.flush()?;
+        self.table().moved(key, moved, self.active.sequence);
         Ok(copied)
     }
 
@@ -268,40 +266,4 @@ impl SpanReader {
         self.open = Some((span.place.segment, file));
         Ok(entries)
     }
-}
-
-fn read_entries(
-    file: &dyn VfsFile,
-    path: &Path,
-    seed: Seed,
-    key: GroupKey,
-    span: &Span,
-) -> Result<Vec<Entry>, LogError> {
-    let FramePlace { offset, len, .. } = span.place;
-    let corrupt = |reason: &str| LogError::corrupt(path, offset, reason);
-    let mut frame = vec![0; len as usize];
-    let read = file
-        .read_at(offset, &mut frame)
-        .map_err(LogError::io("read", path))?;
-    let sound = FrameHeader::parse(&frame[..read], seed).filter(|header| {
-        let body = frame.get(FRAME_HEADER..FRAME_HEADER + header.body_len as usize);
-        header.key == key && body.is_some_and(|body| header.body_is_sound(body, seed))
-    });
-    let header = sound.ok_or_else(|| {
-        corrupt("a frame that was sound when it was written does not verify any more")
-    })?;
-    let body = Bytes::from(frame).slice(FRAME_HEADER..FRAME_HEADER + header.body_len as usize);
-    let record = match decode_body(key, body).map_err(corrupt)? {
-        Body::Record(record) | Body::Rewrite { record, .. } => record,
-        Body::Checkpoint { .. } => return Err(corrupt("a checkpoint where entries were written")),
-    };
-    let live = record
-        .entries
-        .into_iter()
-        .filter(|entry| (span.first..=span.last).contains(&entry.index));
-    let live: Vec<Entry> = live.collect();
-    if live.len() as u64 != span.last - span.first + 1 {
-        return Err(corrupt("a frame holds fewer entries than were written"));
-    }
-    Ok(live)
 }

@@ -16,6 +16,7 @@ mod identity;
 mod log;
 mod pins;
 mod read_only;
+mod reader;
 mod record;
 mod recovery;
 mod segment;
@@ -33,12 +34,13 @@ pub use identity::{Identity, Store, StoreId};
 pub use log::{Log, LogOptions};
 pub use pins::{PeerPins, Pin};
 pub use read_only::ReadOnlyVfs;
+pub use reader::LogReader;
 pub use record::{EVERY_REPLICA, Entry, GroupKey, HardState, LogPosition, Record, SnapshotMark};
 pub use recovery::{Recovered, RecoveredGroup};
 pub use sim::SimVfs;
 pub use snapshot::{
-    SealedSnapshot, SnapshotFile, SnapshotMeta, SnapshotName, SnapshotReceiver, SnapshotStore,
-    SnapshotWriter,
+    MAX_STATE, SealedSnapshot, SnapshotFile, SnapshotMeta, SnapshotName, SnapshotReceiver,
+    SnapshotStore, SnapshotWriter,
 };
 pub use stats::LogStats;
 pub use storage::{DiskStorage, OpenedStorage, open_storage, open_storage_with};

@@ -2,14 +2,15 @@
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::LogError;
 use crate::frame::{
     Carried, FRAME_HEADER, FrameContext, MAX_BODY, body_bound, encode_checkpoint, encode_record,
     frame_len,
 };
+use crate::reader::LogReader;
 use crate::record::Record;
 use crate::recovery::{Recovered, replay};
 use crate::segment::{ActiveSegment, SEGMENT_HEADER, SegmentHeader, Shape};
@@ -36,6 +37,9 @@ pub struct LogOptions {
     pub garbage_bytes: u64,
     /// A group with at most this many live bytes is copied forward; a larger one is asked to snapshot first.
     pub light_group_bytes: u64,
+    /// Of the entries that a group's newest snapshot covers, recovery takes up about so many bytes, the newest; it passes over
+    /// older ones that were kept for other members.
+    pub recovered_behind_bytes: u64,
     /// After so many unanswered requests to snapshot, a large group is copied all the same, so that one stuck group
     /// cannot fill the disk of all.
     pub heavy_asks: u32,
@@ -51,6 +55,7 @@ impl Default for LogOptions {
             max_record_bytes: MAX_BODY,
             garbage_bytes: 192 << 20,
             light_group_bytes: 256 << 10,
+            recovered_behind_bytes: 8 << 20,
             heavy_asks: 4,
         }
     }
@@ -92,7 +97,8 @@ pub struct Log {
     pub(crate) vfs: Arc<dyn Vfs>,
     pub(crate) dir: PathBuf,
     pub(crate) options: LogOptions,
-    pub(crate) table: GroupTable,
+    /// Shared with those who read entries back.
+    pub(crate) table: Arc<Mutex<GroupTable>>,
     pub(crate) active: ActiveSegment,
     /// Sequence and end of the full segments, oldest first.
     pub(crate) sealed: VecDeque<(u64, u64)>,
@@ -126,7 +132,7 @@ impl Log {
         options.check()?;
         vfs.create_dir_all(dir)
             .map_err(LogError::io("create", dir))?;
-        let replayed = replay(&*vfs, dir, &options.store)?;
+        let replayed = replay(&*vfs, dir, &options)?;
         for path in &replayed.leftovers {
             vfs.remove(path).map_err(LogError::io("remove", path))?;
         }
@@ -149,7 +155,7 @@ impl Log {
             vfs,
             dir: dir.to_path_buf(),
             options,
-            table: replayed.table,
+            table: Arc::new(Mutex::new(replayed.table)),
             active,
             sealed: replayed.segments,
             first_live: replayed.first_live,
@@ -172,7 +178,8 @@ impl Log {
     /// snapshot), or if a tombstone carries more. These change nothing. Anything else poisons the log.
     pub fn append(&mut self, record: &Record) -> Result<(), LogError> {
         self.usable()?;
-        if self.table.is_removed(record) {
+        let table = lock(&self.table);
+        if table.is_removed(record) {
             return Err(LogError::Removed { key: record.key });
         }
         let size = body_bound(record);
@@ -183,22 +190,23 @@ impl Log {
                 limit: self.options.max_record_bytes,
             });
         }
-        if let Some(reason) = self.table.objection(record) {
+        if let Some(reason) = table.objection(record) {
             return Err(LogError::InvalidRecord {
                 key: record.key,
                 reason,
             });
         }
+        drop(table);
         self.make_room(frame_len(size))?;
         let (offset, context) = (self.end(), self.context());
-        let known = self
-            .table
+        let mut table = lock(&self.table);
+        let known = table
             .groups
             .get(&record.key)
             .filter(|group| group.newest != self.active.sequence && !record.removed);
         let carried = known.map_or(Carried::default(), |group| group.carried());
         let len = encode_record(&mut self.buffer, context, record, carried);
-        self.table.apply(
+        table.apply(
             record,
             FramePlace {
                 segment: self.active.sequence,
@@ -206,6 +214,7 @@ impl Log {
                 len,
             },
         );
+        drop(table);
         self.counters.records.fetch_add(1, Relaxed);
         self.counters.appended_bytes.fetch_add(len, Relaxed);
         if self.buffer.len() >= BUFFER_BYTES {
@@ -296,6 +305,20 @@ impl Log {
         Ok(())
     }
 
+    /// Reads entries back from the files of this log, on any thread.
+    pub fn reader(&self) -> LogReader {
+        LogReader {
+            vfs: Arc::clone(&self.vfs),
+            dir: self.dir.clone(),
+            store: self.options.store,
+            table: Arc::clone(&self.table),
+        }
+    }
+
+    pub(crate) fn table(&self) -> MutexGuard<'_, GroupTable> {
+        lock(&self.table)
+    }
+
     pub(crate) fn usable(&self) -> Result<(), LogError> {
         match &self.poisoned {
             None => Ok(()),
@@ -323,15 +346,13 @@ impl Log {
     }
 
     pub(crate) fn publish(&self) {
-        let counters = &self.counters;
+        let (counters, table) = (&self.counters, self.table());
         counters.bytes.store(self.total_bytes(), Relaxed);
-        counters.live_bytes.store(self.table.live_bytes, Relaxed);
+        counters.live_bytes.store(table.live_bytes, Relaxed);
         counters
             .segments
             .store(self.sealed.len() as u64 + 1, Relaxed);
-        counters
-            .groups
-            .store(self.table.groups.len() as u64, Relaxed);
+        counters.groups.store(table.groups.len() as u64, Relaxed);
     }
 
     fn end(&self) -> u64 {
@@ -370,4 +391,8 @@ impl Log {
         self.collect_due = true;
         Ok(())
     }
+}
+
+pub(crate) fn lock(table: &Mutex<GroupTable>) -> MutexGuard<'_, GroupTable> {
+    table.lock().unwrap_or_else(PoisonError::into_inner)
 }

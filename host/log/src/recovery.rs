@@ -10,7 +10,10 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 
 use crate::error::LogError;
-use crate::frame::{Body, FRAME_ALIGN, FRAME_HEADER, FrameHeader, Place, Seed, decode_body};
+use crate::frame::{
+    Body, FRAME_ALIGN, FRAME_HEADER, FrameHeader, Place, Seed, decode_body, entry_len,
+};
+use crate::log::LogOptions;
 use crate::record::{EVERY_REPLICA, Entry, GroupKey, HardState, LogPosition, Record, SnapshotMark};
 use crate::segment::{SEGMENT_HEADER, SegmentHeader, SegmentName};
 use crate::table::{FramePlace, GroupTable};
@@ -47,7 +50,8 @@ pub struct RecoveredGroup {
     pub hard_state: HardState,
     /// The newest durable snapshot.
     pub snapshot: Option<SnapshotMark>,
-    /// Where the log starts: the entries follow this position without a gap.
+    /// Where the log starts: the entries follow this position without a gap. The files may hold older ones, which are of no use
+    /// for recovery ([`LogOptions::recovered_behind_bytes`]).
     pub truncated: LogPosition,
     /// The live entries, contiguous.
     pub entries: Vec<Entry>,
@@ -64,7 +68,11 @@ pub(crate) struct Replayed {
     pub(crate) recovered: Recovered,
 }
 
-pub(crate) fn replay(vfs: &dyn Vfs, dir: &Path, store: &[u8; 16]) -> Result<Replayed, LogError> {
+pub(crate) fn replay(
+    vfs: &dyn Vfs,
+    dir: &Path,
+    options: &LogOptions,
+) -> Result<Replayed, LogError> {
     let mut sequences = Vec::new();
     let mut leftovers = Vec::new();
     for name in vfs.list(dir).map_err(LogError::io("list", dir))? {
@@ -80,12 +88,13 @@ pub(crate) fn replay(vfs: &dyn Vfs, dir: &Path, store: &[u8; 16]) -> Result<Repl
     for &sequence in run {
         let path = SegmentName::Segment(sequence).path(dir);
         let file = vfs.open(&path).map_err(LogError::io("open", &path))?;
-        let header = SegmentHeader::read(&*file, &path, sequence, store)?;
+        let header = SegmentHeader::read(&*file, &path, sequence, &options.store)?;
         segments.push(Segment { file, path, header });
     }
 
     let mut replay = Replay {
         first_live: 1,
+        behind_bytes: options.recovered_behind_bytes,
         ..Replay::default()
     };
     for (position, segment) in segments.iter().enumerate() {
@@ -155,6 +164,22 @@ fn settle(segment: &Segment, from: Place, end: u64) -> Result<(), LogError> {
         .map_err(LogError::io("sync", &segment.path))
 }
 
+/// Drops the entries that a snapshot covers, but for the newest of so many bytes. Gives the last one dropped.
+fn pass_over(entries: &mut VecDeque<Entry>, covered: u64, behind: u64) -> Option<LogPosition> {
+    let count = entries.partition_point(|entry| entry.index <= covered);
+    let mut bytes = 0;
+    let kept = entries.iter().take(count).rev().take_while(|entry| {
+        bytes += entry_len(entry) as u64;
+        bytes <= behind
+    });
+    let dropped = count - kept.count();
+    let last = entries.drain(..dropped).next_back()?;
+    Some(LogPosition {
+        index: last.index,
+        term: last.term,
+    })
+}
+
 /// The longest run of consecutive sequences that ends with the newest.
 fn newest_run(sequences: &[u64]) -> &[u64] {
     let mut start = sequences.len();
@@ -184,6 +209,10 @@ struct Rewrite {
 struct Replay {
     table: GroupTable,
     entries: HashMap<GroupKey, VecDeque<Entry>>,
+    /// Bytes of entries that are taken up although a snapshot covers them.
+    behind_bytes: u64,
+    /// The last entry of each group that was passed over because its snapshot covers it.
+    passed: HashMap<GroupKey, LogPosition>,
     rewrites: HashMap<GroupKey, Rewrite>,
     ends: BTreeMap<u64, u64>,
     first_live: u64,
@@ -296,10 +325,12 @@ impl Replay {
         let entries = self.entries.entry(record.key).or_default();
         if record.removed {
             self.entries.remove(&record.key);
+            self.passed.remove(&record.key);
             return Ok(());
         }
         if record.reset {
             entries.clear();
+            self.passed.remove(&record.key);
         }
         if let Some(first) = record.entries.first() {
             while entries
@@ -324,6 +355,11 @@ impl Replay {
                 .is_some()
             {}
         }
+        if let Some(mark) = &record.snapshot
+            && let Some(passed) = pass_over(entries, mark.position.index, self.behind_bytes)
+        {
+            self.passed.insert(record.key, passed);
+        }
         Ok(())
     }
 
@@ -331,16 +367,21 @@ impl Replay {
         let mut groups = Vec::with_capacity(self.table.groups.len());
         for (key, state) in &self.table.groups {
             let entries: Vec<Entry> = self.entries.remove(key).unwrap_or_default().into();
+            let passed = self.passed.get(key).copied().unwrap_or_default();
+            let truncated = match passed.index > state.truncated.index {
+                true => passed,
+                false => state.truncated,
+            };
             let gap = entries
                 .first()
-                .is_some_and(|first| first.index.checked_sub(1) != Some(state.truncated.index));
+                .is_some_and(|first| first.index.checked_sub(1) != Some(truncated.index));
             if gap || state.hard_state.commit > state.last_index() {
                 let place = state.spans.front().map_or((state.newest, 0), |span| {
                     (span.place.segment, span.place.offset)
                 });
                 let reason = format!(
                     "entries of {key} after index {} are missing",
-                    state.truncated.index
+                    truncated.index
                 );
                 return Err(LogError::corrupt(
                     &SegmentName::Segment(place.0).path(dir),
@@ -353,7 +394,7 @@ impl Replay {
                 replica: state.replica,
                 hard_state: state.hard_state,
                 snapshot: state.snapshot.clone(),
-                truncated: state.truncated,
+                truncated,
                 entries,
             });
         }

@@ -12,8 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytes::Bytes;
 
-use self::file::MAX_STATE;
-pub use self::file::SnapshotFile;
+pub use self::file::{MAX_STATE, SnapshotFile};
 use self::writer::Draft;
 pub use self::writer::{SealedSnapshot, SnapshotReceiver, SnapshotWriter};
 use crate::error::LogError;

@@ -63,6 +63,11 @@ pub fn open_storage_with(
     options: LogOptions,
 ) -> Result<OpenedStorage, LogError> {
     let store = Store::open(&vfs, dir, STANDALONE, node)?;
+    // Its owner decides what it needs of what the snapshot covers.
+    let options = LogOptions {
+        recovered_behind_bytes: u64::MAX,
+        ..options
+    };
     let (mut log, mut recovered) = store.open_log(&vfs, options)?;
     let snapshots = SnapshotStore::open_dir(vfs, &store.snapshot_dir())?;
     let key = GroupKey {

@@ -10,6 +10,7 @@ use skep_machine::wasm::Profile;
 
 use crate::catalog::{ComponentRecord, GroupRecord, NodeRecord};
 use crate::status::Rehearsal;
+use crate::trouble::Troubled;
 
 /// The methods of the client protocol's `Call`. A body is JSON of the type beside it.
 pub mod method {
@@ -244,7 +245,7 @@ pub struct GroupInfo {
     /// The linear memory of its machine, where this node hosts a replica of one in a sandbox.
     #[serde(default)]
     pub memory: Option<Memory>,
-    /// Why this node's replica does not run, where it should.
+    /// What is wrong with this node's replica, and what comes next.
     pub problem: Option<String>,
 }
 
@@ -276,10 +277,13 @@ pub struct NodeInfo {
     pub cluster: String,
     /// Version of the program.
     pub version: String,
-    /// Whether it can serve: the catalogue has a leader and every group that belongs here runs.
+    /// Whether it can serve: the catalogue has a leader, and every group that belongs here was brought up, or is in trouble.
     pub ready: bool,
     /// What it waits for; empty if ready.
     pub waiting_for: Vec<String>,
+    /// Groups whose replica here is in trouble.
+    #[serde(default)]
+    pub troubled: Vec<Troubled>,
     /// Replicas on this node, the catalogue's included.
     pub replicas: usize,
     /// Those of them that lead.

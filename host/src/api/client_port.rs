@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::call;
 use crate::clock;
-use crate::host::Host;
+use crate::host::{Host, Reach};
 use crate::host_error::HostError;
 use crate::memory::{KEPT_BY_CLIENT, empty};
 use crate::status::Consistency;
@@ -272,7 +272,9 @@ async fn carry_out(
             let timeout = patience(propose.timeout_ms)?;
             let command = Command::try_from(propose).map_err(wire)?;
             Ok(response::Body::Proposed(
-                host.propose(group, command, timeout).await?.into(),
+                host.propose(group, command, Reach::Node, timeout)
+                    .await?
+                    .into(),
             ))
         }
         Some(request::Body::Query(query)) => {
@@ -283,7 +285,13 @@ async fn carry_out(
                 Consistency::Stale
             };
             let answer = host
-                .query(group, query.data, consistency, patience(query.timeout_ms)?)
+                .query(
+                    group,
+                    query.data,
+                    consistency,
+                    Reach::Node,
+                    patience(query.timeout_ms)?,
+                )
                 .await?;
             Ok(response::Body::Answered(proto::Answered {
                 index: answer.index.0,
@@ -293,7 +301,8 @@ async fn carry_out(
         }
         Some(request::Body::OpenSession(open)) => {
             host.here_or_elsewhere(group).await?;
-            let response = host.open_session(group, patience(open.timeout_ms)?).await?;
+            let timeout = patience(open.timeout_ms)?;
+            let response = host.open_session(group, Reach::Node, timeout).await?;
             Ok(response::Body::SessionOpened(proto::SessionOpened::new(
                 &response,
             )))

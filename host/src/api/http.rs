@@ -22,11 +22,14 @@ use crate::catalog::ComponentRecord;
 use crate::host::{Host, Reach};
 use crate::host_error::HostError;
 use crate::status::Consistency;
+use crate::trouble::Troubled;
 
 /// Names the session of a command.
 pub const SESSION: HeaderName = HeaderName::from_static("skep-session");
 /// Names a command within its session, from 1.
 pub const SEQUENCE: HeaderName = HeaderName::from_static("skep-sequence");
+/// The client has the answers to its session's commands up to this sequence: they need not be kept.
+pub const ACKNOWLEDGED: HeaderName = HeaderName::from_static("skep-acknowledged");
 /// Milliseconds the caller will wait.
 pub const TIMEOUT: HeaderName = HeaderName::from_static("skep-timeout-ms");
 /// Where an answer stands in the group's log.
@@ -113,7 +116,7 @@ async fn propose(
     let timeout = timeout(&host, &headers)?;
     let command = command(&headers, data)?;
     let id = host.find(&group).await?.id;
-    let response = host.propose(id, command, timeout).await?;
+    let response = host.propose(id, command, Reach::Cluster, timeout).await?;
     Ok(outcome(response.outcome, response.index.0, response.term.0))
 }
 
@@ -135,7 +138,7 @@ async fn query(
     let timeout = timeout(&host, &headers)?;
     let id = host.find(&group).await?.id;
     let answer = host
-        .query(id, request, parameters.consistency, timeout)
+        .query(id, request, parameters.consistency, Reach::Cluster, timeout)
         .await?;
     Ok(outcome(answer.outcome, answer.index.0, answer.term.0))
 }
@@ -154,7 +157,7 @@ async fn open_session(
 ) -> Answer<(StatusCode, Json<SessionOpened>)> {
     let timeout = timeout(&host, &headers)?;
     let id = host.find(&group).await?.id;
-    let response = host.open_session(id, timeout).await?;
+    let response = host.open_session(id, Reach::Cluster, timeout).await?;
     let (session, index, term) = (response.session().0, response.index.0, response.term.0);
     Ok((
         StatusCode::CREATED,
@@ -324,10 +327,16 @@ async fn livez(State(host): State<Host>) -> Response {
 
 async fn readyz(State(host): State<Host>) -> Response {
     let waiting_for = host.waiting_for();
+    let troubled: Vec<_> = host.troubled().iter().map(Troubled::to_string).collect();
     if waiting_for.is_empty() {
-        return "ready\n".into_response();
+        let lines: String = troubled.iter().map(|line| format!("{line}\n")).collect();
+        return format!("ready\n{lines}").into_response();
     }
-    let detail = format!("waiting for {}", waiting_for.join(", "));
+    let mut detail = format!("waiting for {}", waiting_for.join(", "));
+    for line in troubled {
+        detail.push_str("; ");
+        detail.push_str(&line);
+    }
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", detail).into_response()
 }
 
@@ -367,10 +376,16 @@ fn command(headers: &HeaderMap, data: Bytes) -> Answer<Command> {
             return Err(bad_request(detail));
         }
     };
-    // Over HTTP a session's commands are sent one after the other, so all before this one are answered.
+    // Nothing is concluded from the sequence: many commands of a session may be in flight.
+    let acknowledged = number(headers, &ACKNOWLEDGED)?.unwrap_or(0);
+    if acknowledged > 0 && acknowledged >= request.sequence {
+        let detail =
+            "Skep-Acknowledged names commands that are answered, so it is below Skep-Sequence";
+        return Err(bad_request(detail));
+    }
     Ok(Command {
         request,
-        acknowledged: request.sequence.saturating_sub(1),
+        acknowledged,
         data,
     })
 }
@@ -478,8 +493,18 @@ mod tests {
                 sequence: 3
             }
         );
-        assert_eq!(named.acknowledged, 2);
+        assert_eq!(
+            named.acknowledged, 0,
+            "1 and 2 may be in flight as well as 3"
+        );
+        let said = [(&SESSION, "7"), (&SEQUENCE, "3"), (&ACKNOWLEDGED, "1")];
+        assert_eq!(
+            command(&headers(&said), data.clone()).unwrap().acknowledged,
+            1
+        );
         for wrong in [
+            headers(&[(&ACKNOWLEDGED, "1")]),
+            headers(&[(&SESSION, "7"), (&SEQUENCE, "3"), (&ACKNOWLEDGED, "3")]),
             headers(&[(&SESSION, "7")]),
             headers(&[(&SEQUENCE, "7")]),
             headers(&[(&SESSION, "0"), (&SEQUENCE, "1")]),

@@ -122,8 +122,9 @@ fn status(code: &str, unknown: bool) -> StatusCode {
         }
         "digest-mismatch" | "change-refused" | "above-ceiling" => StatusCode::BAD_REQUEST,
         "no-such-group" | "not-found" | "no-such-component" => StatusCode::NOT_FOUND,
-        "group-exists" | "change-in-progress" | "session-expired" | "group-removed"
-        | "not-needed" | "not-rehearsed" | "group-paused" => StatusCode::CONFLICT,
+        "group-exists" | "change-in-progress" | "group-removed" | "not-needed"
+        | "not-rehearsed" | "group-paused" => StatusCode::CONFLICT,
+        "session-expired" | "answer-expired" | "sequence-closed" => StatusCode::CONFLICT,
         "not-upgraded" => StatusCode::UNPROCESSABLE_ENTITY,
         "too-large" => StatusCode::PAYLOAD_TOO_LARGE,
         "busy" => StatusCode::TOO_MANY_REQUESTS,
@@ -186,6 +187,16 @@ mod tests {
                 proposal(ProposalError::SessionExpired),
                 409,
                 "session-expired",
+            ),
+            (
+                proposal(ProposalError::AnswerExpired),
+                409,
+                "answer-expired",
+            ),
+            (
+                proposal(ProposalError::SequenceClosed),
+                409,
+                "sequence-closed",
             ),
             (
                 proposal(ProposalError::ChangeInProgress),

@@ -141,6 +141,8 @@ pub fn failure(error: ClientError) -> Failure {
         "stopped" | "not-ready" | "group-faulted" | "query-failed" | "machine-failed" => {
             Exit::Unavailable
         }
+        // It was applied, so not "nothing changed".
+        "answer-expired" => Exit::Unknown,
         _ => exit(error.is_unknown(), error.is_retryable()),
     };
     Failure::new(error.code().to_owned(), error.to_string(), exit)

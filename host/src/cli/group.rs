@@ -9,7 +9,7 @@ use skep::api::admin::{
 };
 use skep::{GroupId, NodeId, Rehearsal, Verdict};
 use skep_core::deployment::Quota;
-use skep_core::status::{Health, Status};
+use skep_core::status::Status;
 use skep_machine::state_machine::Memory;
 use skep_machine::wasm::Profile;
 
@@ -435,28 +435,8 @@ fn text(status: &skep::GroupStatus) -> String {
         or_dash(status.memory.map(memory)),
         quota(replica)
     ));
-    let problem = match &replica.health {
-        Health::Healthy | Health::Faulted { .. } => None,
-        Health::Degraded { index } => {
-            Some(format!("the machine cannot save itself, tried at {index}"))
-        }
-        Health::Quarantined { index } => Some(format!(
-            "quarantined: it differs from the majority at {index}, and fetches their state"
-        )),
-        Health::Suspended { index } => Some(format!(
-            "suspended: the replicas differ at {index}, and none has a majority; see `skep group trust`"
-        )),
-    };
-    let paused = "paused: the machine failed on many commands in a row; see `skep group resume`";
-    for problem in problem
-        .iter()
-        .map(String::as_str)
-        .chain(replica.paused.then_some(paused))
-    {
-        text.push_str(&format!("problem   {problem}\n"));
-    }
-    if let Some(reason) = &status.halted {
-        text.push_str(&format!("halted    {reason}\n"));
+    if let Some(trouble) = &status.trouble {
+        text.push_str(&format!("problem   {trouble}\n"));
     }
     let rows: Vec<Vec<String>> = replica
         .members

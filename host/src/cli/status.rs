@@ -39,8 +39,13 @@ fn text(info: &NodeInfo) -> String {
             ]
         })
         .collect();
+    let troubled: String = info
+        .troubled
+        .iter()
+        .map(|troubled| format!("{troubled}\n"))
+        .collect();
     format!(
-        "node {} ({}) of cluster {}, skep {}: {state}\n{} replicas, {} of them lead\n\n{}\n{}",
+        "node {} ({}) of cluster {}, skep {}: {state}\n{} replicas, {} of them lead\n{troubled}\n{}\n{}",
         info.id,
         info.name,
         info.cluster,

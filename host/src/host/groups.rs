@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use skep_core::id::{ComponentId, NodeId};
-use skep_core::status::{Health, Status};
 use skep_machine::wasm::{ComponentError, Profile};
 
 use super::reconcile::blocking;
@@ -21,6 +20,7 @@ use crate::clock::{self, Stopwatch};
 use crate::components::{StoreError, Upload};
 use crate::host_error::HostError;
 use crate::status::GroupStatus;
+use crate::trouble::Kind;
 
 /// Members of a group for which no number is asked.
 const REPLICAS: usize = 3;
@@ -310,18 +310,10 @@ impl Host {
         loop {
             match self.group_status(&id, Reach::Cluster).await {
                 Ok(GroupStatus {
-                    halted: Some(reason),
+                    trouble: Some(trouble),
                     ..
-                })
-                | Ok(GroupStatus {
-                    replica:
-                        Status {
-                            health: Health::Faulted { reason },
-                            ..
-                        },
-                    ..
-                }) => {
-                    info.problem = Some(reason);
+                }) if matches!(trouble.kind, Kind::Halted | Kind::Faulted) => {
+                    info.problem = Some(trouble.to_string());
                     return Ok(info);
                 }
                 // `init` runs with the leader's own first entry, behind one for each founder and the empty one of its

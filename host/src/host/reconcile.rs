@@ -81,6 +81,7 @@ fn step(host: &Host, catalog: &Catalog) {
         if let Entry::Vacant(place) = hosted.entry(record.id) {
             place.insert(Hosted::Starting {
                 incarnation: record.incarnation,
+                attempts: 0,
                 reason: None,
             });
             keep_bringing_up(host, record);
@@ -102,6 +103,7 @@ fn step(host: &Host, catalog: &Catalog) {
         {
             *state = Hosted::Starting {
                 incarnation,
+                attempts: 0,
                 reason: None,
             };
             keep_bringing_up(host, record);
@@ -144,6 +146,7 @@ async fn bring_up(host: Host, record: Arc<GroupRecord>) {
                     id,
                     Hosted::Starting {
                         incarnation,
+                        attempts: attempt + 1,
                         reason: Some(reason),
                     },
                 );
@@ -204,6 +207,7 @@ pub(super) fn tuned(config: &Config, mut group: GroupConfig) -> GroupConfig {
     group.snap_count = config.raft.snapshot_entries;
     group.limits.command_bytes = config.limits.command_bytes;
     group.limits.long_bytes_per_second = config.limits.long_bytes_per_second;
+    group.limits.log_retained_bytes = config.limits.log_retained_bytes;
     // A request without a deadline of its own is answered within this.
     let ticks = config.limits.request_timeout_ms / config.raft.tick_ms;
     group.limits.request_ticks = u32::try_from(ticks)

@@ -19,9 +19,9 @@ use crate::status::{Consistency, QueryAnswer};
 /// How far a request may be carried.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reach {
-    /// To a node that hosts the group.
+    /// To a node that hosts the group, and can serve it.
     Cluster,
-    /// No further: it was handed on once already.
+    /// No further: it was handed on once already, or its client is told where else to go.
     Node,
 }
 
@@ -34,6 +34,7 @@ impl Host {
         &self,
         id: GroupId,
         command: Command,
+        reach: Reach,
         timeout: Duration,
     ) -> Result<Response, HostError> {
         self.check_request(id, &command.data)?;
@@ -41,7 +42,7 @@ impl Host {
         let (node, peers, command) = (&self.inner.node, &self.inner.peers, &command);
         let work = self.served(
             id,
-            Reach::Cluster,
+            reach,
             || node.propose_as(id, command.clone()),
             |member| async move { peers.propose(&member, id, command, timeout).await },
         );
@@ -54,13 +55,14 @@ impl Host {
     pub async fn open_session(
         &self,
         id: GroupId,
+        reach: Reach,
         timeout: Duration,
     ) -> Result<Response, HostError> {
         self.check_request(id, &Bytes::new())?;
         let (node, peers) = (&self.inner.node, &self.inner.peers);
         let work = self.served(
             id,
-            Reach::Cluster,
+            reach,
             || node.open_session(id),
             |member| async move { peers.open_session(&member, id, timeout).await },
         );
@@ -73,6 +75,7 @@ impl Host {
         id: GroupId,
         request: Bytes,
         consistency: Consistency,
+        reach: Reach,
         timeout: Duration,
     ) -> Result<QueryAnswer, HostError> {
         self.check_request(id, &request)?;
@@ -80,7 +83,7 @@ impl Host {
         let (node, peers, request) = (&self.inner.node, &self.inner.peers, &request);
         let work = self.served(
             id,
-            Reach::Cluster,
+            reach,
             || node.query(id, request.clone(), consistency),
             |member| async move {
                 peers
@@ -117,7 +120,16 @@ impl Host {
             Some(members) => members,
             None => match here().await {
                 // The replica left while the request was on its way to it, which therefore did nothing.
-                Err(crate::Error::NoSuchGroup { .. }) => self.others(id, NodeId(0), reach).await?,
+                Err(crate::Error::NoSuchGroup { .. }) => {
+                    self.others(id, NodeId(0), Reach::Cluster).await?
+                }
+                // A replica whose machine is of no use did nothing either; those of others may be well.
+                Err(error) if reach == Reach::Cluster && is_refused_by_a_sick_one(&error) => {
+                    match self.others(id, NodeId(0), reach).await {
+                        Ok(members) => members,
+                        Err(_) => return Err(error.into()),
+                    }
+                }
                 answer => return Ok(answer?),
             },
         };
@@ -285,13 +297,18 @@ where
     Err(failure)
 }
 
-/// Whether the node was not reached, or has no replica (any more, or yet), so that nothing was done and another may be
-/// asked.
+/// Whether nothing was done because the replica is halted, quarantined, suspended, or has no machine.
+fn is_refused_by_a_sick_one(error: &crate::Error) -> bool {
+    !error.is_unknown() && error.code() == "group-faulted"
+}
+
+/// Whether the node was not reached, or has no replica (any more, or yet) or a sick one, so that nothing was done and
+/// another may be asked.
 fn is_unreachable(error: &HostError) -> bool {
     !error.is_unknown()
         && matches!(
             error.code(),
-            "unreachable" | "group-starting" | "group-elsewhere"
+            "unreachable" | "group-starting" | "group-elsewhere" | "group-faulted"
         )
 }
 

@@ -58,7 +58,9 @@ impl Actor {
                         .wait_timeout_while(queue, MAKE_AGAIN, |queue| !queue.halted);
                     let (queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
                     if queue.halted {
-                        return Err(Failed(format!("it was stopped while it waited: {reason}")));
+                        return Err(Failed::local(format!(
+                            "it was stopped while it waited: {reason}"
+                        )));
                     }
                 }
                 made => return Ok(made),

@@ -22,7 +22,7 @@ pub(super) fn pass(
     state: Bytes,
 ) -> Result<Option<SealedSnapshot>, Failed> {
     let local = |error: &dyn std::fmt::Display| {
-        Failed(format!(
+        Failed::local(format!(
             "the snapshot at {} was not written: {error}",
             context.index
         ))

@@ -21,8 +21,31 @@ pub(super) struct Machine {
 }
 
 /// Why a machine can no longer be run.
-#[derive(Debug)]
-pub(crate) struct Failed(pub(crate) String);
+#[derive(Clone, Debug)]
+pub(crate) struct Failed {
+    /// For the operator.
+    pub(crate) reason: String,
+    /// However often it is started, it fails again.
+    pub(crate) is_broken: bool,
+}
+
+impl Failed {
+    /// For a reason of this node, or of this moment: another start may do better.
+    pub(crate) fn local(reason: impl Into<String>) -> Self {
+        Self {
+            reason: reason.into(),
+            is_broken: false,
+        }
+    }
+
+    /// For a reason that lies in the machine, the log or the host itself.
+    pub(crate) fn broken(reason: impl Into<String>) -> Self {
+        Self {
+            reason: reason.into(),
+            is_broken: true,
+        }
+    }
+}
 
 impl Machine {
     pub(super) fn new(machine: Box<dyn StateMachine>, deployment: Option<Deployment>) -> Self {
@@ -60,10 +83,10 @@ impl Machine {
                         outcomes: Vec::new(),
                         fuel: applied.fuel,
                     }),
-                    Some(Outcome::Rejected { code, message }) => Err(Failed(format!(
+                    Some(Outcome::Rejected { code, message }) => Err(Failed::broken(format!(
                         "init refused the configuration of the group (code {code}): {message}"
                     ))),
-                    Some(outcome) => Err(Failed(format!(
+                    Some(outcome) => Err(Failed::broken(format!(
                         "init failed on the configuration of the group: {outcome:?}"
                     ))),
                 }
@@ -72,7 +95,7 @@ impl Machine {
                 let applied = self.machine.apply(context, &commands).map_err(failed)?;
                 if applied.outcomes.len() != commands.len() {
                     let (outcomes, commands) = (applied.outcomes.len(), commands.len());
-                    return Err(Failed(format!(
+                    return Err(Failed::broken(format!(
                         "apply gave {outcomes} outcomes for {commands} commands"
                     )));
                 }
@@ -91,7 +114,7 @@ impl Machine {
                     fuel: 0,
                 }),
             },
-            Call::Activate(_) => Err(Failed("a machine cannot exchange itself".into())),
+            Call::Activate(_) => Err(Failed::broken("a machine cannot exchange itself")),
             Call::StatusChange(event) => {
                 let fuel = match self.machine.process_status_change(context, &event) {
                     Ok(applied) => applied.fuel,
@@ -124,13 +147,16 @@ pub(crate) fn outcome_of(error: MachineError) -> Result<Outcome, Failed> {
 }
 
 pub(super) fn failed(error: MachineError) -> Failed {
-    Failed(error.to_string())
+    match error {
+        MachineError::Guest { .. } => Failed::broken(error.to_string()),
+        MachineError::Local { .. } => Failed::local(error.to_string()),
+    }
 }
 
 /// Runs a call into a machine, which may panic. The caller must not use again what the call may have left half done.
 pub(crate) fn guarded<T>(call: impl FnOnce() -> Result<T, Failed>) -> Result<T, Failed> {
     catch_unwind(AssertUnwindSafe(call))
-        .unwrap_or_else(|panic| Err(Failed(format!("panicked: {}", panic_text(&*panic)))))
+        .unwrap_or_else(|panic| Err(Failed::local(format!("panicked: {}", panic_text(&*panic)))))
 }
 
 /// What a panic said.

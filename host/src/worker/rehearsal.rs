@@ -53,12 +53,9 @@ impl Rehearsable {
             for past in &entries {
                 let mut outcomes = Vec::with_capacity(past.outcomes.len());
                 for call in &past.calls {
-                    let applied =
-                        machine
-                            .call(&past.context, call.clone())
-                            .map_err(|Failed(reason)| {
-                                local("apply", LocalCode::UnexpectedError, reason)
-                            })?;
+                    let applied = machine.call(&past.context, call.clone()).map_err(
+                        |Failed { reason, .. }| local("apply", LocalCode::UnexpectedError, reason),
+                    )?;
                     report.fuel += applied.fuel;
                     outcomes.extend(applied.outcomes);
                     report.commands += match call {

@@ -4,6 +4,7 @@ use raft::eraftpb;
 use skep_core::effect::Persist;
 use skep_core::group::Recovered;
 use skep_core::id::{GroupId, Incarnation, LogIndex, ReplicaId, Term};
+use skep_core::input::LogRead;
 use skep_core::message::SnapshotName;
 use skep_log::{
     Entry, GroupKey, HardState, LogError, LogPosition, Record, RecoveredGroup, SnapshotMark,
@@ -64,6 +65,22 @@ pub fn recovered(group: RecoveredGroup, state: Option<Bytes>) -> Result<Recovere
         truncated: (LogIndex(group.truncated.index), Term(group.truncated.term)),
         snapshot: group.snapshot.as_ref().map(name).zip(state),
     })
+}
+
+/// What became of reading entries back from the log.
+pub fn log_read(key: GroupKey, read: Result<Option<Vec<Entry>>, LogError>) -> LogRead {
+    match read.and_then(|found| {
+        let to_raft = |entry| entry_to_raft(key, entry);
+        found
+            .map(|found| found.into_iter().map(to_raft).collect())
+            .transpose()
+    }) {
+        Ok(Some(entries)) => LogRead::Entries(entries),
+        Ok(None) => LogRead::Gone,
+        Err(LogError::Io { .. }) => LogRead::Failed,
+        // What is damaged, or of a kind that nobody knows, stays so.
+        Err(_) => LogRead::Gone,
+    }
 }
 
 /// The log's name of a snapshot.

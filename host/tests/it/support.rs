@@ -1,20 +1,23 @@
-//! A cluster in one process, a network that can lose messages, and a machine whose inside can be watched.
+//! A cluster in one process, over the real transport, whose messages can be lost, and a machine whose inside can be watched.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::Future;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use skep::transport::{Inbound, Reporter, SnapshotStatus, Transport};
+use skep::transport::{
+    Inbound, PeerCheck, PeerRefused, Reporter, SnapshotRefusal, SnapshotStatus, TcpConfig,
+    TcpLimits, TcpTransport, Transport,
+};
 use skep::{
     Batch, ConfChange, Config, Consistency, EntryContext, Error, GroupConfig, GroupId,
     LeaderChanged, MachineError, MultiNode, NodeId, Outcome, Peer, StateMachine, Ticker,
 };
-use skep_core::message::PeerMessage;
-use skep_log::SnapshotFile;
+use skep_core::message::{PeerMessage, SnapshotName};
+use skep_log::{SnapshotFile, SnapshotReceiver};
 use skep_machine::state_machine::{Applied, Descriptor, LocalCode};
 use tempfile::TempDir;
 
@@ -202,10 +205,10 @@ impl StateMachine for Counters {
     }
 }
 
-/// The network of one cluster.
+/// The network of one cluster: the real transport over TCP, which this can only keep from delivering.
 #[derive(Default)]
 pub struct Net {
-    nodes: Mutex<HashMap<NodeId, Arc<dyn Inbound>>>,
+    nodes: Mutex<HashMap<NodeId, Arc<TcpTransport>>>,
     cut: Mutex<HashSet<NodeId>>,
     /// Every so many batches, one is lost; 0 loses none.
     pub lose_one_in: AtomicU64,
@@ -225,45 +228,78 @@ impl Net {
         self.cut.lock().expect("no panic").remove(&node);
     }
 
-    fn leave(&self, node: NodeId) {
-        self.nodes.lock().expect("no panic").remove(&node);
+    fn leave(&self, node: NodeId) -> Option<Arc<TcpTransport>> {
+        self.nodes.lock().expect("no panic").remove(&node)
     }
 
-    fn way(&self, from: NodeId, to: NodeId) -> Option<Arc<dyn Inbound>> {
+    fn is_cut(&self, from: NodeId, to: NodeId) -> bool {
         let cut = self.cut.lock().expect("no panic");
-        if cut.contains(&from) || cut.contains(&to) {
-            return None;
-        }
-        self.nodes.lock().expect("no panic").get(&to).cloned()
+        cut.contains(&from) || cut.contains(&to)
     }
 
     /// The transport of a node; from here on others reach it.
     pub fn join(self: &Arc<Self>, node: NodeId, inbound: Arc<dyn Inbound>) -> Arc<dyn Transport> {
-        self.nodes.lock().expect("no panic").insert(node, inbound);
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        listener.set_nonblocking(true).expect("a socket");
+        let listener = tokio::net::TcpListener::from_std(listener).expect("a runtime");
+        let mut nodes = self.nodes.lock().expect("no panic");
+        let known = nodes.iter().filter(|(other, _)| **other != node);
+        let config = TcpConfig {
+            cluster: "test".to_owned(),
+            node,
+            store: [1; 16],
+            peers: known
+                .map(|(other, transport)| (*other, transport.address().to_string()))
+                .collect(),
+            check: Arc::new(Trusting),
+            insecure_plaintext: false,
+            limits: TcpLimits::default(),
+            supervisor: Default::default(),
+        };
+        let gate = Gate {
+            net: Arc::downgrade(self),
+            node,
+            inbound,
+        };
+        let tcp = TcpTransport::start(config, listener, Arc::new(gate)).expect("a transport");
+        for transport in nodes.values() {
+            transport.set_peer(node, tcp.address().to_string());
+        }
+        nodes.insert(node, Arc::clone(&tcp));
         Arc::new(Wire {
             net: Arc::clone(self),
             node,
+            tcp,
         })
+    }
+}
+
+/// Everybody is who he says.
+struct Trusting;
+
+impl PeerCheck for Trusting {
+    fn check(&self, _: NodeId, _: [u8; 16]) -> Result<(), PeerRefused> {
+        Ok(())
     }
 }
 
 struct Wire {
     net: Arc<Net>,
     node: NodeId,
+    tcp: Arc<TcpTransport>,
 }
 
 impl Transport for Wire {
     fn send(&self, batch: Batch, reporter: &Arc<dyn Reporter>) {
         let every = self.net.lose_one_in.load(SeqCst);
         let lost = every > 0 && self.net.sent.fetch_add(1, SeqCst).is_multiple_of(every);
-        match self.net.way(self.node, batch.to).filter(|_| !lost) {
-            Some(inbound) => inbound.step_batch(batch),
-            None => {
-                for group in batch.messages.keys() {
-                    // Fails where the group was removed meanwhile, or the receiver is no member (any more).
-                    drop(reporter.report_unreachable(batch.to, *group));
-                }
-            }
+        if !lost && !self.net.is_cut(self.node, batch.to) {
+            self.tcp.send(batch, reporter);
+            return;
+        }
+        for group in batch.messages.keys() {
+            // Fails where the group was removed meanwhile, or the receiver is no member (any more).
+            drop(reporter.report_unreachable(batch.to, *group));
         }
     }
 
@@ -274,52 +310,56 @@ impl Transport for Wire {
         file: Arc<SnapshotFile>,
         reporter: &Arc<dyn Reporter>,
     ) {
-        let lost = self.net.lose_snapshots.load(SeqCst);
-        let way = self.net.way(self.node, to).filter(|_| !lost);
-        let (net, from, reporter) = (Arc::clone(&self.net), self.node, Arc::clone(reporter));
-        std::thread::spawn(move || {
-            let group = message.group;
-            let status = match way.map(|inbound| copy(&net, &*inbound, from, message, &file)) {
-                Some(true) => SnapshotStatus::Finish,
-                _ => SnapshotStatus::Failure,
-            };
-            drop(reporter.report_snapshot(to, group, status));
-        });
+        if self.net.lose_snapshots.load(SeqCst) || self.net.is_cut(self.node, to) {
+            drop(reporter.report_snapshot(to, message.group, SnapshotStatus::Failure));
+        } else {
+            self.tcp.send_snapshot(to, message, file, reporter);
+        }
     }
 }
 
-fn copy(
-    net: &Net,
-    to: &dyn Inbound,
-    from: NodeId,
-    message: PeerMessage,
-    file: &SnapshotFile,
-) -> bool {
-    let mark = file.mark();
-    let name = skep_core::message::SnapshotName {
-        index: mark.position.index.into(),
-        term: mark.position.term.into(),
-        digest: mark.digest,
-        size: mark.size,
-    };
-    let Ok(mut receiver) = to.offer_snapshot(from, &message, &name) else {
-        return false;
-    };
-    while !receiver.is_complete() {
-        let offset = receiver.received();
-        if receiver
-            .write_chunk(offset, &file.read_chunk(offset, 1000))
-            .is_err()
-        {
-            return false;
+/// Keeps out what was on its way when its sender or receiver was cut off.
+struct Gate {
+    net: Weak<Net>,
+    node: NodeId,
+    inbound: Arc<dyn Inbound>,
+}
+
+impl Gate {
+    fn is_cut(&self, from: NodeId) -> bool {
+        let net = self.net.upgrade();
+        net.is_none_or(|net| net.is_cut(from, self.node))
+    }
+}
+
+impl Inbound for Gate {
+    fn step_batch(&self, batch: Batch) {
+        if !self.is_cut(batch.from) {
+            self.inbound.step_batch(batch);
         }
     }
-    let Ok(arrived) = receiver.finish() else {
-        return false;
-    };
-    net.snapshots.fetch_add(1, SeqCst);
-    to.snapshot_arrived(from, message, arrived);
-    true
+
+    fn offer_snapshot(
+        &self,
+        from: NodeId,
+        message: &PeerMessage,
+        name: &SnapshotName,
+    ) -> Result<SnapshotReceiver, SnapshotRefusal> {
+        if self.is_cut(from) {
+            return Err(SnapshotRefusal::Stopped);
+        }
+        self.inbound.offer_snapshot(from, message, name)
+    }
+
+    fn snapshot_arrived(&self, from: NodeId, message: PeerMessage, file: SnapshotFile) {
+        if self.is_cut(from) {
+            return;
+        }
+        if let Some(net) = self.net.upgrade() {
+            net.snapshots.fetch_add(1, SeqCst);
+        }
+        self.inbound.snapshot_arrived(from, message, file);
+    }
 }
 
 /// Up to a few nodes, each with a directory that outlives it.
@@ -384,9 +424,12 @@ impl Cluster {
 
     /// Stops a node and takes it off the network.
     pub async fn stop_node(&mut self, node: NodeId) {
-        self.net.leave(node);
+        let transport = self.net.leave(node);
         if let Some(stopped) = self.nodes.remove(&node) {
             soon("stop", stopped.stop()).await;
+        }
+        if let Some(transport) = transport {
+            soon("the transport stops", transport.stop()).await;
         }
     }
 

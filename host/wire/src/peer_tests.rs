@@ -423,6 +423,8 @@ fn every_answer_survives() {
         Err(ProposalError::TooLarge { size: 9, limit: 8 }),
         Err(ProposalError::Superseded),
         Err(ProposalError::SessionExpired),
+        Err(ProposalError::AnswerExpired),
+        Err(ProposalError::SequenceClosed),
         Err(ProposalError::ChangeInProgress),
         Err(ProposalError::Faulted),
         Err(ProposalError::OutOfMemory),

@@ -192,6 +192,8 @@ impl From<ProposalError> for proto::ProposalError {
             }
             ProposalError::Superseded => Body::Superseded(nothing),
             ProposalError::SessionExpired => Body::SessionExpired(nothing),
+            ProposalError::AnswerExpired => Body::AnswerExpired(nothing),
+            ProposalError::SequenceClosed => Body::SequenceClosed(nothing),
             ProposalError::ChangeInProgress => Body::ChangeInProgress(nothing),
             ProposalError::ChangeRefused(refusal) => Body::ChangeRefused(refusal as u32),
             ProposalError::Faulted => Body::Faulted(nothing),
@@ -225,6 +227,8 @@ impl TryFrom<proto::ProposalError> for ProposalError {
                 },
                 Body::Superseded(_) => Self::Superseded,
                 Body::SessionExpired(_) => Self::SessionExpired,
+                Body::AnswerExpired(_) => Self::AnswerExpired,
+                Body::SequenceClosed(_) => Self::SequenceClosed,
                 Body::ChangeInProgress(_) => Self::ChangeInProgress,
                 Body::ChangeRefused(code) => Self::ChangeRefused(
                     u8::try_from(code)

@@ -1,3 +1,5 @@
 //! What people who do not know the house found out about it, and what it makes of that now. See `tests/BUGS.md`.
 
 mod activation;
+mod healing;
+mod sessions;

@@ -156,7 +156,14 @@ impl Client {
                 Settled::Applied(command)
             }
             // An earlier try may have been applied; nobody will ever know by the session.
-            (Kind::Command(_), Err(ProposalError::SessionExpired)) => {
+            (
+                Kind::Command(_),
+                Err(
+                    ProposalError::SessionExpired
+                    | ProposalError::AnswerExpired
+                    | ProposalError::SequenceClosed,
+                ),
+            ) => {
                 self.session = None;
                 self.operation = None;
                 Settled::Over

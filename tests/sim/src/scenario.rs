@@ -49,6 +49,10 @@ pub struct Scenario {
     pub faults: Vec<Fault>,
     /// Entries between snapshots.
     pub snapshot_entries: u64,
+    /// Bytes of the log that stay in memory.
+    pub log_memory_bytes: u64,
+    /// Bytes of the log that are kept for members that are catching up.
+    pub log_retained_bytes: u64,
     /// Bytes added to each command.
     pub ballast: usize,
     /// The quota of each group; 0 is none.
@@ -121,6 +125,15 @@ impl Scenario {
                 0 => random.range(500, 20_000),
                 _ => 0,
             },
+            // Often next to nothing, so that nearly all that members lack is read back.
+            log_memory_bytes: match random.below(3) {
+                0 => 32 << 20,
+                _ => random.range(0, 8 << 10),
+            },
+            log_retained_bytes: match random.below(3) {
+                0 => 1 << 30,
+                _ => random.range(0, 64 << 10),
+            },
         }
     }
 
@@ -132,6 +145,8 @@ impl Scenario {
         config.snapshot_entries = self.snapshot_entries;
         config.max_message_bytes = 4 << 10;
         config.limits.request_ticks = 50;
+        config.limits.log_memory_bytes = self.log_memory_bytes;
+        config.limits.log_retained_bytes = self.log_retained_bytes;
         if self.bytes_per_second != 0 {
             config.deployment = Some(Deployment {
                 component: ComponentId::default(),

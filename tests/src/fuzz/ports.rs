@@ -31,7 +31,7 @@ const PROBLEM_BYTES: usize = 4 << 10;
 const GROUPS: usize = 4;
 
 /// Every code that a request at a port may be answered with, whatever its bytes.
-const CODES: [&str; 26] = [
+const CODES: [&str; 28] = [
     "invalid-request",
     "invalid-config",
     "no-such-group",
@@ -45,6 +45,8 @@ const CODES: [&str; 26] = [
     "change-in-progress",
     "change-refused",
     "session-expired",
+    "answer-expired",
+    "sequence-closed",
     "digest-mismatch",
     "not-wasm",
     "core-module",
@@ -67,7 +69,12 @@ const REQUESTS: [(&str, &str, &[&str]); 16] = [
     (
         "POST",
         "/v1/groups/kv/propose",
-        &["skep-session", "skep-sequence", "skep-timeout-ms"],
+        &[
+            "skep-session",
+            "skep-sequence",
+            "skep-timeout-ms",
+            "skep-acknowledged",
+        ],
     ),
     ("POST", "/v1/groups/kv/query", &[]),
     ("POST", "/v1/groups/kv/query?consistency={}", &[]),
@@ -398,8 +405,8 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
         web("propose", 1, "kv\nput a 1"),
         web("propose-nowhere", 1, "no/where\nput a 1"),
         web("propose-rejected", 1, "kv\nfrobnicate"),
-        web("propose-in-session", 2, "1\n1\n500\nput a 1"),
-        web("propose-half-named", 2, "1\n\n\nput a 1"),
+        web("propose-in-session", 2, "1\n2\n500\n1\nput a 1"),
+        web("propose-half-named", 2, "1\n\n\n\nput a 1"),
         web("query", 3, "get a"),
         web("query-stale", 4, "stale\nget a"),
         web("query-perhaps", 4, "perhaps\nget a"),

@@ -16,6 +16,7 @@ use skep_core::input::Input;
 use skep_core::message::SnapshotName;
 use skep_core::outcome::{ChangeKind, EntryContext, GuestFault, Outcome};
 use skep_core::proposal::{Change, Proposal, Response};
+use skep_core::sessions::Admission;
 use skep_core::state::{HostState, Membership};
 use skep_core::{Group, GroupConfig, Recovered};
 use skep_log::vfs::Vfs;
@@ -316,7 +317,8 @@ fn section() -> Bytes {
         initialized: true,
         ..HostState::default()
     };
-    let session = state.sessions.open(LogIndex(4));
+    let mut forgotten = Vec::new();
+    let session = state.sessions.open(LogIndex(4), &mut forgotten);
     let outcomes = [
         Outcome::Reply(Bytes::from_static(b"OK 1")),
         Outcome::Rejected {
@@ -327,7 +329,10 @@ fn section() -> Bytes {
     ];
     for (outcome, sequence) in outcomes.into_iter().zip(1..) {
         let request = RequestId { session, sequence };
-        state.sessions.admit(request, 0, LogIndex(5));
+        let admission = state
+            .sessions
+            .admit(request, 0, LogIndex(5), &mut forgotten);
+        assert_eq!(admission, Admission::Apply);
         state.sessions.answer(&Response {
             request,
             index: LogIndex(5),

@@ -69,7 +69,14 @@ impl Client {
                     self.acknowledged.push(self.command());
                     self.sequence += 1;
                 }
-                (_, Err(ProposalError::SessionExpired)) => {
+                (
+                    _,
+                    Err(
+                        ProposalError::SessionExpired
+                        | ProposalError::AnswerExpired
+                        | ProposalError::SequenceClosed,
+                    ),
+                ) => {
                     self.in_doubt.insert(self.command());
                     self.session = None;
                     self.sequence = 1;

@@ -10,12 +10,13 @@ use skep_core::effect::{Call, Effect, Persist, Work};
 use skep_core::id::{
     GroupId, Incarnation, LogIndex, NodeId, ReplicaId, RequestId, SessionId, Term,
 };
-use skep_core::input::{Input, Waiter};
+use skep_core::input::{Input, LogRead, Waiter};
 use skep_core::message::{ArrivedSnapshot, Body, PeerMessage, SnapshotName};
 use skep_core::outcome::{GuestFault, LeaderChanged, Outcome};
 use skep_core::proposal::{Command, Proposal, ProposalError, Response};
 use skep_core::status::{Part, Status};
 use skep_core::{Group, GroupConfig, Member, Recovered};
+use skep_wire::peer::{SnapshotOffer, message_to_wire};
 
 /// What one node's disk holds of the replica once synced.
 #[derive(Default, Clone)]
@@ -50,6 +51,26 @@ impl Disk {
         if let Some(first) = record.entries.first().map(|entry| entry.index) {
             self.entries.retain(|entry| entry.index < first);
             self.entries.extend(record.entries);
+        }
+    }
+}
+
+impl Disk {
+    /// Entries of the log, of so many bytes.
+    pub fn read(&self, from: LogIndex, through: LogIndex, bytes: u64) -> LogRead {
+        let mut read = 0;
+        let wanted = |entry: &&Entry| (from.0..=through.0).contains(&entry.index);
+        let fits = |entry: &&Entry| {
+            let first = read == 0;
+            read += entry.data.len() as u64 + 64;
+            first || read <= bytes
+        };
+        let entries = self.entries.iter().filter(wanted).take_while(fits);
+        match entries.cloned().collect::<Vec<_>>() {
+            entries if entries.first().is_some_and(|first| first.index == from.0) => {
+                LogRead::Entries(entries)
+            }
+            _ => LogRead::Gone,
         }
     }
 }
@@ -95,6 +116,11 @@ pub struct Node {
     /// Barriers that it was told replicas disagree on.
     pub diverged: Vec<LogIndex>,
     pub sent: Vec<PeerMessage>,
+    /// Snapshots it was told to send, and reads of its log, by where they begin.
+    pub offered: Vec<LogIndex>,
+    pub reads: Vec<LogIndex>,
+    /// Reads are answered by this instead of what is on the disk.
+    pub read_fails: Option<fn() -> LogRead>,
 }
 
 impl Node {
@@ -173,6 +199,9 @@ impl Cluster {
             removed: false,
             diverged: Vec::new(),
             sent: Vec::new(),
+            offered: Vec::new(),
+            reads: Vec::new(),
+            read_fails: None,
         };
         self.nodes.insert(id, node);
     }
@@ -380,6 +409,7 @@ impl Cluster {
         };
         group.poll(&mut effects);
         let mut moved = !effects.is_empty();
+        let mut answers = Vec::new();
         for effect in effects {
             match effect {
                 Effect::Persist(record) => node.unsynced.push_back(record),
@@ -392,8 +422,21 @@ impl Cluster {
                     message,
                     snapshot,
                 } => {
+                    node.offered.push(snapshot.index);
                     let file = node.disk.files.get(&snapshot.index).cloned();
                     self.network.push_back((NodeId(id), to, message, file));
+                }
+                Effect::ReadLog {
+                    from,
+                    through,
+                    bytes,
+                } => {
+                    node.reads.push(from);
+                    let read = match node.read_fails {
+                        Some(fails) => fails(),
+                        None => node.disk.read(from, through, bytes),
+                    };
+                    answers.push(Input::LogRead { from, read });
                 }
                 Effect::Machine(work) => node.work.push_back(work),
                 Effect::Reply { waiter, result } => {
@@ -413,6 +456,9 @@ impl Cluster {
                 Effect::Removed => node.removed = true,
                 Effect::Halt { reason } => node.halted = Some(reason),
             }
+        }
+        if let Some(group) = &mut node.group {
+            answers.into_iter().for_each(|answer| group.handle(answer));
         }
         if !slow {
             let records = records.min(node.unsynced.len());
@@ -459,6 +505,7 @@ impl Cluster {
                 .get(&to.0)
                 .is_none_or(|node| node.group.is_none());
         let is_snapshot = message.body.priority() == skep_core::message::Priority::Low;
+        let message = over_the_wire(message, transfer.as_ref().map(|(name, _, _)| name));
         if is_snapshot {
             self.input(
                 from.0,
@@ -488,6 +535,26 @@ impl Cluster {
             None => self.input(to.0, Input::Message { from, message }),
         }
     }
+}
+
+/// A message as its receiver reads it: whatever the wire refuses must not be sent.
+pub fn over_the_wire(message: PeerMessage, snapshot: Option<&SnapshotName>) -> PeerMessage {
+    if message.body.priority() != skep_core::message::Priority::Low {
+        let sent = message_to_wire(message).expect("it may travel");
+        return sent.try_into().expect("it can be read");
+    }
+    let Some(name) = snapshot else {
+        // No file, so nothing is offered.
+        return message;
+    };
+    let offer = SnapshotOffer {
+        transfer: 1,
+        message,
+        name: name.clone(),
+    };
+    let offer = offer.into_wire().expect("it may travel");
+    let offer = SnapshotOffer::try_from(offer).expect("it can be read");
+    offer.message
 }
 
 impl Machine {

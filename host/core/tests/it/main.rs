@@ -1,5 +1,6 @@
 //! Tests of the replica as a value: a few groups of replicas, a network and a disk that do as they are told.
 
+mod catch_up;
 mod chaos;
 mod cluster;
 mod deployment;
@@ -11,6 +12,7 @@ mod proposals;
 mod reads;
 mod removal;
 mod scripts;
+mod sessions;
 mod sickness;
 mod snapshots;
 mod suspects;

@@ -8,8 +8,10 @@ use skep_core::proposal::{Change, Proposal};
 
 use crate::cluster::{Cluster, InFlight, anonymous, in_session};
 
+/// Whoever lacks what a snapshot covers is sent the snapshot.
 fn small(config: &mut skep_core::GroupConfig) {
     config.snapshot_entries = 8;
+    config.limits.log_retained_bytes = 0;
 }
 
 #[test]

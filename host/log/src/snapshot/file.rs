@@ -19,8 +19,8 @@ pub(super) const HEADER: usize = 8 + 4 + 4 + 16 + 16 + 32 + 8 + 4;
 /// Bytes behind the guest's: their length and the digest.
 const TRAILER: usize = 8 + 32;
 
-/// Bounds the host's section: it holds members and sessions, both limited far below this.
-pub(super) const MAX_STATE: u64 = 256 << 20;
+/// Bytes of the host's section, at the most. What it holds is bounded far below this.
+pub const MAX_STATE: u64 = 256 << 20;
 
 /// A finished, verified snapshot. It stays readable while it is held, even if its file is removed.
 #[derive(Clone, Debug)]

@@ -8,6 +8,7 @@ mod flips;
 mod model;
 mod node;
 mod points;
+mod read_back;
 mod storage;
 mod trace;
 mod writer;

@@ -23,6 +23,7 @@ pub fn small() -> LogOptions {
         garbage_bytes: 4096,
         light_group_bytes: 1500,
         heavy_asks: 2,
+        recovered_behind_bytes: u64::MAX,
     }
 }
 

@@ -106,6 +106,19 @@ impl Image {
         }
     }
 
+    /// Whether recovery may make `found` of this: the whole of it, but for entries that the snapshot covers.
+    fn is_taken_up_as(&self, found: &Self) -> bool {
+        let covered = self.snapshot.map_or(0, |snapshot| snapshot.0);
+        let passed = found.truncated.0 > self.truncated.0 && found.truncated.0 <= covered;
+        if !passed || self.term(found.truncated.0) != Some(found.truncated.1) {
+            return self == found;
+        }
+        let mut whole = self.clone();
+        whole.truncated = found.truncated;
+        whole.entries = whole.entries.split_off(&(found.truncated.0 + 1));
+        whole.settled() == *found
+    }
+
     /// As recovery gives it back: what is truncated was committed.
     fn settled(mut self) -> Self {
         self.hard.2 = self.hard.2.max(self.truncated.0);
@@ -189,7 +202,7 @@ impl Ledger {
         let mut candidates = 0;
         loop {
             let settled = image.clone().settled();
-            if settled == found {
+            if settled.is_taken_up_as(&found) {
                 self.durable = found.clone();
                 self.written = found;
                 self.on_the_way.clear();

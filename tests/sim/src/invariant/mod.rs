@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use skep_core::config::Limits;
 use skep_core::effect::Persist;
 use skep_core::group::Recovered;
+use skep_core::input::LogRead;
 use skep_core::message::{Body, PeerMessage};
 use skep_core::status::Status;
 use skep_log::GroupKey;
@@ -94,6 +95,7 @@ pub struct Checker {
     /// Acknowledged commands, with the indices clients were told.
     acknowledged: BTreeMap<GroupKey, Vec<(Command, u64)>>,
     steps: u64,
+    read_back: u64,
 }
 
 impl Checker {
@@ -145,6 +147,31 @@ impl Checker {
     /// A replica asks for a record to be durable.
     pub fn persists(&mut self, place: Place, persist: &Persist) {
         self.ledgers.entry(place).or_default().persists(persist);
+    }
+
+    /// What a replica wanted of its log was read back from the files: it must be what it has made durable.
+    pub fn reads_back(&mut self, place: Place, from: u64, read: &LogRead) -> Result<(), Violation> {
+        let Some(ledger) = self.ledgers.get(&place) else {
+            return Ok(());
+        };
+        let stored = |index| ledger.durable.entries.get(&index);
+        let wrong = match read {
+            LogRead::Entries(entries) => {
+                self.read_back += entries.len() as u64;
+                let mut expected = from..;
+                entries.iter().any(|entry| {
+                    let index = expected.next().unwrap_or(0);
+                    entry.index != index || stored(index) != Some(&Mark::of(entry))
+                })
+            }
+            LogRead::Gone => stored(from).is_some(),
+            LogRead::Failed => false,
+        };
+        match wrong {
+            false => Ok(()),
+            true => Err(format!("entries from {from} on come back as {read:?}")),
+        }
+        .breaks("the log is read back as it was written", place)
     }
 
     /// A replica's record, and all before it, is durable.
@@ -372,6 +399,7 @@ impl Checker {
             acknowledged,
             reads,
             snapshots: self.machines.snapshots() as u64,
+            read_back: self.read_back,
         }
     }
 }
@@ -393,6 +421,8 @@ pub struct Counts {
     pub reads: u64,
     /// Snapshots, each counted once.
     pub snapshots: u64,
+    /// Entries read back from the files of logs.
+    pub read_back: u64,
 }
 
 fn outcome(outcome: &skep_core::outcome::Outcome) -> u64 {

@@ -9,11 +9,14 @@ use skep_core::effect::Effect;
 use skep_core::group::Group;
 use skep_core::id::{GroupId, ReplicaId};
 use skep_core::input::{Input, Waiter};
+use skep_core::message::{PeerMessage, SnapshotName};
 use skep_core::proposal::Proposal;
 use skep_log::{
     GroupKey, Log, LogError, LogOptions, Record, SimVfs, SnapshotStore, Store, StoreId, Vfs,
 };
 use skep_store::{Lives, convert};
+use skep_wire::WireError;
+use skep_wire::peer::{SnapshotOffer, message_to_wire};
 
 use super::replica::Replica;
 use super::{Context, Out, Stop, violation};
@@ -70,6 +73,7 @@ impl Running {
             fill_step: 4 << 10,
             garbage_bytes: 128 << 10,
             light_group_bytes: 8 << 10,
+            recovered_behind_bytes: scenario.log_memory_bytes,
             ..LogOptions::default()
         };
         let (log, recovered) = store.open_log(&vfs, options)?;
@@ -197,6 +201,7 @@ impl Running {
 
     /// Lets a replica act, and carries out what it wants.
     fn poll(&mut self, group: GroupId, context: &mut Context<'_>) -> Result<(), Stop> {
+        let reader = self.log.reader();
         loop {
             let Some(replica) = self.replicas.get_mut(&group) else {
                 return Ok(());
@@ -216,7 +221,7 @@ impl Running {
                 .count() as u64;
             replica.check(&effects, context)?;
             let mut removed = false;
-            let mut unsent = Vec::new();
+            let mut answers = Vec::new();
             for effect in effects {
                 match effect {
                     Effect::Persist(persist) => {
@@ -233,6 +238,8 @@ impl Running {
                     }
                     Effect::Send { to, message } => {
                         context.checker.sends(place, &message)?;
+                        let message = over_the_wire(message)
+                            .map_err(|error| violation(READABLE, place, error.to_string()))?;
                         context.out.push(Out::Send { to: to.0, message });
                     }
                     Effect::SendSnapshot {
@@ -242,12 +249,26 @@ impl Running {
                     } => match self.snapshots.open(place.key, &convert::mark(&snapshot)) {
                         Ok(file) => context.out.push(Out::Snapshot {
                             to: to.0,
-                            message,
+                            message: offered(message, &snapshot)
+                                .map_err(|error| violation(READABLE, place, error.to_string()))?,
                             name: snapshot,
                             file: file.read_chunk(0, file.size() as usize),
                         }),
-                        Err(_) => unsent.push(to),
+                        Err(_) => answers.push(Input::SnapshotSent {
+                            node: to,
+                            arrived: false,
+                        }),
                     },
+                    Effect::ReadLog {
+                        from,
+                        through,
+                        bytes,
+                    } => {
+                        let read = reader.entries(place.key, from.0, through.0, bytes);
+                        let read = convert::log_read(place.key, read);
+                        context.checker.reads_back(place, from.0, &read)?;
+                        answers.push(Input::LogRead { from, read });
+                    }
                     Effect::Machine(work) => replica.work.push_back(work),
                     Effect::Reply { waiter, result } => context.out.push(Out::Reply {
                         place,
@@ -271,18 +292,15 @@ impl Running {
                 }
             }
             replica.request_work(context);
-            for to in unsent.iter().copied() {
-                let unsent = Input::SnapshotSent {
-                    node: to,
-                    arrived: false,
-                };
-                replica.group.handle(unsent);
+            let acts_again = !answers.is_empty();
+            for answer in answers {
+                replica.group.handle(answer);
             }
             if removed {
                 self.remove(group, context)?;
             }
             self.request_sync(context);
-            if unsent.is_empty() || removed {
+            if !acts_again || removed {
                 return Ok(());
             }
         }
@@ -413,4 +431,22 @@ impl Running {
             None => Ok(()),
         }
     }
+}
+
+/// The promise that the two below look after.
+const READABLE: &str = "what is said can be read";
+
+/// A message as its receiver reads it.
+fn over_the_wire(message: PeerMessage) -> Result<PeerMessage, WireError> {
+    message_to_wire(message)?.try_into()
+}
+
+/// The header of a snapshot as its receiver reads it.
+fn offered(message: PeerMessage, name: &SnapshotName) -> Result<PeerMessage, WireError> {
+    let offer = SnapshotOffer {
+        transfer: 1,
+        message,
+        name: name.clone(),
+    };
+    Ok(SnapshotOffer::try_from(offer.into_wire()?)?.message)
 }

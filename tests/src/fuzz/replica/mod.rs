@@ -13,12 +13,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use prost::Message;
-use raft::eraftpb::{HardState, MessageType};
+use raft::eraftpb::{Entry, HardState, MessageType};
 use sha2::{Digest, Sha256};
 use skep_core::attestation::Deed;
 use skep_core::effect::{Call, Effect, Persist, Work};
 use skep_core::id::{GroupId, Incarnation, LogIndex, NodeId};
-use skep_core::input::{Input, Waiter};
+use skep_core::input::{Input, LogRead, Waiter};
 use skep_core::message::{ArrivedSnapshot, Body, PeerMessage, SnapshotName};
 use skep_core::outcome::Outcome;
 use skep_core::status::{Health, Part, Status};
@@ -334,6 +334,19 @@ impl Replica {
                         message,
                         snapshot: Some(snapshot),
                     });
+                }
+                Effect::ReadLog { from, through, .. } => {
+                    let wanted = |entry: &&Entry| (from.0..=through.0).contains(&entry.index);
+                    let entries: Vec<_> = (self.durable.entries.iter())
+                        .filter(wanted)
+                        .cloned()
+                        .collect();
+                    assert!(
+                        entries.first().is_some_and(|first| first.index == from.0),
+                        "entry {from} is to be read and is not on the disk"
+                    );
+                    let read = LogRead::Entries(entries);
+                    self.group.handle(Input::LogRead { from, read });
                 }
                 Effect::Machine(work) => {
                     if let Work::Query { waiter, .. } = &work {

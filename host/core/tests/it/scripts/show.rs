@@ -34,6 +34,7 @@ impl Names {
         match effect {
             Effect::Persist(record) => self.record(record),
             Effect::Send { message, .. } => format!("send {}", self.peer_message(message)),
+            Effect::ReadLog { from, through, .. } => format!("read {from} to {through}"),
             Effect::SendSnapshot { message, .. } => {
                 format!("send snapshot {}", self.peer_message(message))
             }

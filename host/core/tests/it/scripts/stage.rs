@@ -14,7 +14,7 @@ use skep_core::{Group, GroupConfig, Member, Recovered};
 
 use super::bare::Bare;
 use super::show::{self, Names};
-use crate::cluster::{Disk, Machine};
+use crate::cluster::{Disk, Machine, over_the_wire};
 
 /// Rounds after which a group that still moves is taken to move for ever.
 const ROUNDS_MAX: usize = 10_000;
@@ -64,6 +64,8 @@ impl Stage {
         let mut config = GroupConfig::new(GroupId(1), Incarnation(1), NodeId(node));
         config.init = Bytes::from_static(b"init");
         config.seed = 99 + (starts << 8);
+        // No member is waited for: whoever lacks what a snapshot covers is sent the snapshot.
+        config.limits.log_retained_bytes = 0;
         for (key, value) in &self.settings {
             set(&mut config, key, *value)?;
         }
@@ -171,7 +173,7 @@ impl Stage {
                     self.network.push_back(Underway {
                         from: id,
                         to: to.0,
-                        message,
+                        message: over_the_wire(message, None),
                         file: None,
                     });
                 }
@@ -181,6 +183,7 @@ impl Stage {
                     snapshot,
                 } => {
                     let file = node.disk.files.get(&snapshot.index).cloned();
+                    let message = over_the_wire(message, file.as_ref().map(|(name, _, _)| name));
                     self.network.push_back(Underway {
                         from: id,
                         to: to.0,

@@ -1,0 +1,141 @@
+//! What is wrong with a replica: one code, one sentence, and what comes next. Shown the same everywhere: in the status of the
+//! group, `/readyz`, `skep group list`, metrics.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use skep_core::id::GroupId;
+use skep_core::status::Health;
+
+/// The kinds of trouble, the gravest first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Something is broken that no restart of the replica mends. It answers nothing until somebody acts.
+    Halted,
+    /// The machine stopped for a reason of this node. The replica stores and votes, and starts again by itself.
+    Faulted,
+    /// The replicas of the group differ, and none of them has a majority.
+    Suspended,
+    /// A majority contradicts this replica, which takes their state.
+    Quarantined,
+    /// The group cannot be brought up on this node yet.
+    Starting,
+    /// Commands are refused because the machine failed on many in a row.
+    Paused,
+    /// It serves, but something is not as it should be.
+    Degraded,
+}
+
+impl Kind {
+    /// All kinds.
+    pub const ALL: [Self; 7] = [
+        Self::Halted,
+        Self::Faulted,
+        Self::Suspended,
+        Self::Quarantined,
+        Self::Starting,
+        Self::Paused,
+        Self::Degraded,
+    ];
+
+    /// A stable short name.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Halted => "halted",
+            Self::Faulted => "faulted",
+            Self::Suspended => "suspended",
+            Self::Quarantined => "quarantined",
+            Self::Starting => "starting",
+            Self::Paused => "paused",
+            Self::Degraded => "degraded",
+        }
+    }
+
+    /// What comes next, by itself or by an operator.
+    fn next(self) -> &'static str {
+        match self {
+            Self::Halted => {
+                "other members go on; read this node's log, then restart the node, or remove this member and add it again"
+            }
+            Self::Faulted => "it starts again by itself",
+            Self::Suspended => {
+                "it goes on when more replicas answer, or with `skep group trust GROUP NODE`"
+            }
+            Self::Quarantined => "it takes the state of the majority by itself",
+            Self::Starting => "it is tried again by itself",
+            Self::Paused => "see `skep group resume` and `skep group upgrade`",
+            Self::Degraded => "it goes on meanwhile",
+        }
+    }
+}
+
+/// What is wrong with a replica.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Trouble {
+    /// Of which kind.
+    pub kind: Kind,
+    /// What happened.
+    pub text: String,
+}
+
+impl Trouble {
+    pub(crate) fn new(kind: Kind, text: impl Into<String>) -> Self {
+        let text = text.into();
+        Self { kind, text }
+    }
+
+    /// What the core says of a replica that runs. `is_broken`: its machine would fail again however often it is started.
+    pub(crate) fn of(health: &Health, is_paused: bool, is_broken: bool) -> Option<Self> {
+        let (kind, text) = match health {
+            Health::Faulted { reason } if is_broken => (Kind::Halted, reason.clone()),
+            Health::Faulted { reason } => (Kind::Faulted, reason.clone()),
+            Health::Suspended { index } => (
+                Kind::Suspended,
+                format!("the replicas differ at {index}, and none has a majority"),
+            ),
+            Health::Quarantined { index } => (
+                Kind::Quarantined,
+                format!("this replica differs from the majority at {index}"),
+            ),
+            Health::Healthy | Health::Degraded { .. } if is_paused => (
+                Kind::Paused,
+                "the machine failed on many commands in a row".to_owned(),
+            ),
+            Health::Degraded { index } => (
+                Kind::Degraded,
+                format!("the machine could not save itself at {index}, so the log grows"),
+            ),
+            Health::Healthy => return None,
+        };
+        Some(Self::new(kind, text))
+    }
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (code, next) = (self.kind.code(), self.kind.next());
+        write!(f, "{code}: {}; {next}", self.text)
+    }
+}
+
+/// A group with a replica in trouble.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Troubled {
+    /// The group.
+    pub group: GroupId,
+    /// Its name.
+    pub name: String,
+    /// What is wrong here.
+    pub trouble: Trouble,
+}
+
+impl fmt::Display for Troubled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "group {} ({}) is {}",
+            self.group, self.name, self.trouble
+        )
+    }
+}
