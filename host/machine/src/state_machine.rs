@@ -30,7 +30,6 @@ pub struct Applied {
 
 /// The linear memory of a machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
 pub struct Memory {
     /// Bytes it has taken; they never become fewer until the machine is restored.
     pub used_bytes: u64,

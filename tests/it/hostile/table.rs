@@ -164,8 +164,6 @@ pub const ATTACKS: &[Attack] = &[
     ),
     on_x!("blocks_on_nothing", Malformed),
     on_x!("calls_another_type", BadCall),
-    on_x!("calls_null", BadCall),
-    on_x!("calls_past_table", BadCall),
     attack(
         "calls_its_child",
         Runs(&[
@@ -176,6 +174,8 @@ pub const ATTACKS: &[Attack] = &[
             Command("x", Fault(Trap)),
         ]),
     ),
+    on_x!("calls_null", BadCall),
+    on_x!("calls_past_table", BadCall),
     attack(
         "clockwork",
         Runs(&[
@@ -249,7 +249,7 @@ pub const ATTACKS: &[Attack] = &[
     attack(
         "giant_reply",
         Runs(&[
-            Command("giant", Fault(Unreachable)),
+            Command("giant", Fault(OutOfMemory)),
             Together("giant 4000000", Fault(ReplyTooLarge)),
             Command("giant-rejection 4000000", Fault(ReplyTooLarge)),
             Query("giant 4000000", Fault(ReplyTooLarge)),

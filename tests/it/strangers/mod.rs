@@ -2,4 +2,5 @@
 
 mod activation;
 mod healing;
+mod machines;
 mod sessions;
