@@ -221,8 +221,10 @@ pub const BUDGETS: &[Budget] = &[
     // Components.
     row("component", "bytes of a component", Bytes(32 << 20), ("host/src/config.rs", "component_bytes"), TOO_LARGE).key("limits.component_bytes"),
     row("component-functions", "functions of a component", Count(65_536), ("host/machine/src/wasm/inspect.rs", "MAX_FUNCTIONS"), refused("invalid-component", "build a smaller one")),
-    row("compilations", "compilations under way, late ones included", Count(3), ("host/src/machines.rs", "COMPILING_MAX"), refused("compile-late", "ask again later")),
-    row("compile-time", "one compilation", Milliseconds(120_000), ("host/src/config.rs", "compile_timeout_ms"), refused("compile-late", "ask again later, or raise the key")).key("limits.compile_timeout_ms"),
+    row("component-targets", "targets of all `br_table`s of a component; of one function 65,536", Count(1 << 18), ("host/machine/src/wasm/complexity.rs", "MAX_TARGETS"), refused("compile-too-costly", "split what jumps so much")),
+    row("component-merges", "blocks of a function times its locals", Count(1 << 22), ("host/machine/src/wasm/complexity.rs", "MAX_MERGES"), refused("compile-too-costly", "split the function")),
+    row("compile-time", "one compilation, of which there is one at a time on a node, in a process of its own", Milliseconds(120_000), ("host/src/config.rs", "compile_timeout_ms"), refused("compile-late", "ask again later, or raise the key")).key("limits.compile_timeout_ms"),
+    row("compile-memory", "memory of that process beside its program: an eighth, and 64 times the component, up to the whole", Bytes(1 << 30), ("host/src/config.rs", "compile_memory_bytes"), refused("compile-too-costly", "make the largest function smaller, or raise the key")).key("limits.compile_memory_bytes"),
     row("uploads", "uploads under way", Count(16), ("host/src/components.rs", "UPLOADS_MAX"), BUSY),
     row("artefact", "a compiled artefact read back", Bytes(512 << 20), ("host/machine/src/wasm/cache.rs", "MAX_ARTEFACT_BYTES"), Otherwise("it is compiled anew")),
     row("dry-run-entries", "entries kept for a dry run, of a group on a node", Count(128), ("host/src/worker/recent.rs", "ENTRIES_MAX"), Otherwise("the dry run applies those from the start")),

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use skep_core::id::NodeId;
-use skep_machine::wasm::{Holdings, Profile};
+use skep_machine::wasm::{Allowance, Holdings, Profile};
 
 use suggest::with_suggestion;
 
@@ -148,6 +148,8 @@ pub struct LimitsSection {
     pub log_retained_bytes: u64,
     /// Milliseconds that the compilation of one component may take.
     pub compile_timeout_ms: u64,
+    /// Bytes of memory that it may take.
+    pub compile_memory_bytes: u64,
     /// Milliseconds after which a request that names no deadline of its own is given up.
     pub request_timeout_ms: u64,
     /// Most linear memories of a component that is uploaded, all its instances together.
@@ -223,6 +225,7 @@ impl Default for LimitsSection {
             requests_per_connection: 1024,
             log_retained_bytes: 1 << 30,
             compile_timeout_ms: 120_000,
+            compile_memory_bytes: 1 << 30,
             request_timeout_ms: 10_000,
             component_memories: 16,
             machines_memory_bytes: 0,
@@ -384,6 +387,14 @@ impl Config {
         Duration::from_millis(self.limits.request_timeout_ms)
     }
 
+    /// What the compilation of one component may take.
+    pub fn compiling(&self) -> Allowance {
+        Allowance {
+            memory_bytes: self.limits.compile_memory_bytes,
+            milliseconds: self.limits.compile_timeout_ms,
+        }
+    }
+
     fn check(&self) -> Result<(), ConfigError> {
         let id = self.node.id;
         require(id != 0, "node.id", || {
@@ -523,6 +534,11 @@ impl Config {
             (100..=3_600_000).contains(&limits.compile_timeout_ms),
             "limits.compile_timeout_ms",
             || "use 100 to 3600000 milliseconds".into(),
+        )?;
+        require(
+            limits.compile_memory_bytes >= 16 << 20,
+            "limits.compile_memory_bytes",
+            || "use 16777216 or more: the smallest components take as much".into(),
         )?;
         require(
             limits.client_connections >= 1,

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use skep_core::id::{ComponentId, GroupId, NodeId};
-use skep_machine::wasm::{ComponentError, OutOfBudget};
+use skep_machine::wasm::{CompileError, ComponentError, OutOfBudget};
 use skep_machine::{LocalCode, MachineError};
 
 use crate::catalog::command::Refusal;
@@ -86,14 +86,14 @@ pub enum HostError {
     /// The component cannot be a machine.
     #[error("the component cannot be used")]
     Component(#[from] ComponentError),
-    /// The component was not compiled in time, and the compilation goes on.
+    /// Others were compiled before the component for as long as one may take.
     #[error(
-        "component {component} is not compiled after {milliseconds} ms, or others are late before it; ask again later, or raise [limits] compile_timeout_ms"
+        "component {component} is not compiled: others were before it for {milliseconds} ms; try again later"
     )]
     CompileLate {
         /// The component.
         component: ComponentId,
-        /// The limit.
+        /// The time waited.
         milliseconds: u64,
     },
     /// An instance of the component could not be made.
@@ -209,7 +209,10 @@ impl HostError {
             Self::Starting { .. }
             | Self::Elsewhere { .. }
             | Self::TimedOut { .. }
-            | Self::CompileLate { .. } => true,
+            | Self::CompileLate { .. }
+            | Self::Component(ComponentError::NotCompiled(
+                CompileError::Late { .. } | CompileError::Local(_),
+            )) => true,
             Self::Remote { retryable, .. } => *retryable,
             _ => false,
         }
@@ -260,6 +263,13 @@ fn component_code(error: &ComponentError) -> &'static str {
             ..
         } => OUT_OF_BUDGET,
         ComponentError::Local { .. } => "machine-failed",
+        ComponentError::TooIntricate { .. }
+        | ComponentError::NotCompiled(CompileError::Memory { .. }) => "compile-too-costly",
+        ComponentError::NotCompiled(CompileError::Late { .. }) => "compile-late",
+        ComponentError::NotCompiled(CompileError::Crashed(_)) => "compiler-failed",
+        ComponentError::NotCompiled(CompileError::Local(_)) | ComponentError::Code(_) => {
+            "compiler-unavailable"
+        }
         _ => "invalid-component",
     }
 }

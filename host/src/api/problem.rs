@@ -5,7 +5,6 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use skep_core::outcome::{GuestFault, Outcome};
 use skep_machine::MachineError;
-use skep_machine::wasm::ComponentError;
 
 use crate::host_error::HostError;
 
@@ -94,9 +93,13 @@ impl From<&HostError> for Problem {
     fn from(error: &HostError) -> Self {
         let status = match error {
             HostError::Machine(MachineError::Guest { .. }) => StatusCode::UNPROCESSABLE_ENTITY,
-            HostError::Component(error) if !matches!(error, ComponentError::Local { .. }) => {
-                StatusCode::UNPROCESSABLE_ENTITY
-            }
+            // What is wrong with a component is wrong with it everywhere, unless it is the node that could not.
+            HostError::Component(_) => match status(error.code(), false) {
+                short @ (StatusCode::SERVICE_UNAVAILABLE | StatusCode::INSUFFICIENT_STORAGE) => {
+                    short
+                }
+                _ => StatusCode::UNPROCESSABLE_ENTITY,
+            },
             error => status(error.code(), error.is_unknown()),
         };
         Self {
@@ -130,8 +133,13 @@ fn status(code: &str, unknown: bool) -> StatusCode {
         "busy" => StatusCode::TOO_MANY_REQUESTS,
         "no-leader" | "not-leader" | "superseded" | "group-starting" | "group-elsewhere"
         | "stopped" => StatusCode::SERVICE_UNAVAILABLE,
-        "unreachable" | "compile-late" | "node-failed" | "group-faulted" | "query-failed"
-        | "machine-failed" => StatusCode::SERVICE_UNAVAILABLE,
+        "unreachable"
+        | "compile-late"
+        | "compiler-unavailable"
+        | "machine-failed"
+        | "query-failed"
+        | "node-failed"
+        | "group-faulted" => StatusCode::SERVICE_UNAVAILABLE,
         "catalogue-full" | "out-of-budget" | "out-of-memory" => StatusCode::INSUFFICIENT_STORAGE,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     }

@@ -99,9 +99,10 @@ impl Layout {
 /// Compiles and runs components, always under the same rules. Cheap to clone; one for each process is enough.
 #[derive(Clone)]
 pub struct Engine {
-    inner: wasmtime::Engine,
-    layout: Layout,
+    roomy: wasmtime::Engine,
     compact: wasmtime::Engine,
+    /// Which of the two.
+    layout: Layout,
     budget: Arc<MachineBudget>,
 }
 
@@ -123,9 +124,9 @@ impl Engine {
                 .map_err(|error| ComponentError::Engine(format!("{error:#}")))
         };
         Ok(Self {
-            inner: engine(Layout::ROOMY)?,
-            layout: Layout::ROOMY,
+            roomy: engine(Layout::ROOMY)?,
             compact: engine(Layout::COMPACT)?,
+            layout: Layout::ROOMY,
             budget: MachineBudget::new(most),
         })
     }
@@ -138,14 +139,9 @@ impl Engine {
     /// The same rules, with memories laid out as suits a component of this size. It depends on the component alone, and code
     /// compiled for one layout does not load for another.
     pub(super) fn suited(&self, size: Size) -> Self {
-        match Layout::for_memories(size.memories) {
-            layout if layout == self.layout => self.clone(),
-            layout => Self {
-                inner: self.compact.clone(),
-                layout,
-                compact: self.compact.clone(),
-                budget: Arc::clone(&self.budget),
-            },
+        Self {
+            layout: Layout::for_memories(size.memories),
+            ..self.clone()
         }
     }
 
@@ -154,7 +150,15 @@ impl Engine {
     }
 
     pub(super) fn inner(&self) -> &wasmtime::Engine {
-        &self.inner
+        match self.layout {
+            Layout::ROOMY => &self.roomy,
+            _ => &self.compact,
+        }
+    }
+
+    /// Both, whichever this one is.
+    pub(super) fn both(&self) -> [&wasmtime::Engine; 2] {
+        [&self.roomy, &self.compact]
     }
 }
 

@@ -4,7 +4,7 @@
 
 use wasmparser::{
     ComponentAlias, ComponentExternalKind, ComponentInstance, ComponentOuterAliasKind,
-    ComponentTypeRef, Instance, Payload,
+    ComponentTypeRef, Instance, Parser, Payload,
 };
 
 use super::component::ComponentError;
@@ -34,6 +34,19 @@ impl Size {
         self.items = self.items.saturating_add(other.items);
         self.memories = self.memories.saturating_add(other.memories);
         self.scopes = self.scopes.saturating_add(other.scopes);
+    }
+}
+
+/// What a component becomes that was inspected before.
+pub(super) fn size_of(bytes: &[u8]) -> Result<Size, ComponentError> {
+    let mut expansion = Expansion::default();
+    let read = Parser::new(0)
+        .parse_all(bytes)
+        .try_for_each(|payload| expansion.read(&payload?));
+    match read {
+        Ok(()) => Ok(expansion.size()),
+        Err(Uncounted::Refused(error)) => Err(error),
+        Err(Uncounted::Broken(error)) => Err(ComponentError::Invalid(error.to_string())),
     }
 }
 
@@ -216,8 +229,6 @@ impl Level {
 
 #[cfg(test)]
 mod tests {
-    use wasmparser::Parser;
-
     use super::*;
 
     fn count(text: &str) -> Result<Size, Uncounted> {

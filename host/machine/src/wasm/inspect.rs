@@ -7,6 +7,7 @@ use wasmparser::{
     Validator,
 };
 
+use super::complexity::Complexity;
 use super::component::ComponentError;
 use super::engine::FEATURES;
 use super::expansion::{Expansion, Size, Uncounted};
@@ -95,6 +96,7 @@ pub(super) fn measure(bytes: &[u8]) -> Result<(Inspection, Size), ComponentError
 
     let mut found = Found::default();
     let mut expansion = Expansion::default();
+    let mut complexity = Complexity::default();
     let mut validator = Validator::new_with_features(FEATURES);
     for payload in Parser::new(0).parse_all(bytes) {
         let payload = payload.map_err(|error| broken(bytes, &error))?;
@@ -119,6 +121,9 @@ pub(super) fn measure(bytes: &[u8]) -> Result<(Inspection, Size), ComponentError
             function
                 .validate(&body)
                 .map_err(|error| broken(bytes, &error))?;
+            complexity
+                .read(&body, function.len_locals())
+                .map_err(|error| broken(bytes, &error))??;
             found.allocations = function.into_allocations();
         }
     }
