@@ -181,6 +181,9 @@ pub const BUDGETS: &[Budget] = &[
     row("member-data", "data of one member of a group", Bytes(64 << 10), ("host/core/src/state.rs", "MEMBER_DATA_BYTES_MAX"), TOO_LARGE),
     row("profile", "a machine's limits, as they are written down", Bytes(64 << 10), ("host/core/src/deployment.rs", "PROFILE_BYTES_MAX"), TOO_LARGE),
     row("catalogue-groups", "groups of a cluster", Count(65_536), ("host/src/catalog.rs", "GROUPS_MAX"), refused("catalogue-full", "remove groups that are not needed")),
+    row("groups", "groups of a cluster, as a node lets them be created", Count(16_384), ("host/src/host/groups.rs", "check_new_group"), refused("out-of-budget", "delete groups, or raise the key")).key("limits.groups"),
+    row("init-total", "bytes of the configurations of all groups' machines", Bytes(64 << 20), ("host/src/host/groups.rs", "check_new_group"), refused("out-of-budget", "delete groups, or raise the key")).key("limits.init_total_bytes"),
+    row("catalogue-bytes", "bytes of the catalogue, about", Bytes(256 << 20), ("host/src/host/groups.rs", "check_new_group"), refused("out-of-budget", "delete groups, or raise the key")).key("limits.catalogue_bytes"),
     row("catalogue-components", "components of a cluster", Count(4096), ("host/src/catalog.rs", "COMPONENTS_MAX"), refused("catalogue-full", "`skep component collect`")),
     row("catalogue-nodes", "nodes of a cluster", Count(256), ("host/src/catalog.rs", "NODES_MAX"), refused("catalogue-full", "a cluster has no more")),
     row("configured-nodes", "nodes of a configuration", Count(64), ("host/src/config.rs", "NODE_LIMIT"), refused("invalid-config", "list fewer")),
@@ -225,7 +228,10 @@ pub const BUDGETS: &[Budget] = &[
     row("component-merges", "blocks of a function times its locals", Count(1 << 22), ("host/machine/src/wasm/complexity.rs", "MAX_MERGES"), refused("compile-too-costly", "split the function")),
     row("compile-time", "one compilation, of which there is one at a time on a node, in a process of its own", Milliseconds(120_000), ("host/src/config.rs", "compile_timeout_ms"), refused("compile-late", "ask again later, or raise the key")).key("limits.compile_timeout_ms"),
     row("compile-memory", "memory of that process beside its program: an eighth, and 64 times the component, up to the whole", Bytes(1 << 30), ("host/src/config.rs", "compile_memory_bytes"), refused("compile-too-costly", "make the largest function smaller, or raise the key")).key("limits.compile_memory_bytes"),
+    row("components-total", "bytes of all components of a cluster, and of those on a node", Bytes(4 << 30), ("host/src/host/groups.rs", "check_new_component"), refused("out-of-budget", "`skep component collect`, or raise the key")).key("limits.components_total_bytes"),
     row("uploads", "uploads under way", Count(16), ("host/src/components.rs", "UPLOADS_MAX"), BUSY),
+    row("upload-idle", "an upload without progress (10 s where others wait for its place)", Milliseconds(60_000), ("host/src/components.rs", "ABANDONED"), Otherwise("it is given up")),
+    row("upload-bytes", "bytes of uploads under way on a node", Bytes(256 << 20), ("host/src/components.rs", "uploads_bytes"), refused("out-of-budget", "wait until others have ended, or raise the key")).key("limits.uploads_bytes"),
     row("artefact", "a compiled artefact read back", Bytes(512 << 20), ("host/machine/src/wasm/cache.rs", "MAX_ARTEFACT_BYTES"), Otherwise("it is compiled anew")),
     row("dry-run-entries", "entries kept for a dry run, of a group on a node", Count(128), ("host/src/worker/recent.rs", "ENTRIES_MAX"), Otherwise("the dry run applies those from the start")),
     row("dry-run-bytes", "their bytes", Bytes(256 << 10), ("host/src/worker/recent.rs", "BYTES_MAX"), Otherwise("the dry run applies those from the start")),
@@ -241,6 +247,12 @@ pub const BUDGETS: &[Budget] = &[
     row("snapshots-sent", "snapshots sent at once", Count(4), ("host/src/transport/tcp.rs", "snapshots_at_once"), Otherwise("others wait")),
     row("snapshots-waiting", "snapshots that wait to be sent", Count(1024), ("host/src/transport/snapshot.rs", "MAX_WAITING"), Otherwise("more are reported as failed")),
     row("peer-connections", "connections accepted from other nodes", Count(1024), ("host/src/transport/tcp.rs", "connections"), Otherwise("more are closed and counted")),
+    row("peer-introductions", "connections to the port for nodes that have not said who they are", Count(256), ("host/src/transport/accept.rs", "INTRODUCTIONS"), Otherwise("the oldest is closed")),
+    row("peer-frame-time", "a frame between nodes that was begun and does not go on", Milliseconds(30_000), ("host/src/transport/connection.rs", "FRAME_TIMEOUT"), Otherwise("the connection ends")),
+    row("peer-requests", "requests of one node in flight, on behalf of its clients", Count(1024), ("host/src/transport/requests.rs", "IN_FLIGHT"), Otherwise("nothing more is read until some are answered")),
+    row("peer-request-bytes", "their bytes", Bytes(32 << 20), ("host/src/transport/requests.rs", "IN_FLIGHT_BYTES"), Otherwise("nothing more is read until some are answered")),
+    row("peer-silence", "time in which a node that owes answers says nothing", Milliseconds(1500), ("host/src/peers/link.rs", "SILENT_AFTER"), Otherwise("others are asked first")),
+    row("peer-inquiry", "between two questions for the catalogue because of nodes that are not known", Milliseconds(1000), ("host/src/host/roster.rs", "INQUIRY_PAUSE"), Otherwise("the last answer holds")),
     // Clients.
     row("client-connections", "connections of the client protocol", Count(1024), ("host/src/config.rs", "client_connections"), refused("busy", "ask another node")).key("limits.client_connections"),
     row("client-requests", "requests in flight on one client connection", Count(1024), ("host/src/config.rs", "requests_per_connection"), Otherwise("nothing more is read until some are answered")).key("limits.requests_per_connection"),
@@ -249,7 +261,12 @@ pub const BUDGETS: &[Budget] = &[
     row("admin-body", "a JSON body of administration", Bytes(1 << 20), ("host/src/api/http.rs", "ADMIN_BYTES_MAX"), TOO_LARGE),
     row("crate-in-flight", "requests in flight of one `skep-client` (at most 16,384)", Bytes(256 << 20), ("host/client/src/client.rs", "MAX_IN_FLIGHT"), Otherwise("more wait in the client")),
     row("crate-session", "requests in flight of one of its sessions", Count(1024), ("host/client/src/session.rs", "WINDOW"), Otherwise("more wait in the client")),
+    // The disk.
+    row("disk-reserve", "bytes of the disk that uploads, new groups, their snapshots and kept machine code leave free; commands of clients leave a quarter", Bytes(256 << 20), ("host/src/room.rs", "reserve"), refused("out-of-budget", "delete groups or components, or make room")).key("limits.disk_reserve_bytes"),
+    row("disk-file", "a file that a node gives up when it starts on a full disk", Bytes(32 << 20), ("host/src/room.rs", "FILE_BYTES"), Otherwise("it starts, and can be told to delete")),
     // The process.
+    row("log-lines", "log lines that wait to be written", Bytes(4 << 20), ("host/src/log_lines.rs", "QUEUE_BYTES"), Otherwise("more are dropped and counted")),
+    row("log-line", "one log line", Bytes(64 << 10), ("host/src/log_lines.rs", "LINE_BYTES"), Otherwise("the rest of it is cut off")),
     row("allocator", "what the allocator keeps at the end of an arena, of which there is one for each processor (glibc)", Bytes(2 << 20), ("host/src/allocator.rs", "KEPT"), Otherwise("it is given back")),
 ];
 

@@ -14,11 +14,13 @@ mod member;
 mod output;
 mod propose;
 mod query;
+mod reload;
 mod replay;
 mod serve;
 mod status;
 mod test;
 
+use crate::telemetry::Telemetry;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 /// Where the first node of a cluster on this machine listens for clients.
@@ -126,9 +128,9 @@ pub fn run_bare(cli: Cli) -> Result<std::process::ExitCode, Box<Cli>> {
 }
 
 /// Runs one verb.
-pub async fn run(cli: Cli) -> anyhow::Result<()> {
+pub async fn run(cli: Cli, telemetry: &Telemetry) -> anyhow::Result<()> {
     match cli.verb {
-        Verb::Serve(arguments) => serve::run(arguments).await,
+        Verb::Serve(arguments) => serve::run(arguments, telemetry).await,
         Verb::Dev(arguments) => dev::run(arguments).await,
         Verb::Demo(arguments) => demo::run(arguments).await,
         Verb::Group(arguments) => group::run(arguments).await,

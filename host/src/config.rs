@@ -7,6 +7,7 @@
 mod overlay;
 mod suggest;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
@@ -44,6 +45,18 @@ pub struct Config {
     /// Bounds on what clients may ask.
     #[serde(default)]
     pub limits: LimitsSection,
+    /// Log lines.
+    #[serde(default)]
+    pub log: LogSection,
+}
+
+/// `[log]`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogSection {
+    /// Which lines are written, as in `skep=debug,info`. `SKEP_LOG` beats it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub filter: Option<String>,
 }
 
 /// `[node]`.
@@ -139,6 +152,18 @@ pub struct LimitsSection {
     pub long_bytes_per_second: u64,
     /// Most bytes of one component.
     pub component_bytes: u64,
+    /// Most bytes of all components of the cluster, and of those on this node.
+    pub components_total_bytes: u64,
+    /// Most bytes of components that are being uploaded to this node.
+    pub uploads_bytes: u64,
+    /// Most groups of the cluster, as this node lets them be created.
+    pub groups: usize,
+    /// Most bytes of the configurations of all groups' machines.
+    pub init_total_bytes: u64,
+    /// Most bytes of the catalogue, about.
+    pub catalogue_bytes: u64,
+    /// Bytes of the disk that uploads, new groups and kept machine code leave free; commands leave a quarter of it.
+    pub disk_reserve_bytes: u64,
     /// Most client connections at a time.
     pub client_connections: usize,
     /// Most requests in flight on one client connection.
@@ -221,6 +246,12 @@ impl Default for LimitsSection {
             command_bytes: 1 << 20,
             long_bytes_per_second: LONG_BYTES_PER_PROCESSOR * processors as u64,
             component_bytes: 32 << 20,
+            components_total_bytes: 4 << 30,
+            uploads_bytes: 256 << 20,
+            groups: 16_384,
+            init_total_bytes: 64 << 20,
+            catalogue_bytes: 256 << 20,
+            disk_reserve_bytes: 256 << 20,
             client_connections: 1024,
             requests_per_connection: 1024,
             log_retained_bytes: 1 << 30,
@@ -286,6 +317,11 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
+    /// A value of a key, with its section, that makes no sense.
+    pub fn invalid(key: &str, message: impl Into<String>) -> Self {
+        invalid(key, message.into())
+    }
+
     /// Stable name of every configuration error.
     pub fn code(&self) -> &'static str {
         "invalid-config"
@@ -337,6 +373,38 @@ impl Config {
         };
         config.check()?;
         Ok(config)
+    }
+
+    /// The keys, as `section.key`, whose values another configuration has otherwise.
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        let (one, other) = (self.table(), other.table());
+        let sections: BTreeSet<&String> = one.keys().chain(other.keys()).collect();
+        let mut keys = Vec::new();
+        for section in sections {
+            let empty = toml::Table::new();
+            let of = |table: &'_ toml::Table| {
+                let section = table.get(section).and_then(toml::Value::as_table);
+                section.unwrap_or(&empty).clone()
+            };
+            let (one, other) = (of(&one), of(&other));
+            let names: BTreeSet<&String> = one.keys().chain(other.keys()).collect();
+            keys.extend(
+                names
+                    .into_iter()
+                    .filter(|name| one.get(*name) != other.get(*name))
+                    .map(|name| format!("{section}.{name}")),
+            );
+        }
+        keys
+    }
+
+    /// Takes from another configuration what can change while a node runs.
+    pub fn take_reloadable(&mut self, other: &Self) {
+        self.log = other.log.clone();
+    }
+
+    fn table(&self) -> toml::Table {
+        toml::Table::try_from(self).expect("a configuration is a table")
     }
 
     /// The id as a type.

@@ -70,7 +70,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     };
     cluster.kill_all().await;
     if arguments.keep {
-        eprintln!("the nodes' files are in {}", dir.keep().display());
+        say!("the nodes' files are in {}", dir.keep().display());
     } else {
         dir.close()
             .context("cannot remove the directory of the nodes")?;

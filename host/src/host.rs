@@ -6,6 +6,8 @@ mod groups;
 mod members;
 mod reconcile;
 mod requests;
+mod restarts;
+mod roster;
 mod start;
 mod upgrades;
 
@@ -33,6 +35,7 @@ use crate::host_error::HostError;
 use crate::machines::Machines;
 use crate::metrics::Metrics;
 use crate::peers::Peers;
+use crate::room::DiskRoom;
 use crate::status::Consistency;
 use crate::supervisor::Supervisor;
 use crate::transport::TcpTransport;
@@ -60,14 +63,19 @@ struct Inner {
     node: MultiNode,
     transport: Arc<TcpTransport>,
     store: StoreId,
-    pins: Arc<start::Pins>,
+    roster: Arc<roster::Roster>,
     catalog: watch::Receiver<Arc<Catalog>>,
+    /// Where the catalogue's machine shows its states.
+    published: watch::Sender<Arc<Catalog>>,
     /// Whether a majority has confirmed the catalogue since this node started. Until then groups may be missing in it that
     /// were put here long ago.
     confirmed: AtomicBool,
     /// Groups have gone whose memory the allocator still keeps.
     emptied: AtomicBool,
     components: ComponentStore,
+    room: Arc<DiskRoom>,
+    /// Held while a component is weighed, stored and announced, so that what all may have together is not given twice.
+    announcing: tokio::sync::Mutex<()>,
     /// Held while a component is stored and announced, and alone while those that nothing names are deleted.
     storing: tokio::sync::RwLock<()>,
     machines: Machines,
@@ -138,6 +146,9 @@ impl Host {
     pub fn stopping(&self) -> CancellationToken {
         self.inner.stopping.clone()
     }
+
+    /// Takes from a configuration what can change while the node runs; see [`Config::take_reloadable`].
+    pub fn reload(&self, _config: &Config) {}
 
     /// The configuration it was started with.
     pub fn config(&self) -> &Config {
@@ -220,6 +231,9 @@ impl Host {
     /// The groups that this node ought to serve and cannot, or not as it should, in the order of their ids.
     pub fn troubled(&self) -> Vec<Troubled> {
         let mut troubled = self.inner.node.node_status().troubled;
+        for Troubled { group, trouble, .. } in &mut troubled {
+            *trouble = self.judged(*group, trouble.clone());
+        }
         let catalog = self.catalog();
         let starting = self.hosted();
         troubled.extend(starting.iter().filter_map(|(group, hosted)| {
@@ -230,6 +244,10 @@ impl Host {
             else {
                 return None;
             };
+            // While a replica is here it speaks for itself.
+            if self.inner.node.exists(*group) {
+                return None;
+            }
             let name = catalog.group(*group)?.name.clone();
             Some(Troubled {
                 group: *group,
@@ -239,6 +257,19 @@ impl Host {
         }));
         troubled.sort_by_key(|troubled| troubled.group);
         troubled
+    }
+
+    /// What is wrong with a replica, in the light of who else has one.
+    pub(super) fn judged(&self, group: GroupId, trouble: Trouble) -> Trouble {
+        let catalog = self.catalog();
+        let is_the_only_one = match catalog.group(group) {
+            Some(record) => record.members.iter().all(|node| *node == self.id()),
+            None => group == catalog::GROUP && self.inner.config.cluster.nodes.len() == 1,
+        };
+        match is_the_only_one {
+            true => trouble.of_the_only_one(),
+            false => trouble,
+        }
     }
 
     /// The node as it sees itself and its cluster.
@@ -288,7 +319,9 @@ impl Host {
                     info.leader = status.replica.leader;
                     info.term = Some(status.replica.term);
                     info.memory = status.memory;
-                    info.problem = status.trouble.map(|trouble| trouble.to_string());
+                    let trouble = status.trouble;
+                    let trouble = trouble.map(|trouble| self.judged(record.id, trouble));
+                    info.problem = trouble.map(|trouble| trouble.to_string());
                 }
                 Err(error) => info.problem = Some(error.to_string()),
             }

@@ -9,6 +9,7 @@ use skep_machine::{LocalCode, MachineError};
 use crate::catalog::command::Refusal;
 use crate::components::StoreError;
 use crate::config::ConfigError;
+use crate::room::NoRoom;
 use crate::transport::TransportError;
 
 const OUT_OF_BUDGET: &str = "out-of-budget";
@@ -32,6 +33,11 @@ pub enum HostError {
     /// The request makes no sense.
     #[error("{0}")]
     Invalid(String),
+    /// What only nodes ask of each other.
+    #[error(
+        "`{0}` is between nodes; clients ask for the whole, as with `group.upgrade`, and the node that is asked does the rest"
+    )]
+    BetweenNodes(String),
     /// The request is larger than this node takes.
     #[error("the request has {size} bytes, the limit is {limit}")]
     TooLarge {
@@ -55,6 +61,9 @@ pub enum HostError {
         /// What may be.
         most: u64,
     },
+    /// There is no room for it.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     /// No group of this name or id.
     #[error("there is no group `{0}`; see `skep group list`")]
     UnknownGroup(String),
@@ -164,9 +173,12 @@ impl HostError {
                 Refusal::Full(_) => "catalogue-full",
             },
             Self::Invalid(_) => "invalid-request",
+            Self::BetweenNodes(_) => "forbidden",
             Self::TooLarge { .. } => "too-large",
             Self::AboveCeiling { .. } => "above-ceiling",
-            Self::OutOfBudget(_) => OUT_OF_BUDGET,
+            Self::OutOfBudget(_) | Self::NoRoom(_) | Self::Store(StoreError::NoRoom(_)) => {
+                OUT_OF_BUDGET
+            }
             Self::UnknownGroup(_) => "no-such-group",
             Self::Starting { .. } => "group-starting",
             Self::Elsewhere { .. } => "group-elsewhere",

@@ -126,6 +126,7 @@ impl LocalCluster {
                 listen: ListenSection::default(),
                 raft: raft.clone(),
                 limits: Default::default(),
+                log: Default::default(),
             };
             let path = home.join("skep.toml");
             let text = toml::to_string(&config).context("cannot write a configuration")?;

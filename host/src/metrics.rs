@@ -1,6 +1,7 @@
 //! What a node counts, for Prometheus.
 
 use std::fmt;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use skep_core::proposal::Response;
 
 use crate::host::Host;
 use crate::host_error::HostError;
+use crate::log_lines::LogLines;
 use crate::status::QueryAnswer;
 use crate::trouble::{Kind, Troubled};
 
@@ -28,6 +30,7 @@ pub struct Metrics {
     proposal_seconds: Histogram,
     query_seconds: Histogram,
     guest_faults: Counter,
+    log_lines: OnceLock<LogLines>,
     /// Client connections open now.
     pub client_connections: AtomicUsize,
     /// Client connections refused or closed for what they sent.
@@ -53,6 +56,7 @@ impl Metrics {
             proposal_seconds: histogram(),
             query_seconds: histogram(),
             guest_faults: Counter::default(),
+            log_lines: OnceLock::new(),
             client_connections: AtomicUsize::new(0),
             client_connections_refused: AtomicU64::new(0),
         };
@@ -81,6 +85,12 @@ impl Metrics {
         let (name, help) = ("query_duration", "From a query's arrival to its answer");
         registry.register_with_unit(name, help, seconds, self.query_seconds.clone());
         self
+    }
+
+    /// From now on the lines dropped there are shown.
+    pub fn count_log_lines(&self, lines: LogLines) {
+        // A process has one such place; the first stays.
+        let _ = self.log_lines.set(lines);
     }
 
     pub(crate) fn proposed(&self, result: &Result<Response, HostError>, elapsed: Duration) {
@@ -135,6 +145,11 @@ impl fmt::Debug for NodeCollector {
 impl prometheus_client::collector::Collector for NodeCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let status = self.host.node().node_status();
+        let troubled = self.host.troubled();
+        let halted = troubled
+            .iter()
+            .filter(|troubled| troubled.trouble.kind.waits_for_somebody())
+            .count();
         let metrics = self.host.metrics();
         for (name, help, value) in [
             ("groups", "Replicas on this node", status.groups),
@@ -142,7 +157,7 @@ impl prometheus_client::collector::Collector for NodeCollector {
             (
                 "halted_groups",
                 "Replicas on this node that are halted until somebody acts",
-                status.halted,
+                halted,
             ),
             (
                 "requests_in_flight",
@@ -162,7 +177,7 @@ impl prometheus_client::collector::Collector for NodeCollector {
         ] {
             gauge(&mut encoder, name, help, None, value as u64)?;
         }
-        self.troubled(&mut encoder)?;
+        Self::troubled(&mut encoder, &troubled)?;
         let refused = metrics.client_connections_refused.load(Ordering::Relaxed);
         let help = "Client connections refused or closed for what they sent";
         counter(
@@ -182,6 +197,9 @@ impl prometheus_client::collector::Collector for NodeCollector {
         )?;
         let help = "Barriers at which replicas of a group were found to differ";
         counter(&mut encoder, "divergences", help, None, status.divergences)?;
+        let help = "Messages of other nodes that replicas did not believe";
+        let distrusted = status.distrusted_messages;
+        counter(&mut encoder, "distrusted_messages", help, None, distrusted)?;
         let help = "Ticks in which commands or queries of a group waited for its quota of bytes";
         counter(&mut encoder, "quota_waits", help, None, status.quota_waits)?;
         let help = "Messages dropped because a shard was behind";
@@ -192,6 +210,17 @@ impl prometheus_client::collector::Collector for NodeCollector {
             None,
             status.dropped_messages,
         )?;
+        if let Some(lines) = metrics.log_lines.get() {
+            let help =
+                "Log lines dropped because nobody took them in time, or they could not be written";
+            counter(
+                &mut encoder,
+                "log_lines_dropped",
+                help,
+                None,
+                lines.dropped(),
+            )?;
+        }
         self.tasks(&mut encoder)?;
         self.machines(&mut encoder)?;
         self.log(&mut encoder)?;
@@ -201,8 +230,7 @@ impl prometheus_client::collector::Collector for NodeCollector {
 
 impl NodeCollector {
     /// How many replicas are in trouble, by kind; and which, up to a bound.
-    fn troubled(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let troubled = self.host.troubled();
+    fn troubled(encoder: &mut DescriptorEncoder<'_>, troubled: &[Troubled]) -> fmt::Result {
         let help = "Replicas on this node in trouble, by kind";
         let name = "troubled_groups";
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;

@@ -1,18 +1,18 @@
 //! One data directory in use: its lock, the log that groups share, their snapshot files, and what it recovered.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use bytes::Bytes;
-use skep_core::id::{ComponentId, GroupId, Incarnation, LogIndex, NodeId, ReplicaId, Term};
+use skep_core::healing::Parked;
+use skep_core::id::{GroupId, Incarnation, LogIndex, NodeId, ReplicaId};
 use skep_core::input::LogRead;
 use skep_core::message::SnapshotName;
 use skep_log::{
     GroupKey, LogError, LogHandle, LogOptions, LogPosition, LogReader, LogStats, LogWriter, Record,
-    SnapshotFile, SnapshotMeta, SnapshotReceiver, SnapshotStore, SnapshotWriter, Store, Vfs,
+    SealedSnapshot, SnapshotFile, SnapshotMeta, SnapshotReceiver, SnapshotStore, Store, Vfs,
     WriterEvent, WriterOptions,
 };
 use skep_store::{Begin, Lives, convert};
@@ -21,7 +21,9 @@ use crate::error::Error;
 use crate::mailbox::{Completion, Event};
 use crate::pool::Pool;
 use crate::replica::Life;
+use crate::room::DiskRoom;
 use crate::router::Router;
+use crate::worker::Saved;
 
 /// Bytes of one snapshot file a node takes from a peer. Far above what one machine's memory holds.
 pub(crate) const SNAPSHOT_BYTES_MAX: u64 = 16 << 30;
@@ -42,6 +44,8 @@ pub(crate) enum Token {
 
 /// A data directory in use.
 pub(crate) struct Disk {
+    dir: PathBuf,
+    reserve: u64,
     /// Held for its lock, until the log is closed.
     store: Mutex<Option<Store>>,
     log: LogHandle<Token>,
@@ -60,6 +64,8 @@ pub(crate) struct DiskConfig<'a> {
     pub(crate) sync_delay: Duration,
     /// The directory, if somebody opened it already.
     pub(crate) store: Option<Store>,
+    /// Bytes of the disk that snapshots of groups which are new here leave free.
+    pub(crate) reserve: u64,
 }
 
 impl Disk {
@@ -72,6 +78,7 @@ impl Disk {
             node,
             sync_delay,
             store,
+            reserve,
         } = config;
         let store = match store {
             Some(store) => store,
@@ -95,6 +102,8 @@ impl Disk {
             source,
         })?;
         Ok(Arc::new(Self {
+            dir: dir.to_owned(),
+            reserve,
             store: Mutex::new(Some(store)),
             log,
             reader,
@@ -117,6 +126,23 @@ impl Disk {
     /// The replica is up: what was recovered of it need not be kept.
     pub(crate) fn began(&self, key: GroupKey) {
         self.lives().began(key);
+    }
+
+    /// A replica is given up, to begin again from what is on the disk. Reads the entries that are in no memory any more.
+    pub(crate) fn park(&self, key: GroupKey, parked: Parked) -> Result<(), LogError> {
+        let (mut next, last) = (parked.start.0.0 + 1, parked.before.0.0);
+        let mut older = Vec::new();
+        while next <= last {
+            let read = self.reader.entries(key, next, last, u64::MAX)?;
+            let read = read.ok_or_else(|| LogError::InvalidRecord {
+                key,
+                reason: format!("entry {next} is not in the log any more"),
+            })?;
+            next += read.len() as u64;
+            older.extend(read);
+        }
+        self.lives().park(convert::parked(key, parked, older));
+        Ok(())
     }
 
     /// The lives of a group that were recovered and not brought up.
@@ -207,25 +233,30 @@ impl Disk {
         }
     }
 
-    pub(crate) fn create_snapshot(
+    /// The snapshot of a barrier, to be written.
+    pub(crate) fn seal_snapshot(
         &self,
         key: GroupKey,
-        (index, term): (LogIndex, Term),
-        state: Bytes,
-        schema: u32,
-        component: ComponentId,
-    ) -> Result<SnapshotWriter, LogError> {
-        let position = LogPosition {
-            index: index.0,
-            term: term.0,
-        };
-        self.snapshots.create(SnapshotMeta {
+        saved: Saved,
+    ) -> Result<SealedSnapshot, LogError> {
+        let Saved {
+            context,
+            state,
+            schema,
+            component,
+            guest,
+        } = saved;
+        let meta = SnapshotMeta {
             key,
-            position,
+            position: LogPosition {
+                index: context.index.0,
+                term: context.term.0,
+            },
             state,
             schema,
             component: component.0,
-        })
+        };
+        self.snapshots.seal(meta, guest)
     }
 
     /// Opens a snapshot and verifies every byte of it.
@@ -242,8 +273,24 @@ impl Disk {
         key: GroupKey,
         name: &SnapshotName,
     ) -> Result<SnapshotReceiver, LogError> {
+        if self.reserve > 0 && !self.snapshots.list()?.iter().any(|of| of.key == key) {
+            self.has_room(name.size)?;
+        }
         self.snapshots
             .receive(key, convert::mark(name), SNAPSHOT_BYTES_MAX)
+    }
+
+    /// Whether so many bytes leave the reserve free. What is here already is not refused: it cannot do without.
+    fn has_room(&self, bytes: u64) -> Result<(), LogError> {
+        let looked = DiskRoom::new(&self.dir, self.reserve);
+        looked
+            .check(bytes)
+            .map_err(|short| io::Error::new(io::ErrorKind::StorageFull, short))
+            .map_err(|source| LogError::Io {
+                action: "write a snapshot of a group that is new here to",
+                path: self.dir.clone(),
+                source,
+            })
     }
 
     pub(crate) fn snapshot_name(file: &SnapshotFile) -> SnapshotName {

@@ -55,7 +55,7 @@ async fn the_demonstration_interrupted_leaves_nothing_behind() {
     let (stdout, stderr) = (outputs.path().join("stdout"), outputs.path().join("stderr"));
     let path = data.path().to_str().expect("a plain name");
     let environment = [("TMPDIR", temporary.path())];
-    let mut demo = Process::start_with(&["demo", path], &environment, &stdout, &stderr);
+    let mut demo = Process::start_with(&["demo", path], &environment, None, &stdout, &stderr);
     // Midway: one node is dead, two carry the load.
     let output = || {
         let read = |path: &Path| {

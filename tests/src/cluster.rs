@@ -38,6 +38,8 @@ pub struct Settings {
     pub heartbeat_ticks: u32,
     /// `raft.snapshot_entries`.
     pub snapshot_entries: u64,
+    /// More of the configuration: sections that are not written here.
+    pub more: String,
 }
 
 impl Default for Settings {
@@ -49,6 +51,7 @@ impl Default for Settings {
             election_ticks: 15,
             heartbeat_ticks: 3,
             snapshot_entries: 8192,
+            more: String::new(),
         }
     }
 }
@@ -73,6 +76,10 @@ pub struct Node {
     pub home: PathBuf,
     /// What it finds in its environment when it is started next, beside the test's own.
     pub environment: Vec<(&'static str, PathBuf)>,
+    /// How many descriptors it may have when it is started next, if not as many as the test.
+    pub descriptors: Option<u64>,
+    /// Where its log goes when it is started next, if not to `node.log`.
+    pub stderr: Option<PathBuf>,
     process: Option<Process>,
 }
 
@@ -170,6 +177,8 @@ impl Cluster {
                     http: address(),
                     home,
                     environment: Vec::new(),
+                    descriptors: None,
+                    stderr: None,
                     process: None,
                 }
             })
@@ -225,8 +234,9 @@ impl Cluster {
         let process = Process::start_with(
             &["serve", "--config", config],
             &environment,
+            node.descriptors,
             &node.home.join("stdout"),
-            &node.log_path(),
+            node.stderr.as_deref().unwrap_or(&node.log_path()),
         );
         node.process = Some(process);
     }
@@ -314,6 +324,38 @@ impl Cluster {
         self.node(id).process().limit_files(bytes);
     }
 
+    /// Leaves a running node not one file descriptor more than it has; `false` gives it back what it had.
+    #[cfg(target_os = "linux")]
+    pub fn starve_of_descriptors(&self, id: u64, starve: bool) {
+        let process = self.node(id).process();
+        let free = starve.then(|| {
+            let open = std::fs::read_dir(format!("/proc/{}/fd", process.id()));
+            let open: std::collections::BTreeSet<u64> = open
+                .expect("a running process has descriptors")
+                .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+                .collect();
+            (0..).find(|number| !open.contains(number)).unwrap_or(0)
+        });
+        process.limit(libc::RLIMIT_NOFILE, free);
+    }
+
+    /// Leaves a running node so many bytes of addresses beyond what it has; `None` gives it all back.
+    #[cfg(target_os = "linux")]
+    pub fn limit_addresses(&self, id: u64, more: Option<u64>) {
+        let process = self.node(id).process();
+        let limit = more.map(|more| {
+            let path = format!("/proc/{}/statm", process.id());
+            let statm = std::fs::read_to_string(&path).expect("a running process has one");
+            let pages: u64 = statm
+                .split(' ')
+                .next()
+                .and_then(|pages| pages.parse().ok())
+                .expect("pages");
+            pages * 4096 + more
+        });
+        process.limit(libc::RLIMIT_AS, limit);
+    }
+
     /// The process of a running node.
     pub fn process_id(&self, id: u64) -> u32 {
         self.node(id).process().id()
@@ -327,6 +369,11 @@ impl Cluster {
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
         kib.unwrap_or_else(|| panic!("no VmRSS in {path}:\n{status}")) * 1024
+    }
+
+    /// Sends a signal to a running node.
+    pub fn signal(&self, id: u64, signal: libc::c_int) {
+        self.node(id).process().signal(signal);
     }
 
     /// SIGSTOP: the node lives, and does nothing.
@@ -589,8 +636,11 @@ impl Cluster {
     pub fn assert_no_panic(&self) {
         for node in &self.nodes {
             let log = node.log();
-            // A guest's own panic is a log line, which begins with a time; the host's begins like this.
-            let host = |line: &&str| line.starts_with("thread '") && line.contains("panicked at");
+            // After time and level; a guest's own panic has another target. Before the log begins it is as Rust says it.
+            let host = |line: &&str| {
+                line.split_whitespace().nth(2) == Some("skep::panic:")
+                    || line.starts_with("thread '") && line.contains("panicked at")
+            };
             if let Some(line) = log.lines().find(host) {
                 panic!("node {} panicked: {line}\n{}", node.id, node.log_tail());
             }
@@ -631,6 +681,7 @@ fn toml(settings: &Settings, nodes: &[Node], id: u64, peer_of: impl Fn(&Node) ->
         election_ticks,
         heartbeat_ticks,
         snapshot_entries,
+        more,
         ..
     } = settings;
     let mut text = format!(
@@ -646,6 +697,8 @@ fn toml(settings: &Settings, nodes: &[Node], id: u64, peer_of: impl Fn(&Node) ->
             "\n[[cluster.nodes]]\nid = {id}\npeer = \"{peer}\"\nclient = \"{client}\"\nhttp = \"{http}\"\n"
         ));
     }
+    text.push('\n');
+    text.push_str(more);
     text
 }
 

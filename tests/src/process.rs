@@ -52,16 +52,17 @@ impl Process {
     /// # Panics
     /// If it cannot be started.
     pub fn start(arguments: &[&str], stdout: &Path, stderr: &Path) -> Self {
-        Self::start_with(arguments, &[], stdout, stderr)
+        Self::start_with(arguments, &[], None, stdout, stderr)
     }
 
-    /// As [`start`](Self::start), with variables in its environment.
+    /// As [`start`](Self::start), with variables in its environment, and no more descriptors than this.
     ///
     /// # Panics
     /// If it cannot be started.
     pub fn start_with(
         arguments: &[&str],
         environment: &[(&str, &Path)],
+        descriptors: Option<u64>,
         stdout: &Path,
         stderr: &Path,
     ) -> Self {
@@ -78,6 +79,9 @@ impl Process {
         command.env("SKEP_LOG", "info").env_remove("SKEP_AT");
         command.envs(environment.iter().copied());
         die_with_parent(&mut command);
+        if let Some(most) = descriptors {
+            limit_descriptors(&mut command, most);
+        }
         let child = spawn(command)
             .unwrap_or_else(|error| panic!("cannot start skep {arguments:?}: {error}"));
         Self { child }
@@ -111,19 +115,23 @@ impl Process {
     /// full disk does with `ENOSPC`. `None` takes the limit away.
     #[cfg(target_os = "linux")]
     pub fn limit_files(&self, bytes: Option<u64>) {
-        let limit = libc::rlimit {
-            rlim_cur: bytes.unwrap_or(libc::RLIM_INFINITY),
-            rlim_max: libc::RLIM_INFINITY,
+        self.limit(libc::RLIMIT_FSIZE, bytes);
+    }
+
+    /// Changes how much of something the process may have from now on; `None` gives it as much as it may ever have.
+    #[cfg(target_os = "linux")]
+    pub fn limit(&self, resource: libc::__rlimit_resource_t, value: Option<u64>) {
+        let pid = self.child.id() as libc::pid_t;
+        let mut limit = libc::rlimit {
+            rlim_cur: 0,
+            rlim_max: 0,
         };
+        // SAFETY: the old limit is written to a value that outlives the call, and no new one is given.
+        let got = unsafe { libc::prlimit(pid, resource, std::ptr::null(), &mut limit) };
+        assert_eq!(got, 0, "{}", io::Error::last_os_error());
+        limit.rlim_cur = value.unwrap_or(limit.rlim_max).min(limit.rlim_max);
         // SAFETY: the new limit is a value that outlives the call, and the old one is not asked for.
-        let set = unsafe {
-            libc::prlimit(
-                self.child.id() as libc::pid_t,
-                libc::RLIMIT_FSIZE,
-                &limit,
-                std::ptr::null_mut(),
-            )
-        };
+        let set = unsafe { libc::prlimit(pid, resource, &limit, std::ptr::null_mut()) };
         assert_eq!(
             set,
             0,
@@ -238,6 +246,24 @@ fn die_with_parent(command: &mut Command) {
     };
     // SAFETY: `ask` runs between fork and exec and only makes the system calls above; it allocates nothing.
     unsafe { command.pre_exec(ask) };
+}
+
+/// As `ulimit -n`, for both limits: the process can give itself no more.
+fn limit_descriptors(command: &mut Command, most: u64) {
+    use std::os::unix::process::CommandExt;
+    let limit = libc::rlimit {
+        rlim_cur: most,
+        rlim_max: most,
+    };
+    let set = move || {
+        // SAFETY: `setrlimit` is async-signal-safe and reads a value that outlives the call.
+        match unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: `set` runs between fork and exec and only makes the system call above; it allocates nothing.
+    unsafe { command.pre_exec(set) };
 }
 
 #[cfg(not(target_os = "linux"))]

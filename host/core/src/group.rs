@@ -9,12 +9,14 @@ use raft::{RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 use crate::addresses::Addresses;
 use crate::allowance::{Allowance, Rates};
 use crate::catch_up::CatchUp;
-use crate::committed::Applying;
+use crate::committed::{Applying, Saved};
 use crate::config::{ConfigError, GroupConfig};
 use crate::deployment::Quota;
 use crate::divergence::Attestations;
 use crate::effect::{Effect, Persist, Work};
 use crate::election;
+use crate::handover::Handover;
+use crate::healing::Restraint;
 use crate::id::{LogIndex, NodeId, ReplicaId, Term};
 use crate::input::Input;
 use crate::liveness::Liveness;
@@ -27,6 +29,7 @@ use crate::proposal::ProposalError;
 use crate::proposals::Proposals;
 use crate::reads::Reads;
 use crate::sessions::Sessions;
+use crate::standing::Standings;
 use crate::state::HostState;
 use crate::status::{Health, MemberStatus, Part, Status};
 
@@ -80,6 +83,11 @@ pub struct Group {
     /// What has happened since the last barrier; decides on the next.
     pub(crate) since_barrier: SinceBarrier,
     pub(crate) attestations: Attestations,
+    /// The snapshot of the last barrier, while it is in no file.
+    pub(crate) unwritten: Option<Snapshotted>,
+    /// The snapshot whose file cannot be read, while this replica has no other.
+    pub(crate) lost: Option<SnapshotName>,
+    pub(crate) restraint: Restraint,
     /// What this leader may take of its clients.
     pub(crate) allowance: Allowance,
     /// Ticks that began with commands waiting for the quota.
@@ -90,6 +98,8 @@ pub struct Group {
     /// Where replicas are that the membership does not know (yet, or any more).
     pub(crate) addresses: Addresses,
     pub(crate) liveness: Liveness,
+    pub(crate) standings: Standings,
+    pub(crate) handover: Handover,
     pub(crate) catch_up: CatchUp,
     /// The leader and term last told to watchers.
     pub(crate) seen_leader: (u64, u64),
@@ -184,9 +194,8 @@ impl Group {
             return Ok(group);
         }
         group.replica = recovered.replica;
-        let mut hard_state = recovered.hard_state;
         let mut snapshot = None;
-        if let Some((name, bytes)) = recovered.snapshot {
+        if let Some((name, bytes)) = recovered.snapshot.clone() {
             let (state, context) =
                 HostState::decode(bytes).map_err(|error| group.wrong("snapshot", error))?;
             if context.index != name.index || context.term != name.term {
@@ -206,10 +215,21 @@ impl Group {
                 deployment: group.state.deployment.clone(),
             }));
             group.applying.push_back(Applying::restore(context));
+            group.storage.marked = Some(name.clone());
             snapshot = Some(Snapshotted { name, conf_state });
         }
+        group.begin(recovered, snapshot)
+    }
+
+    /// Begins behind what is processed, with the log that was recovered.
+    pub(crate) fn begin(
+        mut self,
+        recovered: Recovered,
+        snapshot: Option<Snapshotted>,
+    ) -> Result<Self, ConfigError> {
+        let mut hard_state = recovered.hard_state;
         let last = recovered.truncated.0.0 + recovered.entries.len() as u64;
-        let start = group.processed.0;
+        let start = self.processed.0;
         // raft-rs panics unless first - 1 <= applied <= commit <= last.
         hard_state.commit = hard_state.commit.max(start);
         if recovered.truncated.0.0 > start || hard_state.commit > last {
@@ -218,7 +238,7 @@ impl Group {
                 recovered.truncated.0.0 + 1,
                 hard_state.commit
             );
-            return Err(group.wrong("log", reason));
+            return Err(self.wrong("log", reason));
         }
         let view = LogView::new(
             hard_state.clone(),
@@ -226,9 +246,9 @@ impl Group {
             recovered.truncated,
             snapshot,
         );
-        group.storage.hard_state = hard_state;
-        group.start_raft(view, LogIndex(start))?;
-        Ok(group)
+        self.storage.hard_state = hard_state;
+        self.start_raft(view, LogIndex(start))?;
+        Ok(self)
     }
 
     /// Takes in one thing that happened.
@@ -333,7 +353,7 @@ impl Group {
         }
     }
 
-    fn empty(config: GroupConfig) -> Self {
+    pub(crate) fn empty(config: GroupConfig) -> Self {
         let state = HostState {
             sessions: Sessions::of_life(config.incarnation),
             deployment: config.deployment.clone(),
@@ -356,12 +376,17 @@ impl Group {
             reads: Reads::default(),
             since_barrier: SinceBarrier::default(),
             attestations: Attestations::default(),
+            unwritten: None,
+            lost: None,
+            restraint: Restraint::default(),
             allowance: Allowance::default(),
             quota_waits: 0,
             faults_in_a_row: 0,
             arrived: None,
             addresses: Addresses::default(),
             liveness: Liveness::default(),
+            standings: Standings::default(),
+            handover: Handover::default(),
             catch_up: CatchUp::default(),
             seen_leader: (0, 0),
             last_leader_node: NodeId(0),
@@ -502,7 +527,17 @@ impl Group {
                 fuel,
                 deed,
             } => self.machine_applied(index, outcomes, fuel, deed),
-            Input::Snapshotted { index, snapshot } => self.machine_snapshotted(index, snapshot),
+            Input::Snapshotted { index, snapshot } => {
+                let saved = snapshot.map_or(Saved::Not, Saved::Durable);
+                self.machine_passed(index, saved);
+            }
+            Input::Unwritten {
+                index,
+                snapshot,
+                reason,
+            } => self.machine_passed(index, Saved::Unwritten(snapshot, reason)),
+            Input::Written { index } => self.snapshot_written(index),
+            Input::SnapshotUnreadable { index, reason } => self.snapshot_unreadable(index, reason),
             Input::Restored { index } => self.machine_restored(index),
             Input::MachineFailed { reason } => self.machine_failed(reason),
             Input::Unreachable { node } => {
@@ -555,42 +590,8 @@ impl Group {
         self.tidy_read_back();
         self.ask_if_nobody_else_does();
         self.ask_if_due();
+        self.tick_standings();
         self.give_leadership_away_if_faulted();
-    }
-
-    fn give_leadership_away_if_faulted(&mut self) {
-        if !self.is_faulted()
-            || !self.leads()
-            || !self
-                .ticks
-                .is_multiple_of(u64::from(self.config.heartbeat_ticks))
-        {
-            return;
-        }
-        self.transfer_to_best_follower();
-    }
-
-    /// Hands leadership to the active voter that has the most of the log, rather to one whose machine is of use. `false` if there
-    /// is none.
-    pub(crate) fn transfer_to_best_follower(&mut self) -> bool {
-        let own = self.replica;
-        let Some(Raft(node)) = &self.raft else {
-            return false;
-        };
-        let best = self
-            .state
-            .membership
-            .voters()
-            .filter(|replica| *replica != own && self.is_active(*replica))
-            .filter_map(|replica| {
-                let matched = node.raft.prs().get(replica.0)?.matched;
-                Some((!self.is_ailing(replica), matched, replica))
-            })
-            .max();
-        if let (Some((_, _, best)), Some(Raft(node))) = (best, &mut self.raft) {
-            node.transfer_leader(best.0);
-        }
-        best.is_some()
     }
 
     pub(crate) fn leads(&self) -> bool {
@@ -599,11 +600,11 @@ impl Group {
             .is_some_and(|raft| raft.0.raft.state == StateRole::Leader)
     }
 
-    /// Whether the machine is of no use: it has failed, or is known to be wrong.
+    /// Whether the machine is of no use: it has failed, is known to be wrong, or has no state.
     pub(crate) fn is_faulted(&self) -> bool {
         matches!(
             self.health,
-            Health::Faulted { .. } | Health::Quarantined { .. }
+            Health::Faulted { .. } | Health::Quarantined { .. } | Health::Damaged { .. }
         )
     }
 

@@ -14,7 +14,9 @@
 //! * `changes`: membership.
 //! * `reads`: linearizable queries.
 //! * [`attestation`], `divergence`: whether replicas agree, and what becomes of one that does not.
+//! * [`standing`]: what is believed of whom; `handover`: a leader whose machine failed.
 //! * [`deployment`]: what a group runs.
+//! * [`printable`]: text of strangers, fit to be shown.
 //! * [`sessions`], [`state`]: what is replicated beside the machine's state.
 //! * `log_view`: the log as Raft reads it; `read_back`: entries that are not in memory.
 //! * `catch_up`: members that are behind, and what of the log is kept for them.
@@ -40,6 +42,8 @@ pub mod entry;
 mod forwards;
 mod fullness;
 pub mod group;
+mod handover;
+pub mod healing;
 pub mod id;
 pub mod input;
 mod intake;
@@ -49,6 +53,7 @@ pub mod message;
 pub mod outcome;
 pub mod payload;
 pub mod planted;
+pub mod printable;
 pub mod proposal;
 mod proposals;
 mod read_back;
@@ -56,6 +61,7 @@ mod reads;
 mod ready;
 mod removal;
 pub mod sessions;
+pub mod standing;
 pub mod state;
 pub mod status;
 mod suspects;

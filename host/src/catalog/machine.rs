@@ -26,17 +26,26 @@ impl CatalogMachine {
     /// An empty catalogue, and where its states appear.
     pub fn new() -> (Self, watch::Receiver<Arc<Catalog>>) {
         let (published, states) = watch::channel(Arc::new(Catalog::default()));
-        (
-            Self {
-                catalog: Catalog::default(),
-                published,
-            },
-            states,
-        )
+        (Self::publishing(published), states)
     }
 
+    /// An empty catalogue whose states appear where those of one before it did.
+    pub fn publishing(published: watch::Sender<Arc<Catalog>>) -> Self {
+        Self {
+            catalog: Catalog::default(),
+            published,
+        }
+    }
+
+    /// Shows the state, unless a machine before this one was further: what it is told again it shows to nobody.
     fn publish(&self) {
-        self.published.send_replace(Arc::new(self.catalog.clone()));
+        self.published.send_if_modified(|shown| {
+            let is_newer = self.catalog.version >= shown.version;
+            if is_newer {
+                *shown = Arc::new(self.catalog.clone());
+            }
+            is_newer
+        });
     }
 
     fn run(&mut self, index: LogIndex, command: &[u8]) -> Outcome {
@@ -481,6 +490,27 @@ mod tests {
         let founder = run(&mut machine, 13, &[remove(1), add(1)]);
         assert_eq!(group(&founder[1]).joiners, [NodeId(1), NodeId(2)].into());
         assert_eq!(group(&founder[1]).founders, [NodeId(1)].into());
+    }
+
+    #[test]
+    fn its_bytes_are_known_about() {
+        let (_machine, states) = seeded();
+        let mut catalog = (**states.borrow()).clone();
+        let empty = catalog.save().len() as u64;
+        for id in 1..=100 {
+            let mut new = create("g", &[1, 2, 3]);
+            if let Command::CreateGroup(new) = &mut new {
+                new.name = format!("group-of-some-length-{id}");
+                new.init = vec![7; 1000];
+            }
+            catalog.apply(LogIndex(100 + id), new).unwrap();
+        }
+        assert_eq!(catalog.init_bytes(), 100_003);
+        let (real, about) = (catalog.save().len() as u64 - empty, catalog.bytes());
+        assert!(
+            about > real / 10 * 7 && about < real / 10 * 13,
+            "{about} of {real}"
+        );
     }
 
     #[test]

@@ -26,6 +26,6 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     let config = Config::load(&path, std::env::vars())?;
     let text = toml::to_string(&config).context("cannot write the configuration")?;
     super::output::raw(text.as_bytes())?;
-    eprintln!("{} is valid", path.display());
+    say!("{} is valid", path.display());
     Ok(())
 }

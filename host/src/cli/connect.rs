@@ -11,6 +11,7 @@ use skep::api::admin::{GroupInfo, OfGroup, Written, method};
 use skep::components::Upload;
 use skep::{ComponentId, GroupId, Outcome, Response};
 use skep_client::{Client, ClientConfig, ClientError, Consistency};
+use skep_core::printable::printable;
 
 use super::Remote;
 use super::failure::{Exit, Failure, exit};
@@ -145,5 +146,6 @@ pub fn failure(error: ClientError) -> Failure {
         "answer-expired" => Exit::Unknown,
         _ => exit(error.is_unknown(), error.is_retryable()),
     };
-    Failure::new(error.code().to_owned(), error.to_string(), exit)
+    // What a node says may be what a machine said.
+    Failure::new(error.code(), printable(&error.to_string()), exit)
 }

@@ -36,6 +36,7 @@ pub struct Arguments {
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
     let temporary = match &arguments.dir {
         None => Some(
             tempfile::Builder::new()
@@ -55,15 +56,17 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         result = serve(&arguments, &mut cluster, &dir) => result,
         _ = interrupt.recv() => Ok(()),
         _ = terminate.recv() => Ok(()),
+        // The terminal is closed; the nodes would only be killed.
+        _ = hangup.recv() => Ok(()),
     };
-    eprintln!("stopping {} nodes", cluster.nodes().len());
+    say!("stopping {} nodes", cluster.nodes().len());
     cluster.stop().await;
     result
 }
 
 fn prepare(arguments: &Arguments, dir: &Path) -> anyhow::Result<LocalCluster> {
     if let Some(cluster) = LocalCluster::existing(dir)? {
-        eprintln!(
+        say!(
             "going on with the {} nodes in {}",
             cluster.nodes().len(),
             dir.display()
@@ -76,7 +79,7 @@ fn prepare(arguments: &Arguments, dir: &Path) -> anyhow::Result<LocalCluster> {
         None => match Ports::from_base(BASE_PORT, nodes) {
             Ok(ports) => ports,
             Err(error) => {
-                eprintln!("{error}: using free ports instead");
+                say!("{error}: using free ports instead");
                 Ports::free(nodes)?
             }
         },
@@ -99,16 +102,16 @@ async fn serve(
     let group = group(arguments, &connection).await?;
     let first = &cluster.nodes()[0].addresses;
     let (name, http) = (&group.name, &first.http);
-    eprintln!();
-    eprintln!(
+    say!("");
+    say!(
         "  skep dev: {} nodes, group `{name}` on nodes {}",
         at.len(),
         super::output::list(&group.members)
     );
-    eprintln!();
+    say!("");
     for node in cluster.nodes() {
         let addresses = &node.addresses;
-        eprintln!(
+        say!(
             "  node {}   http://{}   client {}   log {}",
             node.id,
             addresses.http,
@@ -116,24 +119,24 @@ async fn serve(
             node.log.display()
         );
     }
-    eprintln!();
+    say!("");
     let at = if first.client == super::DEFAULT_AT {
         String::new()
     } else {
         format!(" --at {}", first.client)
     };
     if arguments.component.is_none() {
-        eprintln!("  skep propose{at} {name} 'put a 1'");
-        eprintln!("  skep query{at} {name} 'get a'");
-        eprintln!("  curl http://{http}/v1/groups/{name}/propose -d 'put a 1'");
-        eprintln!("  curl http://{http}/v1/groups/{name}/query -d 'get a'");
+        say!("  skep propose{at} {name} 'put a 1'");
+        say!("  skep query{at} {name} 'get a'");
+        say!("  curl http://{http}/v1/groups/{name}/propose -d 'put a 1'");
+        say!("  curl http://{http}/v1/groups/{name}/query -d 'get a'");
     } else {
-        eprintln!("  skep propose{at} {name} COMMAND");
-        eprintln!("  curl http://{http}/v1/groups/{name}/propose -d COMMAND");
+        say!("  skep propose{at} {name} COMMAND");
+        say!("  curl http://{http}/v1/groups/{name}/propose -d COMMAND");
     }
-    eprintln!("  curl http://{http}/v1/status");
-    eprintln!();
-    eprintln!("  data in {}; Ctrl-C stops all nodes", dir.display());
+    say!("  curl http://{http}/v1/status");
+    say!("");
+    say!("  data in {}; Ctrl-C stops all nodes", dir.display());
     // Whatever waits for the cluster, a test for instance, reads this one line.
     super::output::raw(format!("ready at={}\n", first.client).as_bytes())?;
     Err(cluster.any_ended().await)

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use skep::host_error::HostError;
 use skep_core::outcome::Outcome;
+use skep_core::printable::{printable, printable_lines};
 
 /// A failure with a stable code, as a node or the machine told it.
 #[derive(Debug)]
@@ -40,7 +41,7 @@ impl Failure {
             Outcome::Reply(reply) => Ok(reply),
             Outcome::Rejected { code, message } => Err(Self::new(
                 format!("rejected {code}"),
-                message,
+                printable(&message),
                 Exit::Rejected,
             )),
             Outcome::Fault(fault) => {
@@ -87,13 +88,13 @@ impl std::error::Error for Failure {}
 
 /// Prints an error and all its causes to stderr; its exit code.
 pub fn report(error: &anyhow::Error) -> ExitCode {
-    eprintln!("error: {error}");
+    say!("error: {}", printable_lines(&error.to_string()));
     let mut said = error.to_string();
     for cause in error.chain().skip(1) {
         let cause = cause.to_string();
         // An error that passes its cause on as its own words would say it twice.
         if !said.contains(&cause) {
-            eprintln!("\nCaused by:\n    {cause}");
+            say!("\nCaused by:\n    {}", printable_lines(&cause));
         }
         said = cause;
     }

@@ -324,7 +324,7 @@ async fn create(create: Create) -> anyhow::Result<()> {
     };
     let group: GroupInfo = connection.call(method::GROUP_CREATE, &request).await?;
     if let Some(problem) = &group.problem {
-        eprintln!(
+        say!(
             "the group exists, but {problem}; see `skep group status {}`",
             group.name
         );

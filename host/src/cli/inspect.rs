@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use serde::Serialize;
 use skep::host_error::HostError;
+use skep_core::printable::printable_lines;
 use skep_machine::wasm::{Inspection, inspect};
 use wit_component::WitPrinter;
 
@@ -38,7 +39,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         .with_context(|| path.display().to_string())?;
     let wit = wit(&bytes).with_context(|| format!("{}: its world", path.display()))?;
     if arguments.wit && arguments.form.output == Output::Text {
-        return output::raw(wit.as_bytes());
+        return output::raw(printable_lines(&wit).as_bytes());
     }
     output::print(arguments.form, &Printed { inspection, wit }, |printed| {
         text(&printed.inspection)

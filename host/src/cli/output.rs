@@ -1,9 +1,11 @@
 //! Data on stdout.
 
+use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 
 use anyhow::Context;
 use serde::Serialize;
+use skep_core::printable::{printable, printable_json, printable_lines};
 
 use super::{Form, Output};
 
@@ -14,8 +16,11 @@ pub fn print<T: Serialize>(
     text: impl FnOnce(&T) -> String,
 ) -> anyhow::Result<()> {
     let text = match form.output {
-        Output::Json => serde_json::to_string_pretty(value).context("cannot write JSON")?,
-        Output::Text => text(value),
+        Output::Json => {
+            let text = serde_json::to_string_pretty(value).context("cannot write JSON")?;
+            printable_json(&text).into_owned()
+        }
+        Output::Text => printable_lines(&text(value)).into_owned(),
     };
     write(text.as_bytes(), true)
 }
@@ -45,6 +50,10 @@ fn write(bytes: &[u8], line: bool) -> anyhow::Result<()> {
 
 /// Columns, as wide as their widest cell.
 pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<Cow<'_, str>>> = rows
+        .iter()
+        .map(|row| row.iter().map(|cell| printable(cell)).collect())
+        .collect();
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.chain([header[column].len()]).max().unwrap_or(0)
@@ -59,7 +68,7 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     };
     let rows = rows
         .iter()
-        .map(|row| line(&row.iter().map(String::as_str).collect::<Vec<_>>()));
+        .map(|row| line(&row.iter().map(|cell| &**cell).collect::<Vec<_>>()));
     std::iter::once(line(header)).chain(rows).collect()
 }
 
@@ -91,6 +100,11 @@ mod tests {
         assert_eq!(
             table(&["ID", "NAME"], &rows),
             "ID  NAME\n1   a long name\n22  b\n"
+        );
+        let rows = [vec!["a\u{202e}b\n".into(), "c".into()]];
+        assert_eq!(
+            table(&["A", "B"], &rows),
+            "A             B\na\\u{202e}b\\n  c\n"
         );
         assert_eq!(list([1, 2]), "1,2");
         assert_eq!(list(Vec::<u8>::new()), "-");

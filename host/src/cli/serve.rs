@@ -6,20 +6,23 @@ use anyhow::Context;
 use skep::api::{client_port, http};
 use skep::clock;
 use skep::compiler;
-use skep::config::Config;
+use skep::config::{Config, ConfigError};
 use skep::host::Host;
 use skep::host_error::{HostError, listen};
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::failure::{Exit, Failure};
+use super::reload::reload;
+use crate::telemetry::Telemetry;
 
 /// Pause between two looks at whether the node is ready, at start only.
 const READY_POLL: Duration = Duration::from_millis(20);
 /// How long requests in flight may take to finish when the node stops.
 const DRAIN_WITHIN: Duration = Duration::from_secs(5);
 
-/// Prints one line on stdout when the node serves, and logs on stderr. SIGINT and SIGTERM stop it in order.
+/// Prints one line on stdout when the node serves, and logs on stderr. SIGINT and SIGTERM stop it in order;
+/// SIGHUP reads the configuration again and says in the log what is changed by that, and what counts after a restart only.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// The configuration; see skep.example.toml
@@ -33,16 +36,29 @@ pub struct Arguments {
     insecure_plaintext: bool,
 }
 
-pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let mut config =
-        Config::load(&arguments.config, environment(&arguments)).map_err(HostError::from)?;
-    if let Some(dir) = arguments.data_dir {
-        config.node.data_dir =
-            std::path::absolute(dir).context("cannot make --data-dir absolute")?;
+impl Arguments {
+    /// The configuration, with the flags over it.
+    pub fn load(&self) -> anyhow::Result<Config> {
+        let mut config = Config::load(&self.config, environment(self)).map_err(HostError::from)?;
+        if let Some(dir) = &self.data_dir {
+            config.node.data_dir =
+                std::path::absolute(dir).context("cannot make --data-dir absolute")?;
+        }
+        Ok(config)
     }
+}
+
+pub async fn run(arguments: Arguments, telemetry: &Telemetry) -> anyhow::Result<()> {
+    let config = arguments.load()?;
+    telemetry
+        .filter(config.log.filter.as_deref())
+        .map_err(|error| ConfigError::invalid("log.filter", error))
+        .map_err(HostError::from)?;
     // Before anything else: a node that is told to stop while it starts must not be killed by the default action.
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
+    let _harmless = harmless_signals()?;
 
     // The ports come first: a taken one must be found before the store is touched.
     let failure = |error: HostError| anyhow::Error::new(Failure::from(error));
@@ -52,8 +68,10 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let (web, http_address) = listen("HTTP", config.listen_http())
         .await
         .map_err(failure)?;
+    let mut running = config.clone();
     let compiler = compiler::of_this_program(config.compiling());
     let host = Host::start_with(config, compiler).await.map_err(failure)?;
+    host.metrics().count_log_lines(telemetry.lines.clone());
     let stop = host.stopping();
     let clients = tokio::spawn(client_port::serve(host.clone(), clients, stop.clone()));
     let web = tokio::spawn(http::serve(host.clone(), web, stop.clone()));
@@ -66,10 +84,12 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         tokio::select! {
             printed = &mut ready, if !announced => {
                 announced = true;
+                // Nobody waits for the line then; the node serves.
                 if let Err(error) = printed {
-                    break Err(error);
+                    tracing::warn!(%error, "that the node is ready is not said on stdout");
                 }
             }
+            _ = hangup.recv() => reload(&arguments, &mut running, &host, telemetry),
             _ = interrupt.recv() => break Ok(()),
             _ = terminate.recv() => break Ok(()),
             reason = &mut fatal => break Err(Failure::new("node-failed", reason, Exit::Failed).into()),
@@ -84,6 +104,21 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         tracing::warn!("connections were cut off");
     }
     result
+}
+
+/// Signals that would end a process that does not listen for them, and are none of a node's business: those of users, and of
+/// a file that may not grow, which is an error of the write.
+fn harmless_signals() -> anyhow::Result<Vec<Signal>> {
+    [
+        SignalKind::user_defined1(),
+        SignalKind::user_defined2(),
+        SignalKind::pipe(),
+        SignalKind::alarm(),
+        SignalKind::from_raw(libc::SIGXFSZ),
+    ]
+    .into_iter()
+    .map(|kind| signal(kind).with_context(|| format!("cannot listen for signal {kind:?}")))
+    .collect()
 }
 
 /// The environment as the configuration sees it, with the flags over it.

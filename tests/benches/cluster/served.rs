@@ -31,6 +31,7 @@ impl Served {
             election_ticks: raft.election_ticks,
             heartbeat_ticks: raft.heartbeat_ticks,
             snapshot_entries: raft.snapshot_entries,
+            more: String::new(),
         })
         .await;
         let group = cluster.create_kv(1, "bench", &cluster.ids()).await;

@@ -2,6 +2,9 @@
 
 mod activation;
 mod compile;
+mod disk;
 mod healing;
+mod logs;
 mod machines;
+mod peers;
 mod sessions;

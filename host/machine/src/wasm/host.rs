@@ -311,20 +311,9 @@ impl Log {
     }
 }
 
-/// Text a terminal can take: control characters (and so escape sequences and line breaks) are spelled out.
+/// Text of a guest, fit for a log line.
 fn printable(line: &[u8]) -> String {
-    let mut text = String::with_capacity(line.len());
-    for character in String::from_utf8_lossy(line).chars() {
-        // The second test covers the marks that reorder what is shown around them.
-        if character.is_control()
-            || matches!(character, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-        {
-            text.extend(character.escape_default());
-        } else {
-            text.push(character);
-        }
-    }
-    text
+    skep_core::printable::printable(&String::from_utf8_lossy(line)).into_owned()
 }
 
 #[cfg(test)]

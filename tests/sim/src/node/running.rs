@@ -11,6 +11,7 @@ use skep_core::id::{GroupId, ReplicaId};
 use skep_core::input::{Input, Waiter};
 use skep_core::message::{PeerMessage, SnapshotName};
 use skep_core::proposal::Proposal;
+use skep_core::standing::Distrust;
 use skep_log::{
     GroupKey, Log, LogError, LogOptions, Record, SimVfs, SnapshotStore, Store, StoreId, Vfs,
 };
@@ -116,13 +117,22 @@ impl Running {
                 Group::create(config)
             }
             Some(recovered) => {
-                let state = match &recovered.snapshot {
-                    Some(mark) => Some(self.snapshots.open(key, mark)?.meta().state.clone()),
-                    None => None,
+                let opened = recovered
+                    .snapshot
+                    .as_ref()
+                    .map(|mark| (convert::name(mark), self.snapshots.open(key, mark)));
+                let (state, lost) = match opened {
+                    Some((_, Ok(file))) => (Some(file.meta().state.clone()), None),
+                    Some((name, Err(error))) if error.is_lost_snapshot() => (None, Some(name)),
+                    Some((_, Err(error))) => return Err(error.into()),
+                    None => (None, None),
                 };
                 let recovered = convert::recovered(recovered, state)?;
                 context.checker.began(place, Some(&recovered))?;
-                Group::recover(config, recovered)
+                match lost {
+                    Some(lost) => Group::recover_without_snapshot(config, recovered, lost),
+                    None => Group::recover(config, recovered),
+                }
             }
         };
         let group = group.map_err(|error| violation("recovery", place, error.to_string()))?;
@@ -141,6 +151,7 @@ impl Running {
                 working: false,
                 marks: VecDeque::new(),
                 snapshot,
+                unwritten: None,
                 records: (0, 0),
             },
         );
@@ -247,17 +258,34 @@ impl Running {
                         message,
                         snapshot,
                     } => match self.snapshots.open(place.key, &convert::mark(&snapshot)) {
-                        Ok(file) => context.out.push(Out::Snapshot {
-                            to: to.0,
-                            message: offered(message, &snapshot)
-                                .map_err(|error| violation(READABLE, place, error.to_string()))?,
-                            name: snapshot,
-                            file: file.read_chunk(0, file.size() as usize),
-                        }),
-                        Err(_) => answers.push(Input::SnapshotSent {
-                            node: to,
-                            arrived: false,
-                        }),
+                        Ok(file) => {
+                            let message = offered(message, &snapshot)
+                                .map_err(|error| violation(READABLE, place, error.to_string()))?;
+                            match file.read_chunk(0, file.size() as usize) {
+                                Ok(file) => context.out.push(Out::Snapshot {
+                                    to: to.0,
+                                    message,
+                                    name: snapshot,
+                                    file,
+                                }),
+                                Err(_) => answers.push(Input::SnapshotSent {
+                                    node: to,
+                                    arrived: false,
+                                }),
+                            }
+                        }
+                        Err(error) => {
+                            if error.is_lost_snapshot() {
+                                answers.push(Input::SnapshotUnreadable {
+                                    index: snapshot.index,
+                                    reason: error.to_string(),
+                                });
+                            }
+                            answers.push(Input::SnapshotSent {
+                                node: to,
+                                arrived: false,
+                            });
+                        }
                     },
                     Effect::ReadLog {
                         from,
@@ -281,6 +309,15 @@ impl Running {
                         result: Err(error),
                     }),
                     Effect::Leader(_) => {}
+                    // An answer to a question of a former life.
+                    Effect::Distrusted {
+                        why: Distrust::Nonce,
+                        ..
+                    } => {}
+                    Effect::Distrusted { from, why } => {
+                        let text = format!("a message of node {from} is not believed: {why:?}");
+                        return Err(violation("no false suspicion", place, text).into());
+                    }
                     Effect::Diverged { index, .. } => {
                         let text = format!("replicas are said to differ at barrier {index}");
                         return Err(violation("no false alarm", place, text).into());
@@ -425,11 +462,12 @@ impl Running {
             return Ok(());
         };
         let input = replica.run(work, &self.snapshots, context)?;
+        let written = replica.write_again();
         replica.request_work(context);
-        match input {
-            Some(input) => self.handle(group, input, context),
-            None => Ok(()),
+        for input in input.into_iter().chain(written) {
+            self.handle(group, input, context)?;
         }
+        Ok(())
     }
 }
 
