@@ -44,6 +44,11 @@ impl Failure {
                 printable(&message),
                 Exit::Rejected,
             )),
+            Outcome::Refused { code, message } => Err(Self::new(
+                format!("refused {code}"),
+                message,
+                Exit::Rejected,
+            )),
             Outcome::Fault(fault) => {
                 let next = fault
                     .profile_key()
