@@ -351,6 +351,7 @@ impl Group {
         if decision == Decision::Confirmed {
             self.state.deployment = Some(activation.deployment);
             self.state.paused = false;
+            self.forget_fullness();
             // So that no replica needs the former code for long.
             self.since_barrier.wanted = true;
         }

@@ -64,6 +64,8 @@ struct Changed {
 struct Plan {
     asker: Option<Asker>,
     request: RequestId,
+    /// Bytes of the command.
+    bytes: u64,
     fate: Fate,
 }
 
@@ -115,8 +117,8 @@ impl Applying {
         self.index
     }
 
-    /// Where the commands that the machine answers came from, in the order of its answers.
-    fn sources(&self) -> impl Iterator<Item = (Option<&Asker>, SessionId)> {
+    /// Where the commands that the machine answers came from, in the order of its answers, and how large they are.
+    fn sources(&self) -> impl Iterator<Item = (Option<&Asker>, SessionId, u64)> {
         let plans = match &self.what {
             What::Commands { plans, .. } => &plans[..],
             _ => &[],
@@ -124,7 +126,7 @@ impl Applying {
         plans
             .iter()
             .filter(|plan| matches!(plan.fate, Fate::Machine(_)))
-            .map(|plan| (plan.asker.as_ref(), plan.request.session))
+            .map(|plan| (plan.asker.as_ref(), plan.request.session, plan.bytes))
     }
 
     fn askers(&mut self) -> Vec<Asker> {
@@ -342,6 +344,7 @@ impl Group {
         let (group, incarnation) = (self.config.group, self.config.incarnation);
         let sessions = &mut self.state.sessions;
         for item in items {
+            let bytes = item.data.len() as u64;
             // Whether it has a name was looked at when the entry was read.
             let mut request = item.request().unwrap_or(RequestId::ANONYMOUS);
             let fate = if item.open {
@@ -374,6 +377,7 @@ impl Group {
             plans.push(Plan {
                 asker: askers.next(),
                 request,
+                bytes,
                 fate,
             });
         }
@@ -634,6 +638,7 @@ impl Group {
                     asker,
                     request,
                     fate,
+                    ..
                 } in plans
                 {
                     let result = match fate {

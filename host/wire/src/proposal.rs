@@ -218,6 +218,7 @@ impl From<ProposalError> for proto::ProposalError {
             ProposalError::Unknown => Body::Unknown(nothing),
             ProposalError::Paused => Body::Paused(nothing),
             ProposalError::NotNeeded => Body::NotNeeded(nothing),
+            ProposalError::OutOfMemory => Body::OutOfMemory(nothing),
         };
         Self { body: Some(body) }
     }
@@ -261,6 +262,7 @@ impl TryFrom<proto::ProposalError> for ProposalError {
                 Body::Unknown(_) => Self::Unknown,
                 Body::Paused(_) => Self::Paused,
                 Body::NotNeeded(_) => Self::NotNeeded,
+                Body::OutOfMemory(_) => Self::OutOfMemory,
             },
         )
     }
