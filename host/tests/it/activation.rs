@@ -12,6 +12,7 @@ use skep_core::id::{ComponentId, LogIndex};
 use skep_core::outcome::GuestFault;
 use skep_core::proposal::ProposalError;
 use skep_core::status::AwaitedDecision;
+use skep_machine::state_machine::LocalCode;
 
 use crate::support::{Cluster, Counters, GROUP, Probe, add, number, soon, until};
 
@@ -47,6 +48,7 @@ impl MachineFactory for Factory {
             Makes::Machines => Ok(Counters::machine(&self.probe)),
             Makes::NothingYet => Err(MachineError::Local {
                 call: "start",
+                code: LocalCode::Missing,
                 reason: "the component is on no disk".into(),
             }),
             Makes::Faults => Err(MachineError::Guest {
