@@ -123,7 +123,8 @@ impl Running {
                     .map(|mark| (convert::name(mark), self.snapshots.open(key, mark)));
                 let (state, lost) = match opened {
                     Some((_, Ok(file))) => (Some(file.meta().state.clone()), None),
-                    Some((name, Err(error))) if error.is_lost_snapshot() => (None, Some(name)),
+                    // A call that fails once is the end of this start, and no damage.
+                    Some((name, Err(LogError::BadSnapshot { .. }))) => (None, Some(name)),
                     Some((_, Err(error))) => return Err(error.into()),
                     None => (None, None),
                 };
