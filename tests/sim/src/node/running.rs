@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use skep_core::GroupConfig;
 use skep_core::effect::Effect;
 use skep_core::group::Group;
@@ -124,7 +125,10 @@ impl Running {
                 let (state, lost) = match opened {
                     Some((_, Ok(file))) => (Some(file.meta().state.clone()), None),
                     // A call that fails once is the end of this start, and no damage.
-                    Some((name, Err(LogError::BadSnapshot { .. }))) => (None, Some(name)),
+                    // The checker is shown the name; the section that cannot be read is not looked at.
+                    Some((name, Err(LogError::BadSnapshot { .. }))) => {
+                        (Some(Bytes::new()), Some(name))
+                    }
                     Some((_, Err(error))) => return Err(error.into()),
                     None => (None, None),
                 };
