@@ -3,5 +3,8 @@
 pub mod admin;
 mod call;
 pub mod client_port;
+pub mod doors;
 pub mod http;
+mod origin;
 pub mod problem;
+pub mod server;

@@ -38,6 +38,16 @@ pub enum HostError {
         /// The limit.
         limit: u64,
     },
+    /// The process may open too few files and sockets.
+    #[error(
+        "this process may have {descriptors} files and connections open, and a node needs {floor} at least; raise the limit with `ulimit -n 4096`, or LimitNOFILE= of its unit"
+    )]
+    TooFewDescriptors {
+        /// How many it may have.
+        descriptors: usize,
+        /// How many it needs.
+        floor: usize,
+    },
     /// No group of this name or id.
     #[error("there is no group `{0}`; see `skep group list`")]
     UnknownGroup(String),
@@ -148,6 +158,7 @@ impl HostError {
             },
             Self::Invalid(_) => "invalid-request",
             Self::TooLarge { .. } => "too-large",
+            Self::TooFewDescriptors { .. } => "too-few-descriptors",
             Self::UnknownGroup(_) => "no-such-group",
             Self::Starting { .. } => "group-starting",
             Self::Elsewhere { .. } => "group-elsewhere",

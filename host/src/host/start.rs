@@ -12,11 +12,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::reconcile::blocking;
 use super::{Host, Inner, collection, reconcile};
+use crate::api::doors::Doors;
 use crate::catalog::command::Command;
 use crate::catalog::machine::CatalogMachine;
 use crate::catalog::{self, Catalog, NodeRecord};
 use crate::components::ComponentStore;
 use crate::config::Config;
+use crate::descriptors;
 use crate::host_error::HostError;
 use crate::machines::Machines;
 use crate::metrics::Metrics;
@@ -58,6 +60,7 @@ pub(super) async fn start(config: Config, compiler: Arc<dyn Compiler>) -> Result
             return Err(error);
         }
     };
+    let doors = Doors::new(&config);
     let host = Host {
         inner: Arc::new(Inner {
             config,
@@ -72,6 +75,7 @@ pub(super) async fn start(config: Config, compiler: Arc<dyn Compiler>) -> Result
             storing: Default::default(),
             machines,
             peers,
+            doors,
             metrics: Metrics::new(),
             supervisor,
             hosted: Default::default(),
@@ -174,7 +178,10 @@ async fn node(config: &Config, supervisor: &Supervisor) -> Result<Started, HostE
             .collect(),
         check: Arc::clone(&pins) as Arc<dyn PeerCheck>,
         insecure_plaintext,
-        limits: TcpLimits::default(),
+        limits: TcpLimits {
+            connections: descriptors::of_peers(config.cluster.nodes.len()),
+            ..TcpLimits::default()
+        },
         supervisor: supervisor.clone(),
     };
     let mut settings = crate::Config::new(

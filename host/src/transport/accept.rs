@@ -1,15 +1,15 @@
 //! Connections that other nodes dialled.
 
+use std::fmt::Display;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use dashmap::DashMap;
 use skep_core::id::NodeId;
 use skep_core::message::Priority;
 use skep_wire::WireError;
 use skep_wire::peer::{Purpose, batch_from_wire};
-use skep_wire::proto::{self, peer_frame};
+use skep_wire::proto::{self, RefusalReason, peer_frame};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
@@ -18,10 +18,7 @@ use super::handshake::{HandshakeError, refuse};
 use super::snapshot;
 use super::stats::add;
 use super::tcp::Shared;
-use crate::clock::sleep;
-
-/// Pause after an `accept` that failed, most likely because the process has no file descriptor left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+use crate::door::{self, Visit};
 
 /// Accepts until the transport stops.
 pub(super) async fn run(shared: Arc<Shared>, listener: TcpListener) {
@@ -33,51 +30,54 @@ pub(super) async fn run(shared: Arc<Shared>, listener: TcpListener) {
 
 async fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
     loop {
-        match listener.accept().await {
-            Ok((stream, remote)) => {
-                add(&shared.stats.accepted, 1);
-                // Beyond the limit a connection is closed without a word: it may be anyone's.
-                let Ok(place) = Arc::clone(&shared.connections).try_acquire_owned() else {
-                    add(&shared.stats.refused, 1);
-                    shared.complaints.raise(
-                        "listener".to_owned(),
-                        "too-many-connections",
-                        &"too many connections",
-                    );
-                    continue;
-                };
-                let (task, stop) = (Arc::clone(shared), shared.stop.clone());
-                shared.spawn(async move {
-                    let served = task
-                        .supervisor
-                        .once("peer-connection", serve(&task, stream));
-                    if let Some(Some(Err(error))) = stop.run_until_cancelled(served).await {
-                        add(&task.stats.refused, 1);
-                        let text =
-                            format_args!("a connection from {remote} was not accepted: {error}");
-                        task.complaints.raise(
-                            format!("connections from {}", remote.ip()),
-                            error.code(),
-                            &text,
-                        );
-                    }
-                    drop(place);
-                });
+        let (stream, remote) = door::accept(listener, "peers").await;
+        add(&shared.stats.accepted, 1);
+        let turn_away = |text: &dyn Display| {
+            add(&shared.stats.refused, 1);
+            let subject = "listener".to_owned();
+            shared
+                .complaints
+                .raise(subject, "too-many-connections", text);
+        };
+        // Never by address: peers may share one. Who does not say soon who he is makes room for others. Beyond the limit a
+        // connection is closed without a word: it may be anyone's.
+        let visit = match shared.unknown.admit(remote.ip()).await {
+            Ok(visit) => visit,
+            Err(full) => {
+                turn_away(&full);
+                continue;
             }
-            Err(error) => {
-                shared
-                    .complaints
-                    .raise("listener".to_owned(), "accept-failed", &error);
-                sleep(ACCEPT_PAUSE).await;
+        };
+        let (task, stop) = (Arc::clone(shared), shared.stop.clone());
+        shared.spawn(async move {
+            let served = serve(&task, stream, visit);
+            let served = task.supervisor.once("peer-connection", served);
+            if let Some(Some(Err(error))) = stop.run_until_cancelled(served).await {
+                add(&task.stats.refused, 1);
+                let text = format_args!("a connection from {remote} was not accepted: {error}");
+                task.complaints.raise(
+                    format!("connections from {}", remote.ip()),
+                    error.code(),
+                    &text,
+                );
             }
-        }
+        });
     }
 }
 
 /// Serves one connection to its end; an error means that it was never let in.
-async fn serve(shared: &Arc<Shared>, stream: TcpStream) -> Result<(), HandshakeError> {
+async fn serve(
+    shared: &Arc<Shared>,
+    stream: TcpStream,
+    visit: Visit,
+) -> Result<(), HandshakeError> {
     let mut connection = Connection::new(stream)?;
-    let hello = match shared.identity.hear(&mut connection).await {
+    connection.reader.share(&shared.half_frames);
+    let heard = tokio::select! {
+        heard = shared.identity.hear(&mut connection) => heard,
+        () = visit.must_go() => return Err(HandshakeError::TimedOut),
+    };
+    let hello = match heard {
         Ok(hello) => hello,
         Err(HandshakeError::Refused { reason, text }) => {
             // Whether the answer gets through does not matter: the dialler is refused either way.
@@ -86,6 +86,16 @@ async fn serve(shared: &Arc<Shared>, stream: TcpStream) -> Result<(), HandshakeE
         }
         Err(error) => return Err(error),
     };
+    let Ok(_place) = Arc::clone(&shared.connections).try_acquire_owned() else {
+        let (reason, text) = (
+            RefusalReason::Busy,
+            "this node has as many connections of other nodes as it may".to_owned(),
+        );
+        let _ = refuse(&mut connection, reason, &text).await;
+        return Err(HandshakeError::Refused { reason, text });
+    };
+    // It has said who it is: others may try now.
+    drop(visit);
     let ended = match hello.purpose {
         Purpose::Lane(priority) => lane(shared, hello.from, priority, connection).await,
         Purpose::Transfer => {

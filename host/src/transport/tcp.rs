@@ -22,7 +22,13 @@ use super::lane::Lane;
 use super::snapshot::{self, Throttle};
 use super::stats::{TransportStats, add};
 use super::{Inbound, PeerCheck, Reporter, Transport};
+use crate::descriptors::UNKNOWN_PEERS;
+use crate::door::Door;
+use crate::pot::Pot;
 use crate::supervisor::Supervisor;
+
+/// Bytes of frames of peers that have not come whole: for each of 64 nodes a quarter of a frame that is aimed at.
+const HALF_FRAMES_BYTES: usize = 256 << 20;
 
 /// How a node takes part in a cluster over TCP.
 pub struct TcpConfig {
@@ -161,6 +167,8 @@ pub(super) struct Shared {
     pub complaints: Complaints,
     pub places: Places,
     pub connections: Arc<Semaphore>,
+    pub unknown: Arc<Door>,
+    pub half_frames: Arc<Pot>,
     pub transfers: Semaphore,
     pub transfers_waiting: AtomicUsize,
     pub throttle: Throttle,
@@ -235,6 +243,8 @@ impl TcpTransport {
             complaints: Complaints::default(),
             places: Places::default(),
             connections: Arc::new(Semaphore::new(limits.connections)),
+            unknown: Door::new(UNKNOWN_PEERS, UNKNOWN_PEERS),
+            half_frames: Pot::new(HALF_FRAMES_BYTES),
             transfers: Semaphore::new(limits.snapshots_at_once),
             transfers_waiting: AtomicUsize::new(0),
             throttle: Throttle::new(limits.snapshot_rate),

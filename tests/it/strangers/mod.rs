@@ -2,6 +2,7 @@
 
 mod activation;
 mod compile;
+mod doors;
 mod healing;
 mod logs;
 mod sessions;
