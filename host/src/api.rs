@@ -7,4 +7,5 @@ pub mod doors;
 pub mod http;
 mod origin;
 pub mod problem;
+pub(crate) mod requests;
 pub mod server;

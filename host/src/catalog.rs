@@ -32,6 +32,9 @@ pub const NAME_MAX: usize = 64;
 /// Most bytes of configuration a group's machine is created with.
 pub const INIT_MAX: usize = 64 << 10;
 
+/// Bytes of a record in a snapshot, about, besides what differs a lot from one to another.
+const RECORD_BYTES: u64 = 512;
+
 /// Everything a cluster agrees on about itself. Cheap to clone: the records are shared.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Catalog {
@@ -152,6 +155,13 @@ impl Deployed {
 }
 
 impl GroupRecord {
+    /// Bytes that it takes in a snapshot of the catalogue, about.
+    fn bytes(&self) -> u64 {
+        let ids = self.used.len() * 67 + self.members.len() * 30;
+        let deployed = if self.founding.is_some() { 2 } else { 1 };
+        (self.init.len() * 2 + self.name.len() + ids) as u64 + deployed * RECORD_BYTES
+    }
+
     /// What it runs, as far as the catalogue was told.
     pub fn current(&self) -> Deployed {
         Deployed {
@@ -228,6 +238,27 @@ impl Catalog {
     /// All components, by id.
     pub fn components(&self) -> impl ExactSizeIterator<Item = &Arc<ComponentRecord>> {
         self.components.values()
+    }
+
+    /// Bytes of all components.
+    pub fn component_bytes(&self) -> u64 {
+        let sizes = self.components.values().map(|component| component.size);
+        sizes.fold(0, u64::saturating_add)
+    }
+
+    /// Bytes of what all groups' machines are created with.
+    pub fn init_bytes(&self) -> u64 {
+        self.groups
+            .values()
+            .map(|group| group.init.len() as u64)
+            .sum()
+    }
+
+    /// Bytes that a snapshot of this has, about: each node writes one at every barrier.
+    pub fn bytes(&self) -> u64 {
+        let groups = self.groups.values().map(|group| group.bytes());
+        let others = self.nodes.len() + self.components.len();
+        groups.sum::<u64>() + others as u64 * RECORD_BYTES
     }
 
     /// The components that no group uses or ever did and that were uploaded before this, by the wall clock in nanoseconds.

@@ -1,19 +1,27 @@
 //! The components a node keeps: files named by the sha256 of what they hold.
 
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use skep_core::id::ComponentId;
 
+use crate::room::{DiskRoom, NoRoom};
+
 const SUFFIX: &str = "wasm";
 /// Of a component that has not arrived whole.
 const PARTIAL_SUFFIX: &str = "part";
-/// Uploads that may be under way: what abandoned ones can cost in disk space is this many components.
+/// Uploads that may be under way.
 const UPLOADS_MAX: usize = 16;
+/// How long an upload may be without progress: then it is abandoned. Where others wait for its place it is sooner.
+const ABANDONED: Duration = Duration::from_secs(60);
+const ABANDONED_IF_FULL: Duration = Duration::from_secs(10);
 
 /// A directory of components. All methods block on the disk; call them off the async threads.
 ///
@@ -22,6 +30,12 @@ const UPLOADS_MAX: usize = 16;
 #[derive(Clone, Debug)]
 pub struct ComponentStore {
     dir: PathBuf,
+    /// Bytes of all uploads under way together.
+    uploads_bytes: u64,
+    /// The disk; none if it is nobody's business how full that is.
+    room: Option<Arc<DiskRoom>>,
+    /// Held while pieces are taken in, so that what all uploads may have together is not given twice.
+    taking: Arc<Mutex<()>>,
 }
 
 /// One piece of a component that is uploaded in pieces, from its start to its end.
@@ -66,6 +80,9 @@ pub enum StoreError {
     /// Too many components are being uploaded.
     #[error("{UPLOADS_MAX} components are being uploaded already; try again")]
     TooManyUploads,
+    /// There is no room for it.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     /// The bytes are not those the name promises.
     #[error(
         "the bytes have the sha256 {actual}, not {expected}; the transfer was damaged or the name is wrong"
@@ -81,8 +98,17 @@ pub enum StoreError {
 impl ComponentStore {
     /// Opens the directory; creates it if it is not there. What was not finished before is removed.
     pub fn open(dir: PathBuf) -> Result<Self, StoreError> {
-        std::fs::create_dir_all(&dir).map_err(disk("create the directory", &dir))?;
-        let store = Self { dir };
+        let mut builder = DirBuilder::new();
+        builder.recursive(true).mode(0o700);
+        builder
+            .create(&dir)
+            .map_err(disk("create the directory", &dir))?;
+        let store = Self {
+            dir,
+            uploads_bytes: u64::MAX,
+            room: None,
+            taking: Arc::default(),
+        };
         for path in store.list()? {
             if path
                 .extension()
@@ -94,6 +120,15 @@ impl ComponentStore {
         Ok(store)
     }
 
+    /// Bounds what uploads under way may have together, and lets the disk refuse what does not fit.
+    pub fn bounded(self, uploads_bytes: u64, room: Arc<DiskRoom>) -> Self {
+        Self {
+            uploads_bytes,
+            room: Some(room),
+            ..self
+        }
+    }
+
     /// Takes one piece in; returns how many bytes have arrived, and the whole once it is complete and verified. The
     /// whole is not stored: whoever gets it decides whether it is worth that.
     pub fn write(&self, piece: &Upload) -> Result<(u64, Option<Bytes>), StoreError> {
@@ -102,6 +137,7 @@ impl ComponentStore {
             let mut file = std::fs::OpenOptions::new()
                 .create(true)
                 .append(true)
+                .mode(0o600)
                 .open(&path)?;
             if piece.offset == 0 {
                 file.set_len(0)?;
@@ -112,13 +148,8 @@ impl ComponentStore {
             }
             Ok::<_, io::Error>(received)
         };
-        let uploads = self
-            .list()?
-            .into_iter()
-            .filter(|path| path.extension().is_some_and(|s| s == PARTIAL_SUFFIX));
-        if !path.exists() && uploads.count() >= UPLOADS_MAX {
-            return Err(StoreError::TooManyUploads);
-        }
+        let _nobody_else = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
+        self.admit(&path, piece)?;
         let received = append().map_err(disk("write", &path))?;
         if received != piece.offset {
             return Err(StoreError::OutOfOrder {
@@ -141,6 +172,78 @@ impl ComponentStore {
         }
     }
 
+    /// Makes room for a piece of an upload: abandoned ones go.
+    fn admit(&self, path: &Path, piece: &Upload) -> Result<(), StoreError> {
+        let mut others = self.uploads()?;
+        others.retain(|upload| upload.path != path);
+        let abandoned = match others.len() >= UPLOADS_MAX {
+            true => ABANDONED_IF_FULL,
+            false => ABANDONED,
+        };
+        let mut kept = Vec::new();
+        for upload in others {
+            if upload.idle >= abandoned {
+                std::fs::remove_file(&upload.path).map_err(disk("remove", &upload.path))?;
+                tracing::info!(path = %upload.path.display(), "an upload that does not go on is given up");
+            } else {
+                kept.push(upload);
+            }
+        }
+        if kept.len() >= UPLOADS_MAX {
+            return Err(StoreError::TooManyUploads);
+        }
+        let others: u64 = kept.iter().map(|upload| upload.bytes).sum();
+        let end = piece.offset.saturating_add(piece.data.len() as u64);
+        NoRoom::above(
+            others.saturating_add(end),
+            self.uploads_bytes,
+            "bytes of components that are being uploaded",
+            "uploads_bytes",
+            "wait until others have ended",
+        )?;
+        self.has_room(piece.data.len())
+    }
+
+    fn has_room(&self, bytes: usize) -> Result<(), StoreError> {
+        match &self.room {
+            Some(room) => Ok(room.check(bytes as u64)?),
+            None => Ok(()),
+        }
+    }
+
+    /// Uploads under way.
+    fn uploads(&self) -> Result<Vec<UnderWay>, StoreError> {
+        let mut uploads = Vec::new();
+        for path in self.list()? {
+            if path.extension().is_none_or(|s| s != PARTIAL_SUFFIX) {
+                continue;
+            }
+            let looked = std::fs::metadata(&path).and_then(|found| {
+                // One that was changed in what is the future here has just been changed.
+                let idle = found.modified()?.elapsed().unwrap_or_default();
+                Ok((found.len(), idle))
+            });
+            let (bytes, idle) = looked.map_err(disk("look at", &path))?;
+            uploads.push(UnderWay { path, bytes, idle });
+        }
+        Ok(uploads)
+    }
+
+    /// Bytes of all components that are here.
+    pub fn bytes(&self) -> Result<u64, StoreError> {
+        let mut bytes: u64 = 0;
+        for path in self.list()? {
+            if path.extension().is_some_and(|suffix| suffix == SUFFIX) {
+                match std::fs::metadata(&path) {
+                    Ok(found) => bytes = bytes.saturating_add(found.len()),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(source) => return Err(disk("look at", &path)(source)),
+                }
+            }
+        }
+        Ok(bytes)
+    }
+
     /// Stores bytes under a name they must match; durable when it returns. Storing twice is no error.
     pub fn put(&self, expected: ComponentId, bytes: &[u8]) -> Result<(), StoreError> {
         let actual = ComponentId::of(bytes);
@@ -150,11 +253,14 @@ impl ComponentStore {
         if matches!(self.read(expected), Ok(Some(_))) {
             return Ok(());
         }
+        self.has_room(bytes.len())?;
         let path = self.path(expected);
         // Named by process and thread, so two writers of one component do not write into one file.
         let unique = format!("{}-{:?}", std::process::id(), std::thread::current().id());
         let temporary = self.dir.join(format!("{expected}.{unique}.tmp"));
-        let written = File::create(&temporary).and_then(|mut file| {
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let written = options.open(&temporary).and_then(|mut file| {
             file.write_all(bytes)?;
             file.sync_all()
         });
@@ -252,6 +358,14 @@ impl ComponentStore {
     fn path(&self, id: ComponentId) -> PathBuf {
         self.dir.join(format!("{id}.{SUFFIX}"))
     }
+}
+
+/// An upload that has begun.
+struct UnderWay {
+    path: PathBuf,
+    bytes: u64,
+    /// How long it has not gone on.
+    idle: Duration,
 }
 
 fn disk(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
@@ -362,6 +476,116 @@ mod tests {
             Err(StoreError::TooManyUploads)
         ));
         write(0).unwrap();
+    }
+
+    /// As if nothing had come for so long.
+    fn age(path: &Path, by: Duration) {
+        let file = File::options().write(true).open(path).unwrap();
+        let then = file.metadata().unwrap().modified().unwrap() - by;
+        file.set_modified(then).unwrap();
+    }
+
+    #[test]
+    fn uploads_that_do_not_go_on_give_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ComponentStore::open(dir.path().to_owned()).unwrap();
+        let id = |n: usize| ComponentId::of(&n.to_le_bytes());
+        let part = |n| dir.path().join(format!("{}.{PARTIAL_SUFFIX}", id(n)));
+        let write = |n: usize| {
+            store.write(&Upload {
+                id: id(n),
+                offset: 0,
+                total: 6,
+                data: b"a".to_vec(),
+            })
+        };
+        for n in 0..UPLOADS_MAX {
+            write(n).unwrap();
+        }
+        // Others wait for its place.
+        age(&part(3), ABANDONED_IF_FULL);
+        write(UPLOADS_MAX).unwrap();
+        assert!(!part(3).exists());
+        assert!(matches!(write(3), Err(StoreError::TooManyUploads)));
+        // Nobody does, and a minute is over.
+        std::fs::remove_file(part(4)).unwrap();
+        age(&part(5), ABANDONED - Duration::from_secs(1));
+        age(&part(6), ABANDONED);
+        write(7).unwrap();
+        assert!(part(5).exists() && !part(6).exists());
+    }
+
+    #[test]
+    fn uploads_share_a_budget_of_bytes_and_the_disk_keeps_some_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let room = |reserve| Arc::new(DiskRoom::open(dir.path(), reserve).unwrap());
+        let open = |reserve| {
+            let store = ComponentStore::open(dir.path().join("components")).unwrap();
+            store.bounded(10, room(reserve))
+        };
+        let write = |store: &ComponentStore, name: &[u8], offset, data: &[u8]| {
+            store.write(&Upload {
+                id: ComponentId::of(name),
+                offset,
+                total: 100,
+                data: data.to_vec(),
+            })
+        };
+        let store = open(0);
+        write(&store, b"one", 0, b"123456").unwrap();
+        write(&store, b"two", 0, b"1234").unwrap();
+        for (name, offset) in [(b"one", 6), (b"two", 4), (b"new", 0)] {
+            let refused = write(&store, name, offset, b"7").unwrap_err();
+            assert!(
+                matches!(
+                    refused,
+                    StoreError::NoRoom(NoRoom::Budget {
+                        would: 11,
+                        most: 10,
+                        ..
+                    })
+                ),
+                "{refused}"
+            );
+        }
+        // An upload that begins again has its own bytes back.
+        write(&store, b"one", 0, b"12345").unwrap();
+        write(&store, b"new", 0, b"7").unwrap();
+        let short = open(u64::MAX / 2);
+        let refused = write(&short, b"one", 0, b"1").unwrap_err();
+        assert!(
+            matches!(refused, StoreError::NoRoom(NoRoom::Disk { .. })),
+            "{refused}"
+        );
+        let refused = short.put(ComponentId::of(b"whole"), b"whole").unwrap_err();
+        assert!(
+            matches!(refused, StoreError::NoRoom(NoRoom::Disk { .. })),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn files_are_their_owners() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().join("components");
+        let store = ComponentStore::open(home.clone()).unwrap();
+        store.put(ComponentId::of(b"whole"), b"whole").unwrap();
+        let piece = Upload {
+            id: ComponentId::of(b"part"),
+            offset: 0,
+            total: 4,
+            data: b"pa".to_vec(),
+        };
+        store.write(&piece).unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&home), 0o700);
+        let files = store.list().unwrap();
+        assert_eq!(files.len(), 2);
+        for path in files {
+            assert_eq!(mode(&path), 0o600, "{}", path.display());
+        }
+        assert_eq!(store.bytes().unwrap(), 5);
     }
 
     #[test]

@@ -190,6 +190,18 @@ pub struct LimitsSection {
     pub long_bytes_per_second: u64,
     /// Most bytes of one component.
     pub component_bytes: u64,
+    /// Most bytes of all components of the cluster, and of those on this node.
+    pub components_total_bytes: u64,
+    /// Most bytes of components that are being uploaded to this node.
+    pub uploads_bytes: u64,
+    /// Most groups of the cluster, as this node lets them be created.
+    pub groups: usize,
+    /// Most bytes of the configurations of all groups' machines.
+    pub init_total_bytes: u64,
+    /// Most bytes of the catalogue, about.
+    pub catalogue_bytes: u64,
+    /// Bytes of the disk that uploads, new groups and kept machine code leave free; commands leave a quarter of it.
+    pub disk_reserve_bytes: u64,
     /// Most client connections at a time.
     pub client_connections: usize,
     /// Most of them from one address of another machine.
@@ -218,6 +230,12 @@ impl Default for LimitsSection {
             command_bytes: 1 << 20,
             long_bytes_per_second: LONG_BYTES_PER_PROCESSOR * processors as u64,
             component_bytes: 32 << 20,
+            components_total_bytes: 4 << 30,
+            uploads_bytes: 256 << 20,
+            groups: 16_384,
+            init_total_bytes: 64 << 20,
+            catalogue_bytes: 256 << 20,
+            disk_reserve_bytes: 256 << 20,
             client_connections: 1024,
             client_per_address: 256,
             client_idle_ms: 600_000,

@@ -14,7 +14,7 @@ const EACH_PEER: usize = 8;
 /// Nodes that there is room for, at the least: more may join.
 const PEERS: usize = 16;
 /// Connections at the port for other nodes whose other end has not said yet who it is.
-pub const UNKNOWN_PEERS: usize = 32;
+pub const UNKNOWN_PEERS: usize = 64;
 
 /// Raises the soft limit of the process to the hard one; how many there are then.
 ///

@@ -6,6 +6,7 @@ mod groups;
 mod members;
 mod reconcile;
 mod requests;
+mod roster;
 mod start;
 mod upgrades;
 
@@ -34,6 +35,7 @@ use crate::host_error::HostError;
 use crate::machines::Machines;
 use crate::metrics::Metrics;
 use crate::peers::Peers;
+use crate::room::DiskRoom;
 use crate::status::Consistency;
 use crate::supervisor::Supervisor;
 use crate::transport::TcpTransport;
@@ -61,7 +63,7 @@ struct Inner {
     node: MultiNode,
     transport: Arc<TcpTransport>,
     store: StoreId,
-    pins: Arc<start::Pins>,
+    roster: Arc<roster::Roster>,
     catalog: watch::Receiver<Arc<Catalog>>,
     /// Whether a majority has confirmed the catalogue since this node started. Until then groups may be missing in it that
     /// were put here long ago.
@@ -69,6 +71,9 @@ struct Inner {
     /// Groups have gone whose memory the allocator still keeps.
     emptied: AtomicBool,
     components: ComponentStore,
+    room: Arc<DiskRoom>,
+    /// Held while a component is weighed, stored and announced, so that what all may have together is not given twice.
+    announcing: tokio::sync::Mutex<()>,
     /// Held while a component is stored and announced, and alone while those that nothing names are deleted.
     storing: tokio::sync::RwLock<()>,
     machines: Machines,

@@ -9,6 +9,7 @@ use skep_machine::wasm::{CompileError, ComponentError};
 use crate::catalog::command::Refusal;
 use crate::components::StoreError;
 use crate::config::ConfigError;
+use crate::room::NoRoom;
 use crate::transport::TransportError;
 
 /// Why a request to a [`Host`](crate::host::Host) failed. [`code`](Self::code) is stable.
@@ -30,6 +31,11 @@ pub enum HostError {
     /// The request makes no sense.
     #[error("{0}")]
     Invalid(String),
+    /// What only nodes ask of each other.
+    #[error(
+        "`{0}` is between nodes; clients ask for the whole, as with `group.upgrade`, and the node that is asked does the rest"
+    )]
+    BetweenNodes(String),
     /// The request is larger than this node takes.
     #[error("the request has {size} bytes, the limit is {limit}")]
     TooLarge {
@@ -48,6 +54,9 @@ pub enum HostError {
         /// How many it needs.
         floor: usize,
     },
+    /// There is no room for it.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     /// No group of this name or id.
     #[error("there is no group `{0}`; see `skep group list`")]
     UnknownGroup(String),
@@ -157,8 +166,10 @@ impl HostError {
                 Refusal::Full(_) => "catalogue-full",
             },
             Self::Invalid(_) => "invalid-request",
+            Self::BetweenNodes(_) => "forbidden",
             Self::TooLarge { .. } => "too-large",
             Self::TooFewDescriptors { .. } => "too-few-descriptors",
+            Self::NoRoom(_) | Self::Store(StoreError::NoRoom(_)) => "out-of-budget",
             Self::UnknownGroup(_) => "no-such-group",
             Self::Starting { .. } => "group-starting",
             Self::Elsewhere { .. } => "group-elsewhere",

@@ -52,6 +52,7 @@ mod queries;
 pub mod replay;
 mod replica;
 mod retry;
+pub mod room;
 mod route;
 mod router;
 mod run_queue;

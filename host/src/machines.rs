@@ -1,6 +1,7 @@
 //! From the bytes of a component to a running machine, off the data path.
 
 use std::collections::{BTreeSet, HashMap};
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -18,6 +19,7 @@ use tokio::sync::{OwnedMutexGuard, Semaphore};
 use crate::catalog::GroupRecord;
 use crate::clock;
 use crate::host_error::HostError;
+use crate::room::DiskRoom;
 use crate::status::Rehearsal;
 use crate::worker::{Extent, Rehearsable, refusal};
 
@@ -41,10 +43,19 @@ pub struct Machines {
 
 impl Machines {
     /// Opens the cache of compiled artefacts in a directory.
-    pub fn open(cache: PathBuf, compiler: Arc<dyn Compiler>) -> Result<Self, HostError> {
+    /// `room` is asked before anything is kept in it.
+    pub fn open(
+        cache: PathBuf,
+        compiler: Arc<dyn Compiler>,
+        room: Option<Arc<DiskRoom>>,
+    ) -> Result<Self, HostError> {
+        let mut cache = Cache::open(cache)?;
+        if let Some(room) = room {
+            cache.keep_only_if(move |bytes| room.check(bytes).map_err(io::Error::other));
+        }
         Ok(Self {
             engine: Engine::new()?,
-            cache: Arc::new(Cache::open(cache)?),
+            cache: Arc::new(cache),
             compiler,
             compiled: Mutex::default(),
             turns: Mutex::default(),
@@ -281,7 +292,7 @@ mod tests {
     }
 
     fn open(dir: &tempfile::TempDir, compiler: &Arc<Told>) -> Machines {
-        Machines::open(dir.path().join("compiled"), compiler.clone()).unwrap()
+        Machines::open(dir.path().join("compiled"), compiler.clone(), None).unwrap()
     }
 
     #[tokio::test]

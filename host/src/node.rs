@@ -71,6 +71,7 @@ impl Node {
             seed,
             store,
             vfs,
+            disk_reserve,
             supervisor,
         } = config;
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
@@ -95,6 +96,7 @@ impl Node {
                     node: id,
                     sync_delay: fsync_tick,
                     store,
+                    reserve: disk_reserve,
                 };
                 Disk::open(config, &router)
             })
@@ -260,6 +262,7 @@ impl Node {
             node: self.router.node,
             sync_delay: config.fsync_tick,
             store: None,
+            reserve: 0,
         };
         let disk = Disk::open(config, &self.router)?;
         disks.insert(dir.clone(), Arc::clone(&disk));

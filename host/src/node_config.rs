@@ -38,6 +38,8 @@ pub struct Config {
     pub store: Option<Store>,
     /// The file system. Default the real one.
     pub vfs: Arc<dyn Vfs>,
+    /// Bytes of the disk that snapshots of groups which are new here leave free. Default 0.
+    pub disk_reserve: u64,
     /// Who watches the node's tasks. Default one of its own.
     pub supervisor: Supervisor,
 }
@@ -61,6 +63,7 @@ impl Config {
             seed: None,
             store: None,
             vfs: Arc::new(DiskVfs),
+            disk_reserve: 0,
             supervisor: Supervisor::default(),
         }
     }

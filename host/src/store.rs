@@ -1,7 +1,7 @@
 //! One data directory in use: its lock, the log that groups share, their snapshot files, and what it recovered.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -21,6 +21,7 @@ use crate::error::Error;
 use crate::mailbox::{Completion, Event};
 use crate::pool::Pool;
 use crate::replica::Life;
+use crate::room::DiskRoom;
 use crate::router::Router;
 
 /// Bytes of one snapshot file a node takes from a peer. Far above what one machine's memory holds.
@@ -42,6 +43,8 @@ pub(crate) enum Token {
 
 /// A data directory in use.
 pub(crate) struct Disk {
+    dir: PathBuf,
+    reserve: u64,
     /// Held for its lock, until the log is closed.
     store: Mutex<Option<Store>>,
     log: LogHandle<Token>,
@@ -60,6 +63,8 @@ pub(crate) struct DiskConfig<'a> {
     pub(crate) sync_delay: Duration,
     /// The directory, if somebody opened it already.
     pub(crate) store: Option<Store>,
+    /// Bytes of the disk that snapshots of groups which are new here leave free.
+    pub(crate) reserve: u64,
 }
 
 impl Disk {
@@ -72,6 +77,7 @@ impl Disk {
             node,
             sync_delay,
             store,
+            reserve,
         } = config;
         let store = match store {
             Some(store) => store,
@@ -95,6 +101,8 @@ impl Disk {
             source,
         })?;
         Ok(Arc::new(Self {
+            dir: dir.to_owned(),
+            reserve,
             store: Mutex::new(Some(store)),
             log,
             reader,
@@ -242,8 +250,24 @@ impl Disk {
         key: GroupKey,
         name: &SnapshotName,
     ) -> Result<SnapshotReceiver, LogError> {
+        if self.reserve > 0 && !self.snapshots.list()?.iter().any(|of| of.key == key) {
+            self.has_room(name.size)?;
+        }
         self.snapshots
             .receive(key, convert::mark(name), SNAPSHOT_BYTES_MAX)
+    }
+
+    /// Whether so many bytes leave the reserve free. What is here already is not refused: it cannot do without.
+    fn has_room(&self, bytes: u64) -> Result<(), LogError> {
+        let looked = DiskRoom::new(&self.dir, self.reserve);
+        looked
+            .check(bytes)
+            .map_err(|short| io::Error::new(io::ErrorKind::StorageFull, short))
+            .map_err(|source| LogError::Io {
+                action: "write a snapshot of a group that is new here to",
+                path: self.dir.clone(),
+                source,
+            })
     }
 
     pub(crate) fn snapshot_name(file: &SnapshotFile) -> SnapshotName {

@@ -117,6 +117,7 @@ fn status(code: &str, unknown: bool) -> StatusCode {
             StatusCode::BAD_REQUEST
         }
         "digest-mismatch" | "change-refused" => StatusCode::BAD_REQUEST,
+        "forbidden" => StatusCode::FORBIDDEN,
         "no-such-group" | "not-found" | "no-such-component" => StatusCode::NOT_FOUND,
         "group-exists" | "change-in-progress" | "group-removed" | "not-needed"
         | "not-rehearsed" | "group-paused" => StatusCode::CONFLICT,
@@ -131,7 +132,7 @@ fn status(code: &str, unknown: bool) -> StatusCode {
         | "compiler-unavailable"
         | "node-failed"
         | "group-faulted" => StatusCode::SERVICE_UNAVAILABLE,
-        "catalogue-full" => StatusCode::INSUFFICIENT_STORAGE,
+        "catalogue-full" | "out-of-budget" => StatusCode::INSUFFICIENT_STORAGE,
         "wrong-host" => StatusCode::MISDIRECTED_REQUEST,
         "cross-origin" => StatusCode::FORBIDDEN,
         "body-late" => StatusCode::REQUEST_TIMEOUT,

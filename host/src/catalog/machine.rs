@@ -483,6 +483,27 @@ mod tests {
     }
 
     #[test]
+    fn its_bytes_are_known_about() {
+        let (_machine, states) = seeded();
+        let mut catalog = (**states.borrow()).clone();
+        let empty = catalog.save().len() as u64;
+        for id in 1..=100 {
+            let mut new = create("g", &[1, 2, 3]);
+            if let Command::CreateGroup(new) = &mut new {
+                new.name = format!("group-of-some-length-{id}");
+                new.init = vec![7; 1000];
+            }
+            catalog.apply(LogIndex(100 + id), new).unwrap();
+        }
+        assert_eq!(catalog.init_bytes(), 100_003);
+        let (real, about) = (catalog.save().len() as u64 - empty, catalog.bytes());
+        assert!(
+            about > real / 10 * 7 && about < real / 10 * 13,
+            "{about} of {real}"
+        );
+    }
+
+    #[test]
     fn restored_is_equal_and_goes_on_equally() {
         let (mut machine, _states) = seeded();
         let bytes = saved(&mut machine);

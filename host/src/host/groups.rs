@@ -18,6 +18,7 @@ use crate::catalog::{ComponentRecord, GroupRecord};
 use crate::clock::{self, Stopwatch};
 use crate::components::{StoreError, Upload};
 use crate::host_error::HostError;
+use crate::room::NoRoom;
 use crate::status::GroupStatus;
 use crate::trouble::Kind;
 
@@ -31,6 +32,8 @@ const LEADER_POLL: Duration = Duration::from_millis(50);
 /// How old the catalogue's word of an upload may be until the same upload is announced anew, so that it is not collected
 /// before it is used: a small part of the time that is left for that.
 const ANNOUNCED_AGAIN: Duration = Duration::from_secs(60);
+/// Bytes that a group takes in the catalogue, about, without what its machine is created with.
+const NEW_GROUP_BYTES: u64 = 1024;
 /// The name of the machine that is built in.
 const BUILT_IN: &str = "kv";
 
@@ -91,9 +94,61 @@ impl Host {
             profile: request.profile,
             quota: request.quota,
         };
+        self.check_new_group(&new)?;
         let record = self.change_group(&Command::CreateGroup(new)).await?;
         tracing::info!(group = %record.id, name = %record.name, members = ?record.members, "group created");
         self.await_leader(&record).await
+    }
+
+    /// Refuses a group that there is no room for. Only here, at the door: what is in the catalogue's log is carried out, since no two
+    /// replicas of it need have the same limits.
+    fn check_new_group(&self, new: &NewGroup) -> Result<(), HostError> {
+        let (catalog, limits) = (self.catalog(), &self.inner.config.limits);
+        let init = new.init.len() as u64;
+        for (would, most, what, key) in [
+            (
+                catalog.groups().len() as u64 + 1,
+                limits.groups as u64,
+                "groups of this cluster",
+                "groups",
+            ),
+            (
+                catalog.init_bytes().saturating_add(init),
+                limits.init_total_bytes,
+                "bytes that groups were created with (`init`)",
+                "init_total_bytes",
+            ),
+            (
+                catalog.bytes().saturating_add(NEW_GROUP_BYTES + 2 * init),
+                limits.catalogue_bytes,
+                "bytes of the catalogue",
+                "catalogue_bytes",
+            ),
+        ] {
+            NoRoom::above(would, most, what, key, "delete groups that are not needed")?;
+        }
+        if new.members.contains(&self.id()) {
+            self.inner.room.check(0)?;
+        }
+        Ok(())
+    }
+
+    /// Refuses a component that is new to the cluster and that there is no room for.
+    async fn check_new_component(&self, id: ComponentId, size: u64) -> Result<(), HostError> {
+        let catalog = self.catalog();
+        if catalog.component(id).is_some() {
+            return Ok(());
+        }
+        let store = self.inner.components.clone();
+        // Those that were stored and are not in the catalogue yet, or no longer, are on the disk.
+        let here = blocking(move || store.bytes()).await??;
+        Ok(NoRoom::above(
+            catalog.component_bytes().max(here).saturating_add(size),
+            self.inner.config.limits.components_total_bytes,
+            "bytes of all components of this cluster",
+            "components_total_bytes",
+            "`skep component collect` removes those that nothing uses",
+        )?)
     }
 
     /// Removes a group with all its data; its replicas go as their nodes learn of it.
@@ -209,6 +264,7 @@ impl Host {
             }
             .into());
         }
+        self.check_new_component(id, size).await?;
         let name = self
             .inner
             .machines
@@ -224,6 +280,9 @@ impl Host {
             uploaded: clock::now(),
         };
         let _not_collected = self.inner.storing.read().await;
+        // Others may have been stored while it was compiled.
+        let _one_at_a_time = self.inner.announcing.lock().await;
+        self.check_new_component(id, size).await?;
         let store = self.inner.components.clone();
         blocking(move || store.put(id, &bytes)).await??;
         let again = ANNOUNCED_AGAIN.as_nanos() as u64;
@@ -244,6 +303,7 @@ impl Host {
         if size > limit {
             return Err(HostError::TooLarge { size, limit });
         }
+        self.check_new_component(piece.id, piece.total).await?;
         let (store, id) = (self.inner.components.clone(), piece.id);
         let (received, whole) = blocking(move || store.write(&piece)).await??;
         let component = match whole {

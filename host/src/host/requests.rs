@@ -38,6 +38,7 @@ impl Host {
         timeout: Duration,
     ) -> Result<Response, HostError> {
         self.check_request(id, &command.data)?;
+        self.check_room(id)?;
         let watch = Stopwatch::start();
         let (node, peers, command) = (&self.inner.node, &self.inner.peers, &command);
         let work = self.served(
@@ -59,6 +60,7 @@ impl Host {
         timeout: Duration,
     ) -> Result<Response, HostError> {
         self.check_request(id, &Bytes::new())?;
+        self.check_room(id)?;
         let (node, peers) = (&self.inner.node, &self.inner.peers);
         let work = self.served(
             id,
@@ -247,7 +249,7 @@ impl Host {
             .members
             .iter()
             .filter(|node| **node != own && **node != but);
-        let others: Vec<_> = members
+        let mut others: Vec<_> = members
             .filter_map(|node| catalog.node(*node).cloned())
             .collect();
         if others.is_empty() || reach == Reach::Node {
@@ -263,7 +265,16 @@ impl Host {
                 reason,
             });
         }
+        self.inner.peers.order(id, &mut others);
         Ok(others)
+    }
+
+    /// Refuses a command that this node would have to write to a disk that is nearly full.
+    fn check_room(&self, id: GroupId) -> Result<(), HostError> {
+        match self.is_here(id) {
+            true => Ok(self.inner.room.check_command()?),
+            false => Ok(()),
+        }
     }
 
     fn check_request(&self, id: GroupId, data: &Bytes) -> Result<(), HostError> {

@@ -1,21 +1,22 @@
 //! Bringing a node up: store, transport, group 0, and the tasks that keep it in step with the catalogue.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use skep_core::id::NodeId;
-use skep_log::{DiskVfs, LogError, PeerPins, Store, StoreId, Vfs};
+use skep_log::{DiskVfs, PeerPins, Store, StoreId, Vfs};
 use skep_machine::wasm::Compiler;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::reconcile::blocking;
+use super::roster::{Owner, Roster};
 use super::{Host, Inner, collection, reconcile};
 use crate::api::doors::Doors;
 use crate::catalog::command::Command;
 use crate::catalog::machine::CatalogMachine;
-use crate::catalog::{self, Catalog, NodeRecord};
+use crate::catalog::{self, NodeRecord};
 use crate::components::ComponentStore;
 use crate::config::Config;
 use crate::descriptors;
@@ -23,23 +24,36 @@ use crate::host_error::HostError;
 use crate::machines::Machines;
 use crate::metrics::Metrics;
 use crate::peers::Peers;
+use crate::room::DiskRoom;
 use crate::supervisor::Supervisor;
-use crate::transport::{PeerCheck, PeerRefused, TcpConfig, TcpLimits, TcpTransport};
+use crate::transport::{PeerCheck, RequestHandler, TcpConfig, TcpLimits, TcpTransport};
 use crate::{GroupConfig, Inbound, MultiNode, Peer, Ticker, Transport, clock};
+
+/// How often the disk is looked at: so long commands may go on that it has no room for.
+const LOOK_AT_THE_DISK: Duration = Duration::from_secs(1);
 
 pub(super) async fn start(config: Config, compiler: Arc<dyn Compiler>) -> Result<Host, HostError> {
     let supervisor = Supervisor::default();
     let data = config.node.data_dir.clone();
+    let (dir, reserve) = (data.clone(), config.limits.disk_reserve_bytes);
+    // Before the log is opened, which needs some of it.
+    let room = blocking(move || DiskRoom::open(&dir, reserve)).await?;
+    let room = Arc::new(room.map_err(|source| crate::Error::Start {
+        what: "a look at the disk",
+        source,
+    })?);
     let Started {
         node,
         transport,
         store,
-        pins,
+        roster,
+        owner,
     } = node(&config, &supervisor).await?;
     // From here on a failure must not leave the node running.
     let build = || async {
-        let components = ComponentStore::open(data.join("components"))?;
-        let machines = Machines::open(data.join("compiled"), compiler)?;
+        let components = ComponentStore::open(data.join("components"))?
+            .bounded(config.limits.uploads_bytes, Arc::clone(&room));
+        let machines = Machines::open(data.join("compiled"), compiler, Some(Arc::clone(&room)))?;
         let (machine, catalog) = CatalogMachine::new();
         let founders = config
             .cluster
@@ -49,7 +63,7 @@ pub(super) async fn start(config: Config, compiler: Arc<dyn Compiler>) -> Result
             .collect();
         let group = GroupConfig::new(catalog::GROUP, "catalogue", Box::new(machine), founders);
         node.create_group(reconcile::tuned(&config, group)).await?;
-        let peers = Peers::new(&config, supervisor.clone());
+        let peers = Peers::new(transport.clone(), supervisor.clone());
         Ok::<_, HostError>((components, machines, catalog, peers))
     };
     let (components, machines, catalog, peers) = match build().await {
@@ -67,11 +81,13 @@ pub(super) async fn start(config: Config, compiler: Arc<dyn Compiler>) -> Result
             node,
             transport,
             store,
-            pins,
+            roster,
             catalog,
             confirmed: AtomicBool::new(false),
             emptied: AtomicBool::new(false),
             components,
+            room,
+            announcing: Default::default(),
             storing: Default::default(),
             machines,
             peers,
@@ -83,9 +99,11 @@ pub(super) async fn start(config: Config, compiler: Arc<dyn Compiler>) -> Result
             stopping: CancellationToken::new(),
         }),
     };
+    owner.started(&host);
     host.keep("reconciler", reconcile::run);
     host.keep("collector", collection::run);
     host.keep("registration", register);
+    host.keep("disk", look_at_the_disk);
     Ok(host)
 }
 
@@ -101,6 +119,19 @@ impl Host {
             let kept = host.inner.supervisor.keep(name, || make(host.clone()));
             host.inner.stopping.run_until_cancelled(kept).await;
         });
+    }
+}
+
+/// Knows how full the disk is, and keeps a reserve on it.
+async fn look_at_the_disk(host: Host) {
+    loop {
+        let room = Arc::clone(&host.inner.room);
+        match blocking(move || room.keep_up()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "no reserve is kept on the disk"),
+            Err(error) => tracing::warn!(error = %error.chain(), "the disk is not looked at"),
+        }
+        clock::sleep(LOOK_AT_THE_DISK).await;
     }
 }
 
@@ -139,12 +170,13 @@ async fn announce(host: &Host, record: &NodeRecord) -> Result<(), HostError> {
     Ok(())
 }
 
-/// A node that runs, and what it knows of stores.
+/// A node that runs, and whom it knows.
 struct Started {
     node: MultiNode,
     transport: Arc<TcpTransport>,
     store: StoreId,
-    pins: Arc<Pins>,
+    roster: Arc<Roster>,
+    owner: Arc<Owner>,
 }
 
 /// The library's node on a transport of its own. The port comes first: a taken one must be found before the store is
@@ -165,7 +197,9 @@ async fn node(config: &Config, supervisor: &Supervisor) -> Result<Started, HostE
     });
     let (store, pins) = opened.await?.map_err(crate::Error::Storage)?;
     let own_store = store.identity().store;
-    let pins = Arc::new(Pins(Mutex::new(pins)));
+    let owner = Arc::<Owner>::default();
+    let configured = config.cluster.nodes.iter().map(|node| NodeId(node.id));
+    let roster = Arc::new(Roster::new(configured.collect(), pins, owner.clone()));
     let tcp = TcpConfig {
         cluster: config.cluster.id.clone(),
         node: id,
@@ -176,7 +210,8 @@ async fn node(config: &Config, supervisor: &Supervisor) -> Result<Started, HostE
             .iter()
             .map(|node| (NodeId(node.id), node.peer.clone()))
             .collect(),
-        check: Arc::clone(&pins) as Arc<dyn PeerCheck>,
+        check: Arc::clone(&roster) as Arc<dyn PeerCheck>,
+        requests: Some(Arc::clone(&owner) as Arc<dyn RequestHandler>),
         insecure_plaintext,
         limits: TcpLimits {
             connections: descriptors::of_peers(config.cluster.nodes.len()),
@@ -194,6 +229,7 @@ async fn node(config: &Config, supervisor: &Supervisor) -> Result<Started, HostE
     settings.ticker = Ticker::Every(config.tick());
     settings.shards = config.raft.shards;
     settings.store = Some(store);
+    settings.disk_reserve = config.limits.disk_reserve_bytes;
     settings.supervisor = supervisor.clone();
     let mut transport = None;
     let send = |inbound: Arc<dyn Inbound>| {
@@ -207,7 +243,8 @@ async fn node(config: &Config, supervisor: &Supervisor) -> Result<Started, HostE
             node,
             transport,
             store: own_store,
-            pins,
+            roster,
+            owner,
         }),
         (Err(error), transport) => {
             if let Some(transport) = transport {
@@ -218,73 +255,5 @@ async fn node(config: &Config, supervisor: &Supervisor) -> Result<Started, HostE
         (Ok(_), None) => Err(HostError::Internal(
             "the node started without a transport".into(),
         )),
-    }
-}
-
-/// Remembers each node's store from the first time it was seen, or named by the catalogue.
-pub(super) struct Pins(Mutex<PeerPins>);
-
-impl Pins {
-    /// Pins the stores that the catalogue names: those of nodes this one has never met too.
-    pub(super) fn learn(&self, own: NodeId, catalog: &Catalog) {
-        for node in catalog.nodes().filter(|node| node.id != own) {
-            let Some(store) = StoreId::parse(&node.store) else {
-                continue;
-            };
-            if let Err(refused) = self.check(node.id, store.0) {
-                tracing::warn!(node = node.id.0, %refused, "the catalogue knows a node with another store");
-            }
-        }
-    }
-}
-
-impl PeerCheck for Pins {
-    fn check(&self, node: NodeId, store: [u8; 16]) -> Result<(), PeerRefused> {
-        let mut pins = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match pins.check(node.0, StoreId(store)) {
-            Ok(_) => Ok(()),
-            Err(LogError::PeerChanged { .. }) => Err(PeerRefused::WrongStore { node }),
-            Err(error) => Err(PeerRefused::CheckFailed {
-                node,
-                reason: error.to_string(),
-            }),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use skep_core::id::LogIndex;
-    use skep_log::SimVfs;
-
-    use super::*;
-
-    #[test]
-    fn a_store_that_the_catalogue_names_is_known_before_its_node_was_met() {
-        let vfs: Arc<dyn Vfs> = Arc::new(SimVfs::new(1));
-        let dir = Path::new("/data");
-        vfs.create_dir_all(dir).expect("a directory");
-        let pins = Pins(Mutex::new(PeerPins::open(vfs, dir).expect("no pins yet")));
-        let (own, other) = (NodeId(1), NodeId(2));
-        let mut catalog = Catalog::default();
-        for (id, store) in [(own, [1; 16]), (other, [2; 16])] {
-            let record = NodeRecord {
-                id,
-                name: format!("node-{id}"),
-                peer: String::new(),
-                client: String::new(),
-                http: String::new(),
-                store: StoreId(store).to_string(),
-            };
-            catalog
-                .apply(LogIndex(1), Command::PutNode(record))
-                .expect("taken");
-        }
-        pins.learn(own, &catalog);
-        assert!(pins.check(other, [2; 16]).is_ok());
-        let refused = pins.check(other, [3; 16]).expect_err("another store");
-        assert!(matches!(refused, PeerRefused::WrongStore { node } if node == other));
     }
 }

@@ -1,8 +1,10 @@
 //! Connections that other nodes dialled.
 
-use std::fmt::Display;
+use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use dashmap::DashMap;
 use skep_core::id::NodeId;
@@ -14,11 +16,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use super::connection::Connection;
-use super::handshake::{HandshakeError, refuse};
-use super::snapshot;
+use super::handshake::{HandshakeError, frame_limit, refuse};
 use super::stats::add;
 use super::tcp::Shared;
-use crate::door::{self, Visit};
+use super::{requests, snapshot};
+use crate::clock::sleep;
+
+/// Pause after an `accept` that failed, most likely because the process has no file descriptor left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Accepts until the transport stops.
 pub(super) async fn run(shared: Arc<Shared>, listener: TcpListener) {
@@ -30,54 +35,44 @@ pub(super) async fn run(shared: Arc<Shared>, listener: TcpListener) {
 
 async fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
     loop {
-        let (stream, remote) = door::accept(listener, "peers").await;
-        add(&shared.stats.accepted, 1);
-        let turn_away = |text: &dyn Display| {
-            add(&shared.stats.refused, 1);
-            let subject = "listener".to_owned();
-            shared
-                .complaints
-                .raise(subject, "too-many-connections", text);
-        };
-        // Never by address: peers may share one. Who does not say soon who he is makes room for others. Beyond the limit a
-        // connection is closed without a word: it may be anyone's.
-        let visit = match shared.unknown.admit(remote.ip()).await {
-            Ok(visit) => visit,
-            Err(full) => {
-                turn_away(&full);
-                continue;
+        match listener.accept().await {
+            Ok((stream, remote)) => {
+                add(&shared.stats.accepted, 1);
+                let (task, stop) = (Arc::clone(shared), shared.stop.clone());
+                shared.spawn(async move {
+                    let served = task
+                        .supervisor
+                        .once("peer-connection", serve(&task, stream));
+                    if let Some(Some(Err(error))) = stop.run_until_cancelled(served).await {
+                        add(&task.stats.refused, 1);
+                        let text =
+                            format_args!("a connection from {remote} was not accepted: {error}");
+                        task.complaints.raise(
+                            format!("connections from {}", remote.ip()),
+                            error.code(),
+                            &text,
+                        );
+                    }
+                });
             }
-        };
-        let (task, stop) = (Arc::clone(shared), shared.stop.clone());
-        shared.spawn(async move {
-            let served = serve(&task, stream, visit);
-            let served = task.supervisor.once("peer-connection", served);
-            if let Some(Some(Err(error))) = stop.run_until_cancelled(served).await {
-                add(&task.stats.refused, 1);
-                let text = format_args!("a connection from {remote} was not accepted: {error}");
-                task.complaints.raise(
-                    format!("connections from {}", remote.ip()),
-                    error.code(),
-                    &text,
-                );
+            Err(error) => {
+                shared
+                    .complaints
+                    .raise("listener".to_owned(), "accept-failed", &error);
+                sleep(ACCEPT_PAUSE).await;
             }
-        });
+        }
     }
 }
 
 /// Serves one connection to its end; an error means that it was never let in.
-async fn serve(
-    shared: &Arc<Shared>,
-    stream: TcpStream,
-    visit: Visit,
-) -> Result<(), HandshakeError> {
+async fn serve(shared: &Arc<Shared>, stream: TcpStream) -> Result<(), HandshakeError> {
     let mut connection = Connection::new(stream)?;
-    connection.reader.share(&shared.half_frames);
-    let heard = tokio::select! {
-        heard = shared.identity.hear(&mut connection) => heard,
-        () = visit.must_go() => return Err(HandshakeError::TimedOut),
-    };
-    let hello = match heard {
+    let introduction = shared.introductions.begin();
+    let heard = introduction
+        .given_up
+        .run_until_cancelled(shared.identity.hear(&mut connection));
+    let hello = match heard.await.unwrap_or(Err(HandshakeError::TimedOut)) {
         Ok(hello) => hello,
         Err(HandshakeError::Refused { reason, text }) => {
             // Whether the answer gets through does not matter: the dialler is refused either way.
@@ -86,27 +81,76 @@ async fn serve(
         }
         Err(error) => return Err(error),
     };
+    drop(introduction);
     let Ok(_place) = Arc::clone(&shared.connections).try_acquire_owned() else {
-        let (reason, text) = (
-            RefusalReason::Busy,
-            "this node has as many connections of other nodes as it may".to_owned(),
-        );
-        let _ = refuse(&mut connection, reason, &text).await;
-        return Err(HandshakeError::Refused { reason, text });
+        let (reason, text) = (RefusalReason::Busy, "too many connections");
+        let _ = refuse(&mut connection, reason, text).await;
+        return Err(HandshakeError::Refused {
+            reason,
+            text: text.to_owned(),
+        });
     };
-    // It has said who it is: others may try now.
-    drop(visit);
     let ended = match hello.purpose {
         Purpose::Lane(priority) => lane(shared, hello.from, priority, connection).await,
         Purpose::Transfer => {
-            shared.identity.welcome(&mut connection).await?;
+            let limit = frame_limit(hello.purpose);
+            shared.identity.welcome(&mut connection, limit).await?;
             snapshot::receive(shared, hello.from, connection).await
         }
+        Purpose::Requests => requests::serve(shared, hello.from, connection).await,
     };
     if let Err(error) = ended {
         tracing::debug!(node = %hello.from, %error, "a connection from a node was lost");
     }
     Ok(())
+}
+
+/// Connections that have not said who they are. Beyond so many the oldest gives way: a node says it within a round trip, and
+/// silent strangers, however many, keep none out.
+const INTRODUCTIONS: usize = crate::descriptors::UNKNOWN_PEERS;
+
+/// Connections that have not said yet who they are.
+#[derive(Default)]
+pub(super) struct Introductions {
+    open: Mutex<BTreeMap<u64, CancellationToken>>,
+    begun: AtomicU64,
+}
+
+/// One of them.
+struct Introduction<'a> {
+    all: &'a Introductions,
+    number: u64,
+    given_up: CancellationToken,
+}
+
+impl Introductions {
+    fn begin(&self) -> Introduction<'_> {
+        let number = self.begun.fetch_add(1, Ordering::Relaxed);
+        let given_up = CancellationToken::new();
+        let mut open = self.open();
+        open.insert(number, given_up.clone());
+        if open.len() > INTRODUCTIONS
+            && let Some((_, oldest)) = open.pop_first()
+        {
+            oldest.cancel();
+        }
+        drop(open);
+        Introduction {
+            all: self,
+            number,
+            given_up,
+        }
+    }
+
+    fn open(&self) -> MutexGuard<'_, BTreeMap<u64, CancellationToken>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Introduction<'_> {
+    fn drop(&mut self) {
+        self.all.open().remove(&self.number);
+    }
 }
 
 /// Who delivers the batches of each (node, priority).
@@ -139,7 +183,8 @@ async fn lane(
     superseded
         .run_until_cancelled(async {
             let _turn = place.at_work.lock().await;
-            shared.identity.welcome(&mut connection).await?;
+            let limit = frame_limit(Purpose::Lane(priority));
+            shared.identity.welcome(&mut connection, limit).await?;
             deliver(shared, from, priority, &mut connection).await
         })
         .await

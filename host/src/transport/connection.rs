@@ -1,7 +1,6 @@
 //! One TCP connection: its socket options, its frames, its end.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -16,8 +15,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::stats::add;
-use crate::clock::{Stopwatch, timeout};
-use crate::pot::{Portion, Pot};
+use crate::clock::timeout;
 
 /// A write that makes no progress for this long ends the connection: its messages are worthless by then, an election
 /// takes one to two seconds.
@@ -26,14 +24,14 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The kernel gives up on bytes that the other end did not acknowledge for this long.
 const USER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Whoever has begun a frame and then sends nothing for this long is given up: what there is of it is held in memory.
+const FRAME_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// An idle connection is probed after 4 s and then every 2 s; three unanswered probes make 10 s.
 const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_time(Duration::from_secs(4))
     .with_interval(Duration::from_secs(2))
     .with_retries(3);
-
-/// From the first byte of a frame to its last: those that are made here have 16 MiB, on a line of 2 Mbit/s.
-const FRAME_WITHIN: Duration = Duration::from_secs(60);
 
 /// Room made for one read. Large enough that a busy lane needs few system calls; a frame is a slice of it, so small
 /// frames share one allocation.
@@ -43,24 +41,20 @@ const READ_ROOM: usize = 64 << 10;
 const READ_ROOM_LEAST: usize = 4 << 10;
 
 /// Both directions of a connection.
-pub(super) struct Connection {
+pub(crate) struct Connection {
     pub reader: FrameReader,
     pub writer: FrameWriter,
 }
 
 /// Frames that come in.
-pub(super) struct FrameReader {
+pub(crate) struct FrameReader {
     stream: OwnedReadHalf,
     buffer: BytesMut,
     decoder: Decoder<PeerFrame>,
-    /// Since when a frame comes that is not whole.
-    begun: Option<Stopwatch>,
-    /// Its part of the memory for those, on a connection that somebody else has dialled.
-    half: Option<Portion>,
 }
 
 /// Frames that go out.
-pub(super) struct FrameWriter {
+pub(crate) struct FrameWriter {
     stream: OwnedWriteHalf,
     buffer: BytesMut,
 }
@@ -79,8 +73,6 @@ impl Connection {
                 stream: reader,
                 buffer: BytesMut::new(),
                 decoder: Decoder::new(MAX_HELLO),
-                begun: None,
-                half: None,
             },
             writer: FrameWriter {
                 stream: writer,
@@ -91,24 +83,18 @@ impl Connection {
 }
 
 impl FrameReader {
-    /// The handshake is over: frames may be large.
-    pub(super) fn trust(&mut self) {
-        self.decoder.set_limit(MAX_FRAME);
-    }
-
-    /// What is not whole yet takes its memory from this.
-    pub(super) fn share(&mut self, pot: &Arc<Pot>) {
-        self.half = Some(pot.portion());
+    /// The handshake is over: frames may be as large as this.
+    pub(super) fn trust(&mut self, limit: usize) {
+        self.decoder.set_limit(limit);
     }
 
     /// The next frame's body, or `None` at the end of the stream. May be dropped and called again without losing a byte.
-    pub(super) async fn next(
+    pub(crate) async fn next(
         &mut self,
         bytes: Option<&AtomicU64>,
     ) -> Result<Option<peer_frame::Body>, WireError> {
         loop {
             if let Some(frame) = self.decoder.take(&mut self.buffer)? {
-                self.begun = None;
                 return frame.body.map(Some).ok_or(WireError::Missing {
                     what: "body of a frame",
                 });
@@ -116,22 +102,11 @@ impl FrameReader {
             if self.buffer.capacity() - self.buffer.len() < READ_ROOM_LEAST {
                 self.buffer.reserve(READ_ROOM);
             }
-            let half = self.buffer.len();
-            let held = if half > READ_ROOM { half } else { 0 };
-            if self.half.as_mut().is_some_and(|part| !part.set(held)) {
-                let text = "frames that are not whole take all the memory there is for them";
-                return Err(io::Error::new(io::ErrorKind::OutOfMemory, text).into());
-            }
+            let begun = !self.buffer.is_empty();
             let reading = self.stream.read_buf(&mut self.buffer);
-            let read = if half == 0 {
-                reading.await?
-            } else {
-                let begun = self.begun.get_or_insert_with(Stopwatch::start);
-                let left = FRAME_WITHIN.saturating_sub(begun.elapsed());
-                let late = || io::Error::new(io::ErrorKind::TimedOut, "a frame took too long");
-                timeout(left, reading)
-                    .await
-                    .unwrap_or_else(|| Err(late()))?
+            let read = match begun {
+                true => timeout(FRAME_TIMEOUT, reading).await.ok_or_else(silent)??,
+                false => reading.await?,
             };
             if let Some(bytes) = bytes {
                 add(bytes, read);
@@ -157,9 +132,13 @@ impl FrameWriter {
     }
 
     /// Sends bytes that are frames already.
-    pub(super) async fn send_encoded(&mut self, frames: &[u8]) -> Result<(), WireError> {
+    pub(crate) async fn send_encoded(&mut self, frames: &[u8]) -> Result<(), WireError> {
         write(&mut self.stream, frames).await
     }
+}
+
+fn silent() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "a frame was begun and not ended")
 }
 
 /// Bytes given to the kernel at once, so that the time limit is one on progress and not on the whole of a large write.

@@ -2,7 +2,9 @@
 
 mod activation;
 mod compile;
+mod disk;
 mod doors;
 mod healing;
 mod logs;
+mod peers;
 mod sessions;

@@ -32,11 +32,14 @@ const CODE: &str = "code";
 const REFUSED: &str = "refused";
 
 /// A directory of compiled components. Several processes may share one: files appear whole or not at all.
-#[derive(Debug)]
 pub struct Cache {
     dir: PathBuf,
     key: [u8; KEY_BYTES],
+    may_keep: Box<MayKeep>,
 }
+
+/// Whether so many bytes may be kept, or why not.
+type MayKeep = dyn Fn(u64) -> io::Result<()> + Send + Sync;
 
 /// First and longest pause until a component is compiled again that was late, or failed the compiler: a minute that doubles. So
 /// it costs a node little in the long run, and one that was only too busy comes to it.
@@ -100,7 +103,17 @@ impl Cache {
             .map_err(failed(&path))?;
         }
         let key = key(&path).map_err(failed(&path))?;
-        Ok(Self { dir, key })
+        Ok(Self {
+            dir,
+            key,
+            may_keep: Box::new(|_| Ok(())),
+        })
+    }
+
+    /// Has somebody asked before machine code of so many bytes is kept. What may not be kept is used all the same, and compiled
+    /// again after a restart.
+    pub fn keep_only_if(&mut self, may: impl Fn(u64) -> io::Result<()> + Send + Sync + 'static) {
+        self.may_keep = Box::new(may);
     }
 
     /// The components that code is kept of, or the note that there is none.
@@ -212,7 +225,9 @@ impl Cache {
 
     fn keep(&self, name: &str, content: &[u8]) {
         let path = self.dir.join(name);
-        if let Err(error) = self.write(&path, &self.seal(name, content), content) {
+        let kept = (self.may_keep)(content.len() as u64)
+            .and_then(|()| self.write(&path, &self.seal(name, content), content));
+        if let Err(error) = kept {
             tracing::warn!(path = %path.display(), %error, "cannot keep compiled code");
         }
     }
@@ -250,6 +265,12 @@ impl Cache {
         let (seal, code) = artefact.strip_prefix(MAGIC)?.split_at_checked(MAC_BYTES)?;
         self.mac(name, code).verify_slice(seal).ok()?;
         Some(code)
+    }
+}
+
+impl std::fmt::Debug for Cache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cache").field("dir", &self.dir).finish()
     }
 }
 
@@ -479,6 +500,24 @@ mod tests {
         give_away(&dir, 12345).unwrap();
         let refused = Cache::open(&dir).unwrap_err().to_string();
         assert!(refused.contains("12345"), "{refused}");
+    }
+
+    #[test]
+    fn what_there_is_no_room_for_is_not_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::new().unwrap();
+        let (id, code) = component(&engine);
+        let mut cache = Cache::open(dir.path()).unwrap();
+        let size = code.len() as u64;
+        cache.keep_only_if(move |bytes| match bytes < size {
+            true => Ok(()),
+            false => Err(io::ErrorKind::StorageFull.into()),
+        });
+        cache.store(&engine, id, &code);
+        assert!(cache.fetch(&engine, id).is_none());
+        cache.keep_only_if(|_| Ok(()));
+        cache.store(&engine, id, &code);
+        assert!(cache.fetch(&engine, id).is_some());
     }
 
     #[test]
