@@ -577,4 +577,27 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn a_number_is_text_for_others_only_and_both_are_read() {
+        let large = LogIndex(u64::MAX);
+        assert_eq!(serde_json::to_string(&large).unwrap(), u64::MAX.to_string());
+        let shown = as_text(|| serde_json::to_string(&large).unwrap());
+        assert_eq!(shown, format!("\"{}\"", u64::MAX));
+        assert_eq!(serde_json::to_string(&NodeId(1)).unwrap(), "1");
+        for text in [shown.as_str(), "18446744073709551615"] {
+            assert_eq!(serde_json::from_str::<LogIndex>(text).unwrap(), large);
+        }
+        for wrong in [
+            "-1",
+            "\"-1\"",
+            "\"+1\"",
+            "\"\"",
+            "1.5",
+            "\"x\"",
+            "18446744073709551616",
+        ] {
+            assert!(serde_json::from_str::<LogIndex>(wrong).is_err(), "{wrong}");
+        }
+    }
 }
