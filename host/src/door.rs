@@ -159,12 +159,12 @@ impl Door {
         if let Some(address) = address {
             let here = inside.by_address.get(&address).copied().unwrap_or_default();
             if here >= self.per_address.load(Ordering::Relaxed) {
-                let leaves = self.turn_out(&mut inside, Some(address));
+                let leaves = self.turn_out(&inside, Some(address));
                 return Err((Full::Address, leaves));
             }
         }
         if inside.visitors.len() >= self.most.load(Ordering::Relaxed) {
-            let leaves = self.turn_out(&mut inside, None);
+            let leaves = self.turn_out(&inside, None);
             return Err((Full::Port, leaves));
         }
         let id = inside.next;
@@ -187,23 +187,27 @@ impl Door {
         })
     }
 
-    /// Tells the most dispensable visitor to go; whether there is one.
-    fn turn_out(&self, inside: &mut Inside, of: Option<IpAddr>) -> bool {
-        let dispensable = |visitor: &&Visitor| {
-            let patience = match visitor.doing {
-                Doing::Silent => SILENCE,
-                Doing::Resting => REST,
-                Doing::Busy => return false,
-            };
-            !visitor.out.is_cancelled()
-                && (of.is_none() || visitor.address == of)
-                && visitor.since.elapsed() >= patience
+    /// Tells the most dispensable visitor to go; whether there is one. As long as somebody is silent, nobody goes who has asked
+    /// something: a crowd that comes at once must not take the places of those who were there.
+    fn turn_out(&self, inside: &Inside, of: Option<IpAddr>) -> bool {
+        let here = || {
+            inside
+                .visitors
+                .values()
+                .filter(move |visitor| of.is_none() || visitor.address == of)
         };
-        let first = inside
-            .visitors
-            .values()
-            .filter(dispensable)
-            .min_by_key(|visitor| (visitor.doing, std::cmp::Reverse(visitor.since.elapsed())));
+        let Some(least) = here().map(|visitor| visitor.doing).min() else {
+            return false;
+        };
+        let patience = match least {
+            Doing::Silent => SILENCE,
+            Doing::Resting => REST,
+            Doing::Busy => return false,
+        };
+        let first = here()
+            .filter(|visitor| visitor.doing == least && !visitor.out.is_cancelled())
+            .max_by_key(|visitor| visitor.since.elapsed())
+            .filter(|visitor| visitor.since.elapsed() >= patience);
         match first {
             Some(visitor) => {
                 visitor.out.cancel();
