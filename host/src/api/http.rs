@@ -1,5 +1,6 @@
 //! HTTP for people and tools: `/v1`, health, metrics.
 
+use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -365,7 +366,7 @@ fn outcome(outcome: Outcome, index: u64, term: u64) -> Response {
 fn command(headers: &HeaderMap, data: Bytes) -> Answer<Command> {
     let request = match (number(headers, &SESSION)?, number(headers, &SEQUENCE)?) {
         (None, None) => RequestId::ANONYMOUS,
-        (Some(session), Some(sequence)) if session > 0 && sequence > 0 => RequestId {
+        (Some(SessionId(session)), Some(sequence)) if session > 0 && sequence > 0 => RequestId {
             session: SessionId(session),
             sequence,
         },
@@ -395,7 +396,7 @@ fn timeout(host: &Host, headers: &HeaderMap) -> Answer<Duration> {
         .min(TIMEOUT_MAX))
 }
 
-fn number(headers: &HeaderMap, name: &HeaderName) -> Answer<Option<u64>> {
+fn number<T: FromStr>(headers: &HeaderMap, name: &HeaderName) -> Answer<Option<T>> {
     let Some(value) = headers.get(name) else {
         return Ok(None);
     };
