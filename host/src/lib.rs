@@ -32,6 +32,7 @@ pub mod descriptors;
 pub mod door;
 pub mod error;
 pub mod exchange;
+mod gauge;
 pub mod group_config;
 pub mod host;
 pub mod host_error;

@@ -6,5 +6,6 @@ mod disk;
 mod doors;
 mod healing;
 mod logs;
+mod machines;
 mod peers;
 mod sessions;
