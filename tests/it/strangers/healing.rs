@@ -62,7 +62,7 @@ async fn snapshot(cluster: &Cluster, at: u64, group: GroupId) -> u64 {
     let path = format!("/v1/groups/{group}/snapshot");
     eventually("a snapshot", async || {
         let answer = cluster.http(at, "POST", &path, "").await;
-        match answer.json()["index"].as_u64() {
+        match answer.try_number("index") {
             Some(index) if answer.status == 200 => Ok(index),
             _ => Err(answer.text()),
         }
