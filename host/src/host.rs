@@ -391,8 +391,13 @@ impl Host {
         let reply = match response.outcome {
             Outcome::Reply(reply) => serde_json::from_slice(&reply)
                 .map_err(|error| HostError::Internal(error.to_string()))?,
-            Outcome::Rejected { code, message } => {
+            Outcome::Refused { code, message } => {
                 return Err(HostError::Refused(Refusal::from_code(code, message)));
+            }
+            Outcome::Rejected { code, message } => {
+                return Err(HostError::Internal(format!(
+                    "the catalogue rejected a command ({code}): {message}"
+                )));
             }
             Outcome::Fault(fault) => {
                 return Err(HostError::Internal(format!(

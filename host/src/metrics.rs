@@ -110,7 +110,7 @@ impl Metrics {
     fn outcome(&self, result: Result<&Outcome, &HostError>) -> &'static str {
         match result {
             Ok(Outcome::Reply(_)) => "reply",
-            Ok(Outcome::Rejected { .. }) => "rejected",
+            Ok(Outcome::Rejected { .. } | Outcome::Refused { .. }) => "rejected",
             Ok(Outcome::Fault(_)) => {
                 self.guest_faults.inc();
                 "fault"

@@ -256,7 +256,7 @@ impl Group {
     ) {
         match order {
             Order::Commands(items) => {
-                let (what, calls) = self.plan(items, askers, applying);
+                let (what, calls) = self.plan(items, askers, &context, applying);
                 applying.what = what;
                 if !calls.is_empty() {
                     self.work(applying, context, entry, vec![Call::Commands(calls)]);
@@ -325,6 +325,7 @@ impl Group {
         &mut self,
         items: Vec<Item>,
         askers: Vec<Asker>,
+        context: &EntryContext,
         applying: &Applying,
     ) -> (What, Vec<Bytes>) {
         let mut askers = if askers.len() == items.len() {
@@ -336,12 +337,17 @@ impl Group {
         let mut calls = Vec::with_capacity(items.len());
         let mut plans = Vec::with_capacity(items.len());
         let mut forgotten = Vec::new();
+        let (group, incarnation) = (self.config.group, self.config.incarnation);
         let sessions = &mut self.state.sessions;
         for item in items {
-            let mut request = item.request();
+            // Whether it has a name was looked at when the entry was read.
+            let mut request = item.request().unwrap_or(RequestId::ANONYMOUS);
             let fate = if item.open {
+                let place = plans.len();
+                let session = SessionId::opened(group, incarnation, context, place);
+                sessions.open(session, applying.index, &mut forgotten);
                 request = RequestId {
-                    session: sessions.open(applying.index, &mut forgotten),
+                    session,
                     sequence: 0,
                 };
                 let outcome = Outcome::Reply(Bytes::new());

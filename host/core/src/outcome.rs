@@ -31,6 +31,14 @@ pub enum Outcome {
         /// The machine's own words.
         message: String,
     },
+    /// A part of the host refused: its catalogue, or whoever exchanges a machine. Nothing has changed.
+    Refused {
+        /// What replicas agree on, and keep.
+        code: u32,
+        /// This node's words, for whoever asked here: another release may say it otherwise, so they are in no hash and no
+        /// snapshot. Empty if they are gone.
+        message: String,
+    },
     /// The machine failed on this command, on every replica alike; its state is as if the command had never run.
     Fault(GuestFault),
 }
@@ -41,6 +49,8 @@ impl Outcome {
         match self {
             Self::Reply(reply) => reply.len(),
             Self::Rejected { message, .. } => message.len(),
+            // Of the host's, and not the same everywhere.
+            Self::Refused { .. } => 0,
             Self::Fault(_) => 0,
         }
     }

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use crate::allowance::{SESSIONS_AT_ONCE, SESSIONS_PER_SECOND};
 use crate::deployment::Deployment;
 use crate::id::{LogIndex, NodeId, RequestId, SessionId, Term};
 use crate::outcome::Outcome;
@@ -160,6 +161,11 @@ pub enum ProposalError {
         "the group does not know the session, or has forgotten it; this attempt was not applied, an earlier one may have been: open another session"
     )]
     SessionExpired,
+    /// Too many sessions were opened lately; this one was not.
+    #[error(
+        "the group opens {SESSIONS_PER_SECOND} sessions in a second at the most, after {SESSIONS_AT_ONCE} at once, and opened as many lately; nothing was opened: go on in one that is open, or try again"
+    )]
+    TooManySessions,
     /// The command was applied by an earlier attempt, and its answer is not kept (any more): it was too long, or others
     /// needed the room. This attempt applied nothing.
     #[error(
@@ -249,6 +255,7 @@ impl ProposalError {
             Self::TooLarge { .. } => "too-large",
             Self::Superseded => "superseded",
             Self::SessionExpired => "session-expired",
+            Self::TooManySessions => "too-many-sessions",
             Self::AnswerExpired => "answer-expired",
             Self::SequenceClosed => "sequence-closed",
             Self::ChangeInProgress => "change-in-progress",
@@ -273,6 +280,7 @@ impl ProposalError {
             Self::NoLeader
                 | Self::NotLeader { .. }
                 | Self::Busy
+                | Self::TooManySessions
                 | Self::Superseded
                 | Self::Unknown
                 | Self::ChangeInProgress

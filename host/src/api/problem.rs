@@ -71,6 +71,10 @@ impl Problem {
                 rejection: Some(*code),
                 ..Self::new(unprocessable, "rejected", message.clone())
             }),
+            Outcome::Refused { code, message } => Some(Self {
+                rejection: Some(*code),
+                ..Self::new(unprocessable, "refused", message.clone())
+            }),
             Outcome::Fault(fault) => {
                 let detail = format!(
                     "the machine failed on this request ({fault}); its state is as if the request had never been made"
@@ -124,7 +128,7 @@ fn status(code: &str, unknown: bool) -> StatusCode {
         "session-expired" | "answer-expired" | "sequence-closed" => StatusCode::CONFLICT,
         "not-upgraded" => StatusCode::UNPROCESSABLE_ENTITY,
         "too-large" => StatusCode::PAYLOAD_TOO_LARGE,
-        "busy" => StatusCode::TOO_MANY_REQUESTS,
+        "busy" | "too-many-sessions" => StatusCode::TOO_MANY_REQUESTS,
         "no-leader" | "not-leader" | "superseded" | "group-starting" | "group-elsewhere"
         | "stopped" => StatusCode::SERVICE_UNAVAILABLE,
         "unreachable"
@@ -187,6 +191,11 @@ mod tests {
                 proposal(ProposalError::SessionExpired),
                 409,
                 "session-expired",
+            ),
+            (
+                proposal(ProposalError::TooManySessions),
+                429,
+                "too-many-sessions",
             ),
             (
                 proposal(ProposalError::AnswerExpired),

@@ -44,6 +44,11 @@ impl Failure {
                 printable(&message),
                 Exit::Rejected,
             )),
+            Outcome::Refused { code, message } => Err(Self::new(
+                format!("refused {code}"),
+                message,
+                Exit::Rejected,
+            )),
             Outcome::Fault(fault) => {
                 let message =
                     "the machine failed on this request; its state is as if it had never been made";

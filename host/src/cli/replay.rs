@@ -418,6 +418,9 @@ fn show(outcome: &Outcome) -> String {
         Outcome::Rejected { code, message } => {
             format!("!rejected {code} {}", escape(message.as_bytes()))
         }
+        Outcome::Refused { code, message } => {
+            format!("!refused {code} {}", escape(message.as_bytes()))
+        }
         Outcome::Fault(fault) => format!("!fault {fault}"),
     }
 }

@@ -343,7 +343,9 @@ enum Activated {
 fn activated(response: Response) -> Activated {
     match response.outcome {
         Outcome::Reply(_) => Activated::Yes(place_of(response)),
-        Outcome::Rejected { message, .. } => Activated::No(message),
+        Outcome::Rejected { message, .. } | Outcome::Refused { message, .. } => {
+            Activated::No(message)
+        }
         Outcome::Fault(fault) => Activated::No(fault.to_string()),
     }
 }
