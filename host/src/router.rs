@@ -60,6 +60,10 @@ pub(crate) struct Router {
     pub(crate) divergences: AtomicU64,
     /// Ticks in which commands or queries of a group waited for its quota of bytes, of all groups.
     pub(crate) quota_waits: AtomicU64,
+    /// Ticks in which commands of a group waited for members that are behind, of all groups.
+    pub(crate) catch_up_waits: AtomicU64,
+    /// Members that were left behind, of all groups led here.
+    pub(crate) left_behind: AtomicU64,
     pub(crate) dropped: AtomicU64,
 }
 
@@ -95,6 +99,8 @@ impl Router {
             misdirected: AtomicU64::new(0),
             divergences: AtomicU64::new(0),
             quota_waits: AtomicU64::new(0),
+            catch_up_waits: AtomicU64::new(0),
+            left_behind: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
         }
     }
