@@ -1,5 +1,6 @@
 //! The command line: one file for each verb. stdout is data, stderr is everything else.
 
+mod compile_child;
 mod completions;
 mod component;
 mod config;
@@ -77,6 +78,9 @@ enum Verb {
     Config(config::Arguments),
     /// Prints a completion script for a shell
     Completions(completions::Arguments),
+    /// Compiles one component for a node, which starts this itself
+    #[command(hide = true)]
+    CompileChild(compile_child::Arguments),
 }
 
 /// Which node to talk to, and in which form to answer.
@@ -113,6 +117,14 @@ impl Cli {
     }
 }
 
+/// Runs the verb that wants a process without threads and log lines; the others are given back.
+pub fn run_bare(cli: Cli) -> Result<std::process::ExitCode, Box<Cli>> {
+    match cli.verb {
+        Verb::CompileChild(arguments) => Ok(compile_child::run(&arguments)),
+        _ => Err(Box::new(cli)),
+    }
+}
+
 /// Runs one verb.
 pub async fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.verb {
@@ -130,6 +142,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Replay(arguments) => replay::run(arguments),
         Verb::Config(arguments) => config::run(arguments),
         Verb::Completions(arguments) => completions::run(arguments),
+        Verb::CompileChild(_) => unreachable!("`run_bare` is asked first"),
     }
 }
 

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use skep_core::id::NodeId;
+use skep_machine::wasm::Allowance;
 
 use suggest::with_suggestion;
 
@@ -152,6 +153,8 @@ pub struct LimitsSection {
     pub catch_up_share_percent: u32,
     /// Milliseconds that the compilation of one component may take.
     pub compile_timeout_ms: u64,
+    /// Bytes of memory that it may take.
+    pub compile_memory_bytes: u64,
     /// Milliseconds after which a request that names no deadline of its own is given up.
     pub request_timeout_ms: u64,
 }
@@ -169,6 +172,7 @@ impl Default for LimitsSection {
             catch_up_timeout_ms: 30_000,
             catch_up_share_percent: 25,
             compile_timeout_ms: 120_000,
+            compile_memory_bytes: 1 << 30,
             request_timeout_ms: 10_000,
         }
     }
@@ -314,6 +318,14 @@ impl Config {
     /// How long a request may take that names no deadline of its own.
     pub fn request_timeout(&self) -> Duration {
         Duration::from_millis(self.limits.request_timeout_ms)
+    }
+
+    /// What the compilation of one component may take.
+    pub fn compiling(&self) -> Allowance {
+        Allowance {
+            memory_bytes: self.limits.compile_memory_bytes,
+            milliseconds: self.limits.compile_timeout_ms,
+        }
     }
 
     fn check(&self) -> Result<(), ConfigError> {
@@ -465,6 +477,11 @@ impl Config {
             (1..=100).contains(&limits.catch_up_share_percent),
             "limits.catch_up_share_percent",
             || "use 1 to 100; 100 holds nothing back".into(),
+        )?;
+        require(
+            limits.compile_memory_bytes >= 16 << 20,
+            "limits.compile_memory_bytes",
+            || "use 16777216 or more: the smallest components take as much".into(),
         )?;
         require(
             limits.client_connections >= 1,

@@ -18,6 +18,7 @@ use bytes::Bytes;
 use skep_core::id::{GroupId, Incarnation, NodeId};
 use skep_core::outcome::Outcome;
 use skep_log::StoreId;
+use skep_machine::wasm::{Compiler, InProcess};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -106,7 +107,19 @@ impl Host {
     ///
     /// [`HostError`] naming the directory, port or setting that is in the way; nothing runs then.
     pub async fn start(config: Config) -> Result<Self, HostError> {
-        start::start(config).await
+        Self::start_with(config, Arc::new(InProcess)).await
+    }
+
+    /// As [`start`](Self::start), with a compiler other than the one in this process, whose work nothing ends.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn start_with(
+        config: Config,
+        compiler: Arc<dyn Compiler>,
+    ) -> Result<Self, HostError> {
+        start::start(config, compiler).await
     }
 
     /// Stops everything in order. Idempotent; afterwards every request is answered `stopped`.

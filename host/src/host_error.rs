@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use skep_core::id::{ComponentId, GroupId, NodeId};
 use skep_machine::MachineError;
-use skep_machine::wasm::ComponentError;
+use skep_machine::wasm::{CompileError, ComponentError};
 
 use crate::catalog::command::Refusal;
 use crate::components::StoreError;
@@ -69,14 +69,14 @@ pub enum HostError {
     /// The component cannot be a machine.
     #[error("the component cannot be used")]
     Component(#[from] ComponentError),
-    /// The component was not compiled in time, and the compilation goes on.
+    /// Others were compiled before the component for as long as one may take.
     #[error(
-        "component {component} is not compiled after {milliseconds} ms, or others are late before it; ask again later, or raise [limits] compile_timeout_ms"
+        "component {component} is not compiled: others were before it for {milliseconds} ms; try again later"
     )]
     CompileLate {
         /// The component.
         component: ComponentId,
-        /// The limit.
+        /// The time waited.
         milliseconds: u64,
     },
     /// An instance of the component could not be made.
@@ -186,7 +186,10 @@ impl HostError {
             Self::Starting { .. }
             | Self::Elsewhere { .. }
             | Self::TimedOut { .. }
-            | Self::CompileLate { .. } => true,
+            | Self::CompileLate { .. }
+            | Self::Component(ComponentError::NotCompiled(
+                CompileError::Late { .. } | CompileError::Local(_),
+            )) => true,
             Self::Remote { retryable, .. } => *retryable,
             _ => false,
         }
@@ -231,6 +234,13 @@ fn component_code(error: &ComponentError) -> &'static str {
         ComponentError::ForeignImport { .. } => "foreign-import",
         ComponentError::MissingExport { .. } => "missing-export",
         ComponentError::Cache { .. } => "storage",
+        ComponentError::TooIntricate { .. }
+        | ComponentError::NotCompiled(CompileError::Memory { .. }) => "compile-too-costly",
+        ComponentError::NotCompiled(CompileError::Late { .. }) => "compile-late",
+        ComponentError::NotCompiled(CompileError::Crashed(_)) => "compiler-failed",
+        ComponentError::NotCompiled(CompileError::Local(_)) | ComponentError::Code(_) => {
+            "compiler-unavailable"
+        }
         _ => "invalid-component",
     }
 }

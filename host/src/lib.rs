@@ -24,6 +24,7 @@ pub mod api;
 pub mod budget;
 pub mod catalog;
 pub mod clock;
+pub mod compiler;
 pub mod components;
 pub mod config;
 pub mod error;

@@ -2,8 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
@@ -11,9 +10,10 @@ use skep_core::id::{ComponentId, LogIndex, Term};
 use skep_core::outcome::EntryContext;
 use skep_machine::StateMachine;
 use skep_machine::wasm::{
-    APPLY_THREAD_STACK_BYTES, Cache, Component, Engine, MachineLabel, Profile, WasmMachine,
+    APPLY_THREAD_STACK_BYTES, Cache, Compiler, Component, ComponentError, Engine, Found,
+    MachineLabel, Profile, Refusal, WasmMachine,
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedMutexGuard, Semaphore};
 
 use crate::catalog::GroupRecord;
 use crate::clock;
@@ -21,67 +21,124 @@ use crate::host_error::HostError;
 use crate::status::Rehearsal;
 use crate::worker::{Extent, Rehearsable, refusal};
 
-/// Compilations that may be under way, late ones included: what components that take for ever can hold, in threads of one
-/// core each.
-const COMPILING_MAX: usize = 3;
-
 /// Makes machines; one for a node. Components are compiled one at a time, so that a restart with many of them leaves
-/// the cores to the groups that run already, and each is compiled once for all groups that use it.
+/// the cores to the groups that run already, and each is compiled once for all groups that use it. What was compiled before
+/// waits for none of that.
 ///
-/// A compilation has a deadline. One that is late cannot be ended: it is refused, its thread goes on beside the next one, and
-/// if it ends after all, its code is in the cache for whoever asks again.
+/// How long one compilation takes is its compiler's to bound. What became of it is in the cache, for whoever asks again.
 pub struct Machines {
     engine: Engine,
     cache: Arc<Cache>,
+    compiler: Arc<dyn Compiler>,
     /// Those in use; the machines own them, so a component nobody runs is dropped.
-    compiled: tokio::sync::Mutex<HashMap<ComponentId, Weak<Component>>>,
-    compile_within: Duration,
-    /// What is being compiled, in time or late.
-    compiling: Arc<Mutex<BTreeSet<ComponentId>>>,
+    compiled: Mutex<HashMap<ComponentId, Weak<Component>>>,
+    /// Whose turn it is with each component that is asked for.
+    turns: Mutex<HashMap<ComponentId, Weak<tokio::sync::Mutex<()>>>>,
+    compiling: Arc<Semaphore>,
     /// One machine is rehearsed at a time: each holds a whole state, and a core for as long as its fuel lasts.
     rehearsing: Arc<Semaphore>,
 }
 
 impl Machines {
-    /// Opens the cache of compiled artefacts in a directory. `compile_within` is for one component.
-    pub fn open(cache: PathBuf, compile_within: Duration) -> Result<Self, HostError> {
+    /// Opens the cache of compiled artefacts in a directory.
+    pub fn open(cache: PathBuf, compiler: Arc<dyn Compiler>) -> Result<Self, HostError> {
         Ok(Self {
             engine: Engine::new()?,
             cache: Arc::new(Cache::open(cache)?),
-            compiled: Default::default(),
-            compile_within,
-            compiling: Arc::default(),
+            compiler,
+            compiled: Mutex::default(),
+            turns: Mutex::default(),
+            compiling: Arc::new(Semaphore::new(1)),
             rehearsing: Arc::new(Semaphore::new(1)),
         })
     }
 
-    /// The component in these bytes, compiled; takes seconds for a large one that is not in the cache.
+    /// The component in these bytes, compiled; takes seconds for a large one that is not in the cache. Whatever is begun goes on
+    /// if nobody waits any more.
     ///
     /// # Errors
-    /// [`HostError::Component`]; [`HostError::CompileLate`] after the deadline, and as long as it goes on nevertheless.
+    /// [`HostError::Component`]; [`HostError::CompileLate`] if others were before it for as long as one may take.
     pub async fn component(&self, bytes: Bytes) -> Result<Arc<Component>, HostError> {
         let id = ComponentId::of(&bytes);
-        let mut compiled = self.compiled.lock().await;
-        if let Some(component) = compiled.get(&id).and_then(Weak::upgrade) {
+        let turn = self.turn(id).await;
+        if let Some(component) = self.in_use(id) {
             return Ok(component);
         }
-        let (engine, cache) = (self.engine.clone(), self.cache.clone());
-        let late = || HostError::CompileLate {
-            component: id,
-            milliseconds: u64::try_from(self.compile_within.as_millis()).unwrap_or(u64::MAX),
+        let (engine, cache, of) = (self.engine.clone(), self.cache.clone(), bytes.clone());
+        let look_up = move || (Component::look_up(&engine, &of, &cache), turn);
+        let (found, turn) = on_guest_stack("skep-look-up", look_up).await?;
+        let inspection = match found? {
+            Found::Compiled(component) => return Ok(self.keep(*component)),
+            Found::Inspected(inspection) => inspection,
         };
-        let place = Compiling::begin(&self.compiling, id).ok_or_else(late)?;
-        let load = move || {
-            let _place = place;
-            Component::load(&engine, &bytes, &cache).map(Arc::new)
-        };
-        let compilation = on_guest_stack("skep-compile", load);
-        let component = clock::timeout(self.compile_within, compilation)
+        let allowance = self.compiler.allowance();
+        let refusal = self.cache.refusal(&self.engine, id);
+        if let Some(refusal) = refusal.filter(|of| of.stands(clock::now(), &allowance)) {
+            return Err(ComponentError::from(refusal.error).into());
+        }
+        let place = Arc::clone(&self.compiling).acquire_owned();
+        let place = clock::timeout(allowance.time(), place)
             .await
-            .ok_or_else(late)???;
+            .ok_or(HostError::CompileLate {
+                component: id,
+                milliseconds: allowance.milliseconds,
+            })?
+            .map_err(|error| HostError::Internal(error.to_string()))?;
+        let (engine, cache, compiler) = (
+            self.engine.clone(),
+            self.cache.clone(),
+            self.compiler.clone(),
+        );
+        let build = move || {
+            let _held = (place, turn);
+            let built = Component::build(&engine, &bytes, inspection, &cache, &*compiler);
+            if let Err(ComponentError::NotCompiled(error)) = &built {
+                let refusal = Refusal {
+                    error: error.clone(),
+                    attempts: 1,
+                    under: allowance,
+                    at: clock::now(),
+                };
+                tracing::warn!(component = %id, %error, "a component is not compiled");
+                cache.refuse(&engine, id, refusal);
+            }
+            built
+        };
+        let component = on_guest_stack("skep-compile", build).await??;
+        Ok(self.keep(component))
+    }
+
+    fn compiled(&self) -> MutexGuard<'_, HashMap<ComponentId, Weak<Component>>> {
+        self.compiled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn in_use(&self, id: ComponentId) -> Option<Arc<Component>> {
+        self.compiled().get(&id).and_then(Weak::upgrade)
+    }
+
+    fn keep(&self, component: Component) -> Arc<Component> {
+        let component = Arc::new(component);
+        let mut compiled = self.compiled();
         compiled.retain(|_, component| component.strong_count() > 0);
-        compiled.insert(id, Arc::downgrade(&component));
-        Ok(component)
+        compiled.insert(component.id(), Arc::downgrade(&component));
+        component
+    }
+
+    /// Waits until nobody else is busy with this component.
+    async fn turn(&self, id: ComponentId) -> OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.retain(|_, turn| turn.strong_count() > 0);
+            match turns.get(&id).and_then(Weak::upgrade) {
+                Some(turn) => turn,
+                None => {
+                    let turn = Arc::default();
+                    turns.insert(id, Arc::downgrade(&turn));
+                    turn
+                }
+            }
+        };
+        turn.lock_owned().await
     }
 
     /// The components that compiled code is kept of.
@@ -143,30 +200,6 @@ impl Machines {
     }
 }
 
-/// A place among what is being compiled, until it is dropped.
-struct Compiling {
-    all: Arc<Mutex<BTreeSet<ComponentId>>>,
-    id: ComponentId,
-}
-
-impl Compiling {
-    /// None if the component is being compiled already, or too many are.
-    fn begin(all: &Arc<Mutex<BTreeSet<ComponentId>>>, id: ComponentId) -> Option<Self> {
-        let mut under_way = all.lock().unwrap_or_else(PoisonError::into_inner);
-        (under_way.len() < COMPILING_MAX && under_way.insert(id)).then(|| Self {
-            all: Arc::clone(all),
-            id,
-        })
-    }
-}
-
-impl Drop for Compiling {
-    fn drop(&mut self) {
-        let mut under_way = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        under_way.remove(&self.id);
-    }
-}
-
 /// What a machine sees before the first entry: a function of the group's life, so that all replicas start equal.
 pub(crate) fn genesis(group: &GroupRecord) -> EntryContext {
     let mut hash = Sha256::new();
@@ -205,38 +238,115 @@ async fn on_guest_stack<T: Send + 'static>(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc;
+
+    use skep_machine::wasm::{Allowance, CompileError, InProcess};
+
     use super::*;
 
-    #[tokio::test]
-    async fn a_late_compilation_is_refused_and_its_code_is_there_when_it_ends() {
-        let dir = tempfile::tempdir().unwrap();
-        let machines = Machines::open(dir.path().to_owned(), Duration::from_millis(1)).unwrap();
-        let component = Bytes::from_static(skep_examples::KV);
-        let id = ComponentId::of(&component);
-        let refused = machines.component(component.clone()).await.unwrap_err();
-        assert!(matches!(refused, HostError::CompileLate { component, .. } if component == id));
-        // Asked again, it is not begun again.
-        let again = machines.component(component.clone()).await.unwrap_err();
-        assert_eq!(again.code(), "compile-late");
-        while !machines.compiling.lock().unwrap().is_empty() {
-            tokio::task::yield_now().await;
-        }
-        assert_eq!(machines.cached().unwrap(), [id].into());
-        let patient = Machines::open(dir.path().to_owned(), Duration::from_secs(60)).unwrap();
-        patient.component(component).await.unwrap();
-        patient.forget(id).unwrap();
-        assert_eq!(patient.cached().unwrap(), [].into());
+    /// Does what it is told to, one answer for each time that it is asked.
+    struct Told {
+        asked: AtomicUsize,
+        answers: Mutex<mpsc::Receiver<Option<CompileError>>>,
+        allowance: Allowance,
     }
 
-    #[test]
-    fn what_is_late_is_bounded() {
-        let all = Arc::default();
-        let ids = |n: usize| ComponentId::of(&n.to_le_bytes());
-        let places: Vec<_> = (0..COMPILING_MAX)
-            .map(|n| Compiling::begin(&all, ids(n)).unwrap())
-            .collect();
-        assert!(Compiling::begin(&all, ids(COMPILING_MAX)).is_none());
-        drop(places);
-        assert!(Compiling::begin(&all, ids(COMPILING_MAX)).is_some());
+    // SAFETY: code comes from the one that is in this process.
+    unsafe impl Compiler for Told {
+        fn compile(&self, engine: &Engine, component: &[u8]) -> Result<Vec<u8>, CompileError> {
+            self.asked.fetch_add(1, Ordering::SeqCst);
+            match self.answers.lock().unwrap().recv().unwrap() {
+                Some(error) => Err(error),
+                None => InProcess.compile(engine, component),
+            }
+        }
+
+        fn allowance(&self) -> Allowance {
+            self.allowance
+        }
+    }
+
+    fn told(memory_bytes: u64) -> (Arc<Told>, mpsc::Sender<Option<CompileError>>) {
+        let (answer, answers) = mpsc::channel();
+        let told = Told {
+            asked: AtomicUsize::new(0),
+            answers: Mutex::new(answers),
+            allowance: Allowance {
+                memory_bytes,
+                milliseconds: 60_000,
+            },
+        };
+        (Arc::new(told), answer)
+    }
+
+    fn open(dir: &tempfile::TempDir, compiler: &Arc<Told>) -> Machines {
+        Machines::open(dir.path().join("compiled"), compiler.clone()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_takes_too_much_is_not_tried_again_after_a_restart_unless_more_is_allowed() {
+        let dir = tempfile::tempdir().unwrap();
+        let component = Bytes::from_static(skep_examples::KV);
+        let id = ComponentId::of(&component);
+        let (compiler, answer) = told(1000);
+        answer
+            .send(Some(CompileError::Memory { limit: 1000 }))
+            .unwrap();
+        for _ in 0..2 {
+            let machines = open(&dir, &compiler);
+            let refused = machines.component(component.clone()).await.unwrap_err();
+            assert_eq!(refused.code(), "compile-too-costly");
+            assert!(!refused.is_retryable());
+            assert_eq!(machines.cached().unwrap(), [id].into());
+        }
+        assert_eq!(compiler.asked.load(Ordering::SeqCst), 1);
+        let (compiler, answer) = told(1001);
+        answer.send(None).unwrap();
+        let machines = open(&dir, &compiler);
+        machines.component(component).await.unwrap();
+        machines.forget(id).unwrap();
+        assert_eq!(machines.cached().unwrap(), [].into());
+    }
+
+    #[tokio::test]
+    async fn what_was_the_nodes_own_trouble_is_tried_again_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (compiler, answer) = told(1000);
+        let machines = open(&dir, &compiler);
+        answer
+            .send(Some(CompileError::Local("no process".into())))
+            .unwrap();
+        answer.send(None).unwrap();
+        let component = Bytes::from_static(skep_examples::KV);
+        let failed = machines.component(component.clone()).await.unwrap_err();
+        assert_eq!(failed.code(), "compiler-unavailable");
+        assert!(failed.is_retryable());
+        machines.component(component).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn code_that_is_there_does_not_wait_for_what_is_being_compiled() {
+        let dir = tempfile::tempdir().unwrap();
+        let (compiler, answer) = told(1000);
+        let machines = Arc::new(open(&dir, &compiler));
+        let kv = Bytes::from_static(skep_examples::KV);
+        answer.send(None).unwrap();
+        drop(machines.component(kv.clone()).await.unwrap());
+        // The same machine under another name: a custom section says nothing.
+        let other = Bytes::from([skep_examples::KV, &[0, 2, 1, b'x']].concat());
+        let slow = tokio::spawn({
+            let (machines, other) = (machines.clone(), other.clone());
+            async move { machines.component(other).await }
+        });
+        while compiler.asked.load(Ordering::SeqCst) < 2 {
+            tokio::task::yield_now().await;
+        }
+        machines.component(kv).await.unwrap();
+        // Nobody waits any more, and it goes on: whoever asks again finds it done.
+        slow.abort();
+        answer.send(None).unwrap();
+        machines.component(other).await.unwrap();
+        assert_eq!(compiler.asked.load(Ordering::SeqCst), 2);
     }
 }

@@ -12,7 +12,10 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     allocator::bound();
-    let arguments = cli::Cli::parse();
+    let arguments = match cli::run_bare(cli::Cli::parse()) {
+        Ok(code) => return code,
+        Err(arguments) => *arguments,
+    };
     telemetry::init(arguments.verbose, arguments.is_node());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -314,6 +314,11 @@ impl Cluster {
         self.node(id).process().limit_files(bytes);
     }
 
+    /// The process of a running node.
+    pub fn process_id(&self, id: u64) -> u32 {
+        self.node(id).process().id()
+    }
+
     /// Bytes of memory that a running node holds now.
     #[cfg(target_os = "linux")]
     pub fn resident_bytes(&self, id: u64) -> u64 {

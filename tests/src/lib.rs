@@ -5,6 +5,7 @@
 //! clock beneath them. A failure of the harness itself is a panic that says what was expected, because a test has nobody
 //! to hand an error to.
 
+pub mod bombs;
 pub mod clock;
 pub mod cluster;
 pub mod fuzz;

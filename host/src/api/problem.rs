@@ -88,7 +88,11 @@ impl From<&HostError> for Problem {
     fn from(error: &HostError) -> Self {
         let status = match error {
             HostError::Machine(_) => StatusCode::UNPROCESSABLE_ENTITY,
-            HostError::Component(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            // What is wrong with a component is wrong with it everywhere, unless it is the node that could not.
+            HostError::Component(_) => match status(error.code(), false) {
+                StatusCode::SERVICE_UNAVAILABLE => StatusCode::SERVICE_UNAVAILABLE,
+                _ => StatusCode::UNPROCESSABLE_ENTITY,
+            },
             error => status(error.code(), error.is_unknown()),
         };
         Self {
@@ -122,9 +126,11 @@ fn status(code: &str, unknown: bool) -> StatusCode {
         "busy" => StatusCode::TOO_MANY_REQUESTS,
         "no-leader" | "not-leader" | "superseded" | "group-starting" | "group-elsewhere"
         | "stopped" => StatusCode::SERVICE_UNAVAILABLE,
-        "unreachable" | "compile-late" | "node-failed" | "group-faulted" => {
-            StatusCode::SERVICE_UNAVAILABLE
-        }
+        "unreachable"
+        | "compile-late"
+        | "compiler-unavailable"
+        | "node-failed"
+        | "group-faulted" => StatusCode::SERVICE_UNAVAILABLE,
         "catalogue-full" => StatusCode::INSUFFICIENT_STORAGE,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     }

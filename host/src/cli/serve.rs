@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use skep::api::{client_port, http};
 use skep::clock;
+use skep::compiler;
 use skep::config::Config;
 use skep::host::Host;
 use skep::host_error::{HostError, listen};
@@ -51,7 +52,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let (web, http_address) = listen("HTTP", config.listen_http())
         .await
         .map_err(failure)?;
-    let host = Host::start(config).await.map_err(failure)?;
+    let compiler = compiler::of_this_program(config.compiling());
+    let host = Host::start_with(config, compiler).await.map_err(failure)?;
     let stop = host.stopping();
     let clients = tokio::spawn(client_port::serve(host.clone(), clients, stop.clone()));
     let web = tokio::spawn(http::serve(host.clone(), web, stop.clone()));

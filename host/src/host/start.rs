@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use skep_core::id::NodeId;
 use skep_log::{DiskVfs, LogError, PeerPins, Store, StoreId, Vfs};
+use skep_machine::wasm::Compiler;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +25,7 @@ use crate::supervisor::Supervisor;
 use crate::transport::{PeerCheck, PeerRefused, TcpConfig, TcpLimits, TcpTransport};
 use crate::{GroupConfig, Inbound, MultiNode, Peer, Ticker, Transport, clock};
 
-pub(super) async fn start(config: Config) -> Result<Host, HostError> {
+pub(super) async fn start(config: Config, compiler: Arc<dyn Compiler>) -> Result<Host, HostError> {
     let supervisor = Supervisor::default();
     let data = config.node.data_dir.clone();
     let Started {
@@ -34,10 +35,9 @@ pub(super) async fn start(config: Config) -> Result<Host, HostError> {
         pins,
     } = node(&config, &supervisor).await?;
     // From here on a failure must not leave the node running.
-    let compile_within = Duration::from_millis(config.limits.compile_timeout_ms);
     let build = || async {
         let components = ComponentStore::open(data.join("components"))?;
-        let machines = Machines::open(data.join("compiled"), compile_within)?;
+        let machines = Machines::open(data.join("compiled"), compiler)?;
         let (machine, catalog) = CatalogMachine::new();
         let founders = config
             .cluster

@@ -2,5 +2,6 @@
 
 mod activation;
 mod catch_up;
+mod compile;
 mod healing;
 mod sessions;

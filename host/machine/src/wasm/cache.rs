@@ -4,19 +4,21 @@
 //! leaves the node. Anything else (another key, a torn or altered file) is compiled again.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
-use std::hash::{Hash, Hasher};
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use hmac::{Hmac, Mac};
-use sha2::{Digest, Sha256};
+use serde::{Deserialize, Serialize};
+use sha2::Sha256;
 use skep_core::id::ComponentId;
 use wasmtime::component::Component;
 
+use super::compiler::{Allowance, CompileError};
 use super::component::ComponentError;
-use super::depth;
 use super::engine::Engine;
+use super::private;
 
 const MAGIC: &[u8; 8] = b"skepcode";
 const MAC_BYTES: usize = 32;
@@ -25,6 +27,10 @@ const KEY_BYTES: usize = 32;
 /// The largest artefact that is read back, in bytes. Compiled code is two to four times its component.
 const MAX_ARTEFACT_BYTES: u64 = 512 << 20;
 
+/// How the name of compiled code ends, and of the note that there is none.
+const CODE: &str = "code";
+const REFUSED: &str = "refused";
+
 /// A directory of compiled components. Several processes may share one: files appear whole or not at all.
 #[derive(Debug)]
 pub struct Cache {
@@ -32,22 +38,72 @@ pub struct Cache {
     key: [u8; KEY_BYTES],
 }
 
+/// First and longest pause until a component is compiled again that was late, or failed the compiler: a minute that doubles. So
+/// it costs a node little in the long run, and one that was only too busy comes to it.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));
+
+/// What is remembered of a component that could not be compiled.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Refusal {
+    /// Why not, the last time.
+    pub error: CompileError,
+    /// Attempts that have failed.
+    pub attempts: u32,
+    /// What the last one was allowed.
+    pub under: Allowance,
+    /// When it ended, by the wall clock in nanoseconds.
+    pub at: u64,
+}
+
+impl Refusal {
+    /// Whether it is not to be tried again yet. More that is allowed than then is always a reason to.
+    pub fn stands(&self, now: u64, allowance: &Allowance) -> bool {
+        if allowance.exceeds(&self.under) {
+            return false;
+        }
+        match self.error {
+            // It would be the same again.
+            CompileError::Invalid(_) | CompileError::Memory { .. } => true,
+            CompileError::Late { .. } | CompileError::Crashed(_) => {
+                let doubled = PAUSE
+                    .0
+                    .saturating_mul(1 << self.attempts.saturating_sub(1).min(16));
+                now.abs_diff(self.at) < doubled.min(PAUSE.1).as_nanos() as u64
+            }
+            CompileError::Local(_) => false,
+        }
+    }
+}
+
 impl Cache {
     /// Opens the cache in `dir`, creating the directory and its key file (`key`, readable by its owner only) if need be.
-    /// A key file that others can read, or of the wrong length, is replaced; what was cached under it is compiled again.
+    /// A key file that others can read or own, or of the wrong length, is replaced; what was cached under it is compiled again.
+    /// So it is if others could write into the directory.
+    ///
+    /// # Errors
+    /// [`ComponentError::Cache`]; among others if the directory is another user's, who could have this process run what he likes.
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self, ComponentError> {
         let dir = dir.into();
         let failed = |path: &Path| {
             let path = path.to_owned();
             |source| ComponentError::Cache { path, source }
         };
-        fs::create_dir_all(&dir).map_err(failed(&dir))?;
         let path = dir.join("key");
+        let was_open = private::directory(&dir).map_err(failed(&dir))?;
+        if was_open {
+            tracing::warn!(dir = %dir.display(), "others could write into the cache; what is in it is not believed");
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            }
+            .map_err(failed(&path))?;
+        }
         let key = key(&path).map_err(failed(&path))?;
         Ok(Self { dir, key })
     }
 
-    /// The components that code is kept of.
+    /// The components that code is kept of, or the note that there is none.
     ///
     /// # Errors
     /// [`ComponentError::Cache`]: the directory cannot be read.
@@ -59,7 +115,8 @@ impl Cache {
             .collect())
     }
 
-    /// Deletes the code of a component, of whatever engine; that there is none is no error. Machines that run keep theirs.
+    /// Deletes the code of a component, of whatever engine, and what is remembered of it; that there is none is no error.
+    /// Machines that run keep theirs.
     ///
     /// # Errors
     /// [`ComponentError::Cache`]: a file cannot be deleted.
@@ -91,41 +148,71 @@ impl Cache {
     }
 
     pub(super) fn fetch(&self, engine: &Engine, id: ComponentId) -> Option<Component> {
-        let name = name(engine, id);
-        let path = self.dir.join(&name);
-        let artefact = match read(&path) {
-            Ok(artefact) => artefact,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
-            Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "cannot read compiled code; compiling again");
-                return None;
-            }
-        };
-        let Some(code) = self.verify(&name, &artefact) else {
-            tracing::warn!(path = %path.display(), "compiled code is damaged or not ours; compiling again");
-            return None;
-        };
+        let name = name(engine, id, CODE);
+        let code = self.read(&name)?;
         // SAFETY: the bytes carry a MAC under this node's own key, over a name that holds the component, the engine's
-        // settings and the rewriting: they are what `Component::serialize` of this very configuration returned here.
-        match unsafe { Component::deserialize(engine.inner(), code) } {
+        // settings and the rewriting: they are what a `Compiler` returned for this very configuration here.
+        match unsafe { Component::deserialize(engine.inner(), &code) } {
             Ok(component) => Some(component),
             Err(error) => {
+                let path = self.dir.join(&name);
                 tracing::warn!(path = %path.display(), "compiled code does not load ({error:#}); compiling again");
                 None
             }
         }
     }
 
-    /// Keeps `component`. A cache that cannot be written costs time at the next start and nothing else, so it is
+    /// Keeps machine code. A cache that cannot be written costs time at the next start and nothing else, so it is
     /// reported to the operator only.
-    pub(super) fn store(&self, engine: &Engine, id: ComponentId, component: &Component) {
-        let name = name(engine, id);
-        let path = self.dir.join(&name);
-        let stored = component
-            .serialize()
-            .map_err(|error| io::Error::other(format!("{error:#}")))
-            .and_then(|code| self.write(&path, &self.seal(&name, &code), &code));
-        if let Err(error) = stored {
+    pub(super) fn store(&self, engine: &Engine, id: ComponentId, code: &[u8]) {
+        self.keep(&name(engine, id, CODE), code);
+    }
+
+    /// What is remembered of attempts to compile a component for this engine.
+    pub fn refusal(&self, engine: &Engine, id: ComponentId) -> Option<Refusal> {
+        let note = self.read(&name(engine, id, REFUSED))?;
+        serde_json::from_slice(&note).ok()
+    }
+
+    /// Remembers one more failed attempt, so that neither a restart nor whoever asks again has the same work done over and over.
+    pub fn refuse(&self, engine: &Engine, id: ComponentId, latest: Refusal) {
+        if matches!(latest.error, CompileError::Local(_)) {
+            return;
+        }
+        let before = self.refusal(engine, id);
+        let before = before.filter(|before| !latest.under.exceeds(&before.under));
+        let attempts = before.map_or(0, |before| before.attempts);
+        let refusal = Refusal {
+            attempts: latest.attempts.saturating_add(attempts),
+            ..latest
+        };
+        let note = serde_json::to_vec(&refusal).expect("plain values always become JSON");
+        self.keep(&name(engine, id, REFUSED), &note);
+    }
+
+    /// What was kept under a name; nothing if it is damaged or not ours.
+    fn read(&self, name: &str) -> Option<Vec<u8>> {
+        let path = self.dir.join(name);
+        let mut kept = match read(&path) {
+            Ok(kept) => kept,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "cannot read compiled code; compiling again");
+                return None;
+            }
+        };
+        let Some(content) = self.verify(name, &kept) else {
+            tracing::warn!(path = %path.display(), "compiled code is damaged or not ours; compiling again");
+            return None;
+        };
+        let head = kept.len() - content.len();
+        kept.drain(..head);
+        Some(kept)
+    }
+
+    fn keep(&self, name: &str, content: &[u8]) {
+        let path = self.dir.join(name);
+        if let Err(error) = self.write(&path, &self.seal(name, content), content) {
             tracing::warn!(path = %path.display(), %error, "cannot keep compiled code");
         }
     }
@@ -133,7 +220,7 @@ impl Cache {
     fn write(&self, path: &Path, seal: &[u8], code: &[u8]) -> io::Result<()> {
         let temporary = temporary(path)?;
         let written = || {
-            let mut file = File::create_new(&temporary)?;
+            let mut file = private::new_file(&temporary)?;
             file.write_all(MAGIC)?;
             file.write_all(seal)?;
             file.write_all(code)?;
@@ -167,38 +254,16 @@ impl Cache {
 }
 
 /// Everything that machine code depends on, as a file name.
-fn name(engine: &Engine, id: ComponentId) -> String {
-    let mut settings = Digester(Sha256::new());
-    engine
-        .inner()
-        .precompile_compatibility_hash()
-        .hash(&mut settings);
-    depth::VERSION.hash(&mut settings);
-    let settings = ComponentId(settings.0.finalize().into()).to_string();
-    format!("{id}-{}.code", &settings[..16])
+fn name(engine: &Engine, id: ComponentId, suffix: &str) -> String {
+    let settings = ComponentId(engine.fingerprint()).to_string();
+    format!("{id}-{}.{suffix}", &settings[..16])
 }
 
-/// The component whose code a file has.
+/// The component that a file is about.
 fn component_of(path: &Path) -> Option<ComponentId> {
-    let name = path.file_name()?.to_str()?.strip_suffix(".code")?;
-    name.split_once('-')?.0.parse().ok()
-}
-
-/// SHA-256 behind the standard library's hashing, whose own hashers may change between releases.
-struct Digester(Sha256);
-
-impl Hasher for Digester {
-    fn write(&mut self, bytes: &[u8]) {
-        self.0.update(bytes);
-    }
-
-    fn finish(&self) -> u64 {
-        let digest = self.0.clone().finalize();
-        digest
-            .iter()
-            .take(8)
-            .fold(0, |word, byte| word << 8 | u64::from(*byte))
-    }
+    let (id, rest) = path.file_name()?.to_str()?.split_once('-')?;
+    let (_, suffix) = rest.split_once('.')?;
+    [CODE, REFUSED].contains(&suffix).then(|| id.parse().ok())?
 }
 
 /// A name beside `path` that nobody else has.
@@ -220,7 +285,7 @@ fn key(path: &Path) -> io::Result<[u8; KEY_BYTES]> {
     // Two processes may start at once: the one that loses the race reads the winner's key.
     for _ in 0..2 {
         match File::open(path) {
-            Ok(mut file) if is_private(&file)? => {
+            Ok(mut file) if private::is_private(&file)? => {
                 let mut bytes = Vec::new();
                 Read::by_ref(&mut file)
                     .take(KEY_BYTES as u64 + 1)
@@ -232,7 +297,7 @@ fn key(path: &Path) -> io::Result<[u8; KEY_BYTES]> {
                 fs::remove_file(path)?;
             }
             Ok(_) => {
-                tracing::warn!(path = %path.display(), "the cache's key can be read by others; making a new one");
+                tracing::warn!(path = %path.display(), "the cache's key can be read by others, or is another user's; making a new one");
                 fs::remove_file(path)?;
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -250,39 +315,24 @@ fn new_key(path: &Path) -> io::Result<[u8; KEY_BYTES]> {
     let mut key = [0; KEY_BYTES];
     getrandom::fill(&mut key).map_err(io::Error::other)?;
     let temporary = temporary(path)?;
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(&temporary)?.write_all(&key)?;
+    private::new_file(&temporary)?.write_all(&key)?;
     // A link, unlike a rename, never replaces the key of a process that was faster.
     let linked = fs::hard_link(&temporary, path);
     fs::remove_file(&temporary)?;
     linked.map(|()| key)
 }
 
-#[cfg(unix)]
-fn is_private(file: &File) -> io::Result<bool> {
-    use std::os::unix::fs::PermissionsExt;
-    Ok(file.metadata()?.permissions().mode() & 0o077 == 0)
-}
-
-#[cfg(not(unix))]
-fn is_private(_: &File) -> io::Result<bool> {
-    Ok(true)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn component(engine: &Engine) -> (ComponentId, Component) {
+    fn component(engine: &Engine) -> (ComponentId, Vec<u8>) {
         let text = "(component (core module $m (func (export \"f\") (result i32) (i32.const 7)))
             (core instance $i (instantiate $m)) (func (export \"f\") (result s32) (canon lift (core func $i \"f\"))))";
         let bytes = wat::parse_str(text).unwrap();
         (
             ComponentId::of(&bytes),
-            Component::new(engine.inner(), &bytes).unwrap(),
+            engine.inner().precompile_component(&bytes).unwrap(),
         )
     }
 
@@ -364,7 +414,7 @@ mod tests {
         fs::copy(&path, two.path().join(path.file_name().unwrap())).unwrap();
         assert!(other.fetch(&engine, id).is_none());
         let another = ComponentId::of(b"another");
-        fs::rename(&path, one.path().join(name(&engine, another))).unwrap();
+        fs::rename(&path, one.path().join(name(&engine, another, CODE))).unwrap();
         assert!(cache.fetch(&engine, another).is_none());
     }
 
@@ -385,5 +435,98 @@ mod tests {
         assert_ne!(second, first);
         fs::write(&path, b"short").unwrap();
         assert_ne!(Cache::open(dir.path()).unwrap().key, second);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn files_are_their_owners_and_a_directory_that_others_could_write_to_is_not_believed() {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().join("compiled");
+        let engine = Engine::new().unwrap();
+        let (id, code) = component(&engine);
+        let cache = Cache::open(&dir).unwrap();
+        cache.store(&engine, id, &code);
+        assert_eq!(mode(&dir), 0o700);
+        assert_eq!(mode(&only_artefact(&dir)), 0o600);
+        // Others may look, which is no reason to compile anything again.
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
+        let looked = Cache::open(&dir).unwrap();
+        assert_eq!(mode(&dir), 0o700);
+        assert!(looked.fetch(&engine, id).is_some());
+        for open in [0o770, 0o702] {
+            fs::set_permissions(&dir, fs::Permissions::from_mode(open)).unwrap();
+            let doubted = Cache::open(&dir).unwrap();
+            assert_eq!(mode(&dir), 0o700);
+            assert!(doubted.fetch(&engine, id).is_none(), "{open:o}");
+            doubted.store(&engine, id, &code);
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_directory_or_a_key_of_another_user_is_not_believed() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().join("compiled");
+        let first = Cache::open(&dir).unwrap().key;
+        let give_away = |path: &Path, to| std::os::unix::fs::chown(path, Some(to), None);
+        if give_away(&dir.join("key"), 12345).is_err() {
+            // Only root can give a file away, and only then could the other's word matter.
+            return;
+        }
+        assert_ne!(Cache::open(&dir).unwrap().key, first);
+        give_away(&dir, 12345).unwrap();
+        let refused = Cache::open(&dir).unwrap_err().to_string();
+        assert!(refused.contains("12345"), "{refused}");
+    }
+
+    #[test]
+    fn a_refusal_stands_for_its_time_and_until_more_is_allowed() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::new().unwrap();
+        let id = ComponentId::of(b"a bomb");
+        let under = Allowance {
+            memory_bytes: 10,
+            milliseconds: 10,
+        };
+        let failed = |error, under, at| Refusal {
+            error,
+            attempts: 1,
+            under,
+            at,
+        };
+        let cache = Cache::open(dir.path()).unwrap();
+        assert_eq!(cache.refusal(&engine, id), None);
+        let local = CompileError::Local("EMFILE".into());
+        cache.refuse(&engine, id, failed(local, under, 0));
+        assert_eq!(cache.refusal(&engine, id), None);
+        const MINUTE: u64 = 60_000_000_000;
+        let mut now = MINUTE;
+        for pause in [1, 2, 4, 8, 16, 32, 60, 60] {
+            let late = CompileError::Late { milliseconds: 10 };
+            cache.refuse(&engine, id, failed(late, under, now));
+            let reopened = Cache::open(dir.path()).unwrap();
+            let refusal = reopened.refusal(&engine, id).unwrap();
+            assert!(refusal.stands(now + pause * MINUTE - 1, &under), "{pause}");
+            now += pause * MINUTE;
+            assert!(!refusal.stands(now, &under), "{pause}");
+        }
+        let more = Allowance {
+            milliseconds: 11,
+            ..under
+        };
+        let refusal = cache.refusal(&engine, id).unwrap();
+        assert!(!refusal.stands(refusal.at, &more));
+        let memory = CompileError::Memory { limit: 10 };
+        cache.refuse(&engine, id, failed(memory, more, now));
+        let refusal = cache.refusal(&engine, id).unwrap();
+        assert_eq!(
+            (refusal.attempts, refusal.stands(u64::MAX, &more)),
+            (1, true)
+        );
+        assert_eq!(cache.ids().unwrap(), [id].into());
+        cache.remove(id).unwrap();
+        assert_eq!(cache.refusal(&engine, id), None);
     }
 }

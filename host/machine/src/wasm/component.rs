@@ -6,7 +6,9 @@ use skep_core::id::ComponentId;
 use wasmtime::component::{ComponentExportIndex, InstancePre};
 
 use super::cache::Cache;
+use super::compiler::{CompileError, Compiler, InProcess};
 use super::engine::{APPLY_THREAD_STACK_BYTES, Engine};
+use super::fault;
 use super::guest::MachineLabel;
 use super::host::Host;
 use super::imports::linker_for;
@@ -14,7 +16,6 @@ use super::inspect::{Inspection, inspect};
 use super::instance::Instance;
 use super::limits::Profile;
 use super::logbook::Logbook;
-use super::{depth, fault};
 use crate::Descriptor;
 
 /// Fuel of the start of an instance that only says what it is: about a second, where the slowest interpreter that was
@@ -82,6 +83,20 @@ pub enum ComponentError {
         "the component imports a component, or takes one from an instance; hold it instead (no toolchain makes this)"
     )]
     PassedComponent,
+    /// A function of it, or all together, is of a kind that compilers take very long for.
+    #[error("the component has more than {limit} {what}, which no toolchain makes")]
+    TooIntricate {
+        /// What there is too much of.
+        what: &'static str,
+        /// The limit.
+        limit: u64,
+    },
+    /// There is no machine code of it.
+    #[error("the component is not compiled: {0}")]
+    NotCompiled(#[from] CompileError),
+    /// Machine code was made that does not load.
+    #[error("compiled code cannot be loaded on this node: {0}; see its memory, and try again")]
+    Code(String),
     /// It wants what no machine gets.
     #[error("the component imports what a machine cannot have here: {imports}")]
     ForeignImport {
@@ -123,11 +138,12 @@ pub struct Component {
 }
 
 impl Component {
-    /// Inspects and compiles `bytes`: seconds for an interpreter of 10 MiB, so not on a thread that serves others.
+    /// Inspects and compiles `bytes` in this process: seconds for an interpreter of 10 MiB, so not on a thread that serves others.
     pub fn compile(engine: &Engine, bytes: &[u8]) -> Result<Self, ComponentError> {
         let inspection = inspect(bytes)?;
-        let compiled = compile(engine, bytes)?;
-        Self::link(engine, inspection, compiled)
+        let code = InProcess.compile(engine, bytes)?;
+        // SAFETY: a compiler made it for this engine.
+        unsafe { Self::of_code(engine, inspection, &code) }
     }
 
     /// Leaves out the counting of stack, to see what happens without it.
@@ -138,18 +154,44 @@ impl Component {
         Self::link(engine, inspect(bytes)?, compiled)
     }
 
-    /// As [`Self::compile`], but takes the machine code from `cache` if it is there, and leaves it there if not.
-    pub fn load(engine: &Engine, bytes: &[u8], cache: &Cache) -> Result<Self, ComponentError> {
+    /// Inspects `bytes`, and makes a component of them if there is machine code in `cache`.
+    pub fn look_up(engine: &Engine, bytes: &[u8], cache: &Cache) -> Result<Found, ComponentError> {
         let inspection = inspect(bytes)?;
-        let compiled = match cache.fetch(engine, inspection.id) {
-            Some(compiled) => compiled,
-            None => {
-                let compiled = compile(engine, bytes)?;
-                cache.store(engine, inspection.id, &compiled);
-                compiled
+        match cache.fetch(engine, inspection.id) {
+            Some(compiled) => {
+                let component = Self::link(engine, inspection, compiled)?;
+                Ok(Found::Compiled(Box::new(component)))
             }
-        };
-        Self::link(engine, inspection, compiled)
+            None => Ok(Found::Inspected(inspection)),
+        }
+    }
+
+    /// As [`Self::compile`], but with another compiler, and leaves the machine code in `cache`.
+    pub fn build(
+        engine: &Engine,
+        bytes: &[u8],
+        inspection: Inspection,
+        cache: &Cache,
+        compiler: &dyn Compiler,
+    ) -> Result<Self, ComponentError> {
+        let code = compiler.compile(engine, bytes)?;
+        // Kept whether or not it turns out to be a machine: so it is not compiled again for whoever asks again.
+        cache.store(engine, inspection.id, &code);
+        // SAFETY: a compiler made it for this engine.
+        unsafe { Self::of_code(engine, inspection, &code) }
+    }
+
+    /// Looks it up, and builds it if it is not there.
+    pub fn load(
+        engine: &Engine,
+        bytes: &[u8],
+        cache: &Cache,
+        compiler: &dyn Compiler,
+    ) -> Result<Self, ComponentError> {
+        match Self::look_up(engine, bytes, cache)? {
+            Found::Compiled(component) => Ok(*component),
+            Found::Inspected(inspection) => Self::build(engine, bytes, inspection, cache, compiler),
+        }
     }
 
     /// The name of the code.
@@ -173,6 +215,19 @@ impl Component {
 
     pub(super) fn exports(&self) -> &Exports {
         &self.exports
+    }
+
+    /// # Safety
+    /// A [`Compiler`] made the code for this engine.
+    unsafe fn of_code(
+        engine: &Engine,
+        inspection: Inspection,
+        code: &[u8],
+    ) -> Result<Self, ComponentError> {
+        // SAFETY: as promised.
+        let compiled = unsafe { wasmtime::component::Component::deserialize(engine.inner(), code) }
+            .map_err(|error| ComponentError::Code(format!("{error:#}")))?;
+        Self::link(engine, inspection, compiled)
     }
 
     fn link(
@@ -226,6 +281,15 @@ impl Component {
     }
 }
 
+/// What was found of a component that is asked for.
+#[derive(Debug)]
+pub enum Found {
+    /// Everything.
+    Compiled(Box<Component>),
+    /// It can be a machine, as far as can be seen, and there is no machine code of it.
+    Inspected(Inspection),
+}
+
 impl std::fmt::Debug for Component {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Component")
@@ -233,16 +297,6 @@ impl std::fmt::Debug for Component {
             .field("descriptor", &self.descriptor)
             .finish()
     }
-}
-
-fn compile(
-    engine: &Engine,
-    bytes: &[u8],
-) -> Result<wasmtime::component::Component, ComponentError> {
-    let counted =
-        depth::count_stack(bytes).map_err(|error| ComponentError::Invalid(error.to_string()))?;
-    wasmtime::component::Component::from_binary(engine.inner(), &counted)
-        .map_err(|error| ComponentError::Invalid(format!("{error:#}")))
 }
 
 /// What a machine says of itself, if it makes sense.

@@ -7,6 +7,7 @@ use wasmparser::{
     Validator,
 };
 
+use super::complexity::Complexity;
 use super::component::ComponentError;
 use super::engine::FEATURES;
 use super::expansion::{Expansion, Uncounted};
@@ -87,6 +88,7 @@ pub fn inspect(bytes: &[u8]) -> Result<Inspection, ComponentError> {
 
     let mut found = Found::default();
     let mut expansion = Expansion::default();
+    let mut complexity = Complexity::default();
     let mut validator = Validator::new_with_features(FEATURES);
     for payload in Parser::new(0).parse_all(bytes) {
         let payload = payload.map_err(|error| broken(bytes, &error))?;
@@ -111,6 +113,9 @@ pub fn inspect(bytes: &[u8]) -> Result<Inspection, ComponentError> {
             function
                 .validate(&body)
                 .map_err(|error| broken(bytes, &error))?;
+            complexity
+                .read(&body, function.len_locals())
+                .map_err(|error| broken(bytes, &error))??;
             found.allocations = function.into_allocations();
         }
     }

@@ -1,9 +1,11 @@
 //! A state machine from a WebAssembly component.
 //!
-//! Data flows one way: bytes → [`inspect()`] → [`Component`] (compiled for the one [`Engine`]) → [`WasmMachine`] (one
+//! Data flows one way: bytes → [`inspect()`] → [`Component`] (compiled by a [`Compiler`] for the one [`Engine`]) → [`WasmMachine`] (one
 //! instance for each replica) → [`WasmReader`] (an instance that answers its queries).
 
 mod cache;
+mod compiler;
+mod complexity;
 mod component;
 mod depth;
 mod engine;
@@ -18,14 +20,17 @@ mod journal;
 mod limits;
 mod logbook;
 mod machine;
+mod private;
 mod probe;
 mod random;
 mod reader;
 mod types;
 mod wasi;
 
-pub use cache::Cache;
-pub use component::{Component, ComponentError};
+pub use cache::{Cache, Refusal};
+pub use compiler::{Allowance, CompileError, Compiler, InProcess};
+pub use complexity::{MAX_FUNCTION_TARGETS, MAX_MERGES, MAX_TARGETS};
+pub use component::{Component, ComponentError, Found};
 pub use engine::{APPLY_THREAD_STACK_BYTES, Engine};
 pub use expansion::{MAX_DEPTH, MAX_ITEMS};
 pub use guest::MachineLabel;

@@ -1,7 +1,8 @@
 //! What is a machine and what is not, and why.
 
 use skep_machine::wasm::{
-    Cache, Component, ComponentError, MAX_COMPONENT_BYTES, MAX_FUNCTIONS, inspect,
+    Cache, Component, ComponentError, InProcess, MAX_COMPONENT_BYTES, MAX_FUNCTION_TARGETS,
+    MAX_FUNCTIONS, MAX_MERGES, MAX_TARGETS, inspect,
 };
 
 use crate::guest::{ENGINE, FULL, PLAIN, text};
@@ -160,6 +161,47 @@ fn too_many_functions_are_refused_before_they_are_compiled() {
 }
 
 #[test]
+fn functions_that_compilers_take_very_long_for_are_refused_before_they_are_compiled() {
+    let module = |functions: String| {
+        wat::parse_str(format!("(component (core module {functions}))")).unwrap()
+    };
+    let blocks = |blocks: u64, locals: usize| {
+        let (locals, blocks) = ("i32 ".repeat(locals), "(block)".repeat(blocks as usize));
+        module(format!("(func (local {locals}) {blocks})"))
+    };
+    let table = |targets: u64| {
+        let targets = "0 ".repeat(targets as usize);
+        format!("(func (br_table {targets} (i32.const 0)))")
+    };
+    // The largest that may be are refused for what they lack only.
+    for good in [
+        blocks(MAX_MERGES / 1000, 1000),
+        module(table(MAX_FUNCTION_TARGETS)),
+        module(table(MAX_TARGETS / 8).repeat(8)),
+    ] {
+        let error = inspect(&good).unwrap_err();
+        assert!(
+            matches!(error, ComponentError::MissingExport { .. }),
+            "{error}"
+        );
+    }
+    for (bad, most) in [
+        (blocks(MAX_MERGES / 1000 + 1, 1000), MAX_MERGES),
+        (
+            module(table(MAX_FUNCTION_TARGETS + 1)),
+            MAX_FUNCTION_TARGETS,
+        ),
+        (module(table(MAX_TARGETS / 8 + 1).repeat(8)), MAX_TARGETS),
+    ] {
+        let error = inspect(&bad).unwrap_err();
+        assert!(
+            matches!(error, ComponentError::TooIntricate { limit, .. } if limit == most),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn a_component_of_another_shape_does_not_fit() {
     let renamed = text(&[], "", "0").replace(
         "(export \"save\" (func $save))",
@@ -206,7 +248,7 @@ fn a_cached_component_is_the_same_machine_and_a_tampered_one_is_compiled_again()
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::open(dir.path()).unwrap();
     let bytes = wat::parse_str(text(&[], "", "0")).unwrap();
-    let first = Component::load(&ENGINE, &bytes, &cache).unwrap();
+    let first = Component::load(&ENGINE, &bytes, &cache, &InProcess).unwrap();
     let artefact = std::fs::read_dir(dir.path())
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -214,18 +256,18 @@ fn a_cached_component_is_the_same_machine_and_a_tampered_one_is_compiled_again()
         .unwrap();
     let kept = std::fs::read(&artefact).unwrap();
 
-    let second = Component::load(&ENGINE, &bytes, &cache).unwrap();
+    let second = Component::load(&ENGINE, &bytes, &cache, &InProcess).unwrap();
     assert_eq!(
         (first.id(), first.descriptor()),
         (second.id(), second.descriptor())
     );
 
     std::fs::write(&artefact, &kept[..kept.len() / 2]).unwrap();
-    let third = Component::load(&ENGINE, &bytes, &cache).unwrap();
+    let third = Component::load(&ENGINE, &bytes, &cache, &InProcess).unwrap();
     assert_eq!(third.descriptor(), first.descriptor());
     let mended = std::fs::read(&artefact).unwrap();
     assert!(mended.len() > kept.len() / 2);
-    Component::load(&ENGINE, &bytes, &cache).unwrap();
+    Component::load(&ENGINE, &bytes, &cache, &InProcess).unwrap();
     assert_eq!(
         std::fs::read(&artefact).unwrap(),
         mended,

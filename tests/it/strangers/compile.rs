@@ -1,0 +1,233 @@
+//! No component holds a thread or the memory of a node that compiles it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use skep_client::{Client, ComponentId, GroupId};
+use skep_tests::bombs;
+use skep_tests::clock::{Stopwatch, eventually};
+use skep_tests::cluster::{Cluster, Settings};
+use skep_tests::http::{self, Answer};
+
+use crate::load::{propose, text};
+
+/// How much more memory a node may hold while it has a bomb compiled, its compiler included.
+const MORE_BYTES: u64 = 300 << 20;
+
+/// One node, with these settings over the defaults.
+async fn node(limits: &[(&'static str, u64)]) -> Cluster {
+    let mut cluster = Cluster::prepare(&Settings {
+        nodes: 1,
+        ..Settings::default()
+    });
+    let environment = limits
+        .iter()
+        .map(|(name, value)| (*name, PathBuf::from(value.to_string())));
+    cluster.node_mut(1).environment.extend(environment);
+    cluster.start_all().await;
+    cluster
+}
+
+async fn put(http: String, component: Vec<u8>) -> Answer {
+    let path = format!("/v1/components/{}", ComponentId::of(&component));
+    http::request(&http, "PUT", &path, &[], &component)
+        .await
+        .unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// The processes that compile for a process, with the bytes of memory that they hold.
+fn compilers(node: u32) -> Vec<(u32, u64)> {
+    let processes = std::fs::read_dir("/proc").expect("the processes");
+    let ids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    ids.filter_map(|id: u32| {
+        // One that has ended meanwhile is none.
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).ok()?;
+        let line = std::fs::read(format!("/proc/{id}/cmdline")).ok()?;
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+            line.split_whitespace().next()?.parse::<u64>().ok()
+        };
+        let compiles = String::from_utf8_lossy(&line).contains("compile-child");
+        (compiles && field("PPid:")? == u64::from(node))
+            .then(|| (id, field("VmRSS:").unwrap_or(0) * 1024))
+    })
+    .collect()
+}
+
+/// Watches a node until it is told to stop: the most memory that it and its compilers held, and what a client of another
+/// group waited longest.
+struct Watch {
+    stop: Arc<AtomicBool>,
+    most: tokio::task::JoinHandle<u64>,
+    longest: tokio::task::JoinHandle<(u64, Duration)>,
+}
+
+impl Watch {
+    async fn start(cluster: &Cluster, client: Client, group: GroupId) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let node = cluster.process_id(1);
+        let stopped = stop.clone();
+        let looked = Arc::new(AtomicU64::new(0));
+        let looking = looked.clone();
+        let most = tokio::task::spawn_blocking(move || {
+            let mut most = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                let of_compilers: u64 = compilers(node).iter().map(|(_, bytes)| bytes).sum();
+                most = most.max(resident(node) + of_compilers);
+                looking.fetch_add(1, Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            most
+        });
+        let stopped = stop.clone();
+        let longest = tokio::spawn(async move {
+            let (mut commands, mut longest) = (0, Duration::ZERO);
+            while !stopped.load(Ordering::Relaxed) {
+                let watch = Stopwatch::start();
+                assert!(text(propose(&client, group, "put a 1").await).starts_with("OK"));
+                longest = longest.max(watch.elapsed());
+                commands += 1;
+            }
+            (commands, longest)
+        });
+        skep_tests::clock::until("memory is looked at", || looked.load(Ordering::Relaxed) > 0)
+            .await;
+        Self {
+            stop,
+            most,
+            longest,
+        }
+    }
+
+    async fn end(self) -> (u64, u64, Duration) {
+        self.stop.store(true, Ordering::Relaxed);
+        let most = self.most.await.expect("it looked");
+        let (commands, longest) = self.longest.await.expect("every command was answered");
+        (most, commands, longest)
+    }
+}
+
+fn resident(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kib.expect("a running process has memory") * 1024
+}
+
+/// H7: 100 KB took a node 20 s and 2.4 GB, 6.7 MB 44 s and 2.5 GB, each time that somebody asked, and at each restart.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_component_that_the_compiler_chokes_on_costs_a_node_little_and_only_once() {
+    let mut cluster = node(&[]).await;
+    let group = cluster.create_kv(1, "neighbour", &[1]).await;
+    let client = cluster.client().await;
+    let before = cluster.resident_bytes(1);
+    let (small, large) = (bombs::phi(100_000, 400), bombs::br_tables(6_700_000));
+    // What can be told by counting, and what only the compiler finds out.
+    for (bomb, compiled) in [
+        (bombs::phi(100_000, 3000), false),
+        (large, false),
+        (small.clone(), true),
+    ] {
+        let watch = Watch::start(&cluster, client.clone(), group).await;
+        let answer = put(cluster.node(1).http.clone(), bomb).await;
+        let (most, commands, longest) = watch.end().await;
+        let seen = format!(
+            "{} MiB more, {commands} commands, {longest:?}",
+            most.saturating_sub(before) >> 20
+        );
+        println!("{seen}: {}", answer.text());
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (422, "compile-too-costly"),
+            "{}",
+            answer.text()
+        );
+        let words = if compiled {
+            "compile_memory_bytes"
+        } else {
+            "no toolchain makes"
+        };
+        assert!(answer.text().contains(words), "{}", answer.text());
+        assert!(most < before + MORE_BYTES, "{seen}");
+        assert!(commands > 0 && longest < Duration::from_secs(5), "{seen}");
+    }
+    // It is known now, whoever asks, and after a restart too.
+    for _ in 0..2 {
+        let answer = put(cluster.node(1).http.clone(), small.clone()).await;
+        assert_eq!(answer.code(), "compile-too-costly", "{}", answer.text());
+        cluster.kill(1);
+        cluster.restart(1).await;
+    }
+    let attempts = cluster
+        .node(1)
+        .log()
+        .matches("a component is not compiled")
+        .count();
+    assert_eq!(attempts, 1);
+    assert!(text(propose(&client, group, "put b 1").await).starts_with("OK"));
+    cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_compiler_that_is_late_is_ended_and_others_are_compiled_after_it() {
+    let cluster = node(&[
+        ("SKEP_LIMITS__COMPILE_TIMEOUT_MS", 8000),
+        ("SKEP_LIMITS__COMPILE_MEMORY_BYTES", 64 << 30),
+    ])
+    .await;
+    let node = cluster.process_id(1);
+    let late = put(cluster.node(1).http.clone(), bombs::phi(100_000, 500)).await;
+    assert_eq!(
+        (late.status, late.code().as_str()),
+        (503, "compile-late"),
+        "{}",
+        late.text()
+    );
+    assert_eq!(compilers(node), []);
+    let good = cluster
+        .upload(1, &skep_tests::guests::component("loops"))
+        .await;
+    assert_ne!(good, ComponentId::of(skep_examples::KV));
+    cluster.assert_no_panic();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_compiler_ends_with_its_node_however_that_ends() {
+    let mut cluster = node(&[("SKEP_LIMITS__COMPILE_MEMORY_BYTES", 64 << 30)]).await;
+    for kill in [true, false] {
+        let node = cluster.process_id(1);
+        let (http, bomb) = (
+            cluster.node(1).http.clone(),
+            bombs::phi(100_000, 400 + u32::from(kill)),
+        );
+        let path = format!("/v1/components/{}", ComponentId::of(&bomb));
+        // There is no answer, since there is no node any more.
+        let asked = tokio::spawn(async move {
+            drop(http::request(&http, "PUT", &path, &[], &bomb).await);
+        });
+        let compiler = eventually("a compiler runs", async || {
+            match compilers(node).as_slice() {
+                [(compiler, _)] => Ok(*compiler),
+                others => Err(format!("{others:?}")),
+            }
+        })
+        .await;
+        match kill {
+            true => cluster.kill(1),
+            false => drop(cluster.stop(1)),
+        }
+        eventually(
+            "the compiler is gone",
+            async || match std::fs::read_to_string(format!("/proc/{compiler}/status")) {
+                Ok(status) if !status.contains("State:\tZ") => Err(status),
+                _ => Ok(()),
+            },
+        )
+        .await;
+        asked.await.expect("the client ends");
+        cluster.restart(1).await;
+    }
+    cluster.assert_no_panic();
+}
