@@ -93,9 +93,13 @@ impl Shard {
     fn take_in(&mut self, round: Round) {
         if let Some(now) = round.tick {
             for (group, replica) in &mut self.replicas {
-                if replica.tick(now) {
-                    self.router.quota_waits.fetch_add(1, Relaxed);
-                }
+                let waits = replica.tick(now);
+                let router = &self.router;
+                router.quota_waits.fetch_add(waits.quota.into(), Relaxed);
+                router
+                    .catch_up_waits
+                    .fetch_add(waits.catch_up.into(), Relaxed);
+                router.left_behind.fetch_add(waits.left_behind, Relaxed);
                 touch(&mut self.touched, *group, replica);
             }
         }

@@ -141,6 +141,9 @@ pub(crate) struct SinceBarrier {
     pub(crate) proposed: bool,
     /// Somebody asked for one.
     pub(crate) wanted: bool,
+    /// The tick at which it began, and the ticks that it took.
+    pub(crate) began: u64,
+    pub(crate) took: u64,
 }
 
 impl Group {
@@ -305,6 +308,7 @@ impl Group {
                     role: member.role,
                     matched: progress.map(|progress| LogIndex(progress.matched)),
                     active: self.activity(*replica),
+                    catching_up: self.catching_up(*replica),
                 }
             })
             .collect();
@@ -349,6 +353,7 @@ impl Group {
             queued: self.proposals.len(),
             quota: self.quota(),
             quota_waits: self.quota_waits,
+            catch_up: self.catch_up_status(),
         }
     }
 

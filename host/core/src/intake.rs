@@ -118,7 +118,12 @@ impl Group {
         if Self::leads_without_progress(node) && message.term <= node.raft.term {
             return;
         }
-        if kind == Type::MsgAppend && faulted && backlog {
+        // Nobody waits for this replica to store what is committed already; it is sent again.
+        let is_history = |append: &eraftpb::Message| {
+            let last = append.entries.last();
+            last.is_some_and(|last| last.index <= append.commit)
+        };
+        if kind == Type::MsgAppend && backlog && (faulted || is_history(&message)) {
             return;
         }
         let last = node.raft.raft_log.last_index();

@@ -9,7 +9,7 @@ use skep::api::admin::{
 };
 use skep::{GroupId, NodeId, Rehearsal, Verdict};
 use skep_core::deployment::Quota;
-use skep_core::status::Status;
+use skep_core::status::{CatchingUp, Status};
 use skep_machine::wasm::Profile;
 
 use super::connect::Connection;
@@ -425,6 +425,12 @@ fn text(status: &skep::GroupStatus) -> String {
     if let Some(trouble) = &status.trouble {
         text.push_str(&format!("problem   {trouble}\n"));
     }
+    if replica.catch_up.share_percent < 100 {
+        text.push_str(&format!(
+            "held back commands, to {} % of what is usual, so that members can catch up\n",
+            replica.catch_up.share_percent
+        ));
+    }
     let rows: Vec<Vec<String>> = replica
         .members
         .iter()
@@ -437,10 +443,22 @@ fn text(status: &skep::GroupStatus) -> String {
                 word(&member.role),
                 or_dash(member.matched),
                 or_dash(active),
+                or_dash(member.catching_up.as_ref().map(catching_up)),
             ]
         })
         .collect();
-    text + &output::table(&["MEMBER", "ROLE", "MATCHED", "ACTIVE"], &rows)
+    let head = ["MEMBER", "ROLE", "MATCHED", "ACTIVE", "CATCHING UP"];
+    text + &output::table(&head, &rows)
+}
+
+fn catching_up(how: &CatchingUp) -> String {
+    match how {
+        CatchingUp::Snapshot => "a snapshot is on its way".to_owned(),
+        CatchingUp::Log { lacks } => format!("lacks {} KiB of log", lacks >> 10),
+        CatchingUp::LeftBehind => {
+            "left behind; tried again later, or when less is written".to_owned()
+        }
+    }
 }
 
 /// The name a value has in JSON.
