@@ -20,7 +20,7 @@ use bytes::Bytes;
 use skep_core::id::{GroupId, Incarnation, NodeId};
 use skep_core::outcome::Outcome;
 use skep_log::StoreId;
-use skep_machine::wasm::{Compiler, InProcess};
+use skep_machine::wasm::{Compiler, InProcess, MachineBudget};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -163,6 +163,11 @@ impl Host {
     /// The library's node.
     pub fn node(&self) -> &MultiNode {
         &self.inner.node
+    }
+
+    /// What the machines of this node hold together, and may.
+    pub fn machine_budget(&self) -> &MachineBudget {
+        self.inner.machines.budget()
     }
 
     /// What is counted.
@@ -313,6 +318,7 @@ impl Host {
                 Ok(status) => {
                     info.leader = status.replica.leader;
                     info.term = Some(status.replica.term);
+                    info.memory = status.memory;
                     let trouble = status.trouble;
                     let trouble = trouble.map(|trouble| self.judged(record.id, trouble));
                     info.problem = trouble.map(|trouble| trouble.to_string());

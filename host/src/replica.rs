@@ -367,6 +367,7 @@ impl Replica {
             name: self.route.name.clone(),
             component: running.component,
             machine: running.descriptor,
+            memory: self.route.memory.get(),
             halted,
             trouble: self.route.trouble().as_deref().cloned(),
             replica,

@@ -189,6 +189,11 @@ pub enum ProposalError {
         "the group is paused because its machine failed on every command lately; nothing was applied: see `skep group resume`, or upgrade it"
     )]
     Paused,
+    /// The machine had no room lately for a command of this size; nothing was proposed.
+    #[error(
+        "the group's machine is at its limit of memory, and has no room for a command of this size; nothing was applied: make room, or raise `memory-bytes` in its profile"
+    )]
+    OutOfMemory,
     /// There is nothing to decide.
     #[error(
         "the group is not suspended here, or that node's replica is silent or has said nothing of the barrier in question; nothing was changed"
@@ -261,6 +266,7 @@ impl ProposalError {
             Self::ChangeInProgress => "change-in-progress",
             Self::ChangeRefused(_) => "change-refused",
             Self::Paused => "group-paused",
+            Self::OutOfMemory => "out-of-memory",
             Self::NotNeeded => "not-needed",
             Self::Faulted => "group-faulted",
             Self::Stopped => "stopped",

@@ -4,6 +4,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use skep_core::outcome::{GuestFault, Outcome};
+use skep_machine::MachineError;
 
 use crate::host_error::HostError;
 
@@ -76,8 +77,12 @@ impl Problem {
                 ..Self::new(unprocessable, "refused", message.clone())
             }),
             Outcome::Fault(fault) => {
+                let next = fault.profile_key().map(|key| {
+                    format!("; the group's profile key `{key}` raises the limit, see `skep group upgrade`")
+                });
                 let detail = format!(
-                    "the machine failed on this request ({fault}); its state is as if the request had never been made"
+                    "the machine failed on this request ({fault}); its state is as if the request had never been made{}",
+                    next.unwrap_or_default()
                 );
                 Some(Self {
                     fault: Some(*fault),
@@ -91,10 +96,12 @@ impl Problem {
 impl From<&HostError> for Problem {
     fn from(error: &HostError) -> Self {
         let status = match error {
-            HostError::Machine(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            HostError::Machine(MachineError::Guest { .. }) => StatusCode::UNPROCESSABLE_ENTITY,
             // What is wrong with a component is wrong with it everywhere, unless it is the node that could not.
             HostError::Component(_) => match status(error.code(), false) {
-                StatusCode::SERVICE_UNAVAILABLE => StatusCode::SERVICE_UNAVAILABLE,
+                short @ (StatusCode::SERVICE_UNAVAILABLE | StatusCode::INSUFFICIENT_STORAGE) => {
+                    short
+                }
                 _ => StatusCode::UNPROCESSABLE_ENTITY,
             },
             error => status(error.code(), error.is_unknown()),
@@ -120,7 +127,7 @@ fn status(code: &str, unknown: bool) -> StatusCode {
         "invalid-request" | "invalid-config" | "empty-message" | "not-enough-data" => {
             StatusCode::BAD_REQUEST
         }
-        "digest-mismatch" | "change-refused" => StatusCode::BAD_REQUEST,
+        "digest-mismatch" | "change-refused" | "above-ceiling" => StatusCode::BAD_REQUEST,
         "forbidden" => StatusCode::FORBIDDEN,
         "no-such-group" | "not-found" | "no-such-component" => StatusCode::NOT_FOUND,
         "group-exists" | "change-in-progress" | "group-removed" | "not-needed"
@@ -134,9 +141,11 @@ fn status(code: &str, unknown: bool) -> StatusCode {
         "unreachable"
         | "compile-late"
         | "compiler-unavailable"
+        | "machine-failed"
+        | "query-failed"
         | "node-failed"
         | "group-faulted" => StatusCode::SERVICE_UNAVAILABLE,
-        "catalogue-full" | "out-of-budget" => StatusCode::INSUFFICIENT_STORAGE,
+        "catalogue-full" | "out-of-budget" | "out-of-memory" => StatusCode::INSUFFICIENT_STORAGE,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use skep_core::id::LogIndex;
 use skep_core::outcome::{ConfChange, EntryContext, GuestFault, LeaderChanged, Outcome};
-use skep_machine::{Applied, Descriptor, MachineError, StateMachine};
+use skep_machine::{Applied, Descriptor, LocalCode, MachineError, StateMachine};
 use tokio::sync::watch;
 
 use super::Catalog;
@@ -126,6 +126,7 @@ impl StateMachine for CatalogMachine {
         to.write_all(&self.catalog.save())
             .map_err(|error| MachineError::Local {
                 call: "save",
+                code: LocalCode::Io,
                 reason: error.to_string(),
             })
     }

@@ -448,6 +448,7 @@ fn every_answer_survives() {
         Err(ProposalError::SequenceClosed),
         Err(ProposalError::ChangeInProgress),
         Err(ProposalError::Faulted),
+        Err(ProposalError::OutOfMemory),
         Err(ProposalError::Stopped),
         Err(ProposalError::Unknown),
     ];

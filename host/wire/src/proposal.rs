@@ -216,6 +216,7 @@ impl From<ProposalError> for proto::ProposalError {
             ProposalError::Unknown => Body::Unknown(nothing),
             ProposalError::Paused => Body::Paused(nothing),
             ProposalError::NotNeeded => Body::NotNeeded(nothing),
+            ProposalError::OutOfMemory => Body::OutOfMemory(nothing),
         };
         Self { body: Some(body) }
     }
@@ -259,6 +260,7 @@ impl TryFrom<proto::ProposalError> for ProposalError {
                 Body::Unknown(_) => Self::Unknown,
                 Body::Paused(_) => Self::Paused,
                 Body::NotNeeded(_) => Self::NotNeeded,
+                Body::OutOfMemory(_) => Self::OutOfMemory,
             },
         )
     }

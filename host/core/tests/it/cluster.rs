@@ -625,6 +625,10 @@ impl Machine {
                                     outcomes.push(Outcome::Fault(GuestFault::Unreachable));
                                     continue;
                                 }
+                                if command.starts_with(b"full ") {
+                                    outcomes.push(Outcome::Fault(GuestFault::OutOfMemory));
+                                    continue;
+                                }
                                 if &command[..] == b"refuse" {
                                     outcomes.push(Outcome::Refused {
                                         code: 9,
