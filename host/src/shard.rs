@@ -138,6 +138,7 @@ impl Shard {
             Event::Broken { reason } => replica.halt(reason),
             Event::NotSent(reporter) => replica.not_sent(reporter),
             Event::Heavy => {
+                replica.handle(Input::LogCrowded);
                 // Only the leader's request makes a barrier; its followers have the same log, so they ask it in vain.
                 if replica.route.leader() == self.router.node && replica.heavy.is_none() {
                     let waiter = self.router.next_waiter();

@@ -336,6 +336,13 @@ impl Group {
         }
     }
 
+    /// Forgets what is kept for members, even if they need it: the log's files hold too much for its sake, and it would be copied
+    /// forward whole otherwise. Who needed it is sent a snapshot.
+    pub(crate) fn release_all_log(&mut self) {
+        self.catch_up.needs.clear();
+        self.release_log();
+    }
+
     /// The last entry at or below a snapshot that nobody needs.
     pub(crate) fn unneeded_through(&self, snapshot: LogIndex) -> LogIndex {
         let limits = &self.config.limits;

@@ -1,7 +1,7 @@
 //! Members that are behind: from the files, by one snapshot, or left behind.
 
 use skep_core::GroupConfig;
-use skep_core::input::LogRead;
+use skep_core::input::{Input, LogRead};
 use skep_core::status::CatchingUp;
 
 use crate::cluster::{Cluster, anonymous};
@@ -96,6 +96,24 @@ fn beyond_the_budget_a_snapshot_is_sent() {
     });
     let status = cluster.status(1).expect("runs");
     assert!(status.first.0 > 10, "{status:?}");
+    cluster.cut.clear();
+    has_everything(&mut cluster, 60);
+    assert!(!cluster.node(1).offered.is_empty());
+}
+
+#[test]
+fn what_is_kept_goes_when_the_files_of_the_log_hold_too_much() {
+    let mut cluster = with_one_behind(frugal);
+    let kept = |cluster: &mut Cluster| {
+        let status = cluster.status(1).expect("runs");
+        status.snapshot.0 - status.first.0
+    };
+    assert!(kept(&mut cluster) > 40);
+    cluster.input(1, Input::LogCrowded);
+    cluster.run();
+    assert!(kept(&mut cluster) <= 8);
+    cluster.tick(3);
+    assert!(kept(&mut cluster) <= 8, "and stays away");
     cluster.cut.clear();
     has_everything(&mut cluster, 60);
     assert!(!cluster.node(1).offered.is_empty());
