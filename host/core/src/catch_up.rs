@@ -38,7 +38,7 @@ const SNAPSHOT_TICK_BYTES: u64 = 1 << 20;
 const SNAPSHOTS_MAX: u32 = 3;
 
 /// A member that was left behind is tried again after so many times what it had, twice as many each time.
-const RETRIES: std::ops::RangeInclusive<u64> = 1..=32;
+const RETRIES: std::ops::RangeInclusive<u64> = 1..=8;
 
 /// Who needs entries of the log that the snapshot covers.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -85,7 +85,7 @@ struct Left {
     until: u64,
     /// How long that is, in times of what it had.
     times: u64,
-    /// What was usual then: with half of it, it is tried at once.
+    /// What was usual then: with half of it or nothing, it is tried at once.
     usual: u64,
 }
 
@@ -271,7 +271,7 @@ impl Group {
         let ticks = self.ticks;
         let usual = self.catch_up.throttle.usual();
         if self.catch_up.throttle.is_open() {
-            let lull = |left: &Left| usual < left.usual / 2;
+            let lull = |left: &Left| usual <= left.usual / 2;
             let left = self.catch_up.left.values_mut();
             left.filter(|left| lull(left))
                 .for_each(|left| left.until = ticks);
