@@ -46,6 +46,16 @@ pub enum HostError {
         /// The limit.
         limit: u64,
     },
+    /// The process may open too few files and sockets.
+    #[error(
+        "this process may have {descriptors} files and connections open, and a node needs {floor} at least; raise the limit with `ulimit -n 4096`, or LimitNOFILE= of its unit"
+    )]
+    TooFewDescriptors {
+        /// How many it may have.
+        descriptors: usize,
+        /// How many it needs.
+        floor: usize,
+    },
     /// The machines of this node hold as much as they may.
     #[error(transparent)]
     OutOfBudget(#[from] OutOfBudget),
@@ -116,6 +126,9 @@ pub enum HostError {
         "the group was not upgraded and goes on with what it ran: {0}; see the nodes' logs for the machine's own words"
     )]
     NotUpgraded(String),
+    /// An upgrade was decided before it was to be given up.
+    #[error("the upgrade is not given up: {0}")]
+    NotAborted(String),
     /// The group has no snapshot that a machine could be tried on.
     #[error(
         "group {0} could not take a snapshot to try the machine on; see `skep group status {0}` and the node's log"
@@ -175,6 +188,7 @@ impl HostError {
             Self::Invalid(_) => "invalid-request",
             Self::BetweenNodes(_) => "forbidden",
             Self::TooLarge { .. } => "too-large",
+            Self::TooFewDescriptors { .. } => "too-few-descriptors",
             Self::AboveCeiling { .. } => "above-ceiling",
             Self::OutOfBudget(_) | Self::NoRoom(_) | Self::Store(StoreError::NoRoom(_)) => {
                 OUT_OF_BUDGET
@@ -184,6 +198,7 @@ impl HostError {
             Self::Elsewhere { .. } => "group-elsewhere",
             Self::UnknownComponent(_) => "no-such-component",
             Self::NotUpgraded(_) => "not-upgraded",
+            Self::NotAborted(_) => "not-aborted",
             Self::NotRehearsed(_) => "not-rehearsed",
             Self::CompileLate { .. } => "compile-late",
             Self::Component(error) => component_code(error),

@@ -55,6 +55,9 @@ impl Group {
                 }
             }
             Body::AskSnapshot { after } => self.asked_for_snapshot(message.from, from, after),
+            Body::Readiness { index, readiness } => {
+                self.readiness_reported(message.from, index, readiness);
+            }
             Body::AskStanding { nonce } => self.asked_for_standing(message.from, from, nonce),
             Body::Standing(standing) => self.stands(message.from, from, standing),
             Body::Gone => self.hinted(message.from, from),
@@ -95,7 +98,9 @@ impl Group {
     fn step(&mut self, message: eraftpb::Message, from: ReplicaId, at: NodeId) {
         use eraftpb::MessageType as Type;
         let backlog = self.unapplied_bytes > self.config.limits.unapplied_bytes;
-        let faulted = self.is_faulted();
+        let applies_nothing = self.is_faulted() || self.lacks_what_was_decided();
+        // What waits for something in the log takes the log.
+        let goes_on = self.serves() && !self.awaits_decision();
         let kind = message.msg_type;
         if kind == Type::MsgTimeoutNow && !self.may_campaign() {
             return;
@@ -118,12 +123,12 @@ impl Group {
         if Self::leads_without_progress(node) && message.term <= node.raft.term {
             return;
         }
-        // Nobody waits for this replica to store what is committed already; it is sent again.
+        // Nobody waits for this replica to store what is committed already; it is sent again when this one has applied more.
         let is_history = |append: &eraftpb::Message| {
             let last = append.entries.last();
-            last.is_some_and(|last| last.index <= append.commit)
+            goes_on && last.is_some_and(|last| last.index <= append.commit)
         };
-        if kind == Type::MsgAppend && backlog && (faulted || is_history(&message)) {
+        if kind == Type::MsgAppend && backlog && (applies_nothing || is_history(&message)) {
             return;
         }
         let last = node.raft.raft_log.last_index();

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 use skep_core::deployment::Quota;
-use skep_core::id::{ComponentId, GroupId, Incarnation, NodeId, Term};
+use skep_core::id::{ComponentId, GroupId, Incarnation, LogIndex, NodeId, Term};
 use skep_machine::state_machine::{Descriptor, Memory};
 use skep_machine::wasm::Profile;
 
@@ -36,6 +36,8 @@ pub mod method {
     pub const GROUP_UPGRADE: &str = "group.upgrade";
     /// Between nodes: [`Activate`](crate::host::Activate) → [`Placed`](super::Placed).
     pub const GROUP_ACTIVATE: &str = "group.activate";
+    /// [`OfGroup`](super::OfGroup) → [`Placed`](super::Placed).
+    pub const GROUP_ABORT_UPGRADE: &str = "group.abort-upgrade";
     /// [`OfGroup`](super::OfGroup) → [`Placed`](super::Placed).
     pub const GROUP_RESUME: &str = "group.resume";
     /// [`OfGroupAndNode`](super::OfGroupAndNode) → [`Placed`](super::Placed).
@@ -146,9 +148,9 @@ pub struct Upgraded {
     /// What the machine says of itself.
     pub machine: Descriptor,
     /// Index of the entry.
-    pub index: u64,
+    pub index: LogIndex,
     /// Term of the entry.
-    pub term: u64,
+    pub term: Term,
 }
 
 /// Asks a node to have a component ready.
@@ -211,9 +213,9 @@ impl Done {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Placed {
     /// Index.
-    pub index: u64,
+    pub index: LogIndex,
     /// Term.
-    pub term: u64,
+    pub term: Term,
 }
 
 /// How much of a component has arrived.

@@ -4,6 +4,8 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use skep_core::id::as_text;
+
 use super::admin::{Collect, CreateGroup, OfGroup, OfGroupAndNode, Prepare, Upgrade, method};
 use super::problem::quoted;
 use super::requests::Caller;
@@ -65,6 +67,10 @@ pub(super) async fn call(
             answer(&host.upgrade_group(request).await?)
         }
         method::GROUP_ACTIVATE => answer(&host.activate(&parse::<Activate>(&body)?, reach).await?),
+        method::GROUP_ABORT_UPGRADE => {
+            let group = parse::<OfGroup>(&body)?.group;
+            answer(&host.abort_upgrade(&group, reach).await?)
+        }
         method::GROUP_RESUME => answer(&host.resume(&parse::<OfGroup>(&body)?.group, reach).await?),
         method::GROUP_TRUST => {
             let request: OfGroupAndNode = parse(&body)?;
@@ -121,7 +127,7 @@ fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, HostError> {
 }
 
 fn answer(value: &impl Serialize) -> Result<Bytes, HostError> {
-    serde_json::to_vec(value)
+    as_text(|| serde_json::to_vec(value))
         .map(Bytes::from)
         .map_err(|error| HostError::Internal(error.to_string()))
 }

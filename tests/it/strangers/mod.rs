@@ -4,6 +4,7 @@ mod activation;
 mod catch_up;
 mod compile;
 mod disk;
+mod doors;
 mod healing;
 mod logs;
 mod machines;
