@@ -1,7 +1,7 @@
 //! A node that was away comes back, and another one joins, while clients go on writing (public case 23).
 //!
-//! The short form runs always. `SKEP_CATCH_UP_MIB=20,80,200` runs the long one at these sizes of the state, with 64 clients and
-//! a pause of ten seconds, and prints what it measured; it wants a release build of `skep` beside the test and
+//! The short form runs always. The long one is ignored; it runs at the sizes of `SKEP_CATCH_UP_MIB=20,80,200`, with 64 clients and
+//! a pause of ten seconds, and prints what it measured. It wants a release build of `skep` beside the test and
 //! a machine of its own.
 
 use std::sync::Arc;
@@ -251,10 +251,9 @@ async fn who_was_away_and_who_joins_catch_up_while_clients_write() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement of minutes: set SKEP_CATCH_UP_MIB"]
 async fn measured_at_several_sizes() {
-    let Ok(sizes) = std::env::var("SKEP_CATCH_UP_MIB") else {
-        return;
-    };
+    let sizes = std::env::var("SKEP_CATCH_UP_MIB").unwrap_or_else(|_| "20,80,200".to_owned());
     for mib in sizes
         .split(',')
         .map(|size| size.trim().parse::<u64>().expect("MiB"))
