@@ -251,6 +251,7 @@ pub const BUDGETS: &[Budget] = &[
     row("client-requests", "requests in flight on one client connection", Count(1024), ("host/src/config.rs", "requests_per_connection"), Otherwise("nothing more is read until some are answered")).key("limits.requests_per_connection"),
     row("client-bytes", "their bytes", Bytes(32 << 20), ("host/src/api/client_port.rs", "IN_FLIGHT_BYTES"), Otherwise("nothing more is read until some are answered")),
     row("client-frame", "a frame of a client", Bytes(16 << 20), ("host/wire/src/lib.rs", "MAX_CLIENT_FRAME"), Otherwise("the connection ends")),
+    row("list", "groups in one answer; `?after=ID` tells the next", Count(1024), ("host/src/api/admin.rs", "LIST_MAX"), Otherwise("the client asks for the next page")),
     row("admin-body", "a JSON body of administration", Bytes(1 << 20), ("host/src/api/http.rs", "ADMIN_BYTES_MAX"), TOO_LARGE),
     row("crate-in-flight", "requests in flight of one `skep-client` (at most 16,384)", Bytes(256 << 20), ("host/client/src/client.rs", "MAX_IN_FLIGHT"), Otherwise("more wait in the client")),
     row("crate-session", "requests in flight of one of its sessions", Count(1024), ("host/client/src/session.rs", "WINDOW"), Otherwise("more wait in the client")),

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::admin::{Collect, CreateGroup, OfGroup, OfGroupAndNode, Prepare, Upgrade, method};
+use super::admin::{Collect, CreateGroup, OfGroup, OfGroupAndNode, Page, Prepare, Upgrade, method};
 use super::problem::quoted;
 use crate::components::Upload;
 use crate::host::{Activate, Host, Reach};
@@ -19,7 +19,13 @@ pub(super) async fn call(host: &Host, name: &str, body: Bytes) -> Result<Bytes, 
     match name {
         method::STATUS => answer(&host.info().await?),
         method::GROUP_CREATE => answer(&host.create_group(parse::<CreateGroup>(&body)?).await?),
-        method::GROUP_LIST => answer(&host.groups().await?),
+        method::GROUP_LIST => {
+            let page = match body.is_empty() {
+                true => None,
+                false => parse::<Option<Page>>(&body)?,
+            };
+            answer(&host.groups(page.unwrap_or_default()).await?)
+        }
         method::GROUP_INFO => {
             let record = host.find(&parse::<OfGroup>(&body)?.group).await?;
             answer(&host.group_info(&record).await)

@@ -16,7 +16,7 @@ use skep_core::proposal::Command;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::admin::{Collect, CreateGroup, Done, GroupInfo, OfGroupAndNode, Placed, Upgrade};
+use super::admin::{Collect, CreateGroup, Done, GroupInfo, OfGroupAndNode, Page, Placed, Upgrade};
 use super::problem::{Problem, quoted};
 use crate::catalog::ComponentRecord;
 use crate::host::{Host, Reach};
@@ -169,8 +169,12 @@ async fn open_session(
     ))
 }
 
-async fn groups(State(host): State<Host>) -> Answer<Json<Vec<GroupInfo>>> {
-    Ok(Json(host.groups().await?))
+async fn groups(
+    State(host): State<Host>,
+    page: Result<Query<Page>, axum::extract::rejection::QueryRejection>,
+) -> Answer<Json<Vec<GroupInfo>>> {
+    let Query(page) = page.map_err(|error| bad_request(error.body_text()))?;
+    Ok(Json(host.groups(page).await?))
 }
 
 async fn create_group(
