@@ -5,3 +5,4 @@ mod call;
 pub mod client_port;
 pub mod http;
 pub mod problem;
+pub(crate) mod requests;

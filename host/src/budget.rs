@@ -246,6 +246,12 @@ pub const BUDGETS: &[Budget] = &[
     row("snapshots-sent", "snapshots sent at once", Count(4), ("host/src/transport/tcp.rs", "snapshots_at_once"), Otherwise("others wait")),
     row("snapshots-waiting", "snapshots that wait to be sent", Count(1024), ("host/src/transport/snapshot.rs", "MAX_WAITING"), Otherwise("more are reported as failed")),
     row("peer-connections", "connections accepted from other nodes", Count(1024), ("host/src/transport/tcp.rs", "connections"), Otherwise("more are closed and counted")),
+    row("peer-introductions", "connections to the port for nodes that have not said who they are", Count(256), ("host/src/transport/accept.rs", "INTRODUCTIONS"), Otherwise("the oldest is closed")),
+    row("peer-frame-time", "a frame between nodes that was begun and does not go on", Milliseconds(30_000), ("host/src/transport/connection.rs", "FRAME_TIMEOUT"), Otherwise("the connection ends")),
+    row("peer-requests", "requests of one node in flight, on behalf of its clients", Count(1024), ("host/src/transport/requests.rs", "IN_FLIGHT"), Otherwise("nothing more is read until some are answered")),
+    row("peer-request-bytes", "their bytes", Bytes(32 << 20), ("host/src/transport/requests.rs", "IN_FLIGHT_BYTES"), Otherwise("nothing more is read until some are answered")),
+    row("peer-silence", "time in which a node that owes answers says nothing", Milliseconds(1500), ("host/src/peers/link.rs", "SILENT_AFTER"), Otherwise("others are asked first")),
+    row("peer-inquiry", "between two questions for the catalogue because of nodes that are not known", Milliseconds(1000), ("host/src/host/roster.rs", "INQUIRY_PAUSE"), Otherwise("the last answer holds")),
     // Clients.
     row("client-connections", "connections of the client protocol", Count(1024), ("host/src/config.rs", "client_connections"), refused("busy", "ask another node")).key("limits.client_connections"),
     row("client-requests", "requests in flight on one client connection", Count(1024), ("host/src/config.rs", "requests_per_connection"), Otherwise("nothing more is read until some are answered")).key("limits.requests_per_connection"),

@@ -6,6 +6,7 @@ mod groups;
 mod members;
 mod reconcile;
 mod requests;
+mod roster;
 mod start;
 mod upgrades;
 
@@ -64,7 +65,7 @@ struct Inner {
     node: MultiNode,
     transport: Arc<TcpTransport>,
     store: StoreId,
-    pins: Arc<start::Pins>,
+    roster: Arc<roster::Roster>,
     catalog: watch::Receiver<Arc<Catalog>>,
     /// Whether a majority has confirmed the catalogue since this node started. Until then groups may be missing in it that
     /// were put here long ago.

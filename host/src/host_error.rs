@@ -31,6 +31,11 @@ pub enum HostError {
     /// The request makes no sense.
     #[error("{0}")]
     Invalid(String),
+    /// What only nodes ask of each other.
+    #[error(
+        "`{0}` is between nodes; clients ask for the whole, as with `group.upgrade`, and the node that is asked does the rest"
+    )]
+    BetweenNodes(String),
     /// The request is larger than this node takes.
     #[error("the request has {size} bytes, the limit is {limit}")]
     TooLarge {
@@ -151,6 +156,7 @@ impl HostError {
                 Refusal::Full(_) => "catalogue-full",
             },
             Self::Invalid(_) => "invalid-request",
+            Self::BetweenNodes(_) => "forbidden",
             Self::TooLarge { .. } => "too-large",
             Self::NoRoom(_) | Self::Store(StoreError::NoRoom(_)) => "out-of-budget",
             Self::UnknownGroup(_) => "no-such-group",

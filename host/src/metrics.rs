@@ -192,6 +192,9 @@ impl prometheus_client::collector::Collector for NodeCollector {
         )?;
         let help = "Barriers at which replicas of a group were found to differ";
         counter(&mut encoder, "divergences", help, None, status.divergences)?;
+        let help = "Messages of other nodes that replicas did not believe";
+        let distrusted = status.distrusted_messages;
+        counter(&mut encoder, "distrusted_messages", help, None, distrusted)?;
         let help = "Ticks in which commands or queries of a group waited for its quota of bytes";
         counter(&mut encoder, "quota_waits", help, None, status.quota_waits)?;
         let help = "Messages dropped because a shard was behind";

@@ -354,6 +354,7 @@ impl MultiNode {
                 .sum(),
             misdirected_messages: router.misdirected.load(Relaxed),
             divergences: router.divergences.load(Relaxed),
+            distrusted_messages: router.distrusted.load(Relaxed),
             quota_waits: router.quota_waits.load(Relaxed),
             dropped_messages: router.dropped.load(Relaxed),
             receiving_snapshots: router.receiving(),

@@ -4,7 +4,7 @@
 mod link;
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -16,29 +16,64 @@ use skep_wire::{MAX_CHUNK, MAX_TIMEOUT_MS};
 
 use crate::catalog::NodeRecord;
 use crate::clock;
-use crate::config::Config;
 use crate::host_error::HostError;
 use crate::status::{Consistency, QueryAnswer};
 use crate::supervisor::Supervisor;
+use crate::transport::TcpTransport;
 use link::{Link, LinkError};
 
 /// How long one piece of a component may take.
 const CHUNK_WITHIN: Duration = Duration::from_secs(10);
 
-/// One connection to each other node, made when it is first needed. Requests share it.
+/// One connection to each other node, made when it is first needed, to its port for nodes. Requests share it.
 pub(crate) struct Peers {
-    cluster: String,
+    transport: Arc<TcpTransport>,
     supervisor: Supervisor,
     links: Mutex<HashMap<NodeId, Link>>,
+    /// Who led each group, as whoever answered last for it said. As many as there are groups.
+    leaders: Mutex<HashMap<GroupId, NodeId>>,
 }
 
 impl Peers {
-    pub(crate) fn new(config: &Config, supervisor: Supervisor) -> Self {
+    pub(crate) fn new(transport: Arc<TcpTransport>, supervisor: Supervisor) -> Self {
         Self {
-            cluster: config.cluster.id.clone(),
+            transport,
             supervisor,
             links: Mutex::default(),
+            leaders: Mutex::default(),
         }
+    }
+
+    /// In which order the members of a group are best asked: whoever leads first, and who does not answer last. Those are
+    /// looked after meanwhile, so that they are asked again when they are back.
+    pub(crate) fn order(&self, group: GroupId, members: &mut [Arc<NodeRecord>]) {
+        let leader = self.leaders().get(&group).copied();
+        let links = self.links();
+        let link = |node: &NodeRecord| links.get(&node.id);
+        members.sort_by_key(|node| {
+            let silent = link(node).is_some_and(Link::is_silent);
+            (silent, leader != Some(node.id))
+        });
+        if members.len() > 1 {
+            members
+                .iter()
+                .filter_map(|node| link(node))
+                .filter(|link| link.is_silent())
+                .for_each(Link::probe);
+        }
+    }
+
+    /// Forgets the leaders of groups that are none any more.
+    pub(crate) fn retain(&self, is_group: impl Fn(GroupId) -> bool) {
+        self.leaders().retain(|group, _| is_group(*group));
+    }
+
+    fn leaders(&self) -> MutexGuard<'_, HashMap<GroupId, NodeId>> {
+        self.leaders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn links(&self) -> MutexGuard<'_, HashMap<NodeId, Link>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Hands a command on, under its own name.
@@ -186,35 +221,44 @@ impl Peers {
         timeout: Duration,
         changes: bool,
     ) -> Result<response::Body, HostError> {
-        let answer = clock::timeout(timeout, self.link(node).ask(group, body)).await;
+        let answer = clock::timeout(timeout, self.link(node).ask(group, body, changes)).await;
         let unreachable = || HostError::Node(crate::Error::Unreachable { node: node.id });
-        match answer {
-            Some(Ok(response::Body::Error(error))) => Err(HostError::Remote {
+        let answer = match answer {
+            Some(Ok(answer)) => answer,
+            Some(Err(LinkError::NotSent(reason))) => {
+                tracing::debug!(node = %node.id, reason, "another node cannot be asked");
+                return Err(unreachable());
+            }
+            Some(Err(LinkError::Lost | LinkError::Silent)) | None if changes => {
+                return Err(HostError::TimedOut {
+                    milliseconds: milliseconds(timeout).into(),
+                });
+            }
+            Some(Err(LinkError::Lost | LinkError::Silent)) | None => return Err(unreachable()),
+        };
+        if answer.leader != 0 {
+            self.leaders().insert(GroupId(group), NodeId(answer.leader));
+        }
+        match answer.body {
+            Some(response::Body::Error(error)) => Err(HostError::Remote {
                 node: node.id,
                 code: error.code,
                 message: error.message,
                 unknown: error.unknown,
                 retryable: error.retryable,
             }),
-            Some(Ok(answer)) => Ok(answer),
-            Some(Err(LinkError::NotSent(reason))) => {
-                tracing::debug!(node = %node.id, address = %node.client, reason, "another node cannot be asked");
-                Err(unreachable())
-            }
-            Some(Err(LinkError::Lost)) | None if changes => Err(HostError::TimedOut {
-                milliseconds: milliseconds(timeout).into(),
-            }),
-            Some(Err(LinkError::Lost)) | None => Err(unreachable()),
+            Some(body) => Ok(body),
+            None => Err(other(node)),
         }
     }
 
     fn link(&self, node: &NodeRecord) -> Link {
-        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut links = self.links();
         match links.get(&node.id) {
-            Some(link) if link.address() == node.client => link.clone(),
+            Some(link) if link.address() == node.peer => link.clone(),
             _ => {
-                let supervisor = self.supervisor.clone();
-                let link = Link::new(node.client.clone(), self.cluster.clone(), supervisor);
+                let (transport, supervisor) = (self.transport.clone(), self.supervisor.clone());
+                let link = Link::new(transport, node.id, node.peer.clone(), supervisor);
                 links.insert(node.id, link.clone());
                 link
             }

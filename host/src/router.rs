@@ -58,6 +58,8 @@ pub(crate) struct Router {
     pub(crate) misdirected: AtomicU64,
     /// Barriers at which replicas of a group were found to differ.
     pub(crate) divergences: AtomicU64,
+    /// Messages of other nodes that replicas did not believe.
+    pub(crate) distrusted: AtomicU64,
     /// Ticks in which commands or queries of a group waited for its quota of bytes, of all groups.
     pub(crate) quota_waits: AtomicU64,
     pub(crate) dropped: AtomicU64,
@@ -94,6 +96,7 @@ impl Router {
             receiving: Mutex::default(),
             misdirected: AtomicU64::new(0),
             divergences: AtomicU64::new(0),
+            distrusted: AtomicU64::new(0),
             quota_waits: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
         }

@@ -388,6 +388,17 @@ impl Out<'_> {
                 decided,
                 here,
             } => replica.diverged(index, decided, here),
+            Effect::Distrusted { from, why } => {
+                self.router.distrusted.fetch_add(1, Relaxed);
+                let (group, name) = (replica.key.group, &replica.route.name);
+                tracing::debug!(
+                    group,
+                    name,
+                    node = from.0,
+                    why = why.code(),
+                    "a message of another node is not believed"
+                );
+            }
             Effect::Leader(change) => self.router.leader_changed(&replica.route, change),
             Effect::Removed => return true,
             Effect::Halt { reason } => replica.halt(reason),

@@ -124,6 +124,9 @@ pub struct NodeStatus {
     /// Barriers at which replicas of a group were found to differ.
     #[serde(default)]
     pub divergences: u64,
+    /// Messages of other nodes that replicas did not believe, and dropped.
+    #[serde(default)]
+    pub distrusted_messages: u64,
     /// Ticks in which commands or queries of a group waited for its quota of bytes, of all groups.
     #[serde(default)]
     pub quota_waits: u64,

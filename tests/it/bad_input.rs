@@ -453,7 +453,8 @@ async fn another_cluster_is_refused_at_both_doors() {
         panic!("a client of another cluster was let in")
     };
     assert_eq!(error.code(), "wrong-cluster", "{error}");
-    assert!(error.to_string().contains("`test`"), "{error}");
+    // What it should have been called is for those to say who know.
+    assert!(!error.to_string().contains("`test`"), "{error}");
 
     // Node 1 of another cluster takes ours for its own node 2.
     let mut other = Cluster::prepare(&Settings {
@@ -470,7 +471,7 @@ async fn another_cluster_is_refused_at_both_doors() {
         "the stranger is told that this is another cluster",
         async || {
             let log = other.node(1).log();
-            if log.contains("cluster `test`") || log.contains("WRONG_CLUSTER") {
+            if log.contains("another cluster") {
                 Ok(())
             } else {
                 Err(log)

@@ -8,6 +8,7 @@
 pub mod bombs;
 pub mod clock;
 pub mod cluster;
+pub mod forger;
 pub mod fuzz;
 pub mod guests;
 pub mod http;

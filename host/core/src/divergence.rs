@@ -128,7 +128,8 @@ impl Group {
             let after = self.attestations.heard.get(&replica).copied();
             let after = after.unwrap_or_default();
             if after < newest {
-                self.send(replica, node, Body::AskAttestations { after });
+                let nonce = self.nonce(replica, node);
+                self.send(replica, node, Body::AskAttestations { after, nonce });
             }
         }
     }
@@ -139,16 +140,17 @@ impl Group {
         replica: ReplicaId,
         node: NodeId,
         after: LogIndex,
+        nonce: u64,
     ) {
-        let own: Vec<_> = self
+        let said: Vec<_> = self
             .attestations
             .own
             .iter()
             .filter(|attestation| attestation.index > after)
             .copied()
             .collect();
-        if !own.is_empty() {
-            self.send(replica, node, Body::Attestations(own));
+        if !said.is_empty() {
+            self.send(replica, node, Body::Attestations { nonce, said });
         }
     }
 

@@ -9,6 +9,7 @@ use crate::input::Waiter;
 use crate::message::{PeerMessage, SnapshotName};
 use crate::outcome::{ConfChange, EntryContext, LeaderChanged};
 use crate::proposal::{ProposalError, Response};
+use crate::standing::Distrust;
 
 /// One thing to do.
 #[derive(Debug)]
@@ -65,6 +66,13 @@ pub enum Effect {
         decided: bool,
         /// This replica is not of the majority, or there is none.
         here: bool,
+    },
+    /// A message from a node was not believed, and dropped; for the operator.
+    Distrusted {
+        /// The node it came from.
+        from: NodeId,
+        /// Why.
+        why: Distrust,
     },
     /// Who leads has changed, as this node sees it at once and before the machine does; for metrics and watchers.
     Leader(LeaderChanged),

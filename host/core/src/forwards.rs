@@ -7,6 +7,7 @@ use crate::message::{Answer, Body, Forward};
 use crate::planted::{self, Defect};
 use crate::proposal::{Change, Proposal, ProposalError, Response};
 use crate::proposals::{Asker, Forwarded, Queued, Who};
+use crate::standing::Distrust;
 
 /// Forwards in one message.
 const FORWARDS_IN_MESSAGE: usize = 1024;
@@ -84,8 +85,13 @@ impl Group {
         }
     }
 
-    pub(crate) fn answered(&mut self, answers: Vec<Answer>) {
+    pub(crate) fn answered(&mut self, from: ReplicaId, at: NodeId, answers: Vec<Answer>) {
         for Answer { token, result } in answers {
+            let asked = self.proposals.forwarded.get(&token);
+            if asked.is_some_and(|forwarded| forwarded.to != from) {
+                self.distrust(at, Distrust::Answer);
+                continue;
+            }
             let Some(forwarded) = self.proposals.forwarded.remove(&token) else {
                 continue;
             };

@@ -15,6 +15,7 @@ use crate::deployment::Quota;
 use crate::divergence::Attestations;
 use crate::effect::{Effect, Persist, Work};
 use crate::election;
+use crate::handover::Handover;
 use crate::id::{LogIndex, NodeId, ReplicaId, Term};
 use crate::input::Input;
 use crate::liveness::Liveness;
@@ -27,6 +28,7 @@ use crate::proposal::ProposalError;
 use crate::proposals::Proposals;
 use crate::reads::Reads;
 use crate::sessions::Sessions;
+use crate::standing::Standings;
 use crate::state::HostState;
 use crate::status::{Health, MemberStatus, Part, Status};
 
@@ -90,6 +92,8 @@ pub struct Group {
     /// Where replicas are that the membership does not know (yet, or any more).
     pub(crate) addresses: Addresses,
     pub(crate) liveness: Liveness,
+    pub(crate) standings: Standings,
+    pub(crate) handover: Handover,
     pub(crate) catch_up: CatchUp,
     /// The leader and term last told to watchers.
     pub(crate) seen_leader: (u64, u64),
@@ -362,6 +366,8 @@ impl Group {
             arrived: None,
             addresses: Addresses::default(),
             liveness: Liveness::default(),
+            standings: Standings::default(),
+            handover: Handover::default(),
             catch_up: CatchUp::default(),
             seen_leader: (0, 0),
             last_leader_node: NodeId(0),
@@ -555,42 +561,8 @@ impl Group {
         self.tidy_read_back();
         self.ask_if_nobody_else_does();
         self.ask_if_due();
+        self.tick_standings();
         self.give_leadership_away_if_faulted();
-    }
-
-    fn give_leadership_away_if_faulted(&mut self) {
-        if !self.is_faulted()
-            || !self.leads()
-            || !self
-                .ticks
-                .is_multiple_of(u64::from(self.config.heartbeat_ticks))
-        {
-            return;
-        }
-        self.transfer_to_best_follower();
-    }
-
-    /// Hands leadership to the active voter that has the most of the log, rather to one whose machine is of use. `false` if there
-    /// is none.
-    pub(crate) fn transfer_to_best_follower(&mut self) -> bool {
-        let own = self.replica;
-        let Some(Raft(node)) = &self.raft else {
-            return false;
-        };
-        let best = self
-            .state
-            .membership
-            .voters()
-            .filter(|replica| *replica != own && self.is_active(*replica))
-            .filter_map(|replica| {
-                let matched = node.raft.prs().get(replica.0)?.matched;
-                Some((!self.is_ailing(replica), matched, replica))
-            })
-            .max();
-        if let (Some((_, _, best)), Some(Raft(node))) = (best, &mut self.raft) {
-            node.transfer_leader(best.0);
-        }
-        best.is_some()
     }
 
     pub(crate) fn leads(&self) -> bool {

@@ -10,6 +10,7 @@ use crate::id::{LogIndex, NodeId, ReplicaId, Term};
 use crate::log_view::LogView;
 use crate::message::{ArrivedSnapshot, Body, PeerMessage, SnapshotName};
 use crate::planted::{self, Defect};
+use crate::standing::Distrust;
 use crate::state::{HostState, StateError};
 use crate::status::Health;
 
@@ -18,7 +19,18 @@ impl Group {
         if message.group != self.config.group || !self.is_of_this_life(&message) {
             return;
         }
-        if message.from.0 == 0 || message.from == message.to || !self.is_for_us(&message) {
+        if message.from.0 == 0 || message.from == message.to || self.has_ended() {
+            return;
+        }
+        if self.is_misplaced(message.from, from) {
+            self.distrust(from, Distrust::Placement);
+            return;
+        }
+        if self.replica.0 == 0 {
+            self.contacted(from, message);
+            return;
+        }
+        if !self.is_for_us(from, &message) {
             return;
         }
         let removed = self.state.membership.was_removed(message.from);
@@ -31,17 +43,22 @@ impl Group {
                     }
                     return;
                 }
-                self.step(raft, message.from);
+                self.step(raft, message.from, from);
             }
             Body::Forward(forwards) => self.forwarded(message.from, from, forwards),
-            Body::Answer(answers) => self.answered(answers),
-            Body::AskAttestations { after } => {
-                self.asked_for_attestations(message.from, from, after);
+            Body::Answer(answers) => self.answered(message.from, from, answers),
+            Body::AskAttestations { after, nonce } => {
+                self.asked_for_attestations(message.from, from, after, nonce);
             }
-            Body::Attestations(said) => self.attested(message.from, said),
+            Body::Attestations { nonce, said } => {
+                if self.is_proved(message.from, from, nonce) {
+                    self.attested(message.from, said);
+                }
+            }
             Body::AskSnapshot { after } => self.asked_for_snapshot(message.from, from, after),
-            Body::Gone if planted::has(Defect::RemovedLeaderServes) => {}
-            Body::Gone => self.gone(),
+            Body::AskStanding { nonce } => self.asked_for_standing(message.from, from, nonce),
+            Body::Standing(standing) => self.stands(message.from, from, standing),
+            Body::Gone => self.hinted(message.from, from),
         }
     }
 
@@ -50,25 +67,19 @@ impl Group {
             || planted::has(Defect::StaleIncarnationAccepted)
     }
 
-    /// Whether a message is for this replica. A joiner that nobody has contacted yet takes the id that a leader
-    /// addresses it by: ids are never given twice, so it cannot be meant for somebody else.
-    fn is_for_us(&mut self, message: &PeerMessage) -> bool {
-        use eraftpb::MessageType as Type;
-        let from_a_leader = matches!(
-            &message.body,
-            Body::Raft(raft) if matches!(raft.msg_type, Type::MsgAppend | Type::MsgHeartbeat | Type::MsgSnapshot)
-        );
-        if self.replica.0 != 0 {
-            // A node has one member of a group at most. Whoever knows nothing yet never had a vote, so nobody needs it.
-            if from_a_leader && message.to > self.replica && self.is_blank() {
-                self.gone();
-            }
-            return message.to == self.replica && !self.has_ended();
+    /// Whether a message is for this replica.
+    fn is_for_us(&mut self, from: NodeId, message: &PeerMessage) -> bool {
+        // A node has one member of a group at most, so its former one was removed. Whoever knows nothing yet never had a
+        // vote, so nobody needs it.
+        if message.is_from_a_leader() && message.to > self.replica && self.is_blank() {
+            self.hinted(message.from, from);
         }
-        if !from_a_leader || message.to <= self.config.removed_through {
-            return false;
-        }
-        self.replica = message.to;
+        message.to == self.replica
+    }
+
+    /// Takes a name, and a part in its group. See [`Self::contacted`].
+    pub(crate) fn take_name(&mut self, replica: ReplicaId) {
+        self.replica = replica;
         let view = LogView::new(
             HardState::default(),
             Vec::new(),
@@ -79,11 +90,10 @@ impl Group {
             Ok(()) => self.persist_urgently(Persist::default()),
             Err(error) => self.halt(error.to_string()),
         }
-        !self.has_ended()
     }
 
     /// Steps a message that raft-rs can take; what would make it panic is refused here.
-    fn step(&mut self, message: eraftpb::Message, from: ReplicaId) {
+    fn step(&mut self, message: eraftpb::Message, from: ReplicaId, at: NodeId) {
         use eraftpb::MessageType as Type;
         let backlog = self.unapplied_bytes > self.config.limits.unapplied_bytes;
         let faulted = self.is_faulted();
@@ -112,21 +122,30 @@ impl Group {
         if kind == Type::MsgAppend && faulted && backlog {
             return;
         }
-        if kind == Type::MsgHeartbeat
-            && message.term >= node.raft.term
-            && message.commit > node.raft.raft_log.last_index()
-        {
-            let last = node.raft.raft_log.last_index();
-            let reason = format!(
-                "the leader knows that entry {} is stored here, but the log ends at {last}: acknowledged data was lost; \
-                 remove this member and add it anew",
-                message.commit
-            );
-            self.halt(reason);
-            return;
-        }
         let last = node.raft.raft_log.last_index();
         let leads = node.raft.state == StateRole::Leader;
+        let log = &node.raft.raft_log;
+        let distrusted = match kind {
+            // A leader says what both have. If this replica has lost something, the leader can prove it.
+            Type::MsgHeartbeat if message.term >= node.raft.term && message.commit > last => {
+                Some(Distrust::Commit)
+            }
+            // raft-rs would look for an entry of so low a term below the start of the log, and panic.
+            Type::MsgAppend
+                if message.index >= log.committed
+                    && message.log_term < log.term(log.committed).unwrap_or_default() =>
+            {
+                Some(Distrust::Term)
+            }
+            _ => None,
+        };
+        if let Some(why) = distrusted {
+            self.distrust(at, why);
+            if why == Distrust::Commit {
+                self.hinted(from, at);
+            }
+            return;
+        }
         let senseless = match kind {
             // A leader that believed it would look for entries that nobody has.
             Type::MsgAppendResponse => {
@@ -175,6 +194,7 @@ impl Group {
             || !self.is_of_this_life(&message)
             || message.to != self.replica
             || self.state.membership.was_removed(message.from)
+            || self.is_misplaced(message.from, from)
         {
             return;
         }
@@ -207,13 +227,17 @@ impl Group {
         } = &snapshot;
         if message.group != self.config.group
             || !self.is_of_this_life(message)
-            || !self.is_for_us(message)
+            || message.to != self.replica
         {
             return;
         }
         let Body::Raft(raft_message) = &message.body else {
             return;
         };
+        if self.is_misplaced(message.from, from) {
+            self.distrust(from, Distrust::Placement);
+            return;
+        }
         // What the file says counts, not what the header of the transfer said.
         let (decoded, context) = match HostState::decode(state.clone()) {
             Ok(decoded) => decoded,

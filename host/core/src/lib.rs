@@ -14,6 +14,7 @@
 //! * `changes`: membership.
 //! * `reads`: linearizable queries.
 //! * [`attestation`], `divergence`: whether replicas agree, and what becomes of one that does not.
+//! * [`standing`]: what is believed of whom; `handover`: a leader whose machine failed.
 //! * [`deployment`]: what a group runs.
 //! * [`printable`]: text of strangers, fit to be shown.
 //! * [`sessions`], [`state`]: what is replicated beside the machine's state.
@@ -40,6 +41,7 @@ mod election;
 pub mod entry;
 mod forwards;
 pub mod group;
+mod handover;
 pub mod id;
 pub mod input;
 mod intake;
@@ -57,6 +59,7 @@ mod reads;
 mod ready;
 mod removal;
 pub mod sessions;
+pub mod standing;
 pub mod state;
 pub mod status;
 mod suspects;

@@ -8,6 +8,7 @@ use raft::eraftpb;
 use crate::attestation::Attestation;
 use crate::id::{GroupId, Incarnation, NodeId, ReplicaId};
 use crate::proposal::{Proposal, ProposalError, Response};
+use crate::standing::Standing;
 
 /// How urgent a message is. A message of a higher priority must not wait behind one of a lower priority on the way, so
 /// each priority has a connection of its own.
@@ -43,6 +44,17 @@ pub struct PeerMessage {
     pub body: Body,
 }
 
+impl PeerMessage {
+    /// Whether only a leader sends such a message.
+    pub(crate) fn is_from_a_leader(&self) -> bool {
+        use eraftpb::MessageType as Type;
+        matches!(
+            &self.body,
+            Body::Raft(raft) if matches!(raft.msg_type, Type::MsgAppend | Type::MsgHeartbeat | Type::MsgSnapshot)
+        )
+    }
+}
+
 /// What one replica says to another.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Body {
@@ -53,21 +65,35 @@ pub enum Body {
     Forward(Vec<Forward>),
     /// The leader answers forwarded proposals.
     Answer(Vec<Answer>),
-    /// The receiver was removed from the group and may delete itself: removals are replicated and replica ids are
-    /// never used again, so this can only be true.
+    /// The receiver was removed from the group. Anybody can say so; it asks back ([`Body::AskStanding`]) before it deletes
+    /// itself.
     Gone,
     /// The leader asks what the receiver has to say of barriers behind `after`.
     AskAttestations {
         /// Index of the newest barrier that it has spoken of.
         after: crate::id::LogIndex,
+        /// To be shown again with the answer.
+        nonce: u64,
     },
     /// What the sender says of barriers, in their order.
-    Attestations(Vec<Attestation>),
+    Attestations {
+        /// The number of the question.
+        nonce: u64,
+        /// One for each barrier.
+        said: Vec<Attestation>,
+    },
     /// The sender's machine is wrong; it asks the leader for a snapshot of a point behind `after`.
     AskSnapshot {
         /// Index of the last entry that its machine was given.
         after: crate::id::LogIndex,
     },
+    /// The sender asks how it stands with the receiver.
+    AskStanding {
+        /// To be shown again with the answer.
+        nonce: u64,
+    },
+    /// How the receiver stands with the sender.
+    Standing(Standing),
 }
 
 /// One proposal on its way to the leader.
@@ -123,8 +149,10 @@ impl Body {
             | Self::Answer(_)
             | Self::Gone
             | Self::AskAttestations { .. }
-            | Self::Attestations(_)
-            | Self::AskSnapshot { .. } => Priority::Normal,
+            | Self::Attestations { .. }
+            | Self::AskSnapshot { .. }
+            | Self::AskStanding { .. }
+            | Self::Standing(_) => Priority::Normal,
             Self::Raft(message) => match message.msg_type {
                 Type::MsgSnapshot => Priority::Low,
                 Type::MsgAppend | Type::MsgAppendResponse => Priority::Normal,
@@ -137,8 +165,12 @@ impl Body {
     pub fn size(&self) -> usize {
         const FIXED: usize = 64;
         match self {
-            Self::Gone | Self::AskAttestations { .. } | Self::AskSnapshot { .. } => FIXED,
-            Self::Attestations(attestations) => FIXED + 2 * FIXED * attestations.len(),
+            Self::Gone
+            | Self::AskAttestations { .. }
+            | Self::AskSnapshot { .. }
+            | Self::AskStanding { .. }
+            | Self::Standing(_) => FIXED,
+            Self::Attestations { said, .. } => FIXED + 2 * FIXED * said.len(),
             Self::Raft(message) => {
                 let entries: usize = message
                     .entries

@@ -6,12 +6,21 @@ use serde::de::DeserializeOwned;
 
 use super::admin::{Collect, CreateGroup, OfGroup, OfGroupAndNode, Page, Prepare, Upgrade, method};
 use super::problem::quoted;
+use super::requests::Caller;
 use crate::components::Upload;
 use crate::host::{Activate, Host, Reach};
 use crate::host_error::HostError;
 
 /// Carries out one call; the answer is JSON.
-pub(super) async fn call(host: &Host, name: &str, body: Bytes) -> Result<Bytes, HostError> {
+pub(super) async fn call(
+    host: &Host,
+    caller: Caller,
+    name: &str,
+    body: Bytes,
+) -> Result<Bytes, HostError> {
+    if caller == Caller::Client && is_between_nodes(name) {
+        return Err(HostError::BetweenNodes(name.to_owned()));
+    }
     let (name, reach) = match name.strip_prefix(method::LOCAL) {
         Some(name) => (name, Reach::Node),
         None => (name, Reach::Cluster),
@@ -87,6 +96,12 @@ pub(super) async fn call(host: &Host, name: &str, body: Bytes) -> Result<Bytes, 
             )))
         }
     }
+}
+
+/// Whether only nodes ask this of each other: what is checked before it is asked is not checked again.
+fn is_between_nodes(name: &str) -> bool {
+    name.starts_with(method::LOCAL)
+        || matches!(name, method::GROUP_ACTIVATE | method::COMPONENT_PREPARE)
 }
 
 async fn member(

@@ -10,23 +10,20 @@ use std::time::Duration;
 use bytes::BytesMut;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
-use skep_core::id::GroupId;
-use skep_core::proposal::{Command, ProposalError};
-use skep_wire::client::response_frame;
 use skep_wire::codec::{Decoder, Encoder};
-use skep_wire::proto::{self, client_frame, request, response, server_frame};
-use skep_wire::{CLIENT_PROTOCOL, MAX_CHUNK, MAX_CLIENT_FRAME, MAX_HELLO, MAX_TIMEOUT_MS};
+use skep_wire::proto::{self, client_frame, server_frame};
+use skep_wire::{CLIENT_PROTOCOL, MAX_CLIENT_FRAME, MAX_HELLO};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::call;
+use super::requests::{self, Caller};
 use crate::clock;
-use crate::host::{Host, Reach};
+use crate::host::Host;
 use crate::host_error::HostError;
 use crate::memory::{KEPT_BY_CLIENT, empty};
-use crate::status::Consistency;
+use crate::transport::size_of_request;
 
 /// Bytes of requests in flight on one connection; above it nothing more is read until some are answered.
 const IN_FLIGHT_BYTES: usize = 32 << 20;
@@ -138,7 +135,7 @@ impl Connection {
                 let Some(client_frame::Body::Request(request)) = frame.body else {
                     return Err(HostError::Invalid("a request was expected".into()));
                 };
-                let size = size(&request);
+                let size = size_of_request(&request);
                 bytes += size;
                 let host = self.host.clone();
                 in_flight.push(async move { (answer(&host, request).await, size) });
@@ -190,15 +187,16 @@ impl Connection {
         } else if !hello.cluster.is_empty() && hello.cluster != cluster {
             Some((
                 "wrong-cluster",
-                format!(
-                    "this node belongs to the cluster `{cluster}`; correct the address or the cluster id"
-                ),
+                "this node belongs to another cluster; correct the address or the cluster id"
+                    .to_owned(),
             ))
         } else {
             None
         };
         let goes_on = refused.is_none();
-        let frame = server_hello(cluster, self.host.config().node.id, refused);
+        // Who does not know the name of the cluster does not learn it by guessing wrong.
+        let told = if goes_on { cluster } else { String::new() };
+        let frame = server_hello(told, self.host.config().node.id, refused);
         self.put(&frame)?;
         self.flush().await?;
         Ok(goes_on)
@@ -246,138 +244,10 @@ fn server_hello(cluster: String, node: u64, refused: Option<(&str, String)>) -> 
 
 /// Carries out one request; every request has exactly one answer.
 async fn answer(host: &Host, request: proto::Request) -> proto::ServerFrame {
-    let (id, group) = (request.id, GroupId(request.group));
-    let body = match carry_out(host, group, request.body).await {
-        Ok(body) => body,
-        Err(error) => response::Body::Error(explain(host, group, &error)),
-    };
-    response_frame(id, body)
-}
-
-async fn carry_out(
-    host: &Host,
-    group: GroupId,
-    body: Option<request::Body>,
-) -> Result<response::Body, HostError> {
-    let patience = |milliseconds: u32| match milliseconds {
-        0 => Ok(host.config().request_timeout()),
-        1..=MAX_TIMEOUT_MS => Ok(Duration::from_millis(milliseconds.into())),
-        _ => Err(HostError::Invalid(format!(
-            "timeout_ms is {milliseconds}; use 1 to {MAX_TIMEOUT_MS}, or 0 for the node's own"
-        ))),
-    };
-    match body {
-        Some(request::Body::Propose(propose)) => {
-            host.here_or_elsewhere(group).await?;
-            let timeout = patience(propose.timeout_ms)?;
-            let command = Command::try_from(propose).map_err(wire)?;
-            Ok(response::Body::Proposed(
-                host.propose(group, command, Reach::Node, timeout)
-                    .await?
-                    .into(),
-            ))
-        }
-        Some(request::Body::Query(query)) => {
-            host.here_or_elsewhere(group).await?;
-            let consistency = if query.linearizable {
-                Consistency::Linearizable
-            } else {
-                Consistency::Stale
-            };
-            let answer = host
-                .query(
-                    group,
-                    query.data,
-                    consistency,
-                    Reach::Node,
-                    patience(query.timeout_ms)?,
-                )
-                .await?;
-            Ok(response::Body::Answered(proto::Answered {
-                index: answer.index.0,
-                term: answer.term.0,
-                outcome: Some(answer.outcome.into()),
-            }))
-        }
-        Some(request::Body::OpenSession(open)) => {
-            host.here_or_elsewhere(group).await?;
-            let timeout = patience(open.timeout_ms)?;
-            let response = host.open_session(group, Reach::Node, timeout).await?;
-            Ok(response::Body::SessionOpened(proto::SessionOpened::new(
-                &response,
-            )))
-        }
-        Some(request::Body::Call(request)) => {
-            let body = call::call(host, &request.method, request.body).await?;
-            Ok(response::Body::Called(proto::Called { body }))
-        }
-        Some(request::Body::ComponentRead(read)) => {
-            let id = read.id().map_err(wire)?;
-            let length = u64::from(read.length).min(MAX_CHUNK as u64);
-            let (data, total) = host.component_range(id, read.offset, length).await?;
-            Ok(response::Body::ComponentChunk(proto::ComponentChunk {
-                data,
-                total,
-            }))
-        }
-        None => Err(HostError::Invalid(
-            "the request has no body, or one that this node does not know".into(),
-        )),
+    let response = requests::answer(host, Caller::Client, request).await;
+    proto::ServerFrame {
+        body: Some(server_frame::Body::Response(response)),
     }
-}
-
-/// The error as the client sees it, with the address of whoever can do better.
-fn explain(host: &Host, group: GroupId, error: &HostError) -> proto::Error {
-    let mut wire = proto::Error {
-        code: error.code().to_owned(),
-        message: error.chain(),
-        unknown: error.is_unknown(),
-        retryable: error.is_retryable(),
-        ..Default::default()
-    };
-    match error {
-        HostError::Elsewhere { node, address, .. } => {
-            (wire.leader, wire.leader_address) = (node.0, address.clone());
-        }
-        HostError::Node(crate::Error::Proposal {
-            source: ProposalError::NotLeader { leader: Some(node) },
-            ..
-        }) => {
-            wire.leader = node.0;
-            wire.leader_address = host.client_address(*node).unwrap_or_default();
-        }
-        HostError::Node(
-            crate::Error::GroupHalted { .. }
-            | crate::Error::NodeFailed { .. }
-            | crate::Error::Stopped { .. }
-            | crate::Error::StoppedInFlight { .. }
-            | crate::Error::Proposal {
-                source: ProposalError::Faulted | ProposalError::Stopped,
-                ..
-            },
-        ) => {
-            // Another replica may be well; this one failed, was removed, or goes with its node.
-            if let Some(node) = host.another_member(group) {
-                (wire.leader, wire.leader_address, wire.retryable) =
-                    (node.id.0, node.client.clone(), true);
-            }
-        }
-        _ => {}
-    }
-    wire
-}
-
-/// Bytes a request holds while it is in flight.
-fn size(request: &proto::Request) -> usize {
-    const FIXED: usize = 256;
-    FIXED
-        + match &request.body {
-            Some(request::Body::Propose(propose)) => propose.data.len(),
-            Some(request::Body::Query(query)) => query.data.len(),
-            Some(request::Body::Call(call)) => call.body.len() + call.method.len(),
-            Some(request::Body::ComponentRead(_)) => MAX_CHUNK,
-            Some(request::Body::OpenSession(_)) | None => 0,
-        }
 }
 
 async fn read(stream: &mut TcpStream, input: &mut BytesMut) -> Result<usize, HostError> {

@@ -117,6 +117,7 @@ fn status(code: &str, unknown: bool) -> StatusCode {
             StatusCode::BAD_REQUEST
         }
         "digest-mismatch" | "change-refused" => StatusCode::BAD_REQUEST,
+        "forbidden" => StatusCode::FORBIDDEN,
         "no-such-group" | "not-found" | "no-such-component" => StatusCode::NOT_FOUND,
         "group-exists" | "change-in-progress" | "group-removed" | "not-needed"
         | "not-rehearsed" | "group-paused" => StatusCode::CONFLICT,

@@ -48,10 +48,12 @@ pub(super) async fn run(host: Host) {
         let catalog = states.borrow_and_update().clone();
         // Before anything of it is brought up: whoever the catalogue knows is known by its store from here on.
         if learned != Some(catalog.version) {
-            let (pins, own, known) = (host.inner.pins.clone(), host.id(), catalog.clone());
-            if let Err(error) = blocking(move || pins.learn(own, &known)).await {
+            let (roster, own, known) = (host.inner.roster.clone(), host.id(), catalog.clone());
+            if let Err(error) = blocking(move || roster.learn(own, &known)).await {
                 tracing::error!(%error, "stores of peers are not noted");
             }
+            let is_group = |group| catalog.group(group).is_some();
+            host.inner.peers.retain(is_group);
             learned = Some(catalog.version);
         }
         step(&host, &catalog);

@@ -249,7 +249,7 @@ impl Host {
             .members
             .iter()
             .filter(|node| **node != own && **node != but);
-        let others: Vec<_> = members
+        let mut others: Vec<_> = members
             .filter_map(|node| catalog.node(*node).cloned())
             .collect();
         if others.is_empty() || reach == Reach::Node {
@@ -265,6 +265,7 @@ impl Host {
                 reason,
             });
         }
+        self.inner.peers.order(id, &mut others);
         Ok(others)
     }
 

@@ -1,20 +1,21 @@
 //! Bringing a node up: store, transport, group 0, and the tasks that keep it in step with the catalogue.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use skep_core::id::NodeId;
-use skep_log::{DiskVfs, LogError, PeerPins, Store, StoreId, Vfs};
+use skep_log::{DiskVfs, PeerPins, Store, StoreId, Vfs};
 use skep_machine::wasm::Compiler;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::reconcile::blocking;
+use super::roster::{Owner, Roster};
 use super::{Host, Inner, collection, reconcile};
 use crate::catalog::command::Command;
 use crate::catalog::machine::CatalogMachine;
-use crate::catalog::{self, Catalog, NodeRecord};
+use crate::catalog::{self, NodeRecord};
 use crate::components::ComponentStore;
 use crate::config::Config;
 use crate::host_error::HostError;
@@ -23,7 +24,7 @@ use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::room::DiskRoom;
 use crate::supervisor::Supervisor;
-use crate::transport::{PeerCheck, PeerRefused, TcpConfig, TcpLimits, TcpTransport};
+use crate::transport::{PeerCheck, RequestHandler, TcpConfig, TcpLimits, TcpTransport};
 use crate::{GroupConfig, Inbound, MultiNode, Peer, Ticker, Transport, clock};
 
 /// How often the disk is looked at: so long commands may go on that it has no room for.
@@ -43,7 +44,8 @@ pub(super) async fn start(config: Config, compiler: Arc<dyn Compiler>) -> Result
         node,
         transport,
         store,
-        pins,
+        roster,
+        owner,
     } = node(&config, &supervisor).await?;
     // From here on a failure must not leave the node running.
     let build = || async {
@@ -59,7 +61,7 @@ pub(super) async fn start(config: Config, compiler: Arc<dyn Compiler>) -> Result
             .collect();
         let group = GroupConfig::new(catalog::GROUP, "catalogue", Box::new(machine), founders);
         node.create_group(reconcile::tuned(&config, group)).await?;
-        let peers = Peers::new(&config, supervisor.clone());
+        let peers = Peers::new(transport.clone(), supervisor.clone());
         Ok::<_, HostError>((components, machines, catalog, peers))
     };
     let (components, machines, catalog, peers) = match build().await {
@@ -76,7 +78,7 @@ pub(super) async fn start(config: Config, compiler: Arc<dyn Compiler>) -> Result
             node,
             transport,
             store,
-            pins,
+            roster,
             catalog,
             confirmed: AtomicBool::new(false),
             emptied: AtomicBool::new(false),
@@ -93,6 +95,7 @@ pub(super) async fn start(config: Config, compiler: Arc<dyn Compiler>) -> Result
             stopping: CancellationToken::new(),
         }),
     };
+    owner.started(&host);
     host.keep("reconciler", reconcile::run);
     host.keep("collector", collection::run);
     host.keep("registration", register);
@@ -163,12 +166,13 @@ async fn announce(host: &Host, record: &NodeRecord) -> Result<(), HostError> {
     Ok(())
 }
 
-/// A node that runs, and what it knows of stores.
+/// A node that runs, and whom it knows.
 struct Started {
     node: MultiNode,
     transport: Arc<TcpTransport>,
     store: StoreId,
-    pins: Arc<Pins>,
+    roster: Arc<Roster>,
+    owner: Arc<Owner>,
 }
 
 /// The library's node on a transport of its own. The port comes first: a taken one must be found before the store is
@@ -189,7 +193,9 @@ async fn node(config: &Config, supervisor: &Supervisor) -> Result<Started, HostE
     });
     let (store, pins) = opened.await?.map_err(crate::Error::Storage)?;
     let own_store = store.identity().store;
-    let pins = Arc::new(Pins(Mutex::new(pins)));
+    let owner = Arc::<Owner>::default();
+    let configured = config.cluster.nodes.iter().map(|node| NodeId(node.id));
+    let roster = Arc::new(Roster::new(configured.collect(), pins, owner.clone()));
     let tcp = TcpConfig {
         cluster: config.cluster.id.clone(),
         node: id,
@@ -200,7 +206,8 @@ async fn node(config: &Config, supervisor: &Supervisor) -> Result<Started, HostE
             .iter()
             .map(|node| (NodeId(node.id), node.peer.clone()))
             .collect(),
-        check: Arc::clone(&pins) as Arc<dyn PeerCheck>,
+        check: Arc::clone(&roster) as Arc<dyn PeerCheck>,
+        requests: Some(Arc::clone(&owner) as Arc<dyn RequestHandler>),
         insecure_plaintext,
         limits: TcpLimits::default(),
         supervisor: supervisor.clone(),
@@ -229,7 +236,8 @@ async fn node(config: &Config, supervisor: &Supervisor) -> Result<Started, HostE
             node,
             transport,
             store: own_store,
-            pins,
+            roster,
+            owner,
         }),
         (Err(error), transport) => {
             if let Some(transport) = transport {
@@ -240,73 +248,5 @@ async fn node(config: &Config, supervisor: &Supervisor) -> Result<Started, HostE
         (Ok(_), None) => Err(HostError::Internal(
             "the node started without a transport".into(),
         )),
-    }
-}
-
-/// Remembers each node's store from the first time it was seen, or named by the catalogue.
-pub(super) struct Pins(Mutex<PeerPins>);
-
-impl Pins {
-    /// Pins the stores that the catalogue names: those of nodes this one has never met too.
-    pub(super) fn learn(&self, own: NodeId, catalog: &Catalog) {
-        for node in catalog.nodes().filter(|node| node.id != own) {
-            let Some(store) = StoreId::parse(&node.store) else {
-                continue;
-            };
-            if let Err(refused) = self.check(node.id, store.0) {
-                tracing::warn!(node = node.id.0, %refused, "the catalogue knows a node with another store");
-            }
-        }
-    }
-}
-
-impl PeerCheck for Pins {
-    fn check(&self, node: NodeId, store: [u8; 16]) -> Result<(), PeerRefused> {
-        let mut pins = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match pins.check(node.0, StoreId(store)) {
-            Ok(_) => Ok(()),
-            Err(LogError::PeerChanged { .. }) => Err(PeerRefused::WrongStore { node }),
-            Err(error) => Err(PeerRefused::CheckFailed {
-                node,
-                reason: error.to_string(),
-            }),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use skep_core::id::LogIndex;
-    use skep_log::SimVfs;
-
-    use super::*;
-
-    #[test]
-    fn a_store_that_the_catalogue_names_is_known_before_its_node_was_met() {
-        let vfs: Arc<dyn Vfs> = Arc::new(SimVfs::new(1));
-        let dir = Path::new("/data");
-        vfs.create_dir_all(dir).expect("a directory");
-        let pins = Pins(Mutex::new(PeerPins::open(vfs, dir).expect("no pins yet")));
-        let (own, other) = (NodeId(1), NodeId(2));
-        let mut catalog = Catalog::default();
-        for (id, store) in [(own, [1; 16]), (other, [2; 16])] {
-            let record = NodeRecord {
-                id,
-                name: format!("node-{id}"),
-                peer: String::new(),
-                client: String::new(),
-                http: String::new(),
-                store: StoreId(store).to_string(),
-            };
-            catalog
-                .apply(LogIndex(1), Command::PutNode(record))
-                .expect("taken");
-        }
-        pins.learn(own, &catalog);
-        assert!(pins.check(other, [2; 16]).is_ok());
-        let refused = pins.check(other, [3; 16]).expect_err("another store");
-        assert!(matches!(refused, PeerRefused::WrongStore { node } if node == other));
     }
 }

@@ -1,21 +1,22 @@
-//! One connection to another node's client port, shared by many requests.
+//! One connection to another node for requests, shared by many of them.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use skep_wire::client::request_frame;
-use skep_wire::codec::{Decoder, Encoder};
-use skep_wire::proto::{self, client_frame, request, response, server_frame};
-use skep_wire::{CLIENT_PROTOCOL, MAX_CLIENT_FRAME};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot};
+use skep_core::id::NodeId;
+use skep_wire::MAX_CLIENT_FRAME;
+use skep_wire::codec::Encoder;
+use skep_wire::peer::frame;
+use skep_wire::proto::{self, peer_frame, request};
+use tokio::sync::{Notify, mpsc, oneshot};
 
-use crate::clock;
+use crate::clock::{self, Stopwatch};
 use crate::memory::{KEPT_BY_CLIENT, empty};
 use crate::supervisor::Supervisor;
+use crate::transport::{FrameReader, FrameWriter, TcpTransport};
 
 /// Requests that wait to be written. Whoever has more waits; the other node bounds what is in flight.
 const QUEUE: usize = 1024;
@@ -23,8 +24,11 @@ const QUEUE: usize = 1024;
 const BATCH: usize = 256;
 /// To connect and to be welcomed.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
-/// Bytes asked of the socket at once.
-const READ_BYTES: usize = 64 << 10;
+/// How often a node that owes answers is asked whether it is there.
+const PING_EVERY: Duration = Duration::from_millis(500);
+/// A node that owes answers and says nothing at all for this long is silent: others are asked first. It is longer than a
+/// busy node takes to send a ping back, and shorter than an election.
+const SILENT_AFTER: Duration = Duration::from_millis(1500);
 
 /// Why a request has no answer.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -33,6 +37,8 @@ pub(super) enum LinkError {
     NotSent(String),
     /// The connection was lost after it was, or may have been, sent.
     Lost,
+    /// The node says nothing at all; it may answer yet.
+    Silent,
 }
 
 /// A handle; all clones share the connection, which is made when it is first needed and again after it was lost.
@@ -40,41 +46,124 @@ pub(super) enum LinkError {
 pub(super) struct Link {
     address: String,
     requests: mpsc::Sender<Asked>,
+    silence: Arc<Silence>,
 }
 
+/// What is asked of a node.
 struct Asked {
     group: u64,
     body: request::Body,
     answer: Waiter,
 }
 
-type Waiter = oneshot::Sender<Result<response::Body, LinkError>>;
-type Waiting = Mutex<HashMap<u64, Waiter>>;
+type Waiter = oneshot::Sender<Result<proto::Response, LinkError>>;
+
+/// Whether a node is known to be silent.
+#[derive(Default)]
+struct Silence {
+    now: AtomicBool,
+    fell: Notify,
+}
+
+impl Silence {
+    fn begin(&self) {
+        self.now.store(true, Ordering::Release);
+        self.fell.notify_waiters();
+    }
+
+    fn end(&self) {
+        self.now.store(false, Ordering::Release);
+    }
+}
+
+/// Requests without an answer, and when the node was last heard.
+struct Waiting {
+    of: Mutex<HashMap<u64, Waiter>>,
+    heard: Mutex<Stopwatch>,
+}
+
+impl Waiting {
+    fn new() -> Self {
+        Self {
+            of: Mutex::default(),
+            heard: Mutex::new(Stopwatch::start()),
+        }
+    }
+
+    fn of(&self) -> MutexGuard<'_, HashMap<u64, Waiter>> {
+        self.of.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hear(&self) {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Stopwatch::start();
+    }
+
+    fn silent_for(&self) -> Duration {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.elapsed()
+    }
+}
 
 impl Link {
-    pub(super) fn new(address: String, cluster: String, supervisor: Supervisor) -> Self {
+    /// A link to a node at this address, if the transport knows no other.
+    pub(super) fn new(
+        transport: Arc<TcpTransport>,
+        node: NodeId,
+        address: String,
+        supervisor: Supervisor,
+    ) -> Self {
         let (requests, queue) = mpsc::channel(QUEUE);
-        let (to, queue) = (address.clone(), tokio::sync::Mutex::new(queue));
+        let silence = Arc::<Silence>::default();
+        let dialled = Dialled {
+            transport,
+            node,
+            address: address.clone(),
+            silence: Arc::clone(&silence),
+        };
+        let queue = tokio::sync::Mutex::new(queue);
         tokio::spawn(async move {
-            let queue = &queue;
-            supervisor
-                .keep("peer-link", || run(&to, &cluster, queue))
-                .await;
+            let run = || dialled.run(&queue);
+            supervisor.keep("peer-link", run).await;
         });
-        Self { address, requests }
+        Self {
+            address,
+            requests,
+            silence,
+        }
     }
 
     pub(super) fn address(&self) -> &str {
         &self.address
     }
 
+    /// Whether the node does not answer; others are rather asked.
+    pub(super) fn is_silent(&self) -> bool {
+        self.silence.now.load(Ordering::Acquire)
+    }
+
+    /// Makes the connection again, if it is lost, and looks whether the node answers; somebody else does the asking.
+    pub(super) fn probe(&self) {
+        let (answer, _) = oneshot::channel();
+        // Asks for nothing: any answer will do. If the queue is full, others are doing the same.
+        let _ = self.requests.try_send(Asked {
+            group: 0,
+            body: request::Body::Call(proto::Call::default()),
+            answer,
+        });
+    }
+
+    /// Asks, and waits for the answer; `patient` is who must not give up while an answer may come yet.
     pub(super) async fn ask(
         &self,
         group: u64,
         body: request::Body,
-    ) -> Result<response::Body, LinkError> {
+        patient: bool,
+    ) -> Result<proto::Response, LinkError> {
         let (answer, answered) = oneshot::channel();
         let stopped = |_| LinkError::NotSent("the connection was given up".to_owned());
+        let mut fell = std::pin::pin!(self.silence.fell.notified());
+        // From here on, so that no silence is missed.
+        fell.as_mut().enable();
         self.requests
             .send(Asked {
                 group,
@@ -83,170 +172,224 @@ impl Link {
             })
             .await
             .map_err(stopped)?;
-        answered.await.unwrap_or(Err(LinkError::Lost))
-    }
-}
-
-/// Owns the connection; ends with the last handle.
-async fn run(address: &str, cluster: &str, queue: &tokio::sync::Mutex<mpsc::Receiver<Asked>>) {
-    let mut queue = queue.lock().await;
-    while let Some(first) = queue.recv().await {
-        let connected = clock::timeout(CONNECT_WITHIN, connect(address, cluster)).await;
-        match connected.unwrap_or_else(|| Err("it does not answer".to_owned())) {
-            Ok((stream, decoder, input)) => {
-                // Those still waiting when this is dropped see that the connection was lost.
-                let waiting = Waiting::default();
-                let (reader, writer) = stream.into_split();
-                tokio::select! {
-                    () = read(reader, decoder, input, &waiting) => {}
-                    () = write(writer, first, &mut queue, &waiting) => {}
-                }
-            }
-            Err(reason) => {
-                // All that came meanwhile would only wait for the same.
-                let mut next = Some(first);
-                while let Some(asked) = next {
-                    // Whoever asked may have left.
-                    let _ = asked.answer.send(Err(LinkError::NotSent(reason.clone())));
-                    next = queue.try_recv().ok();
-                }
-            }
+        tokio::select! {
+            biased;
+            answer = answered => answer.unwrap_or(Err(LinkError::Lost)),
+            () = fell, if !patient => Err(LinkError::Silent),
         }
     }
 }
 
-async fn connect(
-    address: &str,
-    cluster: &str,
-) -> Result<(TcpStream, Decoder<proto::ServerFrame>, BytesMut), String> {
-    let text = |error: std::io::Error| error.to_string();
-    let mut stream = TcpStream::connect(address).await.map_err(text)?;
-    stream.set_nodelay(true).map_err(text)?;
-    let hello = proto::ClientHello {
-        protocol: CLIENT_PROTOCOL,
-        cluster: cluster.to_owned(),
-    };
-    let frame = proto::ClientFrame {
-        body: Some(client_frame::Body::Hello(hello)),
-    };
-    let mut output = BytesMut::new();
-    Encoder::new(MAX_CLIENT_FRAME)
-        .put(&frame, &mut output)
-        .map_err(|error| error.to_string())?;
-    stream.write_all(&output).await.map_err(text)?;
-    let mut decoder = Decoder::new(MAX_CLIENT_FRAME);
-    let mut input = BytesMut::new();
-    let frame: proto::ServerFrame = loop {
-        if let Some(frame) = decoder
-            .take(&mut input)
-            .map_err(|error| error.to_string())?
-        {
-            break frame;
-        }
-        if stream.read_buf(&mut input).await.map_err(text)? == 0 {
-            return Err("it closed the connection".to_owned());
-        }
-    };
-    match frame.body {
-        Some(server_frame::Body::Hello(proto::ServerHello { refused: None, .. })) => {
-            Ok((stream, decoder, input))
-        }
-        Some(server_frame::Body::Hello(proto::ServerHello {
-            refused: Some(error),
-            ..
-        })) => Err(error.message),
-        _ => Err("it did not introduce itself".to_owned()),
-    }
+/// Whom a link connects to.
+struct Dialled {
+    transport: Arc<TcpTransport>,
+    node: NodeId,
+    address: String,
+    silence: Arc<Silence>,
 }
 
-async fn write(
-    mut writer: impl AsyncWrite + Unpin,
-    first: Asked,
-    queue: &mut mpsc::Receiver<Asked>,
-    waiting: &Waiting,
-) {
-    let encoder = Encoder::new(MAX_CLIENT_FRAME);
-    let (mut output, mut last) = (BytesMut::new(), 0);
-    let mut batch = vec![first];
-    loop {
-        for asked in batch.drain(..) {
-            last += 1;
-            match encoder.put(&request_frame(last, asked.group, asked.body), &mut output) {
-                Ok(()) => drop(lock(waiting).insert(last, asked.answer)),
-                Err(error) => drop(
-                    asked
-                        .answer
-                        .send(Err(LinkError::NotSent(error.to_string()))),
-                ),
-            }
-        }
-        if writer.write_all(&output).await.is_err() {
-            return;
-        }
-        empty(&mut output, KEPT_BY_CLIENT);
-        if queue.recv_many(&mut batch, BATCH).await == 0 {
-            return;
-        }
-    }
-}
-
-async fn read(
-    mut reader: impl AsyncRead + Unpin,
-    mut decoder: Decoder<proto::ServerFrame>,
-    mut input: BytesMut,
-    waiting: &Waiting,
-) {
-    loop {
-        loop {
-            match decoder.take(&mut input) {
-                Ok(Some(proto::ServerFrame {
-                    body: Some(server_frame::Body::Response(response)),
-                })) => {
-                    let waiter = lock(waiting).remove(&response.id);
-                    if let (Some(waiter), Some(body)) = (waiter, response.body) {
-                        // Whoever asked may have left.
-                        let _ = waiter.send(Ok(body));
+impl Dialled {
+    /// Owns the connection; ends with the last handle.
+    async fn run(&self, queue: &tokio::sync::Mutex<mpsc::Receiver<Asked>>) {
+        let mut queue = queue.lock().await;
+        while let Some(first) = queue.recv().await {
+            let dial = self.transport.open_requests(self.node, &self.address);
+            let dialled = clock::timeout(CONNECT_WITHIN, dial).await;
+            let connected = match dialled {
+                Some(Ok(connection)) => Ok(connection),
+                Some(Err(error)) => Err(error.to_string()),
+                None => Err("it does not answer".to_owned()),
+            };
+            match connected {
+                Ok(connection) => {
+                    self.silence.end();
+                    // Those still waiting when this is dropped see that the connection was lost.
+                    let waiting = Waiting::new();
+                    tokio::select! {
+                        () = self.read(connection.reader, &waiting) => {}
+                        () = self.write(connection.writer, first, &mut queue, &waiting) => {}
                     }
                 }
-                Ok(None) => break,
-                // Anything else is not the protocol; a new connection starts clean.
-                Ok(Some(_)) | Err(_) => return,
+                Err(reason) => {
+                    self.silence.begin();
+                    // All that came meanwhile would only wait for the same.
+                    let mut next = Some(first);
+                    while let Some(asked) = next {
+                        // Whoever asked may have left.
+                        let _ = asked.answer.send(Err(LinkError::NotSent(reason.clone())));
+                        next = queue.try_recv().ok();
+                    }
+                }
             }
         }
-        input.reserve(READ_BYTES);
-        match reader.read_buf(&mut input).await {
-            Ok(0) | Err(_) => return,
-            Ok(_) => {}
+    }
+
+    async fn read(&self, mut reader: FrameReader, waiting: &Waiting) {
+        // Anything else is not the protocol; a new connection starts clean.
+        while let Ok(Some(body)) = reader.next(None).await {
+            waiting.hear();
+            self.silence.end();
+            match body {
+                peer_frame::Body::Response(response) => {
+                    let waiter = waiting.of().remove(&response.id);
+                    if let Some(waiter) = waiter {
+                        // Whoever asked may have left.
+                        let _ = waiter.send(Ok(response));
+                    }
+                }
+                peer_frame::Body::Ping(_) => {}
+                _ => return,
+            }
         }
     }
-}
 
-fn lock(waiting: &Waiting) -> std::sync::MutexGuard<'_, HashMap<u64, Waiter>> {
-    waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    async fn write(
+        &self,
+        mut writer: FrameWriter,
+        first: Asked,
+        queue: &mut mpsc::Receiver<Asked>,
+        waiting: &Waiting,
+    ) {
+        let encoder = Encoder::new(MAX_CLIENT_FRAME);
+        let (mut output, mut last) = (BytesMut::new(), 0);
+        let mut batch = vec![first];
+        let mut tick = std::pin::pin!(clock::sleep(PING_EVERY));
+        loop {
+            for asked in batch.drain(..) {
+                last += 1;
+                let request = proto::Request {
+                    id: last,
+                    group: asked.group,
+                    body: Some(asked.body),
+                };
+                match encoder.put(&frame(peer_frame::Body::Request(request)), &mut output) {
+                    Ok(()) => {
+                        let mut of = waiting.of();
+                        if of.is_empty() {
+                            waiting.hear();
+                        }
+                        of.insert(last, asked.answer);
+                    }
+                    Err(error) => {
+                        let reason = error.to_string();
+                        drop(asked.answer.send(Err(LinkError::NotSent(reason))));
+                    }
+                }
+            }
+            if writer.send_encoded(&output).await.is_err() {
+                return;
+            }
+            empty(&mut output, KEPT_BY_CLIENT);
+            tokio::select! {
+                taken = queue.recv_many(&mut batch, BATCH) => if taken == 0 {
+                    return;
+                },
+                () = &mut tick => {
+                    tick.set(clock::sleep(PING_EVERY));
+                    waiting.of().retain(|_, waiter| !waiter.is_closed());
+                    let owes = !waiting.of().is_empty();
+                    let silent_for = waiting.silent_for();
+                    if owes && silent_for >= SILENT_AFTER {
+                        self.silence.begin();
+                    }
+                    if (owes || self.silence.now.load(Ordering::Acquire)) && silent_for >= PING_EVERY {
+                        let ping = frame(peer_frame::Body::Ping(proto::Nothing {}));
+                        if encoder.put(&ping, &mut output).is_err() {
+                            return;
+                        }
+                    }
+                }
+            }
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use futures::future::BoxFuture;
+    use skep_core::message::{PeerMessage, SnapshotName};
+    use skep_log::{SnapshotFile, SnapshotReceiver};
+    use skep_wire::proto::response;
     use tokio::net::TcpListener;
+    use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
     use super::*;
+    use crate::transport::{
+        PeerCheck, PeerRefused, RequestHandler, SnapshotRefusal, TcpConfig, TcpLimits,
+    };
+    use crate::{Batch, Inbound};
 
-    async fn receive(stream: &mut TcpStream, input: &mut BytesMut) -> client_frame::Body {
-        let mut decoder = Decoder::<proto::ClientFrame>::new(MAX_CLIENT_FRAME);
-        loop {
-            if let Some(frame) = decoder.take(input).unwrap() {
-                return frame.body.unwrap();
-            }
-            assert_ne!(stream.read_buf(input).await.unwrap(), 0);
+    /// Everybody is who he says, and no batch comes.
+    struct Trusting;
+
+    impl PeerCheck for Trusting {
+        fn check(&self, _: NodeId, _: [u8; 16]) -> Result<(), PeerRefused> {
+            Ok(())
         }
     }
 
-    async fn send(stream: &mut TcpStream, body: server_frame::Body) {
-        let mut output = BytesMut::new();
-        Encoder::new(MAX_CLIENT_FRAME)
-            .put(&proto::ServerFrame { body: Some(body) }, &mut output)
-            .unwrap();
-        stream.write_all(&output).await.unwrap();
+    impl Inbound for Trusting {
+        fn step_batch(&self, _: Batch) {}
+
+        fn offer_snapshot(
+            &self,
+            _: NodeId,
+            message: &PeerMessage,
+            _: &SnapshotName,
+        ) -> Result<SnapshotReceiver, SnapshotRefusal> {
+            Err(SnapshotRefusal::NoSuchGroup(message.group))
+        }
+
+        fn snapshot_arrived(&self, _: NodeId, _: PeerMessage, _: SnapshotFile) {}
+    }
+
+    /// Hands each request to the test, which answers it.
+    struct ByHand(UnboundedSender<(proto::Request, oneshot::Sender<proto::Response>)>);
+
+    type Requests = UnboundedReceiver<(proto::Request, oneshot::Sender<proto::Response>)>;
+
+    impl RequestHandler for ByHand {
+        fn answer(
+            &self,
+            from: NodeId,
+            request: proto::Request,
+        ) -> BoxFuture<'static, proto::Response> {
+            assert_eq!(from, NodeId(1));
+            let (answer, answered) = oneshot::channel();
+            self.0.send((request, answer)).expect("the test listens");
+            Box::pin(async move { answered.await.expect("the test answers") })
+        }
+    }
+
+    async fn transport(
+        node: u64,
+        listener: TcpListener,
+        peers: Vec<(NodeId, String)>,
+        requests: Option<Arc<dyn RequestHandler>>,
+    ) -> Arc<TcpTransport> {
+        let config = TcpConfig {
+            cluster: "test".to_owned(),
+            node: NodeId(node),
+            store: [node as u8; 16],
+            peers,
+            check: Arc::new(Trusting),
+            requests,
+            insecure_plaintext: false,
+            limits: TcpLimits::default(),
+            supervisor: Supervisor::default(),
+        };
+        TcpTransport::start(config, listener, Arc::new(Trusting)).expect("it starts")
+    }
+
+    async fn listener(at: &str) -> TcpListener {
+        TcpTransport::bind(at, false).await.expect("a free port")
+    }
+
+    async fn two(at: TcpListener) -> (Arc<TcpTransport>, Requests) {
+        let (sender, requests) = unbounded_channel();
+        let handler = Arc::new(ByHand(sender)) as Arc<dyn RequestHandler>;
+        (transport(2, at, Vec::new(), Some(handler)).await, requests)
     }
 
     fn call(method: &str) -> request::Body {
@@ -256,75 +399,82 @@ mod tests {
         })
     }
 
-    fn called(id: u64, body: &'static [u8]) -> server_frame::Body {
-        let body = response::Body::Called(proto::Called { body: body.into() });
-        server_frame::Body::Response(proto::Response {
+    fn called(id: u64, body: &'static [u8]) -> proto::Response {
+        let body = Bytes::from_static(body);
+        proto::Response {
             id,
-            body: Some(body),
-        })
+            body: Some(response::Body::Called(proto::Called { body })),
+            leader: 3,
+        }
     }
 
-    #[tokio::test]
+    async fn link_to(address: &str) -> Link {
+        let peers = vec![(NodeId(2), address.to_owned())];
+        let one = transport(1, listener("127.0.0.1:0").await, peers, None).await;
+        Link::new(one, NodeId(2), String::new(), Supervisor::default())
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn answers_find_their_requests_in_any_order_and_a_lost_connection_is_made_again() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let link = Link::new(
-            listener.local_addr().unwrap().to_string(),
-            "test".to_owned(),
-            Supervisor::default(),
-        );
-        let (one, two) = (link.clone(), link.clone());
-        let one = tokio::spawn(async move { one.ask(0, call("one")).await });
-        let (mut stream, _) = listener.accept().await.unwrap();
-        let mut input = BytesMut::new();
-        let client_frame::Body::Hello(hello) = receive(&mut stream, &mut input).await else {
-            panic!()
+        let at = listener("127.0.0.1:0").await;
+        let address = at.local_addr().expect("bound").to_string();
+        let (node, mut requests) = two(at).await;
+        let link = link_to(&address).await;
+        let ask = |link: &Link, method: &'static str| {
+            let link = link.clone();
+            tokio::spawn(async move { link.ask(0, call(method), true).await })
         };
-        assert_eq!(
-            (hello.protocol, hello.cluster.as_str()),
-            (CLIENT_PROTOCOL, "test")
-        );
-        send(
-            &mut stream,
-            server_frame::Body::Hello(proto::ServerHello {
-                node: 2,
-                ..Default::default()
-            }),
-        )
-        .await;
-        let client_frame::Body::Request(first) = receive(&mut stream, &mut input).await else {
-            panic!()
-        };
-        let two = tokio::spawn(async move { two.ask(0, call("two")).await });
-        let client_frame::Body::Request(second) = receive(&mut stream, &mut input).await else {
-            panic!()
-        };
-        send(&mut stream, called(second.id, b"2")).await;
-        assert!(
-            matches!(two.await.unwrap(), Ok(response::Body::Called(called)) if called.body == "2")
-        );
-        send(&mut stream, called(first.id, b"1")).await;
-        assert!(
-            matches!(one.await.unwrap(), Ok(response::Body::Called(called)) if called.body == "1")
-        );
+        let one = ask(&link, "one");
+        let (first, answer_first) = requests.recv().await.expect("asked");
+        let two_ = ask(&link, "two");
+        let (second, answer_second) = requests.recv().await.expect("asked");
+        answer_second
+            .send(called(second.id, b"2"))
+            .expect("awaited");
+        assert_eq!(two_.await.expect("ends"), Ok(called(second.id, b"2")));
+        answer_first.send(called(first.id, b"1")).expect("awaited");
+        assert_eq!(one.await.expect("ends"), Ok(called(first.id, b"1")));
 
-        let three = link.clone();
-        let three = tokio::spawn(async move { three.ask(0, call("three")).await });
-        receive(&mut stream, &mut input).await;
-        drop(stream);
-        assert_eq!(three.await.unwrap(), Err(LinkError::Lost));
+        let three = ask(&link, "three");
+        let (_, _never) = requests.recv().await.expect("asked");
+        node.stop().await;
+        assert_eq!(three.await.expect("ends"), Err(LinkError::Lost));
+        let four = ask(&link, "four").await.expect("ends");
+        assert!(matches!(four, Err(LinkError::NotSent(_))), "{four:?}");
+        assert!(link.is_silent());
+        drop((node, requests));
 
-        let four = tokio::spawn(async move { link.ask(0, call("four")).await });
-        let (mut stream, _) = listener.accept().await.unwrap();
-        receive(&mut stream, &mut BytesMut::new()).await;
-        let refused = proto::Error {
-            message: "no".into(),
-            ..Default::default()
-        };
-        let hello = proto::ServerHello {
-            refused: Some(refused),
-            ..Default::default()
-        };
-        send(&mut stream, server_frame::Body::Hello(hello)).await;
-        assert_eq!(four.await.unwrap(), Err(LinkError::NotSent("no".into())));
+        let (_node, mut requests) = two(listener(&address).await).await;
+        let five = ask(&link, "five");
+        let (fifth, answer) = requests.recv().await.expect("asked");
+        answer.send(called(fifth.id, b"5")).expect("awaited");
+        assert!(five.await.expect("ends").is_ok());
+        assert!(!link.is_silent());
+    }
+
+    /// The kernel of a node that is stopped still takes connections and bytes.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_node_that_says_nothing_is_silent_and_one_that_only_takes_long_is_not() {
+        let at = listener("127.0.0.1:0").await;
+        let address = at.local_addr().expect("bound").to_string();
+        let (_node, mut requests) = two(at).await;
+        let link = link_to(&address).await;
+        let asked = link.clone();
+        let slow = tokio::spawn(async move { asked.ask(0, call("slow"), false).await });
+        let (request, answer) = requests.recv().await.expect("asked");
+        clock::sleep(2 * SILENT_AFTER).await;
+        assert!(!link.is_silent());
+        answer.send(called(request.id, b"")).expect("awaited");
+        assert!(slow.await.expect("ends").is_ok());
+
+        // Accepts, and never reads.
+        let stopped = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let link = link_to(&stopped.local_addr().expect("bound").to_string()).await;
+        let answer = link.ask(0, call("any"), false).await;
+        assert!(
+            matches!(answer, Err(LinkError::NotSent(_) | LinkError::Silent)),
+            "{answer:?}"
+        );
+        assert!(link.is_silent());
     }
 }

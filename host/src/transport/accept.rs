@@ -1,7 +1,9 @@
 //! Connections that other nodes dialled.
 
+use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dashmap::DashMap;
@@ -9,15 +11,15 @@ use skep_core::id::NodeId;
 use skep_core::message::Priority;
 use skep_wire::WireError;
 use skep_wire::peer::{Purpose, batch_from_wire};
-use skep_wire::proto::{self, peer_frame};
+use skep_wire::proto::{self, RefusalReason, peer_frame};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use super::connection::Connection;
-use super::handshake::{HandshakeError, refuse};
-use super::snapshot;
+use super::handshake::{HandshakeError, frame_limit, refuse};
 use super::stats::add;
 use super::tcp::Shared;
+use super::{requests, snapshot};
 use crate::clock::sleep;
 
 /// Pause after an `accept` that failed, most likely because the process has no file descriptor left.
@@ -36,16 +38,6 @@ async fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
         match listener.accept().await {
             Ok((stream, remote)) => {
                 add(&shared.stats.accepted, 1);
-                // Beyond the limit a connection is closed without a word: it may be anyone's.
-                let Ok(place) = Arc::clone(&shared.connections).try_acquire_owned() else {
-                    add(&shared.stats.refused, 1);
-                    shared.complaints.raise(
-                        "listener".to_owned(),
-                        "too-many-connections",
-                        &"too many connections",
-                    );
-                    continue;
-                };
                 let (task, stop) = (Arc::clone(shared), shared.stop.clone());
                 shared.spawn(async move {
                     let served = task
@@ -61,7 +53,6 @@ async fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
                             &text,
                         );
                     }
-                    drop(place);
                 });
             }
             Err(error) => {
@@ -77,7 +68,11 @@ async fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
 /// Serves one connection to its end; an error means that it was never let in.
 async fn serve(shared: &Arc<Shared>, stream: TcpStream) -> Result<(), HandshakeError> {
     let mut connection = Connection::new(stream)?;
-    let hello = match shared.identity.hear(&mut connection).await {
+    let introduction = shared.introductions.begin();
+    let heard = introduction
+        .given_up
+        .run_until_cancelled(shared.identity.hear(&mut connection));
+    let hello = match heard.await.unwrap_or(Err(HandshakeError::TimedOut)) {
         Ok(hello) => hello,
         Err(HandshakeError::Refused { reason, text }) => {
             // Whether the answer gets through does not matter: the dialler is refused either way.
@@ -86,17 +81,76 @@ async fn serve(shared: &Arc<Shared>, stream: TcpStream) -> Result<(), HandshakeE
         }
         Err(error) => return Err(error),
     };
+    drop(introduction);
+    let Ok(_place) = Arc::clone(&shared.connections).try_acquire_owned() else {
+        let (reason, text) = (RefusalReason::Busy, "too many connections");
+        let _ = refuse(&mut connection, reason, text).await;
+        return Err(HandshakeError::Refused {
+            reason,
+            text: text.to_owned(),
+        });
+    };
     let ended = match hello.purpose {
         Purpose::Lane(priority) => lane(shared, hello.from, priority, connection).await,
         Purpose::Transfer => {
-            shared.identity.welcome(&mut connection).await?;
+            let limit = frame_limit(hello.purpose);
+            shared.identity.welcome(&mut connection, limit).await?;
             snapshot::receive(shared, hello.from, connection).await
         }
+        Purpose::Requests => requests::serve(shared, hello.from, connection).await,
     };
     if let Err(error) = ended {
         tracing::debug!(node = %hello.from, %error, "a connection from a node was lost");
     }
     Ok(())
+}
+
+/// Connections that have not said who they are. Beyond so many the oldest gives way: a node says it within a round trip, and
+/// silent strangers, however many, keep none out.
+const INTRODUCTIONS: usize = 256;
+
+/// Connections that have not said yet who they are.
+#[derive(Default)]
+pub(super) struct Introductions {
+    open: Mutex<BTreeMap<u64, CancellationToken>>,
+    begun: AtomicU64,
+}
+
+/// One of them.
+struct Introduction<'a> {
+    all: &'a Introductions,
+    number: u64,
+    given_up: CancellationToken,
+}
+
+impl Introductions {
+    fn begin(&self) -> Introduction<'_> {
+        let number = self.begun.fetch_add(1, Ordering::Relaxed);
+        let given_up = CancellationToken::new();
+        let mut open = self.open();
+        open.insert(number, given_up.clone());
+        if open.len() > INTRODUCTIONS
+            && let Some((_, oldest)) = open.pop_first()
+        {
+            oldest.cancel();
+        }
+        drop(open);
+        Introduction {
+            all: self,
+            number,
+            given_up,
+        }
+    }
+
+    fn open(&self) -> MutexGuard<'_, BTreeMap<u64, CancellationToken>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Introduction<'_> {
+    fn drop(&mut self) {
+        self.all.open().remove(&self.number);
+    }
 }
 
 /// Who delivers the batches of each (node, priority).
@@ -129,7 +183,8 @@ async fn lane(
     superseded
         .run_until_cancelled(async {
             let _turn = place.at_work.lock().await;
-            shared.identity.welcome(&mut connection).await?;
+            let limit = frame_limit(Purpose::Lane(priority));
+            shared.identity.welcome(&mut connection, limit).await?;
             deliver(shared, from, priority, &mut connection).await
         })
         .await

@@ -24,6 +24,9 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The kernel gives up on bytes that the other end did not acknowledge for this long.
 const USER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Whoever has begun a frame and then sends nothing for this long is given up: what there is of it is held in memory.
+const FRAME_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// An idle connection is probed after 4 s and then every 2 s; three unanswered probes make 10 s.
 const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_time(Duration::from_secs(4))
@@ -38,20 +41,20 @@ const READ_ROOM: usize = 64 << 10;
 const READ_ROOM_LEAST: usize = 4 << 10;
 
 /// Both directions of a connection.
-pub(super) struct Connection {
+pub(crate) struct Connection {
     pub reader: FrameReader,
     pub writer: FrameWriter,
 }
 
 /// Frames that come in.
-pub(super) struct FrameReader {
+pub(crate) struct FrameReader {
     stream: OwnedReadHalf,
     buffer: BytesMut,
     decoder: Decoder<PeerFrame>,
 }
 
 /// Frames that go out.
-pub(super) struct FrameWriter {
+pub(crate) struct FrameWriter {
     stream: OwnedWriteHalf,
     buffer: BytesMut,
 }
@@ -80,13 +83,13 @@ impl Connection {
 }
 
 impl FrameReader {
-    /// The handshake is over: frames may be large.
-    pub(super) fn trust(&mut self) {
-        self.decoder.set_limit(MAX_FRAME);
+    /// The handshake is over: frames may be as large as this.
+    pub(super) fn trust(&mut self, limit: usize) {
+        self.decoder.set_limit(limit);
     }
 
     /// The next frame's body, or `None` at the end of the stream. May be dropped and called again without losing a byte.
-    pub(super) async fn next(
+    pub(crate) async fn next(
         &mut self,
         bytes: Option<&AtomicU64>,
     ) -> Result<Option<peer_frame::Body>, WireError> {
@@ -99,7 +102,12 @@ impl FrameReader {
             if self.buffer.capacity() - self.buffer.len() < READ_ROOM_LEAST {
                 self.buffer.reserve(READ_ROOM);
             }
-            let read = self.stream.read_buf(&mut self.buffer).await?;
+            let begun = !self.buffer.is_empty();
+            let reading = self.stream.read_buf(&mut self.buffer);
+            let read = match begun {
+                true => timeout(FRAME_TIMEOUT, reading).await.ok_or_else(silent)??,
+                false => reading.await?,
+            };
             if let Some(bytes) = bytes {
                 add(bytes, read);
             }
@@ -124,9 +132,13 @@ impl FrameWriter {
     }
 
     /// Sends bytes that are frames already.
-    pub(super) async fn send_encoded(&mut self, frames: &[u8]) -> Result<(), WireError> {
+    pub(crate) async fn send_encoded(&mut self, frames: &[u8]) -> Result<(), WireError> {
         write(&mut self.stream, frames).await
     }
+}
+
+fn silent() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "a frame was begun and not ended")
 }
 
 /// Bytes given to the kernel at once, so that the time limit is one on progress and not on the whole of a large write.

@@ -5,11 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use skep_core::id::NodeId;
 use skep_log::{LogError, PeerPins, StoreId};
 use skep_wire::peer::{Hello, Purpose, store_uuid};
 use skep_wire::proto::{self, RefusalReason, hello_ack, peer_frame};
-use skep_wire::{PEER_PROTOCOL, WireError};
+use skep_wire::{MAX_CHUNK, MAX_CLIENT_FRAME, MAX_FRAME, PEER_PROTOCOL, WireError};
 use tokio::net::{TcpStream, lookup_host};
 
 use super::connection::Connection;
@@ -22,6 +23,9 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// To resolve a name and to connect; a host that does not answer at all would hold a dial for minutes.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// To ask other nodes about one that is not known here; its own patience is longer.
+const INQUIRY_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// Decides whether a node may be spoken to, by its store: a node that lost its disk and comes back under its old id has
 /// forgotten its votes and must not be taken for the old one.
 ///
@@ -32,6 +36,14 @@ pub trait PeerCheck: Send + Sync + 'static {
     /// # Errors
     /// Why it may not be spoken to.
     fn check(&self, node: NodeId, store: [u8; 16]) -> Result<(), PeerRefused>;
+
+    /// Learns from nodes that are known whether `node`, which [`check`](Self::check) does not know, has joined. It is checked
+    /// once more afterwards. Whoever dials may cause this, so it must be cheap to ask often. By default there is nobody to
+    /// ask.
+    fn inquire(&self, node: NodeId) -> BoxFuture<'_, ()> {
+        let _ = node;
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// Why a node is not spoken to.
@@ -73,7 +85,7 @@ pub(super) struct Identity {
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum HandshakeError {
+pub(crate) enum HandshakeError {
     #[error("cannot connect: {0}")]
     Connect(#[from] std::io::Error),
     #[error("it did not answer in time")]
@@ -144,7 +156,7 @@ impl Identity {
         )
         .await
         .ok_or(HandshakeError::TimedOut)??;
-        connection.reader.trust();
+        connection.reader.trust(frame_limit(purpose));
         Ok(connection)
     }
 
@@ -220,19 +232,17 @@ impl Identity {
         let refused = |reason, text| HandshakeError::Refused { reason, text };
         if hello.protocol != PEER_PROTOCOL {
             let text = format!(
-                "protocol version {} is not spoken by node {}, which speaks version {PEER_PROTOCOL}; run the same release on all nodes",
-                hello.protocol, self.node
+                "protocol version {} is not spoken here, but version {PEER_PROTOCOL}; run the same release on all nodes",
+                hello.protocol
             );
             return Err(refused(RefusalReason::Protocol, text));
         }
         let hello = Hello::try_from(hello)
             .map_err(|error| refused(RefusalReason::BadHello, error.to_string()))?;
         if hello.cluster != self.cluster {
-            let text = format!(
-                "node {} belongs to cluster `{}`, not to cluster `{}`; check the addresses and cluster names of both",
-                self.node, self.cluster, hello.cluster
-            );
-            return Err(refused(RefusalReason::Cluster, text));
+            // Who does not know the name of the cluster does not learn it here.
+            let text = "this node belongs to another cluster; check the addresses and cluster names of both";
+            return Err(refused(RefusalReason::Cluster, text.to_owned()));
         }
         if hello.to != self.node || hello.from == self.node {
             let text = format!(
@@ -241,13 +251,25 @@ impl Identity {
             );
             return Err(refused(RefusalReason::WrongNode, text));
         }
+        if let Err(HandshakeError::Refused {
+            reason: RefusalReason::UnknownNode,
+            ..
+        }) = self.check(hello.from, hello.store).await
+        {
+            // It may have joined while this node was away. If nobody answers in time, it is unknown still.
+            let _ = timeout(INQUIRY_TIMEOUT, self.peers.inquire(hello.from)).await;
+        }
         self.check(hello.from, hello.store).await?;
         Ok(hello)
     }
 
-    /// Lets the connection in.
-    pub(super) async fn welcome(&self, connection: &mut Connection) -> Result<(), WireError> {
-        connection.reader.trust();
+    /// Lets the connection in, with frames of at most so many bytes.
+    pub(super) async fn welcome(
+        &self,
+        connection: &mut Connection,
+        frame_limit: usize,
+    ) -> Result<(), WireError> {
+        connection.reader.trust(frame_limit);
         let welcome = proto::Welcome {
             store: Bytes::copy_from_slice(&self.store),
         };
@@ -271,6 +293,17 @@ impl Identity {
             },
             text: refused.to_string(),
         })
+    }
+}
+
+/// Most bytes of a frame on a connection of this kind.
+pub(super) fn frame_limit(purpose: Purpose) -> usize {
+    /// What an offer and a chunk have around their bytes.
+    const ENVELOPE: usize = 64 << 10;
+    match purpose {
+        Purpose::Lane(_) => MAX_FRAME,
+        Purpose::Transfer => MAX_CHUNK + ENVELOPE,
+        Purpose::Requests => MAX_CLIENT_FRAME,
     }
 }
 

@@ -7,6 +7,7 @@ mod accept;
 mod connection;
 mod handshake;
 mod lane;
+mod requests;
 mod snapshot;
 mod stats;
 mod tcp;
@@ -19,7 +20,10 @@ use skep_core::id::{GroupId, NodeId};
 use skep_core::message::{Batch, PeerMessage, SnapshotName};
 use skep_log::{SnapshotFile, SnapshotReceiver};
 
+pub(crate) use connection::{FrameReader, FrameWriter};
 pub use handshake::{PeerCheck, PeerRefused};
+pub use requests::RequestHandler;
+pub(crate) use requests::size as size_of_request;
 pub use stats::{LaneStats, TransportStats};
 pub use tcp::{TcpConfig, TcpLimits, TcpTransport, TransportError};
 

@@ -30,6 +30,8 @@ pub struct TransportStats {
     pub malformed: AtomicU64,
     /// Batches whose sender, receiver or priority is not that of their connection.
     pub misaddressed: AtomicU64,
+    /// Requests of other nodes, on behalf of their clients.
+    pub requests_in: AtomicU64,
     /// Batches to nodes without a known address.
     pub unknown_destination: AtomicU64,
 }

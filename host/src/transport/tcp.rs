@@ -10,18 +10,20 @@ use dashmap::DashMap;
 use skep_core::id::{GroupId, NodeId};
 use skep_core::message::{Batch, PeerMessage, Priority};
 use skep_log::SnapshotFile;
+use skep_wire::peer::Purpose;
 use tokio::net::{TcpListener, lookup_host};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::accept::{self, Places};
-use super::handshake::Identity;
+use super::accept::{self, Introductions, Places};
+use super::connection::Connection;
+use super::handshake::{HandshakeError, Identity};
 use super::lane::Lane;
 use super::snapshot::{self, Throttle};
 use super::stats::{TransportStats, add};
-use super::{Inbound, PeerCheck, Reporter, Transport};
+use super::{Inbound, PeerCheck, Reporter, RequestHandler, Transport};
 use crate::supervisor::Supervisor;
 
 /// How a node takes part in a cluster over TCP.
@@ -36,6 +38,8 @@ pub struct TcpConfig {
     pub peers: Vec<(NodeId, String)>,
     /// Decides which nodes are spoken to.
     pub check: Arc<dyn PeerCheck>,
+    /// Answers what other nodes ask on behalf of clients; without, such connections are refused.
+    pub requests: Option<Arc<dyn RequestHandler>>,
     /// Allows addresses beyond the loopback, without encryption.
     pub insecure_plaintext: bool,
     /// Bounds.
@@ -160,6 +164,10 @@ pub(super) struct Shared {
     pub stats: Arc<TransportStats>,
     pub complaints: Complaints,
     pub places: Places,
+    /// Ends the connection of requests that a node has, when it makes another.
+    pub requesters: DashMap<NodeId, CancellationToken>,
+    pub requests: Option<Arc<dyn RequestHandler>>,
+    pub introductions: Introductions,
     pub connections: Arc<Semaphore>,
     pub transfers: Semaphore,
     pub transfers_waiting: AtomicUsize,
@@ -234,6 +242,9 @@ impl TcpTransport {
             stats: Arc::default(),
             complaints: Complaints::default(),
             places: Places::default(),
+            requesters: DashMap::new(),
+            requests: config.requests,
+            introductions: Introductions::default(),
             connections: Arc::new(Semaphore::new(limits.connections)),
             transfers: Semaphore::new(limits.snapshots_at_once),
             transfers_waiting: AtomicUsize::new(0),
@@ -287,6 +298,18 @@ impl TcpTransport {
         self.peers
             .get(&node)
             .map(|peer| peer.address.borrow().clone())
+    }
+
+    /// Makes a connection for requests to a node, at its address or, if that is not known here, at another.
+    pub(crate) async fn open_requests(
+        &self,
+        node: NodeId,
+        otherwise: &str,
+    ) -> Result<Connection, HandshakeError> {
+        let address = self.peer_address(node);
+        let address = address.as_deref().unwrap_or(otherwise);
+        let identity = &self.shared.identity;
+        identity.dial(node, address, Purpose::Requests).await
     }
 
     /// Where this node listens.

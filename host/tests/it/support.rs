@@ -251,6 +251,7 @@ impl Net {
                 .map(|(other, transport)| (*other, transport.address().to_string()))
                 .collect(),
             check: Arc::new(Trusting),
+            requests: None,
             insecure_plaintext: false,
             limits: TcpLimits::default(),
             supervisor: Default::default(),

@@ -150,6 +150,7 @@ pub fn response_frame(id: u64, body: response::Body) -> proto::ServerFrame {
     let response = proto::Response {
         id,
         body: Some(body),
+        leader: 0,
     };
     proto::ServerFrame {
         body: Some(server_frame::Body::Response(response)),

@@ -7,6 +7,7 @@ use raft::eraftpb::MessageType;
 use skep_core::attestation::Attestation;
 use skep_core::id::{GroupId, Incarnation, LogIndex, NodeId, ReplicaId, Term};
 use skep_core::message::{Answer, Batch, Body, Forward, PeerMessage, Priority, SnapshotName};
+use skep_core::standing::Standing;
 
 use crate::error::WireError;
 use crate::proto::{self, Lane, answer, peer_frame, peer_message};
@@ -36,6 +37,8 @@ pub enum Purpose {
     Lane(Priority),
     /// One snapshot transfer: an offer, its answer, the chunks, and whether it arrived.
     Transfer,
+    /// Requests from the side that dialled, and their answers.
+    Requests,
 }
 
 impl From<Hello> for proto::Hello {
@@ -49,6 +52,7 @@ impl From<Hello> for proto::Hello {
             lane: match hello.purpose {
                 Purpose::Lane(priority) => lane(priority),
                 Purpose::Transfer => Lane::Transfer,
+                Purpose::Requests => Lane::Requests,
             }
             .into(),
         }
@@ -73,6 +77,7 @@ impl TryFrom<proto::Hello> for Hello {
             store: fixed("a store UUID", &hello.store)?,
             purpose: match Lane::try_from(hello.lane) {
                 Ok(Lane::Transfer) => Purpose::Transfer,
+                Ok(Lane::Requests) => Purpose::Requests,
                 _ => Purpose::Lane(priority(hello.lane)?),
             },
         })
@@ -138,10 +143,27 @@ pub fn message_to_wire(message: PeerMessage) -> Result<proto::PeerMessage, WireE
     let body = match message.body {
         Body::Raft(message) => peer_message::Body::Raft(raft_message::to_wire(message)?),
         Body::Gone => peer_message::Body::Gone(proto::Nothing {}),
-        Body::AskAttestations { after } => peer_message::Body::AskAttestations(after.0),
+        Body::AskAttestations { after, nonce } => {
+            peer_message::Body::AskAttestations(proto::AskAttestations {
+                after: after.0,
+                nonce,
+            })
+        }
         Body::AskSnapshot { after } => peer_message::Body::AskSnapshot(after.0),
-        Body::Attestations(said) => peer_message::Body::Attestations(proto::Attestations {
-            attestations: said.iter().map(proto::Attestation::from).collect(),
+        Body::Attestations { nonce, said } => {
+            peer_message::Body::Attestations(proto::Attestations {
+                attestations: said.iter().map(proto::Attestation::from).collect(),
+                nonce,
+            })
+        }
+        Body::AskStanding { nonce } => peer_message::Body::AskStanding(nonce),
+        Body::Standing(standing) => peer_message::Body::Standing(proto::Standing {
+            nonce: standing.nonce,
+            term: standing.term.0,
+            member: standing.member,
+            removed: standing.removed,
+            matched: standing.matched.0,
+            well: standing.well,
         }),
         Body::Forward(forwards) => peer_message::Body::Forwards(proto::Forwards {
             forwards: forwards
@@ -185,18 +207,30 @@ impl TryFrom<proto::PeerMessage> for PeerMessage {
                 Body::Raft(raft_message::from_wire(raft, message.from, message.to)?)
             }
             peer_message::Body::Gone(_) => Body::Gone,
-            peer_message::Body::AskAttestations(after) => Body::AskAttestations {
-                after: LogIndex(after),
+            peer_message::Body::AskAttestations(asked) => Body::AskAttestations {
+                after: LogIndex(asked.after),
+                nonce: asked.nonce,
             },
             peer_message::Body::AskSnapshot(after) => Body::AskSnapshot {
                 after: LogIndex(after),
             },
-            peer_message::Body::Attestations(said) => Body::Attestations(
-                said.attestations
+            peer_message::Body::Attestations(said) => Body::Attestations {
+                nonce: said.nonce,
+                said: said
+                    .attestations
                     .into_iter()
                     .map(Attestation::try_from)
                     .collect::<Result<_, _>>()?,
-            ),
+            },
+            peer_message::Body::AskStanding(nonce) => Body::AskStanding { nonce },
+            peer_message::Body::Standing(standing) => Body::Standing(Standing {
+                nonce: standing.nonce,
+                term: Term(standing.term),
+                member: standing.member,
+                removed: standing.removed,
+                matched: LogIndex(standing.matched),
+                well: standing.well,
+            }),
             peer_message::Body::Forwards(forwards) => Body::Forward(
                 forwards
                     .forwards
@@ -212,8 +246,7 @@ impl TryFrom<proto::PeerMessage> for PeerMessage {
                     .collect::<Result<_, _>>()?,
             ),
         };
-        // A replica that is told that it is gone may be told so by a node that has no replica of the group any more.
-        if message.to == 0 || (message.from == 0 && body != Body::Gone) {
+        if message.to == 0 || message.from == 0 {
             return Err(WireError::Zero {
                 what: "the id of a message's replica",
             });
@@ -389,10 +422,12 @@ fn priority(lane: i32) -> Result<Priority, WireError> {
         Ok(Lane::Low) => Ok(Priority::Low),
         Ok(Lane::Normal) => Ok(Priority::Normal),
         Ok(Lane::High) => Ok(Priority::High),
-        Ok(Lane::Unspecified | Lane::Transfer) | Err(_) => Err(WireError::UnknownValue {
-            what: "lane",
-            value: lane.into(),
-        }),
+        Ok(Lane::Unspecified | Lane::Transfer | Lane::Requests) | Err(_) => {
+            Err(WireError::UnknownValue {
+                what: "lane",
+                value: lane.into(),
+            })
+        }
     }
 }
 

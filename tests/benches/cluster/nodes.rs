@@ -111,6 +111,7 @@ impl Node {
             store: store.identity().store.0,
             peers,
             check: Arc::new(Mutex::new(PeerPins::open(vfs, dir.path())?)) as Arc<dyn PeerCheck>,
+            requests: None,
             insecure_plaintext: false,
             limits: TcpLimits::default(),
             supervisor: Default::default(),

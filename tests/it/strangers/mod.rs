@@ -5,4 +5,5 @@ mod compile;
 mod disk;
 mod healing;
 mod logs;
+mod peers;
 mod sessions;

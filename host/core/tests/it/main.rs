@@ -16,3 +16,4 @@ mod sessions;
 mod sickness;
 mod snapshots;
 mod suspects;
+mod trust;

@@ -75,9 +75,9 @@ fn run(seed: u64) -> u64 {
             }
             9 => {
                 cluster.drop = match rng.below(3) {
-                    0 => {
-                        |message| matches!(message.body, skep_core::message::Body::Attestations(_))
-                    }
+                    0 => |message| {
+                        matches!(message.body, skep_core::message::Body::Attestations { .. })
+                    },
                     1 => |message| message.body.priority() == skep_core::message::Priority::Low,
                     _ => |_| false,
                 };

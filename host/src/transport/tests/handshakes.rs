@@ -267,3 +267,96 @@ async fn a_node_that_dials_again_ends_its_former_connection_first() {
     send(&mut latter, 5).await.unwrap();
     assert_eq!(index(&two.batch().await), 5);
 }
+
+/// Knows the nodes 1 and 2, and learns of node 9 when it asks.
+#[derive(Default)]
+struct Named {
+    inquiries: AtomicU64,
+}
+
+impl PeerCheck for Named {
+    fn check(&self, node: NodeId, _store: [u8; 16]) -> Result<(), PeerRefused> {
+        let asked = self.inquiries.load(Ordering::Relaxed) > 0;
+        match node.0 {
+            1 | 2 => Ok(()),
+            9 if asked => Ok(()),
+            _ => Err(PeerRefused::UnknownNode { node }),
+        }
+    }
+
+    fn inquire(&self, _node: NodeId) -> futures::future::BoxFuture<'_, ()> {
+        self.inquiries.fetch_add(1, Ordering::Relaxed);
+        Box::pin(std::future::ready(()))
+    }
+}
+
+async fn introduce_as(address: &str, from: u64, cluster: &str) -> proto::hello_ack::Body {
+    let mut connection = Connection::new(TcpStream::connect(address).await.unwrap()).unwrap();
+    let hello = Hello {
+        protocol: PEER_PROTOCOL,
+        cluster: cluster.into(),
+        from: NodeId(from),
+        to: NodeId(2),
+        store: [7; 16],
+        purpose: Purpose::Lane(Priority::High),
+    };
+    connection
+        .writer
+        .send(peer_frame::Body::Hello(hello.into()))
+        .await
+        .unwrap();
+    match within(connection.reader.next(None)).await.unwrap() {
+        Some(peer_frame::Body::HelloAck(ack)) => ack.body.unwrap(),
+        other => panic!("no answer to the handshake: {other:?}"),
+    }
+}
+
+fn reason(answer: &proto::hello_ack::Body) -> Option<proto::RefusalReason> {
+    match answer {
+        proto::hello_ack::Body::Refusal(refusal) => Some(refusal.reason()),
+        proto::hello_ack::Body::Welcome(_) => None,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_nobody_named_is_refused_and_one_that_others_know_is_asked_about() {
+    let named = Arc::<Named>::default();
+    let check = Arc::clone(&named) as Arc<dyn PeerCheck>;
+    let two = Setup::new(2)
+        .with(|config| config.check = check)
+        .start()
+        .await;
+    let address = two.address();
+    assert_eq!(reason(&introduce_as(&address, 1, "bees").await), None);
+    assert_eq!(named.inquiries.load(Ordering::Relaxed), 0);
+    assert_eq!(reason(&introduce_as(&address, 9, "bees").await), None);
+    assert_eq!(named.inquiries.load(Ordering::Relaxed), 1);
+    let stranger = introduce_as(&address, 6, "bees").await;
+    assert_eq!(reason(&stranger), Some(proto::RefusalReason::UnknownNode));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_does_not_tell_the_name_of_the_cluster() {
+    let two = Setup::new(2).start().await;
+    let answer = introduce_as(&two.address(), 1, "wasps").await;
+    let proto::hello_ack::Body::Refusal(refusal) = answer else {
+        panic!("welcomed");
+    };
+    assert_eq!(refusal.reason(), proto::RefusalReason::Cluster);
+    assert!(!refusal.text.contains("bees"), "{}", refusal.text);
+}
+
+/// A thousand silent connections kept every node out for as long as they stayed.
+#[tokio::test(flavor = "multi_thread")]
+async fn silent_strangers_keep_no_node_out() {
+    let two = Setup::new(2)
+        .with(|config| config.limits.connections = 8)
+        .start()
+        .await;
+    let mut silent = Vec::new();
+    for _ in 0..600 {
+        silent.push(TcpStream::connect(two.address()).await.unwrap());
+    }
+    counted(&two.transport.stats().accepted, 600).await;
+    assert_eq!(reason(&introduce_as(&two.address(), 1, "bees").await), None);
+}

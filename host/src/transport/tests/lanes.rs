@@ -186,7 +186,7 @@ async fn a_full_queue_drops_new_appends_but_old_heartbeats() {
         else {
             panic!("no handshake");
         };
-        connection.reader.trust();
+        connection.reader.trust(skep_wire::MAX_FRAME);
         let welcome = proto::Welcome {
             store: Bytes::from_static(&[2; 16]),
         };

@@ -133,6 +133,7 @@ impl Setup {
             store: [node as u8; 16],
             peers: Vec::new(),
             check: Arc::new(Trusting),
+            requests: None,
             insecure_plaintext: false,
             limits: TcpLimits::default(),
             supervisor: Default::default(),

@@ -11,6 +11,7 @@ use skep_core::id::{GroupId, ReplicaId};
 use skep_core::input::{Input, Waiter};
 use skep_core::message::{PeerMessage, SnapshotName};
 use skep_core::proposal::Proposal;
+use skep_core::standing::Distrust;
 use skep_log::{
     GroupKey, Log, LogError, LogOptions, Record, SimVfs, SnapshotStore, Store, StoreId, Vfs,
 };
@@ -281,6 +282,15 @@ impl Running {
                         result: Err(error),
                     }),
                     Effect::Leader(_) => {}
+                    // An answer to a question of a former life.
+                    Effect::Distrusted {
+                        why: Distrust::Nonce,
+                        ..
+                    } => {}
+                    Effect::Distrusted { from, why } => {
+                        let text = format!("a message of node {from} is not believed: {why:?}");
+                        return Err(violation("no false suspicion", place, text).into());
+                    }
                     Effect::Diverged { index, .. } => {
                         let text = format!("replicas are said to differ at barrier {index}");
                         return Err(violation("no false alarm", place, text).into());

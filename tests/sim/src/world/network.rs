@@ -150,8 +150,10 @@ fn describe(message: &PeerMessage) -> String {
         Body::Forward(forwards) => format!("{head} forwards {}", forwards.len()),
         Body::Answer(answers) => format!("{head} answers {}", answers.len()),
         Body::Gone => format!("{head} gone"),
-        Body::AskAttestations { after } => format!("{head} asks of barriers after {after}"),
-        Body::Attestations(said) => format!("{head} speaks of {} barriers", said.len()),
+        Body::AskAttestations { after, .. } => format!("{head} asks of barriers after {after}"),
+        Body::Attestations { said, .. } => format!("{head} speaks of {} barriers", said.len()),
         Body::AskSnapshot { after } => format!("{head} asks for a snapshot after {after}"),
+        Body::AskStanding { .. } => format!("{head} asks how it stands"),
+        Body::Standing(standing) => format!("{head} {standing:?}"),
     }
 }

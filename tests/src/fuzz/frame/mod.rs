@@ -199,6 +199,8 @@ fn peer(frame: proto::PeerFrame) {
             }
         }
         Some(peer_frame::Body::Batch(batch)) => drop(understood(batch)),
+        Some(peer_frame::Body::Request(request)) => asked(request),
+        Some(peer_frame::Body::Response(response)) => answered(response),
         Some(peer_frame::Body::SnapshotOffer(offer)) => {
             stays(offer, SnapshotOffer::try_from, |offer| {
                 offer.into_wire().expect("it came as an offer")
@@ -207,7 +209,8 @@ fn peer(frame: proto::PeerFrame) {
         Some(
             peer_frame::Body::SnapshotAnswer(_)
             | peer_frame::Body::SnapshotChunk(_)
-            | peer_frame::Body::SnapshotDone(_),
+            | peer_frame::Body::SnapshotDone(_)
+            | peer_frame::Body::Ping(_),
         )
         | None => {}
     }
@@ -244,9 +247,12 @@ fn understood(batch: proto::Batch) -> Option<Batch> {
 }
 
 fn client(frame: proto::ClientFrame) {
-    let Some(client_frame::Body::Request(request)) = frame.body else {
-        return;
-    };
+    if let Some(client_frame::Body::Request(request)) = frame.body {
+        asked(request);
+    }
+}
+
+fn asked(request: proto::Request) {
     match request.body {
         Some(request::Body::Propose(propose)) => {
             let (session, sequence) = (propose.session, propose.sequence);
@@ -271,9 +277,12 @@ fn client(frame: proto::ClientFrame) {
 }
 
 fn server(frame: proto::ServerFrame) {
-    let Some(server_frame::Body::Response(response)) = frame.body else {
-        return;
-    };
+    if let Some(server_frame::Body::Response(response)) = frame.body {
+        answered(response);
+    }
+}
+
+fn answered(response: proto::Response) {
     match response.body {
         Some(response::Body::Proposed(proposed)) => {
             let request = skep_core::id::RequestId::ANONYMOUS;

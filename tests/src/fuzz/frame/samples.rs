@@ -174,7 +174,7 @@ fn peer_frames() -> Vec<(String, Vec<u8>)> {
     };
     let hello = |lane: Lane| {
         peer_frame::Body::Hello(proto::Hello {
-            protocol: 1,
+            protocol: skep_wire::PEER_PROTOCOL,
             cluster: "bees".into(),
             from: 1,
             to: 2,
@@ -187,6 +187,30 @@ fn peer_frames() -> Vec<(String, Vec<u8>)> {
         frame("hello-normal", hello(Lane::Normal)),
         frame("hello-high", hello(Lane::High)),
         frame("hello-transfer", hello(Lane::Transfer)),
+        frame("hello-requests", hello(Lane::Requests)),
+        frame("ping", peer_frame::Body::Ping(nothing)),
+        frame(
+            "request",
+            peer_frame::Body::Request(proto::Request {
+                id: 9,
+                group: 4,
+                body: Some(request::Body::Query(proto::Query {
+                    linearizable: true,
+                    data: Bytes::from_static(b"get a"),
+                    timeout_ms: 500,
+                })),
+            }),
+        ),
+        frame(
+            "response",
+            peer_frame::Body::Response(proto::Response {
+                id: 9,
+                body: Some(response::Body::Called(proto::Called {
+                    body: Bytes::from_static(b"{}"),
+                })),
+                leader: 3,
+            }),
+        ),
         frame(
             "welcome",
             peer_frame::Body::HelloAck(proto::HelloAck {
@@ -218,6 +242,28 @@ fn peer_frames() -> Vec<(String, Vec<u8>)> {
                             answers,
                         })),
                         message(proto::peer_message::Body::Gone(nothing)),
+                        message(proto::peer_message::Body::AskStanding(7)),
+                        message(proto::peer_message::Body::Standing(proto::Standing {
+                            nonce: 7,
+                            term: 5,
+                            member: true,
+                            removed: false,
+                            matched: 9,
+                            well: true,
+                        })),
+                        message(proto::peer_message::Body::AskAttestations(
+                            proto::AskAttestations { after: 3, nonce: 7 },
+                        )),
+                        message(proto::peer_message::Body::Attestations(
+                            proto::Attestations {
+                                attestations: vec![proto::Attestation {
+                                    index: 8,
+                                    snapshot: Bytes::from_static(&[3; 32]),
+                                    chain: Bytes::from_static(&[4; 16]),
+                                }],
+                                nonce: 7,
+                            },
+                        )),
                     ],
                 ]
                 .concat(),

@@ -357,7 +357,7 @@ impl Replica {
                 Effect::Reply { waiter, .. } | Effect::QueryFailed { waiter, .. } => {
                     self.answered(waiter);
                 }
-                Effect::Diverged { .. } => {}
+                Effect::Diverged { .. } | Effect::Distrusted { .. } => {}
                 Effect::Leader(changed) => assert!(changed.new.0 != 0 && changed.term.0 != 0),
                 Effect::Removed => self.ended = true,
                 Effect::Halt { reason } => {

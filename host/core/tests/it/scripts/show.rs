@@ -52,6 +52,9 @@ impl Names {
                 decided,
                 here,
             } => format!("diverged at {index} decided={decided} here={here}"),
+            Effect::Distrusted { from, why } => {
+                format!("n{from} is not believed: {}", why.code())
+            }
             Effect::Removed => "removed".into(),
             Effect::Halt { reason } => format!("halt: {reason}"),
         }
@@ -99,9 +102,14 @@ impl Names {
                 format!("{ends} Answer [{}]", items.join(", "))
             }
             Body::Gone => format!("{ends} Gone"),
-            Body::AskAttestations { after } => format!("{ends} AskAttestations after={after}"),
+            Body::AskAttestations { after, .. } => format!("{ends} AskAttestations after={after}"),
+            Body::AskStanding { .. } => format!("{ends} AskStanding"),
+            Body::Standing(standing) => format!(
+                "{ends} Standing term={} member={} removed={} matched={} well={}",
+                standing.term, standing.member, standing.removed, standing.matched, standing.well
+            ),
             Body::AskSnapshot { after } => format!("{ends} AskSnapshot after={after}"),
-            Body::Attestations(said) => {
+            Body::Attestations { said, .. } => {
                 let barriers = words(said.iter().map(|said| format!("@{}", said.index)));
                 format!("{ends} Attestations {barriers}")
             }

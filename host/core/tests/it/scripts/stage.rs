@@ -323,7 +323,9 @@ pub fn kind_of(message: &PeerMessage) -> String {
         Body::Answer(_) => "Answer".into(),
         Body::Gone => "Gone".into(),
         Body::AskAttestations { .. } => "AskAttestations".into(),
-        Body::Attestations(_) => "Attestations".into(),
+        Body::Attestations { .. } => "Attestations".into(),
+        Body::AskStanding { .. } => "AskStanding".into(),
+        Body::Standing(_) => "Standing".into(),
         Body::AskSnapshot { .. } => "AskSnapshot".into(),
     }
 }

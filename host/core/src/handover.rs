@@ -1,0 +1,76 @@
+//! A leader whose machine is of no use hands leadership to somebody whose machine is known to be of use, and to nobody else:
+//! where all have failed, an election after the other would change nothing.
+
+use crate::group::{Group, Raft};
+use crate::id::ReplicaId;
+
+/// The longest pause between two rounds of questions, as a power of two of election timeouts.
+const ROUNDS_DOUBLED: u32 = 3;
+
+/// What a faulted leader has done about it.
+#[derive(Debug, Default)]
+pub(crate) struct Handover {
+    /// Rounds of questions asked.
+    rounds: u32,
+    /// The tick of the next round.
+    next_round: u64,
+    /// The tick before which no other transfer is begun.
+    next_transfer: u64,
+}
+
+impl Group {
+    /// Asks the voters how they are, in ever longer intervals, and hands over when one of them is well.
+    pub(crate) fn give_leadership_away_if_faulted(&mut self) {
+        if !self.is_faulted() || !self.leads() {
+            self.handover = Handover::default();
+            return;
+        }
+        let (ticks, timeout) = (self.ticks, u64::from(self.config.election_ticks));
+        if ticks >= self.handover.next_transfer && self.transfer_to_best_of(Self::is_known_well) {
+            // Raft gives a transfer up after an election timeout.
+            self.handover.next_transfer = ticks + timeout;
+        }
+        if ticks < self.handover.next_round {
+            return;
+        }
+        self.handover.next_round = ticks + (timeout << self.handover.rounds.min(ROUNDS_DOUBLED));
+        self.handover.rounds += 1;
+        let others: Vec<_> = self
+            .state
+            .membership
+            .voters()
+            .filter(|replica| *replica != self.replica)
+            .filter_map(|replica| Some((replica, self.node_of(replica)?)))
+            .collect();
+        for (replica, node) in others {
+            self.ask_standing(replica, node);
+        }
+    }
+
+    /// Hands leadership to the active voter that has the most of the log, rather to one whose machine is of use. `false` if there
+    /// is none.
+    pub(crate) fn transfer_to_best_follower(&mut self) -> bool {
+        self.transfer_to_best_of(|_, _| true)
+    }
+
+    fn transfer_to_best_of(&mut self, suits: fn(&Self, ReplicaId) -> bool) -> bool {
+        let own = self.replica;
+        let Some(Raft(node)) = &self.raft else {
+            return false;
+        };
+        let best = self
+            .state
+            .membership
+            .voters()
+            .filter(|replica| *replica != own && self.is_active(*replica) && suits(self, *replica))
+            .filter_map(|replica| {
+                let matched = node.raft.prs().get(replica.0)?.matched;
+                Some((!self.is_ailing(replica), matched, replica))
+            })
+            .max();
+        if let (Some((_, _, best)), Some(Raft(node))) = (best, &mut self.raft) {
+            node.transfer_leader(best.0);
+        }
+        best.is_some()
+    }
+}

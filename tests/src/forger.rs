@@ -1,0 +1,135 @@
+//! Somebody who speaks to the port for nodes without being one: frames by hand, in whatever name.
+
+use bytes::{Bytes, BytesMut};
+use skep_wire::codec::{Decoder, Encoder};
+use skep_wire::peer::frame;
+use skep_wire::proto::{self, hello_ack, peer_frame, peer_message};
+use skep_wire::{MAX_FRAME, PEER_PROTOCOL};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::clock::{PATIENCE, within};
+
+/// Who somebody says to be.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// The cluster.
+    pub cluster: String,
+    /// The node.
+    pub node: u64,
+    /// Its store.
+    pub store: [u8; 16],
+}
+
+/// A connection to the port for nodes.
+#[derive(Debug)]
+pub struct Forger {
+    stream: TcpStream,
+    from: u64,
+    to: u64,
+    lane: proto::Lane,
+}
+
+/// What a replica is said to say.
+#[derive(Clone, Debug)]
+pub struct Message {
+    /// The group.
+    pub group: u64,
+    /// Its life.
+    pub incarnation: u64,
+    /// The replica that is said to speak.
+    pub from: u64,
+    /// The replica that is spoken to.
+    pub to: u64,
+    /// What is said.
+    pub body: peer_message::Body,
+}
+
+impl Forger {
+    /// Introduces itself.
+    ///
+    /// # Errors
+    /// The refusal.
+    ///
+    /// # Panics
+    /// If the port does not answer.
+    pub async fn introduce(
+        address: &str,
+        claim: &Claim,
+        to: u64,
+        lane: proto::Lane,
+    ) -> Result<Self, proto::Refusal> {
+        let mut stream = TcpStream::connect(address)
+            .await
+            .unwrap_or_else(|error| panic!("{address}: {error}"));
+        let hello = proto::Hello {
+            protocol: PEER_PROTOCOL,
+            cluster: claim.cluster.clone(),
+            from: claim.node,
+            to,
+            store: Bytes::copy_from_slice(&claim.store),
+            lane: lane.into(),
+        };
+        write(&mut stream, peer_frame::Body::Hello(hello)).await;
+        let mut forger = Self {
+            stream,
+            from: claim.node,
+            to,
+            lane,
+        };
+        match forger.read().await {
+            Some(peer_frame::Body::HelloAck(ack)) => match ack.body {
+                Some(hello_ack::Body::Welcome(_)) => Ok(forger),
+                Some(hello_ack::Body::Refusal(refusal)) => Err(refusal),
+                None => panic!("an empty answer to the handshake"),
+            },
+            other => panic!("no answer to the handshake: {other:?}"),
+        }
+    }
+
+    /// Sends messages, all in one batch.
+    pub async fn say(&mut self, messages: Vec<Message>) {
+        let messages = messages.into_iter().map(|message| proto::PeerMessage {
+            group: message.group,
+            incarnation: message.incarnation,
+            from: message.from,
+            to: message.to,
+            body: Some(message.body),
+        });
+        let batch = proto::Batch {
+            from: self.from,
+            to: self.to,
+            lane: self.lane.into(),
+            messages: messages.collect(),
+        };
+        write(&mut self.stream, peer_frame::Body::Batch(batch)).await;
+    }
+
+    /// The next frame; nothing at the end of the connection.
+    ///
+    /// # Panics
+    /// If nothing comes, or no frame.
+    pub async fn read(&mut self) -> Option<peer_frame::Body> {
+        let mut decoder = Decoder::<proto::PeerFrame>::new(MAX_FRAME);
+        let mut buffer = BytesMut::new();
+        loop {
+            if let Some(frame) = decoder.take(&mut buffer).expect("a frame") {
+                return frame.body;
+            }
+            let reading = self.stream.read_buf(&mut buffer);
+            let read = within(PATIENCE, "an answer of the port for nodes", reading).await;
+            if read.unwrap_or(0) == 0 {
+                return None;
+            }
+        }
+    }
+}
+
+async fn write(stream: &mut TcpStream, body: peer_frame::Body) {
+    let mut output = BytesMut::new();
+    Encoder::new(MAX_FRAME)
+        .put(&frame(body), &mut output)
+        .expect("it fits");
+    // Whoever is refused may find the connection closed.
+    let _ = stream.write_all(&output).await;
+}
