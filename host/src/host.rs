@@ -6,6 +6,7 @@ mod groups;
 mod members;
 mod reconcile;
 mod requests;
+mod restarts;
 mod roster;
 mod start;
 mod upgrades;
@@ -67,6 +68,8 @@ struct Inner {
     store: StoreId,
     roster: Arc<roster::Roster>,
     catalog: watch::Receiver<Arc<Catalog>>,
+    /// Where the catalogue's machine shows its states.
+    published: watch::Sender<Arc<Catalog>>,
     /// Whether a majority has confirmed the catalogue since this node started. Until then groups may be missing in it that
     /// were put here long ago.
     confirmed: AtomicBool,
@@ -231,6 +234,9 @@ impl Host {
     /// The groups that this node ought to serve and cannot, or not as it should, in the order of their ids.
     pub fn troubled(&self) -> Vec<Troubled> {
         let mut troubled = self.inner.node.node_status().troubled;
+        for Troubled { group, trouble, .. } in &mut troubled {
+            *trouble = self.judged(*group, trouble.clone());
+        }
         let catalog = self.catalog();
         let starting = self.hosted();
         troubled.extend(starting.iter().filter_map(|(group, hosted)| {
@@ -241,6 +247,10 @@ impl Host {
             else {
                 return None;
             };
+            // While a replica is here it speaks for itself.
+            if self.inner.node.exists(*group) {
+                return None;
+            }
             let name = catalog.group(*group)?.name.clone();
             Some(Troubled {
                 group: *group,
@@ -250,6 +260,19 @@ impl Host {
         }));
         troubled.sort_by_key(|troubled| troubled.group);
         troubled
+    }
+
+    /// What is wrong with a replica, in the light of who else has one.
+    pub(super) fn judged(&self, group: GroupId, trouble: Trouble) -> Trouble {
+        let catalog = self.catalog();
+        let is_the_only_one = match catalog.group(group) {
+            Some(record) => record.members.iter().all(|node| *node == self.id()),
+            None => group == catalog::GROUP && self.inner.config.cluster.nodes.len() == 1,
+        };
+        match is_the_only_one {
+            true => trouble.of_the_only_one(),
+            false => trouble,
+        }
     }
 
     /// The node as it sees itself and its cluster.
@@ -297,7 +320,9 @@ impl Host {
                 Ok(status) => {
                     info.leader = status.replica.leader;
                     info.term = Some(status.replica.term);
-                    info.problem = status.trouble.map(|trouble| trouble.to_string());
+                    let trouble = status.trouble;
+                    let trouble = trouble.map(|trouble| self.judged(record.id, trouble));
+                    info.problem = trouble.map(|trouble| trouble.to_string());
                 }
                 Err(error) => info.problem = Some(error.to_string()),
             }

@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 
 use crate::error::Error;
 use crate::replica::{Life, Replica};
+use crate::router::TransferReporter;
 use crate::status::{GroupStatus, QueryAnswer};
 use crate::worker::Rehearsable;
 
@@ -88,6 +89,11 @@ pub(crate) enum Request {
         group: GroupId,
         done: oneshot::Sender<Result<Option<Rehearsable>, Error>>,
     },
+    /// Gives a faulted replica up, to be brought up again from its files.
+    Park {
+        group: GroupId,
+        done: oneshot::Sender<Result<(), Error>>,
+    },
     Remove {
         group: GroupId,
         done: oneshot::Sender<Result<(), Error>>,
@@ -113,6 +119,8 @@ pub(crate) enum Event {
     Broken {
         reason: String,
     },
+    /// A snapshot could not be sent for want of something that may be there again soon.
+    NotSent(TransferReporter),
     /// The log holds much of this group and asks it to snapshot.
     Heavy,
 }

@@ -145,6 +145,11 @@ impl fmt::Debug for NodeCollector {
 impl prometheus_client::collector::Collector for NodeCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let status = self.host.node().node_status();
+        let troubled = self.host.troubled();
+        let halted = troubled
+            .iter()
+            .filter(|troubled| troubled.trouble.kind.waits_for_somebody())
+            .count();
         let metrics = self.host.metrics();
         for (name, help, value) in [
             ("groups", "Replicas on this node", status.groups),
@@ -152,7 +157,7 @@ impl prometheus_client::collector::Collector for NodeCollector {
             (
                 "halted_groups",
                 "Replicas on this node that are halted until somebody acts",
-                status.halted,
+                halted,
             ),
             (
                 "requests_in_flight",
@@ -172,7 +177,7 @@ impl prometheus_client::collector::Collector for NodeCollector {
         ] {
             gauge(&mut encoder, name, help, None, value as u64)?;
         }
-        self.troubled(&mut encoder)?;
+        Self::troubled(&mut encoder, &troubled)?;
         let refused = metrics.client_connections_refused.load(Ordering::Relaxed);
         let help = "Client connections refused or closed for what they sent";
         counter(
@@ -224,8 +229,7 @@ impl prometheus_client::collector::Collector for NodeCollector {
 
 impl NodeCollector {
     /// How many replicas are in trouble, by kind; and which, up to a bound.
-    fn troubled(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let troubled = self.host.troubled();
+    fn troubled(encoder: &mut DescriptorEncoder<'_>, troubled: &[Troubled]) -> fmt::Result {
         let help = "Replicas on this node in trouble, by kind";
         let name = "troubled_groups";
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;

@@ -25,7 +25,7 @@ use crate::route::Route;
 use crate::router::{NodeFault, Router};
 use crate::status::{Consistency, GroupStatus, NodeStatus, QueryAnswer};
 use crate::transport::{Inbound, Reporter, SnapshotStatus, Transport};
-use crate::trouble::{Kind, Trouble, Troubled};
+use crate::trouble::{Trouble, Troubled};
 use crate::worker::Rehearsable;
 
 /// A node hosting replicas of many groups (`MultiNode` of the seed package).
@@ -73,6 +73,25 @@ impl MultiNode {
         let inner = Arc::clone(&self.inner);
         // In one piece on a thread of its own, so that a dropped future leaves no half of a group.
         blocking(self.id(), move || inner.bring_up(config, reservation)).await
+    }
+
+    /// Brings a replica up again, from its files, whose machine stopped for a reason of this node, as a restart of the process
+    /// would; `config` brings another machine.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchGroup`]; [`Error::Busy`] if the replica did not stop so, or has something on its way to the disk;
+    /// otherwise as [`MultiNode::create_group`], which brings it up if this could not.
+    pub async fn restart_group(&self, config: GroupConfig) -> Result<(), Error> {
+        let group = config.id;
+        self.ask(group, |done| Request::Park { group, done })
+            .await?;
+        self.create_group(config).await
+    }
+
+    /// What is wrong with this node's replica of a group, if there is one and anything is.
+    pub fn trouble(&self, group: GroupId) -> Option<Trouble> {
+        let trouble = self.inner.router.route(group).ok()?.trouble()?;
+        Some(Trouble::clone(&trouble))
     }
 
     /// Stops the replica of a group on this node and deletes what it stored, for ever. The node can be a member of the
@@ -343,7 +362,7 @@ impl MultiNode {
                 .count(),
             halted: troubled
                 .iter()
-                .filter(|troubled| troubled.trouble.kind == Kind::Halted)
+                .filter(|troubled| troubled.trouble.kind.waits_for_somebody())
                 .count(),
             troubled,
             shards: router.mailboxes().len(),

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use skep_core::group::Group;
-use skep_core::id::{GroupId, NodeId};
+use skep_core::id::{GroupId, LogIndex, NodeId};
 use skep_log::Vfs;
 use tokio::sync::{oneshot, watch};
 
@@ -156,7 +156,10 @@ impl Node {
         config: GroupConfig,
         reservation: Reservation,
     ) -> Result<(), Error> {
-        let mut core = config.to_core(self.router.node, self.seed)?;
+        let life = self.router.next_life();
+        // Each start of a replica draws anew, so that answers to the former one are not taken for its own.
+        let seed = self.seed ^ life.0.rotate_right(16);
+        let mut core = config.to_core(self.router.node, seed)?;
         let key = convert::key(config.id, config.incarnation);
         let disk = self.disk_of(&config)?;
         let Begin {
@@ -179,15 +182,27 @@ impl Node {
             .as_ref()
             .and_then(|group| group.snapshot.as_ref())
             .map(convert::name);
-        let group = match recovered {
-            None => Group::create(core)?,
-            Some(recovered) => {
-                let state = match &snapshot {
-                    Some(name) => Some(disk.open_snapshot(key, name)?.meta().state.clone()),
-                    None => None,
-                };
-                Group::recover(core, convert::recovered(recovered, state)?)?
-            }
+        let (group, index) = match (recovered, snapshot) {
+            (None, _) => (Group::create(core)?, LogIndex(0)),
+            (Some(recovered), None) => (
+                Group::recover(core, convert::recovered(recovered, None)?)?,
+                LogIndex(0),
+            ),
+            (Some(recovered), Some(name)) => match disk.open_snapshot(key, &name) {
+                Ok(file) => {
+                    let state = Some(file.meta().state.clone());
+                    let recovered = convert::recovered(recovered, state)?;
+                    (Group::recover(core, recovered)?, name.index)
+                }
+                Err(error) if error.is_lost_snapshot() => {
+                    tracing::error!(group = config.id.0, name = config.name, %error, "the snapshot of a group cannot be read");
+                    let recovered = convert::recovered(recovered, None)?;
+                    let group = Group::recover_without_snapshot(core, recovered, name)?;
+                    // So that the same one is taken when it is offered.
+                    (group, LogIndex(0))
+                }
+                Err(error) => return Err(error.into()),
+            },
         };
         let GroupConfig {
             machine,
@@ -196,14 +211,12 @@ impl Node {
             exchange,
             ..
         } = config;
-        let life = self.router.next_life();
         let members = group
             .status()
             .members
             .iter()
             .map(|member| member.node)
             .collect();
-        let index = snapshot.map(|snapshot| snapshot.index).unwrap_or_default();
         let owner = Owner {
             key,
             name,

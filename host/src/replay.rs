@@ -492,7 +492,7 @@ impl Telling<'_> {
                     });
                 };
                 let component = ComponentId(file.meta().component);
-                let (schema, guest) = (file.meta().schema, file.guest());
+                let (schema, guest) = (file.meta().schema, file.guest()?);
                 let bytes = guest.len() as u64;
                 self.machine
                     .restore(&context, schema, guest)
@@ -617,7 +617,7 @@ impl Telling<'_> {
         let (saved, as_on_disk) = match rebuilt {
             Ok(bytes) => {
                 let on_disk = self.past.on_disk(context.index, context.term);
-                let same = on_disk.map(|file| file.guest() == bytes);
+                let same = on_disk.map(|file| file.guest().is_ok_and(|on_disk| on_disk == bytes));
                 (Ok(Digested::of(&bytes)), same)
             }
             Err(error @ MachineError::Guest { .. }) => (Err(error.to_string()), None),

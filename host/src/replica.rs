@@ -6,20 +6,26 @@ use std::sync::Arc;
 
 use skep_core::effect::Effect;
 use skep_core::group::Group;
+use skep_core::healing::Parked;
 use skep_core::id::{GroupId, LogIndex, NodeId, ReplicaId};
 use skep_core::input::{Input, Waiter};
 use skep_core::message::SnapshotName;
 use skep_core::proposal::{ProposalError, Response};
 use skep_core::status::{Health, Status};
 use skep_log::GroupKey;
+use tokio::sync::oneshot;
 
 use crate::error::Error;
 use crate::mailbox::Asked;
 use crate::route::Route;
+use crate::router::TransferReporter;
 use crate::status::{GroupStatus, QueryAnswer};
 use crate::store::Disk;
 use crate::trouble::{Kind, Trouble};
 use crate::worker::{Worker, panic_text};
+
+/// Ticks until a snapshot that could not be sent for want of something is asked for again.
+const SEND_AGAIN: u64 = 10;
 
 /// Numbers the replicas a node brings up, so that what was begun for one never reaches its successor.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -52,15 +58,37 @@ pub(crate) struct Replica {
     pub(crate) marks: VecDeque<(u64, SnapshotName)>,
     /// The newest snapshot whose record became durable in this round.
     pub(crate) durable: Option<SnapshotName>,
+    /// Snapshots that could not be sent for now, each with the tick at which Raft learns of it.
+    unsent: Vec<(u64, TransferReporter)>,
+    ticks: u64,
+    /// It is to be given up as soon as nothing is on its way to the disk; takes nothing in meanwhile.
+    pub(crate) parking: Option<oneshot::Sender<Result<(), Error>>>,
     /// A barrier the log asked for is on its way.
     pub(crate) heavy: Option<Waiter>,
     /// Stands in the shard's list of what is to be polled.
     pub(crate) touched: bool,
     /// How it was when it was brought up.
     first: Box<Status>,
-    /// What was last told of its health, and whether the group was paused.
-    shown: (Health, bool),
+    /// What was last told of its health.
+    shown: Shown,
     state: State,
+}
+
+/// What was told of a replica's health.
+struct Shown {
+    health: Health,
+    is_paused: bool,
+    waits: Option<Arc<str>>,
+}
+
+impl Default for Shown {
+    fn default() -> Self {
+        Self {
+            health: Health::Healthy,
+            is_paused: false,
+            waits: None,
+        }
+    }
 }
 
 enum State {
@@ -86,10 +114,13 @@ impl Replica {
             waiters: HashMap::new(),
             marks: VecDeque::new(),
             durable: None,
+            unsent: Vec::new(),
+            ticks: 0,
+            parking: None,
             heavy: None,
             touched: false,
             first: Box::new(group.status()),
-            shown: (Health::Healthy, false),
+            shown: Shown::default(),
             state: State::Running(Box::new(group)),
         }
     }
@@ -109,17 +140,25 @@ impl Replica {
         }
     }
 
-    /// Takes something in. A bug in there halts this replica only.
+    /// A snapshot could not be sent for want of something that may be there again soon. Raft, which asks again as soon as it
+    /// learns of it, learns of it a little later.
+    pub(crate) fn not_sent(&mut self, reporter: TransferReporter) {
+        self.unsent.push((self.ticks + SEND_AGAIN, reporter));
+    }
+
     /// Time passes. Tells whether commands or queries waited here for the group's quota.
     pub(crate) fn tick(&mut self, now: u64) -> bool {
         let State::Running(group) = &self.state else {
             return false;
         };
+        self.ticks += 1;
+        self.unsent.retain(|(due, _)| *due > self.ticks);
         let (rates, commands_waited) = (group.rates(), group.waits_for_quota());
         self.handle(Input::Tick { now });
         self.worker.tick(now, rates) || commands_waited
     }
 
+    /// Takes something in. A bug in there halts this replica only.
     pub(crate) fn handle(&mut self, input: Input) {
         let State::Running(group) = &mut self.state else {
             return;
@@ -150,22 +189,46 @@ impl Replica {
         }
     }
 
+    /// Whether its machine stopped for a reason of this node, and nothing else is broken.
+    pub(crate) fn may_be_parked(&self) -> bool {
+        match &self.state {
+            State::Running(group) => {
+                matches!(group.health(), Health::Faulted { .. }) && !self.worker.is_broken()
+            }
+            State::Halted { .. } => false,
+        }
+    }
+
+    /// What is on its disk; none while a record is on its way.
+    pub(crate) fn parked(&self) -> Option<Parked> {
+        match &self.state {
+            State::Running(group) => group.parked(),
+            State::Halted { .. } => None,
+        }
+    }
+
     /// Tells whoever asks without the shard how the replica is.
     pub(crate) fn show(&mut self) {
         let State::Running(group) = &self.state else {
             return;
         };
-        let (health, is_paused) = (group.health(), group.is_paused());
-        if (&self.shown.0, self.shown.1) == (health, is_paused) {
+        let (health, is_paused, waits) = (group.health(), group.is_paused(), self.worker.waits());
+        let shown = &self.shown;
+        if &shown.health == health && shown.is_paused == is_paused && shown.waits == waits {
             return;
         }
-        let trouble = Trouble::of(health, is_paused, self.worker.is_broken());
+        let is_broken = self.worker.is_broken();
+        let trouble = Trouble::of(health, is_paused, is_broken, waits.as_deref());
         let (group, name) = (self.key.group, &self.route.name);
         match &trouble {
             Some(trouble) => tracing::warn!(group, name, "the replica is {trouble}"),
             None => tracing::info!(group, name, "the replica is healthy again"),
         }
-        self.shown = (health.clone(), is_paused);
+        self.shown = Shown {
+            health: health.clone(),
+            is_paused,
+            waits,
+        };
         self.route.set_trouble(trouble);
     }
 

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
 
 use skep_core::effect::{Call, Effect, Work};
+use skep_core::healing::Parked;
 use skep_core::id::{GroupId, LogIndex, NodeId};
 use skep_core::input::Input;
 use skep_core::message::{PeerMessage, SnapshotName};
@@ -110,7 +111,9 @@ impl Shard {
     }
 
     fn message(&mut self, FromPeer { from, message }: FromPeer) {
-        if let Some(replica) = self.replicas.get_mut(&message.group) {
+        if let Some(replica) = self.replicas.get_mut(&message.group)
+            && replica.parking.is_none()
+        {
             touch(&mut self.touched, message.group, replica);
             replica.handle(Input::Message { from, message });
         }
@@ -129,6 +132,7 @@ impl Shard {
             Event::Input(input) => replica.handle(input),
             Event::Persisted { number } => replica.persisted(number),
             Event::Broken { reason } => replica.halt(reason),
+            Event::NotSent(reporter) => replica.not_sent(reporter),
             Event::Heavy => {
                 // Only the leader's request makes a barrier; its followers have the same log, so they ask it in vain.
                 if replica.route.leader() == self.router.node && replica.heavy.is_none() {
@@ -209,6 +213,7 @@ impl Shard {
                 let found = replica.map(|replica| replica.worker.rehearsable());
                 drop(done.send(found.ok_or(Error::NoSuchGroup { group, node })));
             }
+            Request::Park { group, done } => self.park(group, done),
             Request::Remove { group, done } => match self.replicas.remove(&group) {
                 Some(replica) => self.remove(replica, Some(done)),
                 None => drop(done.send(Err(Error::NoSuchGroup {
@@ -236,7 +241,7 @@ impl Shard {
 
     /// Lets each replica that took something in act once, then hands on what they want, for all of them at once.
     fn act(&mut self) {
-        let mut removed = Vec::new();
+        let (mut removed, mut given_up) = (Vec::new(), Vec::new());
         let mut effects = std::mem::take(&mut self.effects);
         for group in std::mem::take(&mut self.touched) {
             let Some(replica) = self.replicas.get_mut(&group) else {
@@ -264,6 +269,10 @@ impl Shard {
             }
             if is_removed {
                 removed.push(group);
+            } else if replica.parking.is_some()
+                && let Some(parked) = replica.parked()
+            {
+                given_up.push((group, parked));
             }
         }
         self.effects = effects;
@@ -277,6 +286,9 @@ impl Shard {
                     "records are not written: the log has stopped"
                 );
             }
+        }
+        for (group, parked) in given_up {
+            self.give_up(group, parked);
         }
         for group in removed {
             if let Some(replica) = self.replicas.remove(&group) {
@@ -311,6 +323,49 @@ impl Shard {
                 "a removed group is still on disk: the log has stopped"
             );
         }
+    }
+
+    /// Gives up a replica whose machine stopped for a reason of this node, as soon as nothing is on its way to its disk. Until
+    /// then it is deaf, so that this comes.
+    fn park(&mut self, group: GroupId, done: oneshot::Sender<Result<(), Error>>) {
+        let node = self.router.node;
+        let refused = match self.replicas.get_mut(&group) {
+            Some(replica) if replica.may_be_parked() => {
+                replica.parking = Some(done);
+                touch(&mut self.touched, group, replica);
+                return;
+            }
+            Some(_) => Error::Busy { node },
+            None => Error::NoSuchGroup { group, node },
+        };
+        drop(done.send(Err(refused)));
+    }
+
+    /// Its files stay, and what is in them is kept for whoever brings it up again.
+    fn give_up(&mut self, group: GroupId, parked: Parked) {
+        let node = self.router.node;
+        let Some(mut replica) = self.replicas.remove(&group) else {
+            return;
+        };
+        let Some(done) = replica.parking.take() else {
+            return;
+        };
+        // What is in no memory is read here, where nothing is appended meanwhile: at most what stands behind a snapshot.
+        if let Err(error) = replica.disk.park(replica.key, parked) {
+            self.replicas.insert(group, replica);
+            drop(done.send(Err(error.into())));
+            return;
+        }
+        self.router.leave(group, replica.life);
+        replica.fail_all(|waiting| match waiting {
+            Waiting::Response(_) => Error::Proposal {
+                group,
+                source: ProposalError::Unknown,
+            },
+            Waiting::Answer(_) => Error::NoSuchGroup { group, node },
+        });
+        replica.worker.halt();
+        replica.worker.release(done);
     }
 
     /// The node stops: everybody is answered, every machine let go.
@@ -464,7 +519,8 @@ impl Out<'_> {
         snapshot: SnapshotName,
     ) {
         let (disk, key, group) = (Arc::clone(&replica.disk), replica.key, replica.group());
-        let reporter = TransferReporter::new(Arc::clone(self.router), to, group, replica.life);
+        let (router, life) = (Arc::clone(self.router), replica.life);
+        let reporter = TransferReporter::new(Arc::clone(&router), to, group, life);
         let transport = Arc::clone(self.transport);
         self.pool
             .run(move || match disk.open_snapshot(key, &snapshot) {
@@ -474,9 +530,19 @@ impl Out<'_> {
                     Arc::new(file),
                     &(Arc::new(reporter) as Arc<dyn Reporter>),
                 ),
-                // The reporter is dropped, which reports the failure.
                 Err(error) => {
-                    tracing::warn!(group = group.0, to = to.0, %error, "a snapshot cannot be sent")
+                    tracing::warn!(group = group.0, to = to.0, %error, "a snapshot cannot be sent");
+                    let event = if error.is_transient() {
+                        Event::NotSent(reporter)
+                    } else {
+                        // The reporter is dropped, which reports the failure; Raft asks again, and there is none to send
+                        // until there is a new one.
+                        Event::Input(Input::SnapshotUnreadable {
+                            index: snapshot.index,
+                            reason: format!("its file cannot be read: {error}"),
+                        })
+                    };
+                    router.complete(group, [Completion { group, life, event }]);
                 }
             });
     }

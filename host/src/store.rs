@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use bytes::Bytes;
-use skep_core::id::{ComponentId, GroupId, Incarnation, LogIndex, NodeId, ReplicaId, Term};
+use skep_core::healing::Parked;
+use skep_core::id::{GroupId, Incarnation, LogIndex, NodeId, ReplicaId};
 use skep_core::input::LogRead;
 use skep_core::message::SnapshotName;
 use skep_log::{
     GroupKey, LogError, LogHandle, LogOptions, LogPosition, LogReader, LogStats, LogWriter, Record,
-    SnapshotFile, SnapshotMeta, SnapshotReceiver, SnapshotStore, SnapshotWriter, Store, Vfs,
+    SealedSnapshot, SnapshotFile, SnapshotMeta, SnapshotReceiver, SnapshotStore, Store, Vfs,
     WriterEvent, WriterOptions,
 };
 use skep_store::{Begin, Lives, convert};
@@ -23,6 +23,7 @@ use crate::pool::Pool;
 use crate::replica::Life;
 use crate::room::DiskRoom;
 use crate::router::Router;
+use crate::worker::Saved;
 
 /// Bytes of one snapshot file a node takes from a peer. Far above what one machine's memory holds.
 pub(crate) const SNAPSHOT_BYTES_MAX: u64 = 16 << 30;
@@ -127,6 +128,23 @@ impl Disk {
         self.lives().began(key);
     }
 
+    /// A replica is given up, to begin again from what is on the disk. Reads the entries that are in no memory any more.
+    pub(crate) fn park(&self, key: GroupKey, parked: Parked) -> Result<(), LogError> {
+        let (mut next, last) = (parked.start.0.0 + 1, parked.before.0.0);
+        let mut older = Vec::new();
+        while next <= last {
+            let read = self.reader.entries(key, next, last, u64::MAX)?;
+            let read = read.ok_or_else(|| LogError::InvalidRecord {
+                key,
+                reason: format!("entry {next} is not in the log any more"),
+            })?;
+            next += read.len() as u64;
+            older.extend(read);
+        }
+        self.lives().park(convert::parked(key, parked, older));
+        Ok(())
+    }
+
     /// The lives of a group that were recovered and not brought up.
     pub(crate) fn dormant(&self, group: GroupId) -> Vec<GroupKey> {
         self.lives().of_group(group)
@@ -215,25 +233,30 @@ impl Disk {
         }
     }
 
-    pub(crate) fn create_snapshot(
+    /// The snapshot of a barrier, to be written.
+    pub(crate) fn seal_snapshot(
         &self,
         key: GroupKey,
-        (index, term): (LogIndex, Term),
-        state: Bytes,
-        schema: u32,
-        component: ComponentId,
-    ) -> Result<SnapshotWriter, LogError> {
-        let position = LogPosition {
-            index: index.0,
-            term: term.0,
-        };
-        self.snapshots.create(SnapshotMeta {
+        saved: Saved,
+    ) -> Result<SealedSnapshot, LogError> {
+        let Saved {
+            context,
+            state,
+            schema,
+            component,
+            guest,
+        } = saved;
+        let meta = SnapshotMeta {
             key,
-            position,
+            position: LogPosition {
+                index: context.index.0,
+                term: context.term.0,
+            },
             state,
             schema,
             component: component.0,
-        })
+        };
+        self.snapshots.seal(meta, guest)
     }
 
     /// Opens a snapshot and verifies every byte of it.

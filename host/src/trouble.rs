@@ -13,12 +13,16 @@ use skep_core::status::Health;
 pub enum Kind {
     /// Something is broken that no restart of the replica mends. It answers nothing until somebody acts.
     Halted,
+    /// The file of its snapshot cannot be read, and no other node has a replica that could give it.
+    Lost,
     /// The machine stopped for a reason of this node. The replica stores and votes, and starts again by itself.
     Faulted,
     /// The replicas of the group differ, and none of them has a majority.
     Suspended,
     /// A majority contradicts this replica, which takes their state.
     Quarantined,
+    /// The file of its snapshot cannot be read. The replica stores and votes, and takes the snapshot of the leader.
+    Damaged,
     /// The group cannot be brought up on this node yet.
     Starting,
     /// Commands are refused because the machine failed on many in a row.
@@ -29,11 +33,13 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Halted,
+        Self::Lost,
         Self::Faulted,
         Self::Suspended,
         Self::Quarantined,
+        Self::Damaged,
         Self::Starting,
         Self::Paused,
         Self::Degraded,
@@ -43,26 +49,37 @@ impl Kind {
     pub fn code(self) -> &'static str {
         match self {
             Self::Halted => "halted",
+            Self::Lost => "lost",
             Self::Faulted => "faulted",
             Self::Suspended => "suspended",
             Self::Quarantined => "quarantined",
+            Self::Damaged => "damaged",
             Self::Starting => "starting",
             Self::Paused => "paused",
             Self::Degraded => "degraded",
         }
     }
 
+    /// Whether it stays so until somebody acts.
+    pub fn waits_for_somebody(self) -> bool {
+        matches!(self, Self::Halted | Self::Lost)
+    }
+
     /// What comes next, by itself or by an operator.
     fn next(self) -> &'static str {
         match self {
             Self::Halted => {
-                "other members go on; read this node's log, then restart the node, or remove this member and add it again"
+                "nothing mends it by itself: read this node's log, then restart the node, or remove this member and add it again"
+            }
+            Self::Lost => {
+                "put the file back from a backup and restart the node, or delete the group"
             }
             Self::Faulted => "it starts again by itself",
             Self::Suspended => {
                 "it goes on when more replicas answer, or with `skep group trust GROUP NODE`"
             }
             Self::Quarantined => "it takes the state of the majority by itself",
+            Self::Damaged => "it takes the leader's by itself",
             Self::Starting => "it is tried again by itself",
             Self::Paused => "see `skep group resume` and `skep group upgrade`",
             Self::Degraded => "it goes on meanwhile",
@@ -80,13 +97,30 @@ pub struct Trouble {
 }
 
 impl Trouble {
+    /// What it is for a group that no other node has a replica of.
+    pub(crate) fn of_the_only_one(self) -> Self {
+        match self.kind {
+            Kind::Damaged => Self::new(
+                Kind::Lost,
+                format!("{}, and no other node has a replica", self.text),
+            ),
+            _ => self,
+        }
+    }
+
     pub(crate) fn new(kind: Kind, text: impl Into<String>) -> Self {
         let text = text.into();
         Self { kind, text }
     }
 
     /// What the core says of a replica that runs. `is_broken`: its machine would fail again however often it is started.
-    pub(crate) fn of(health: &Health, is_paused: bool, is_broken: bool) -> Option<Self> {
+    /// `waits`: what its machine waits for.
+    pub(crate) fn of(
+        health: &Health,
+        is_paused: bool,
+        is_broken: bool,
+        waits: Option<&str>,
+    ) -> Option<Self> {
         let (kind, text) = match health {
             Health::Faulted { reason } if is_broken => (Kind::Halted, reason.clone()),
             Health::Faulted { reason } => (Kind::Faulted, reason.clone()),
@@ -98,13 +132,20 @@ impl Trouble {
                 Kind::Quarantined,
                 format!("this replica differs from the majority at {index}"),
             ),
+            Health::Damaged { index } => (
+                Kind::Damaged,
+                format!("its snapshot at {index} cannot be read"),
+            ),
+            Health::Healthy | Health::Degraded { .. } if waits.is_some() => {
+                (Kind::Degraded, waits.unwrap_or_default().to_owned())
+            }
             Health::Healthy | Health::Degraded { .. } if is_paused => (
                 Kind::Paused,
                 "the machine failed on many commands in a row".to_owned(),
             ),
-            Health::Degraded { index } => (
+            Health::Degraded { index, reason } => (
                 Kind::Degraded,
-                format!("the machine could not save itself at {index}, so the log grows"),
+                format!("it has no snapshot at {index}, so its log grows: {reason}"),
             ),
             Health::Healthy => return None,
         };

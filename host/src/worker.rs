@@ -7,6 +7,7 @@ mod calls;
 mod recent;
 mod rehearsal;
 mod results;
+mod snapshots;
 
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicBool;
@@ -21,13 +22,14 @@ use skep_core::input::Input;
 use skep_core::message::SnapshotName;
 use skep_core::outcome::EntryContext;
 use skep_core::proposal::ProposalError;
-use skep_log::{GroupKey, SealedSnapshot};
+use skep_log::GroupKey;
 use skep_machine::state_machine::{Applied, Descriptor, StateMachine};
 use tokio::sync::oneshot;
 
 use self::calls::{Machine, failed};
 use self::recent::{Base, Recent};
 use self::results::Results;
+use self::snapshots::Unwritten;
 use crate::error::Error;
 use crate::exchange::Exchange;
 use crate::mailbox::{Completion, Event};
@@ -42,6 +44,7 @@ use crate::store::Disk;
 pub(crate) use self::calls::{Failed, guarded, outcome_of, panic_text};
 pub(crate) use self::recent::Rehearsable;
 pub(crate) use self::rehearsal::{Extent, refusal};
+pub(crate) use self::snapshots::Saved;
 
 /// Something for the machine's thread, in order.
 pub(crate) enum Job {
@@ -51,8 +54,6 @@ pub(crate) enum Job {
     /// A newer snapshot is durable in the log: delete the files before it. In the queue, so that no file goes that an
     /// earlier job still restores from.
     Prune(SnapshotName),
-    /// The snapshot of a barrier did not become durable, and the shard knows.
-    Fail(Failed),
 }
 
 impl Job {
@@ -110,6 +111,8 @@ struct Actor {
     recent: Mutex<Recent>,
     /// The machine has failed in a way that no other start of it mends.
     broken: AtomicBool,
+    /// What the machine waits for, if it waits for something that this node lacks at the moment.
+    waits: Mutex<Option<Arc<str>>>,
     /// Locked only by the one task that runs.
     machine: Mutex<Option<Machine>>,
 }
@@ -128,14 +131,18 @@ struct Queue {
     queries: Option<Queries>,
     /// Jobs that change the state and are not done: queued, or in hand.
     unapplied: usize,
-    /// The snapshot of a barrier is being made durable, by a task of its own.
-    settling: bool,
+    /// Snapshots of barriers that are being made durable, each by a task of its own.
+    settling: u32,
+    /// The snapshot of the last barrier, if it could not be written.
+    unwritten: Option<Unwritten>,
+    /// The last barrier.
+    newest: LogIndex,
     /// A task of the actor is queued or runs.
     scheduled: bool,
     halted: bool,
     /// The machine of a halted actor was dropped.
     ended: bool,
-    erase: Option<Option<oneshot::Sender<Result<(), Error>>>>,
+    end: Option<End>,
 }
 
 impl Worker {
@@ -164,6 +171,7 @@ impl Worker {
             running,
             recent: Mutex::default(),
             broken: AtomicBool::new(false),
+            waits: Mutex::default(),
             machine: Mutex::default(),
         };
         actor.lock().queries = actor.queries_of(&*machine);
@@ -199,7 +207,9 @@ impl Worker {
     pub(crate) fn tick(&self, now: u64, rates: Rates) -> bool {
         let queue = self.actor.lock();
         let queries = queue.queries.as_ref();
-        queries.is_some_and(|queries| queries.tick(now, rates))
+        let waited = queries.is_some_and(|queries| queries.tick(now, rates));
+        self.actor.write_again_if_due(queue);
+        waited
     }
 
     /// What the group runs here.
@@ -218,6 +228,12 @@ impl Worker {
         self.actor.broken.load(Acquire)
     }
 
+    /// What the machine waits for, if it waits for something that this node lacks at the moment.
+    pub(crate) fn waits(&self) -> Option<Arc<str>> {
+        let waits = self.actor.waits.lock();
+        waits.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Replicas of the group were found to differ.
     pub(crate) fn count_divergence(&self) {
         self.actor.router.divergences.fetch_add(1, Relaxed);
@@ -227,6 +243,7 @@ impl Worker {
     pub(crate) fn halt(&self) {
         let mut queue = self.actor.lock();
         queue.halted = true;
+        queue.unwritten = None;
         let jobs = std::mem::take(&mut queue.jobs);
         let queries = queue.queries.take();
         self.actor.halting.notify_all();
@@ -241,17 +258,34 @@ impl Worker {
 
     /// Deletes the snapshot files of the group, when its present call has returned; for a halted actor.
     pub(crate) fn erase(&self, done: Option<oneshot::Sender<Result<(), Error>>>) {
+        self.end(End::Erase(done));
+    }
+
+    /// Lets the files of the group go to a successor, when the present call has returned; for a halted actor.
+    pub(crate) fn release(&self, done: oneshot::Sender<Result<(), Error>>) {
+        self.end(End::Release(done));
+    }
+
+    fn end(&self, end: End) {
         let mut queue = self.actor.lock();
-        queue.erase = Some(done);
+        queue.end = Some(end);
         self.actor.schedule(queue);
     }
+}
+
+/// What becomes of a halted actor when its present call has returned and no file of it is being written.
+enum End {
+    /// The snapshot files of the group are deleted.
+    Erase(Option<oneshot::Sender<Result<(), Error>>>),
+    /// They stay, for its successor.
+    Release(oneshot::Sender<Result<(), Error>>),
 }
 
 /// What a turn does next.
 enum Next {
     Job(Job),
     /// The actor was halted.
-    End(Option<Option<oneshot::Sender<Result<(), Error>>>>),
+    End(Option<End>),
     /// Nothing, until something is queued.
     Sleep,
 }
@@ -287,7 +321,6 @@ impl Actor {
         let mut meter = Meter::start();
         while meter.cost() < TURN_COST {
             match self.next(&meter) {
-                Next::Job(Job::Fail(failed)) => self.let_go(&mut cell, &failed),
                 Next::Job(job) => {
                     let changed = job.changes_state();
                     match cell.as_mut() {
@@ -304,12 +337,12 @@ impl Actor {
                         self.lock().unapplied -= 1;
                     }
                 }
-                Next::End(erase) => {
+                Next::End(end) => {
                     *cell = None;
                     self.recent().forget();
                     self.results().clear();
-                    if let Some(done) = erase {
-                        self.erase(done);
+                    if let Some(end) = end {
+                        self.finish(end);
                     }
                 }
                 Next::Sleep => return,
@@ -327,16 +360,16 @@ impl Actor {
         let mut queue = self.lock();
         if queue.halted {
             // A snapshot that becomes durable after the others were deleted would stay.
-            let erase = if queue.settling {
+            let end = if queue.settling > 0 {
                 None
             } else {
-                queue.erase.take()
+                queue.end.take()
             };
-            if erase.is_some() || !queue.ended {
+            if end.is_some() || !queue.ended {
                 queue.ended = true;
-                return Next::End(erase);
+                return Next::End(end);
             }
-        } else if !(queue.settling && self.results().is_full())
+        } else if !(queue.settling > 0 && self.results().is_full())
             && let Some(job) = queue.jobs.pop_front()
         {
             return Next::Job(job);
@@ -372,7 +405,6 @@ impl Actor {
                 }
                 Ok(())
             }
-            Job::Fail(failed) => Err(failed),
         }
     }
 
@@ -404,14 +436,21 @@ impl Actor {
                 });
             }
             Work::Barrier { context, state } => {
-                match barrier::pass(machine, &self.owner, &self.disk, &context, state)? {
-                    Some(sealed) => {
+                match barrier::pass(machine, &self.owner, &context)? {
+                    Some(guest) => {
+                        let schema = machine.schema();
                         self.recent().begin(Base {
                             context,
-                            schema: machine.schema(),
-                            guest: sealed.guest(),
+                            schema,
+                            guest: guest.clone(),
                         });
-                        self.settle(context.index, sealed);
+                        self.settle(Saved {
+                            context,
+                            state,
+                            schema,
+                            component: machine.component(self.owner.component),
+                            guest,
+                        });
                     }
                     None => {
                         self.recent().forget();
@@ -425,11 +464,7 @@ impl Actor {
             Work::Restore {
                 context, snapshot, ..
             } => {
-                let file = self
-                    .disk
-                    .open_snapshot(self.owner.key, &snapshot)
-                    .map_err(|error| Failed::local(error.to_string()))?;
-                let (schema, guest) = (file.meta().schema, file.guest());
+                let (schema, guest) = self.load(&snapshot)?;
                 machine
                     .machine
                     .restore(&context, schema, guest.clone())
@@ -489,35 +524,6 @@ impl Actor {
         })
     }
 
-    /// Makes the snapshot of a barrier durable, beside what the machine does next; then posts it, and what came after it.
-    fn settle(self: &Arc<Self>, index: LogIndex, sealed: SealedSnapshot) {
-        self.lock().settling = true;
-        self.results().hold();
-        let actor = Arc::clone(self);
-        self.pool.run(move || {
-            let placed = sealed.place();
-            let mut queue = actor.lock();
-            queue.settling = false;
-            let settled = match placed {
-                Ok(file) => Input::Snapshotted {
-                    index,
-                    snapshot: Some(Disk::snapshot_name(&file)),
-                },
-                Err(error) => {
-                    let reason = format!("the snapshot at {index} was not written: {error}");
-                    queue
-                        .jobs
-                        .push_front(Job::Fail(Failed::local(reason.clone())));
-                    Input::MachineFailed { reason }
-                }
-            };
-            actor.results().settle(settled);
-            actor.post();
-            // For what had to wait.
-            actor.schedule(queue);
-        });
-    }
-
     /// Answers a query between entries, from the one state that the machine has.
     fn query(&self, machine: &mut Machine, query: Query) -> Result<(), Failed> {
         let Query {
@@ -573,11 +579,16 @@ impl Actor {
         }
     }
 
-    fn erase(&self, done: Option<oneshot::Sender<Result<(), Error>>>) {
-        let result = self
-            .disk
-            .remove_snapshots(self.owner.key)
-            .map_err(Error::from);
+    fn finish(&self, end: End) {
+        let (done, result) = match end {
+            End::Erase(done) => (
+                done,
+                self.disk
+                    .remove_snapshots(self.owner.key)
+                    .map_err(Error::from),
+            ),
+            End::Release(done) => (Some(done), Ok(())),
+        };
         if let Err(error) = &result {
             tracing::warn!(group = self.owner.key.group, %error, "snapshots of a removed group are not deleted; tried again at the next start");
         }

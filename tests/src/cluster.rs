@@ -324,6 +324,38 @@ impl Cluster {
         self.node(id).process().limit_files(bytes);
     }
 
+    /// Leaves a running node not one file descriptor more than it has; `false` gives it back what it had.
+    #[cfg(target_os = "linux")]
+    pub fn starve_of_descriptors(&self, id: u64, starve: bool) {
+        let process = self.node(id).process();
+        let free = starve.then(|| {
+            let open = std::fs::read_dir(format!("/proc/{}/fd", process.id()));
+            let open: std::collections::BTreeSet<u64> = open
+                .expect("a running process has descriptors")
+                .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+                .collect();
+            (0..).find(|number| !open.contains(number)).unwrap_or(0)
+        });
+        process.limit(libc::RLIMIT_NOFILE, free);
+    }
+
+    /// Leaves a running node so many bytes of addresses beyond what it has; `None` gives it all back.
+    #[cfg(target_os = "linux")]
+    pub fn limit_addresses(&self, id: u64, more: Option<u64>) {
+        let process = self.node(id).process();
+        let limit = more.map(|more| {
+            let path = format!("/proc/{}/statm", process.id());
+            let statm = std::fs::read_to_string(&path).expect("a running process has one");
+            let pages: u64 = statm
+                .split(' ')
+                .next()
+                .and_then(|pages| pages.parse().ok())
+                .expect("pages");
+            pages * 4096 + more
+        });
+        process.limit(libc::RLIMIT_AS, limit);
+    }
+
     /// The process of a running node.
     pub fn process_id(&self, id: u64) -> u32 {
         self.node(id).process().id()

@@ -115,19 +115,23 @@ impl Process {
     /// full disk does with `ENOSPC`. `None` takes the limit away.
     #[cfg(target_os = "linux")]
     pub fn limit_files(&self, bytes: Option<u64>) {
-        let limit = libc::rlimit {
-            rlim_cur: bytes.unwrap_or(libc::RLIM_INFINITY),
-            rlim_max: libc::RLIM_INFINITY,
+        self.limit(libc::RLIMIT_FSIZE, bytes);
+    }
+
+    /// Changes how much of something the process may have from now on; `None` gives it as much as it may ever have.
+    #[cfg(target_os = "linux")]
+    pub fn limit(&self, resource: libc::__rlimit_resource_t, value: Option<u64>) {
+        let pid = self.child.id() as libc::pid_t;
+        let mut limit = libc::rlimit {
+            rlim_cur: 0,
+            rlim_max: 0,
         };
+        // SAFETY: the old limit is written to a value that outlives the call, and no new one is given.
+        let got = unsafe { libc::prlimit(pid, resource, std::ptr::null(), &mut limit) };
+        assert_eq!(got, 0, "{}", io::Error::last_os_error());
+        limit.rlim_cur = value.unwrap_or(limit.rlim_max).min(limit.rlim_max);
         // SAFETY: the new limit is a value that outlives the call, and the old one is not asked for.
-        let set = unsafe {
-            libc::prlimit(
-                self.child.id() as libc::pid_t,
-                libc::RLIMIT_FSIZE,
-                &limit,
-                std::ptr::null_mut(),
-            )
-        };
+        let set = unsafe { libc::prlimit(pid, resource, &limit, std::ptr::null_mut()) };
         assert_eq!(
             set,
             0,

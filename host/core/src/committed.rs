@@ -80,6 +80,26 @@ enum Fate {
     Known(Result<Response, ProposalError>),
 }
 
+/// What became of the snapshot of a barrier.
+#[derive(Debug)]
+pub(crate) enum Saved {
+    /// There is a file.
+    Durable(SnapshotName),
+    /// There is none yet, for this reason.
+    Unwritten(SnapshotName, String),
+    /// The machine failed to save itself, or to read that, on every replica alike.
+    Not,
+}
+
+impl Saved {
+    fn name(&self) -> Option<&SnapshotName> {
+        match self {
+            Self::Durable(name) | Self::Unwritten(name, _) => Some(name),
+            Self::Not => None,
+        }
+    }
+}
+
 impl Applying {
     /// The machine is rebuilt from a snapshot at this barrier.
     pub(crate) fn restore(context: EntryContext) -> Self {
@@ -208,6 +228,10 @@ impl Group {
         let askers = self.take_proposed(index, term);
         self.reply_all(askers, &ProposalError::Unknown);
         self.processed = index;
+        // A replica without its snapshot takes the members as they are at the end.
+        if self.lost.is_some() {
+            return;
+        }
         match entry::read(&entry) {
             Ok(Some((_, Order::Change(kind, record)))) => {
                 self.change_members(index, kind, &record);
@@ -489,7 +513,8 @@ impl Group {
         self.complete_idle();
     }
 
-    pub(crate) fn machine_snapshotted(&mut self, index: LogIndex, snapshot: Option<SnapshotName>) {
+    /// The machine has passed a barrier.
+    pub(crate) fn machine_passed(&mut self, index: LogIndex, saved: Saved) {
         if index <= self.superseded_through || self.is_faulted() {
             return;
         }
@@ -507,16 +532,23 @@ impl Group {
         };
         self.unapplied_bytes = self.unapplied_bytes.saturating_sub(front.weight);
         self.applied = index;
-        self.attest(index, snapshot.as_ref());
-        let health = match snapshot {
-            Some(name) => {
+        self.attest(index, saved.name());
+        self.unwritten = None;
+        match saved {
+            Saved::Durable(name) => {
                 self.compact(Snapshotted { name, conf_state });
-                Health::Healthy
+                if self.serves() {
+                    self.health = Health::Healthy;
+                }
             }
-            None => Health::Degraded { index },
-        };
-        if self.serves() {
-            self.health = health;
+            Saved::Unwritten(name, reason) => {
+                self.snapshot_unwritten(Snapshotted { name, conf_state }, reason);
+            }
+            Saved::Not if self.serves() => {
+                let reason = "the machine failed in save or restore".to_owned();
+                self.health = Health::Degraded { index, reason };
+            }
+            Saved::Not => {}
         }
         for asker in askers {
             let outcome = Outcome::Reply(Bytes::new());

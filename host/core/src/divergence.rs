@@ -386,6 +386,7 @@ impl Group {
     /// What this replica has is wrong: nobody gets it any more, and it takes the state of the majority.
     fn quarantine(&mut self, index: LogIndex) {
         self.health = Health::Quarantined { index };
+        self.unwritten = None;
         self.abandon_applying(&ProposalError::Unknown);
         self.refuse_reads(&ProposalError::Faulted);
         if let Some(Raft(node)) = &mut self.raft {
@@ -397,19 +398,21 @@ impl Group {
     /// Asks the leader for a snapshot of a point that this replica has not reached. Raft's own request for one will not do:
     /// it takes no entries meanwhile, and of two voters none could then commit the barrier that is needed.
     pub(crate) fn ask_for_snapshot(&mut self) {
-        if !matches!(self.health, Health::Quarantined { .. }) || self.attestations.cure.is_some() {
+        let Some(after) = self.needs_snapshot_after() else {
+            return;
+        };
+        if self.attestations.cure.is_some() {
             return;
         }
         if let Some(leader) = self.leader_replica()
             && leader != self.replica
             && let Some(node) = self.node_of(leader)
         {
-            let after = self.processed;
             self.send(leader, node, Body::AskSnapshot { after });
         }
     }
 
-    /// A quarantined replica wants a snapshot of a point behind `after`.
+    /// A replica that is quarantined, or has lost its own, wants a snapshot of a point behind `after`.
     pub(crate) fn asked_for_snapshot(&mut self, to: ReplicaId, node: NodeId, after: LogIndex) {
         if !self.leads() || self.state.membership.member(to).is_none() {
             return;
@@ -470,7 +473,7 @@ impl Group {
         });
     }
 
-    /// Whether a member is known to be quarantined: it asks for snapshots with every election timeout.
+    /// Whether a member's machine is known to be of no use: it asks for snapshots with every election timeout.
     pub(crate) fn is_ailing(&self, replica: ReplicaId) -> bool {
         let patience = 2 * u64::from(self.config.election_ticks);
         let asked = self.attestations.asked.get(&replica);
@@ -483,7 +486,7 @@ impl Group {
     }
 
     /// Goes on from a snapshot of the majority, once its barrier is committed here too. The log is right, only the machine was
-    /// not; so nothing of the log is replaced. `true` if it was done.
+    /// not, or its file; so nothing of the log is replaced. `true` if it was done.
     pub(crate) fn take_cure(&mut self) -> bool {
         let Some(ArrivedSnapshot { name, state, .. }) = self.attestations.cure.clone() else {
             return false;
@@ -497,7 +500,11 @@ impl Group {
             .committed
             .iter()
             .find(|entry| entry.index == name.index.0);
-        let is_of_this_log = barrier.is_some_and(|entry| entry.term == name.term.0);
+        let term = match &self.lost {
+            Some(lost) if lost.index == name.index => Some(lost.term.0),
+            _ => barrier.map(|entry| entry.term),
+        };
+        let is_of_this_log = term == Some(name.term.0);
         let (true, Ok((state, context))) = (is_of_this_log, HostState::decode(state)) else {
             return false;
         };
@@ -515,6 +522,12 @@ impl Group {
             node.advance_apply_to(name.index.0);
         }
         let conf_state = state.membership.conf_state();
+        if self.lost.is_some() {
+            self.adopt_members(&conf_state);
+        }
+        if self.has_ended() {
+            return true;
+        }
         self.go_on_from(name.clone(), state, context);
         self.compact(Snapshotted { name, conf_state });
         true

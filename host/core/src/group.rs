@@ -9,13 +9,14 @@ use raft::{RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 use crate::addresses::Addresses;
 use crate::allowance::{Allowance, Rates};
 use crate::catch_up::CatchUp;
-use crate::committed::Applying;
+use crate::committed::{Applying, Saved};
 use crate::config::{ConfigError, GroupConfig};
 use crate::deployment::Quota;
 use crate::divergence::Attestations;
 use crate::effect::{Effect, Persist, Work};
 use crate::election;
 use crate::handover::Handover;
+use crate::healing::Restraint;
 use crate::id::{LogIndex, NodeId, ReplicaId, Term};
 use crate::input::Input;
 use crate::liveness::Liveness;
@@ -82,6 +83,11 @@ pub struct Group {
     /// What has happened since the last barrier; decides on the next.
     pub(crate) since_barrier: SinceBarrier,
     pub(crate) attestations: Attestations,
+    /// The snapshot of the last barrier, while it is in no file.
+    pub(crate) unwritten: Option<Snapshotted>,
+    /// The snapshot whose file cannot be read, while this replica has no other.
+    pub(crate) lost: Option<SnapshotName>,
+    pub(crate) restraint: Restraint,
     /// What this leader may take of its clients.
     pub(crate) allowance: Allowance,
     /// Ticks that began with commands waiting for the quota.
@@ -188,9 +194,8 @@ impl Group {
             return Ok(group);
         }
         group.replica = recovered.replica;
-        let mut hard_state = recovered.hard_state;
         let mut snapshot = None;
-        if let Some((name, bytes)) = recovered.snapshot {
+        if let Some((name, bytes)) = recovered.snapshot.clone() {
             let (state, context) =
                 HostState::decode(bytes).map_err(|error| group.wrong("snapshot", error))?;
             if context.index != name.index || context.term != name.term {
@@ -210,10 +215,21 @@ impl Group {
                 deployment: group.state.deployment.clone(),
             }));
             group.applying.push_back(Applying::restore(context));
+            group.storage.marked = Some(name.clone());
             snapshot = Some(Snapshotted { name, conf_state });
         }
+        group.begin(recovered, snapshot)
+    }
+
+    /// Begins behind what is processed, with the log that was recovered.
+    pub(crate) fn begin(
+        mut self,
+        recovered: Recovered,
+        snapshot: Option<Snapshotted>,
+    ) -> Result<Self, ConfigError> {
+        let mut hard_state = recovered.hard_state;
         let last = recovered.truncated.0.0 + recovered.entries.len() as u64;
-        let start = group.processed.0;
+        let start = self.processed.0;
         // raft-rs panics unless first - 1 <= applied <= commit <= last.
         hard_state.commit = hard_state.commit.max(start);
         if recovered.truncated.0.0 > start || hard_state.commit > last {
@@ -222,7 +238,7 @@ impl Group {
                 recovered.truncated.0.0 + 1,
                 hard_state.commit
             );
-            return Err(group.wrong("log", reason));
+            return Err(self.wrong("log", reason));
         }
         let view = LogView::new(
             hard_state.clone(),
@@ -230,9 +246,9 @@ impl Group {
             recovered.truncated,
             snapshot,
         );
-        group.storage.hard_state = hard_state;
-        group.start_raft(view, LogIndex(start))?;
-        Ok(group)
+        self.storage.hard_state = hard_state;
+        self.start_raft(view, LogIndex(start))?;
+        Ok(self)
     }
 
     /// Takes in one thing that happened.
@@ -337,7 +353,7 @@ impl Group {
         }
     }
 
-    fn empty(config: GroupConfig) -> Self {
+    pub(crate) fn empty(config: GroupConfig) -> Self {
         let state = HostState {
             sessions: Sessions::of_life(config.incarnation),
             deployment: config.deployment.clone(),
@@ -360,6 +376,9 @@ impl Group {
             reads: Reads::default(),
             since_barrier: SinceBarrier::default(),
             attestations: Attestations::default(),
+            unwritten: None,
+            lost: None,
+            restraint: Restraint::default(),
             allowance: Allowance::default(),
             quota_waits: 0,
             faults_in_a_row: 0,
@@ -508,7 +527,17 @@ impl Group {
                 fuel,
                 deed,
             } => self.machine_applied(index, outcomes, fuel, deed),
-            Input::Snapshotted { index, snapshot } => self.machine_snapshotted(index, snapshot),
+            Input::Snapshotted { index, snapshot } => {
+                let saved = snapshot.map_or(Saved::Not, Saved::Durable);
+                self.machine_passed(index, saved);
+            }
+            Input::Unwritten {
+                index,
+                snapshot,
+                reason,
+            } => self.machine_passed(index, Saved::Unwritten(snapshot, reason)),
+            Input::Written { index } => self.snapshot_written(index),
+            Input::SnapshotUnreadable { index, reason } => self.snapshot_unreadable(index, reason),
             Input::Restored { index } => self.machine_restored(index),
             Input::MachineFailed { reason } => self.machine_failed(reason),
             Input::Unreachable { node } => {
@@ -571,11 +600,11 @@ impl Group {
             .is_some_and(|raft| raft.0.raft.state == StateRole::Leader)
     }
 
-    /// Whether the machine is of no use: it has failed, or is known to be wrong.
+    /// Whether the machine is of no use: it has failed, is known to be wrong, or has no state.
     pub(crate) fn is_faulted(&self) -> bool {
         matches!(
             self.health,
-            Health::Faulted { .. } | Health::Quarantined { .. }
+            Health::Faulted { .. } | Health::Quarantined { .. } | Health::Damaged { .. }
         )
     }
 

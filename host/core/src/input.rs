@@ -103,6 +103,28 @@ pub enum Input {
         /// The file; `None` if the machine failed to save, on every replica alike, and goes on without.
         snapshot: Option<SnapshotName>,
     },
+    /// As `Snapshotted`, but there is no file yet. The bytes are kept; `Written` follows when there is one, unless a later
+    /// barrier comes first.
+    Unwritten {
+        /// Index of the barrier.
+        index: LogIndex,
+        /// What the file is to be.
+        snapshot: SnapshotName,
+        /// What is in the way, for the operator.
+        reason: String,
+    },
+    /// The file of a barrier that was `Unwritten` is durable.
+    Written {
+        /// Index of the barrier.
+        index: LogIndex,
+    },
+    /// The file of this replica's newest snapshot was to be read, and is damaged or gone.
+    SnapshotUnreadable {
+        /// Index of the snapshot.
+        index: LogIndex,
+        /// What is wrong with it, for the operator.
+        reason: String,
+    },
     /// The machine was rebuilt from an arrived snapshot, or from the newest one at start.
     Restored {
         /// Index of the snapshot.

@@ -12,7 +12,6 @@ use crate::message::{ArrivedSnapshot, Body, PeerMessage, SnapshotName};
 use crate::planted::{self, Defect};
 use crate::standing::Distrust;
 use crate::state::{HostState, StateError};
-use crate::status::Health;
 
 impl Group {
     pub(crate) fn message(&mut self, from: NodeId, message: PeerMessage) {
@@ -283,7 +282,10 @@ impl Group {
             .is_some_and(|wanted| wanted.get_metadata().index == index.0);
         if wanted {
             self.arrived = Some(snapshot);
-        } else if matches!(self.health, Health::Quarantined { .. }) && index > self.processed {
+        } else if self
+            .needs_snapshot_after()
+            .is_some_and(|after| index > after)
+        {
             self.attestations.cure = Some(snapshot);
         }
     }

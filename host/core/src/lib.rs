@@ -42,6 +42,7 @@ pub mod entry;
 mod forwards;
 pub mod group;
 mod handover;
+pub mod healing;
 pub mod id;
 pub mod input;
 mod intake;

@@ -91,6 +91,18 @@ impl LogView {
         LogIndex(self.truncated.0.0 + 1)
     }
 
+    /// The entries in memory, and what stands before them.
+    pub(crate) fn resident(&self) -> ((LogIndex, Term), Vec<Entry>) {
+        let before = LogIndex(self.evicted());
+        let entries = self.entries.iter().map(|resident| resident.entry.clone());
+        ((before, self.term_at(before.0)), entries.collect())
+    }
+
+    /// Term of an entry of the log, or of what stands before it.
+    pub(crate) fn known_term(&self, index: LogIndex) -> Term {
+        self.term_at(index.0)
+    }
+
     /// The last entry that is not in memory.
     pub(crate) fn evicted(&self) -> u64 {
         self.marks.back().map_or(self.truncated.0.0, |mark| mark.0)

@@ -426,7 +426,7 @@ impl Group {
         let bytes_max =
             (4 * snapshot_bytes).clamp(limits.barrier_log_bytes_min, limits.barrier_log_bytes_max);
         let since = &self.since_barrier;
-        let due = since.wanted
+        let due = (since.wanted && self.may_take_another_snapshot())
             || since.entries >= self.config.snapshot_entries
             || since.bytes >= bytes_max
             || since.fuel >= limits.barrier_fuel

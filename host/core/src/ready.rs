@@ -21,6 +21,8 @@ use crate::status::Health;
 #[derive(Debug, Default)]
 pub(crate) struct Persistence {
     pub(crate) hard_state: HardState,
+    /// The newest snapshot that a record names.
+    pub(crate) marked: Option<SnapshotName>,
     /// Number of the last record pushed.
     issued: u64,
     /// Number of the last record that is durable.
@@ -79,6 +81,9 @@ impl Group {
     }
 
     pub(crate) fn persist(&mut self, record: Persist, ready: u64) -> u64 {
+        if record.snapshot.is_some() {
+            self.storage.marked = record.snapshot.clone();
+        }
         self.storage.issued += 1;
         let number = self.storage.issued;
         self.storage.on_the_way.push_back((number, ready));
@@ -264,10 +269,11 @@ impl Group {
     ) {
         self.state = state;
         self.since_barrier = Default::default();
+        (self.unwritten, self.lost) = (None, None);
         self.attest_restored(snapshot.index, snapshot.digest);
         if matches!(
             self.health,
-            Health::Quarantined { .. } | Health::Suspended { .. }
+            Health::Quarantined { .. } | Health::Suspended { .. } | Health::Damaged { .. }
         ) {
             self.health = Health::Healthy;
         }

@@ -28,9 +28,17 @@ pub enum Part {
 pub enum Health {
     /// All is well.
     Healthy,
-    /// The machine failed to save itself at the last barrier; it goes on, but its log cannot be compacted.
+    /// There is no file of the snapshot at the last barrier; the machine goes on, but its log cannot be compacted.
     Degraded {
         /// The barrier.
+        index: LogIndex,
+        /// What is in the way.
+        reason: String,
+    },
+    /// The replica's snapshot cannot be read, and its log does not reach back to before it. It stores and votes, answers
+    /// nothing, and fetches the snapshot, or a newer one.
+    Damaged {
+        /// The snapshot.
         index: LogIndex,
     },
     /// A majority of the replicas contradicts this one. It answers nothing and fetches their state.

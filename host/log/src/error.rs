@@ -228,6 +228,21 @@ impl LogError {
         }
     }
 
+    /// Whether the system had no room for it at the moment: descriptors, memory, threads, space outside the log. The same may
+    /// succeed a little later.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, LogError::Io { source, .. } if is_transient(source))
+    }
+
+    /// Whether a finished snapshot turned out to be damaged, gone, or not to be read: another replica has to give it again.
+    pub fn is_lost_snapshot(&self) -> bool {
+        match self {
+            LogError::BadSnapshot { .. } => true,
+            LogError::Io { source, .. } => !is_transient(source),
+            _ => false,
+        }
+    }
+
     /// Whether only the offending record was refused and the log goes on.
     pub fn is_record_error(&self) -> bool {
         matches!(
@@ -258,6 +273,34 @@ impl LogError {
         LogError::BadSnapshot {
             file: file.to_path_buf(),
             reason: reason.into(),
+        }
+    }
+}
+
+/// See [`LogError::is_transient`].
+pub(crate) fn is_transient(error: &io::Error) -> bool {
+    let of_the_system = |number| {
+        matches!(
+            number,
+            libc::EMFILE
+                | libc::ENFILE
+                | libc::ENOMEM
+                | libc::EAGAIN
+                | libc::EINTR
+                | libc::ENOSPC
+                | libc::EDQUOT
+        )
+    };
+    match error.raw_os_error() {
+        Some(number) => of_the_system(number),
+        None => {
+            is_full(error)
+                || matches!(
+                    error.kind(),
+                    io::ErrorKind::OutOfMemory
+                        | io::ErrorKind::WouldBlock
+                        | io::ErrorKind::Interrupted
+                )
         }
     }
 }

@@ -14,6 +14,7 @@ mod frame;
 mod gc;
 mod identity;
 mod log;
+mod patience;
 mod pins;
 mod read_only;
 mod reader;

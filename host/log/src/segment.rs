@@ -6,6 +6,7 @@ use bytes::{Buf, BufMut};
 
 use crate::error::LogError;
 use crate::frame::{Place, Seed};
+use crate::patience::patiently;
 use crate::vfs::{Vfs, VfsFile};
 
 /// Bytes of a segment before its first frame.
@@ -186,12 +187,13 @@ impl ActiveSegment {
         }
         let (made, file) = match spare {
             Some(spare) => {
-                let file = vfs.open(&spare).map_err(LogError::io("open", &spare))?;
+                let file = patiently(|| vfs.open(&spare)).map_err(LogError::io("open", &spare))?;
                 (spare, file)
             }
             None => {
                 let made = SegmentName::Temporary(header.sequence).path(dir);
-                let file = vfs.create(&made).map_err(LogError::io("create", &made))?;
+                let file =
+                    patiently(|| vfs.create(&made)).map_err(LogError::io("create", &made))?;
                 (made, file)
             }
         };

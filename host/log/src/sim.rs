@@ -7,8 +7,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use bytes::Bytes;
-
 use crate::vfs::{Vfs, VfsFile, VfsLock};
 
 /// An in-memory [`Vfs`] that keeps unsynced writes and names apart from durable ones.
@@ -211,13 +209,6 @@ impl Vfs for SimVfs {
             path: path.to_path_buf(),
             life: disk.life,
         }))
-    }
-
-    fn map(&self, path: &Path) -> io::Result<Bytes> {
-        let mut disk = self.disk();
-        disk.enter()?;
-        let inode = disk.find(path)?;
-        Ok(Bytes::copy_from_slice(&disk.inodes[&inode].current))
     }
 }
 

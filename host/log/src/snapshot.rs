@@ -47,12 +47,12 @@ pub struct SnapshotName {
 ///
 /// *Concurrency*: may be shared; several snapshots may be written and received at once. *Failure*: an error leaves the
 /// finished files as they were, and unfinished ones to be removed by the next [`SnapshotStore::open_dir`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct SnapshotStore {
     vfs: Arc<dyn Vfs>,
     dir: PathBuf,
     /// Tells apart the temporary files of one process.
-    temporaries: AtomicU64,
+    temporaries: Arc<AtomicU64>,
 }
 
 impl SnapshotStore {
@@ -72,23 +72,38 @@ impl SnapshotStore {
         Ok(SnapshotStore {
             vfs,
             dir: dir.to_path_buf(),
-            temporaries: AtomicU64::new(0),
+            temporaries: Arc::default(),
         })
     }
 
-    /// Begins a snapshot; the guest's bytes are written to the returned value.
+    /// Begins a snapshot; the guest's bytes are written to the returned value. Nothing is on the disk before
+    /// [`SealedSnapshot::place`].
     ///
     /// # Errors
-    /// [`LogError::SnapshotTooLarge`] if the host's section is; [`LogError::Io`].
+    /// [`LogError::SnapshotTooLarge`] if the host's section is.
     pub fn create(&self, meta: SnapshotMeta) -> Result<SnapshotWriter, LogError> {
-        if meta.state.len() as u64 > MAX_STATE {
-            return Err(LogError::SnapshotTooLarge {
-                file: self.path(meta.key, meta.position),
-                size: meta.state.len() as u64,
-                limit: MAX_STATE,
-            });
+        self.check_state(&meta)?;
+        Ok(SnapshotWriter::new(self.clone(), meta))
+    }
+
+    /// A snapshot whose guest's bytes are there already. Nothing is on the disk before [`SealedSnapshot::place`].
+    ///
+    /// # Errors
+    /// As [`SnapshotStore::create`].
+    pub fn seal(&self, meta: SnapshotMeta, guest: Bytes) -> Result<SealedSnapshot, LogError> {
+        self.check_state(&meta)?;
+        Ok(SealedSnapshot::new(self.clone(), meta, guest))
+    }
+
+    fn check_state(&self, meta: &SnapshotMeta) -> Result<(), LogError> {
+        if meta.state.len() as u64 <= MAX_STATE {
+            return Ok(());
         }
-        SnapshotWriter::new(self.draft(meta.key, meta.position)?, meta)
+        Err(LogError::SnapshotTooLarge {
+            file: self.path(meta.key, meta.position),
+            size: meta.state.len() as u64,
+            limit: MAX_STATE,
+        })
     }
 
     /// Opens a finished snapshot and verifies every byte of it against the mark.
@@ -106,8 +121,8 @@ impl SnapshotStore {
     /// # Errors
     /// As [`SnapshotStore::open`].
     pub fn verify(&self, path: &Path) -> Result<SnapshotFile, LogError> {
-        let content = self.vfs.map(path).map_err(LogError::io("read", path))?;
-        SnapshotFile::parse(path, content)
+        let file = self.vfs.open(path).map_err(LogError::io("read", path))?;
+        SnapshotFile::verify(path, file.into())
     }
 
     /// Begins to take a snapshot from the network: `mark` is what the sender says it is, `limit` the most bytes that

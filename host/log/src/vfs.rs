@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use bytes::Bytes;
+use crate::patience::patiently;
 
 /// The file system operations the log is built on.
 ///
@@ -29,7 +29,7 @@ pub trait Vfs: Send + Sync + fmt::Debug {
     fn open(&self, path: &Path) -> io::Result<Box<dyn VfsFile>>;
     /// Gives a file a new name, replacing what had it. Open files stay usable.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
-    /// Removes a name. Open files and mappings of it stay usable.
+    /// Removes a name. Open files of it stay usable.
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// The names of the files (not directories) in `dir` that are valid Unicode, sorted.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
@@ -38,8 +38,6 @@ pub trait Vfs: Send + Sync + fmt::Debug {
     /// Takes an exclusive lock on a file, making it if need be; `WouldBlock` if somebody holds it. The lock ends when
     /// the value is dropped or the process dies.
     fn lock(&self, path: &Path) -> io::Result<VfsLock>;
-    /// The content of a file that is never written again. The file may be removed meanwhile, but not shortened.
-    fn map(&self, path: &Path) -> io::Result<Bytes>;
     /// The whole content of a small file, refused with `InvalidData` above `limit` bytes.
     fn read(&self, path: &Path, limit: u64) -> io::Result<Vec<u8>> {
         let file = self.open(path)?;
@@ -109,7 +107,7 @@ impl fmt::Debug for VfsLock {
     }
 }
 
-/// The real file system: `pread`, `pwrite`, `fdatasync`, `flock` and `mmap`. Files are readable by their owner only.
+/// The real file system: `pread`, `pwrite`, `fdatasync` and `flock`. Files are readable by their owner only.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DiskVfs;
 
@@ -169,7 +167,8 @@ impl Vfs for DiskVfs {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        File::open(dir)?.sync_all()
+        // The log stops after a failed sync; that there is no descriptor to sync through is none.
+        patiently(|| File::open(dir))?.sync_all()
     }
 
     fn lock(&self, path: &Path) -> io::Result<VfsLock> {
@@ -185,17 +184,6 @@ impl Vfs for DiskVfs {
             Err(fs::TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
             Err(fs::TryLockError::Error(error)) => Err(error),
         }
-    }
-
-    fn map(&self, path: &Path) -> io::Result<Bytes> {
-        let file = File::open(path)?;
-        if file.metadata()?.len() == 0 {
-            return Ok(Bytes::new());
-        }
-        // SAFETY: the trait's contract is that a mapped file is never written or shortened again; this crate maps only
-        // finished snapshot files, which it removes but never changes, inside a directory it holds the lock of.
-        let map = unsafe { memmap2::Mmap::map(&file)? };
-        Ok(Bytes::from_owner(map))
     }
 }
 

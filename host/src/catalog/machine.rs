@@ -26,17 +26,26 @@ impl CatalogMachine {
     /// An empty catalogue, and where its states appear.
     pub fn new() -> (Self, watch::Receiver<Arc<Catalog>>) {
         let (published, states) = watch::channel(Arc::new(Catalog::default()));
-        (
-            Self {
-                catalog: Catalog::default(),
-                published,
-            },
-            states,
-        )
+        (Self::publishing(published), states)
     }
 
+    /// An empty catalogue whose states appear where those of one before it did.
+    pub fn publishing(published: watch::Sender<Arc<Catalog>>) -> Self {
+        Self {
+            catalog: Catalog::default(),
+            published,
+        }
+    }
+
+    /// Shows the state, unless a machine before this one was further: what it is told again it shows to nobody.
     fn publish(&self) {
-        self.published.send_replace(Arc::new(self.catalog.clone()));
+        self.published.send_if_modified(|shown| {
+            let is_newer = self.catalog.version >= shown.version;
+            if is_newer {
+                *shown = Arc::new(self.catalog.clone());
+            }
+            is_newer
+        });
     }
 
     fn run(&mut self, index: LogIndex, command: &[u8]) -> Outcome {

@@ -161,7 +161,12 @@ impl Host {
         self.served(
             id,
             reach,
-            || self.inner.node.status(id),
+            async || {
+                let mut status = self.inner.node.status(id).await?;
+                let trouble = status.trouble.take();
+                status.trouble = trouble.map(|trouble| self.judged(id, trouble));
+                Ok(status)
+            },
             |member| async move { self.ask(&member, method::GROUP_STATUS, asked).await },
         )
         .await
@@ -359,7 +364,7 @@ impl Host {
                 Ok(GroupStatus {
                     trouble: Some(trouble),
                     ..
-                }) if matches!(trouble.kind, Kind::Halted | Kind::Faulted) => {
+                }) if trouble.kind.waits_for_somebody() || trouble.kind == Kind::Faulted => {
                     info.problem = Some(trouble.to_string());
                     return Ok(info);
                 }

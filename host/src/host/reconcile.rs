@@ -162,6 +162,20 @@ async fn bring_up(host: Host, record: Arc<GroupRecord>) {
 }
 
 async fn try_bring_up(host: &Host, record: &Arc<GroupRecord>) -> Result<(), HostError> {
+    let config = group_config(host, record).await?;
+    match host.inner.node.create_group(config).await {
+        Ok(()) => Ok(()),
+        // An attempt before this one got through and was cut off while it waited.
+        Err(Error::GroupExists { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The configuration of a group, with a machine of its own.
+pub(super) async fn group_config(
+    host: &Host,
+    record: &Arc<GroupRecord>,
+) -> Result<GroupConfig, HostError> {
     let current = record.current();
     let bytes = component(host, current.component).await?;
     let component = host.inner.machines.component(bytes).await?;
@@ -189,17 +203,7 @@ async fn try_bring_up(host: &Host, record: &Arc<GroupRecord>) -> Result<(), Host
     });
     config.incarnation = record.incarnation;
     config.init = record.init.clone().into();
-    match host
-        .inner
-        .node
-        .create_group(tuned(&host.inner.config, config))
-        .await
-    {
-        Ok(()) => Ok(()),
-        // An attempt before this one got through and was cut off while it waited.
-        Err(Error::GroupExists { .. }) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
+    Ok(tuned(&host.inner.config, config))
 }
 
 /// The settings of `[raft]` and `[limits]`.

@@ -7,15 +7,14 @@ use std::time::Duration;
 use skep_core::id::NodeId;
 use skep_log::{DiskVfs, PeerPins, Store, StoreId, Vfs};
 use skep_machine::wasm::Compiler;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::reconcile::blocking;
 use super::roster::{Owner, Roster};
-use super::{Host, Inner, collection, reconcile};
+use super::{Host, Inner, collection, reconcile, restarts};
 use crate::catalog::command::Command;
-use crate::catalog::machine::CatalogMachine;
-use crate::catalog::{self, NodeRecord};
+use crate::catalog::{Catalog, NodeRecord};
 use crate::components::ComponentStore;
 use crate::config::Config;
 use crate::host_error::HostError;
@@ -25,7 +24,7 @@ use crate::peers::Peers;
 use crate::room::DiskRoom;
 use crate::supervisor::Supervisor;
 use crate::transport::{PeerCheck, RequestHandler, TcpConfig, TcpLimits, TcpTransport};
-use crate::{GroupConfig, Inbound, MultiNode, Peer, Ticker, Transport, clock};
+use crate::{Inbound, MultiNode, Ticker, Transport, clock};
 
 /// How often the disk is looked at: so long commands may go on that it has no room for.
 const LOOK_AT_THE_DISK: Duration = Duration::from_secs(1);
@@ -52,19 +51,13 @@ pub(super) async fn start(config: Config, compiler: Arc<dyn Compiler>) -> Result
         let components = ComponentStore::open(data.join("components"))?
             .bounded(config.limits.uploads_bytes, Arc::clone(&room));
         let machines = Machines::open(data.join("compiled"), compiler, Some(Arc::clone(&room)))?;
-        let (machine, catalog) = CatalogMachine::new();
-        let founders = config
-            .cluster
-            .nodes
-            .iter()
-            .map(|node| Peer::new(NodeId(node.id)))
-            .collect();
-        let group = GroupConfig::new(catalog::GROUP, "catalogue", Box::new(machine), founders);
-        node.create_group(reconcile::tuned(&config, group)).await?;
+        let published = watch::Sender::new(Arc::new(Catalog::default()));
+        node.create_group(restarts::catalogue(&config, &published))
+            .await?;
         let peers = Peers::new(transport.clone(), supervisor.clone());
-        Ok::<_, HostError>((components, machines, catalog, peers))
+        Ok::<_, HostError>((components, machines, published, peers))
     };
-    let (components, machines, catalog, peers) = match build().await {
+    let (components, machines, published, peers) = match build().await {
         Ok(parts) => parts,
         Err(error) => {
             node.stop().await;
@@ -79,7 +72,8 @@ pub(super) async fn start(config: Config, compiler: Arc<dyn Compiler>) -> Result
             transport,
             store,
             roster,
-            catalog,
+            catalog: published.subscribe(),
+            published,
             confirmed: AtomicBool::new(false),
             emptied: AtomicBool::new(false),
             components,
@@ -98,6 +92,7 @@ pub(super) async fn start(config: Config, compiler: Arc<dyn Compiler>) -> Result
     owner.started(&host);
     host.keep("reconciler", reconcile::run);
     host.keep("collector", collection::run);
+    host.keep("restarts", restarts::run);
     host.keep("registration", register);
     host.keep("disk", look_at_the_disk);
     Ok(host)

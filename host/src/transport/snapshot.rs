@@ -24,8 +24,8 @@ use super::tcp::Shared;
 use super::{Reporter, SnapshotRefusal, SnapshotStatus};
 use crate::clock::{Stopwatch, sleep, timeout};
 
-/// Transfers that may wait for their turn; one more fails at once, and raft asks again. Each holds a mapped file.
-const MAX_WAITING: usize = 1024;
+/// Transfers that may wait for their turn; one more fails at once, and raft asks again. Each holds an open file.
+const MAX_WAITING: usize = 64;
 
 /// Until an offer is answered: the receiver only has to create a file.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -52,6 +52,8 @@ enum TransferError {
     Handshake(#[from] HandshakeError),
     #[error(transparent)]
     Wire(#[from] WireError),
+    #[error(transparent)]
+    File(#[from] LogError),
     #[error("the receiver refused it: {0}")]
     Refused(String),
     #[error("the receiver could not keep it: {0}")]
@@ -174,7 +176,7 @@ async fn transfer(
         while offset < file.size() {
             sleep(shared.throttle.reserve(MAX_CHUNK as u64)).await;
             let file = Arc::clone(file);
-            // Reading a mapped file may wait for the disk.
+            // Reading may wait for the disk.
             let chunk = spawn_blocking(move || encode(&file, offset)).await??;
             writer.send_encoded(&chunk).await?;
             offset += MAX_CHUNK as u64;
@@ -209,8 +211,8 @@ fn offer(mut message: PeerMessage, file: &SnapshotFile) -> Result<SnapshotOffer,
     })
 }
 
-fn encode(file: &SnapshotFile, offset: u64) -> Result<BytesMut, WireError> {
-    let data = file.read_chunk(offset, MAX_CHUNK);
+fn encode(file: &SnapshotFile, offset: u64) -> Result<BytesMut, TransferError> {
+    let data = file.read_chunk(offset, MAX_CHUNK)?;
     let chunk = proto::SnapshotChunk {
         transfer: TRANSFER,
         offset,

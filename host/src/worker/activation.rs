@@ -52,18 +52,12 @@ impl Actor {
                 Err(MachineError::Local { reason, .. }) => {
                     let (group, name) = (self.owner.key.group, &self.owner.name);
                     tracing::warn!(group, name, component = %deployment.component, reason, "the group waits for its machine");
-                    let queue = self.lock();
-                    let waited = self
-                        .halting
-                        .wait_timeout_while(queue, MAKE_AGAIN, |queue| !queue.halted);
-                    let (queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
-                    if queue.halted {
-                        return Err(Failed::local(format!(
-                            "it was stopped while it waited: {reason}"
-                        )));
-                    }
+                    self.wait(MAKE_AGAIN, &format!("it waits for its machine: {reason}"))?;
                 }
-                made => return Ok(made),
+                made => {
+                    self.waits_for(None);
+                    return Ok(made);
+                }
             }
         }
     }

@@ -4,59 +4,41 @@ use std::io::{self, Write};
 
 use bytes::Bytes;
 use skep_core::outcome::EntryContext;
-use skep_log::SealedSnapshot;
 use skep_machine::state_machine::MachineError;
 
 use super::Owner;
 use super::calls::{Failed, Machine, failed};
 use crate::clock::Stopwatch;
-use crate::store::Disk;
 
-/// Saves the machine and rebuilds it. The file is written and not durable yet; there is none if the machine cannot save or
-/// read back what it saved, which it then does on every replica alike: it goes on without.
+/// Saves the machine and rebuilds it from the bytes, which are in memory: whether a disk takes them is another matter, and no
+/// reason to go on with the old heap. None if the machine cannot save or read back what it saved, which it then does on
+/// every replica alike: it goes on without.
 pub(super) fn pass(
     machine: &mut Machine,
     owner: &Owner,
-    disk: &Disk,
     context: &EntryContext,
-    state: Bytes,
-) -> Result<Option<SealedSnapshot>, Failed> {
-    let local = |error: &dyn std::fmt::Display| {
-        Failed::local(format!(
-            "the snapshot at {} was not written: {error}",
-            context.index
-        ))
-    };
+) -> Result<Option<Bytes>, Failed> {
     let schema = machine.schema();
     let watch = Stopwatch::start();
-    let writer = disk
-        .create_snapshot(
-            owner.key,
-            (context.index, context.term),
-            state,
-            schema,
-            machine.component(owner.component),
-        )
-        .map_err(|error| local(&error))?;
-    let mut writer = Watched {
-        writer,
-        error: None,
-    };
+    let mut writer = Memory::default();
     let saved = machine.machine.save(context, &mut writer);
-    if let Some(error) = writer.error {
-        return Err(local(&error));
+    if writer.is_exhausted {
+        let index = context.index;
+        return Err(Failed::local(format!(
+            "there is no memory for the snapshot at {index}"
+        )));
     }
     machine.applied = context.index;
     if let Err(error) = saved {
         return degraded(owner, context, error).map(|()| None);
     }
-    let sealed = writer.writer.seal().map_err(|error| local(&error))?;
     let save = watch.elapsed();
-    if let Err(error) = machine.machine.restore(context, schema, sealed.guest()) {
+    let guest = Bytes::from(writer.bytes);
+    if let Err(error) = machine.machine.restore(context, schema, guest.clone()) {
         return degraded(owner, context, error).map(|()| None);
     }
     let restore = watch.elapsed().saturating_sub(save);
-    let (group, index, bytes) = (owner.key.group, context.index.0, sealed.mark().size);
+    let (group, index, bytes) = (owner.key.group, context.index.0, guest.len());
     tracing::debug!(
         group,
         index,
@@ -65,7 +47,7 @@ pub(super) fn pass(
         ?restore,
         "the machine has passed a barrier"
     );
-    Ok(Some(sealed))
+    Ok(Some(guest))
 }
 
 fn degraded(owner: &Owner, context: &EntryContext, error: MachineError) -> Result<(), Failed> {
@@ -79,30 +61,26 @@ fn degraded(owner: &Owner, context: &EntryContext, error: MachineError) -> Resul
     }
 }
 
-/// Notes an I/O error that the machine might report as its own failure: a full disk here is no outcome elsewhere.
-struct Watched<W> {
-    writer: W,
-    error: Option<io::Error>,
+/// Takes what a machine saves. It notes a want of memory, which the machine might report as its own failure: what this node
+/// lacks is no outcome elsewhere.
+#[derive(Default)]
+struct Memory {
+    bytes: Vec<u8>,
+    is_exhausted: bool,
 }
 
-impl<W: Write> Watched<W> {
-    fn note<T>(&mut self, result: io::Result<T>) -> io::Result<T> {
-        result.map_err(|error| {
-            let copy = io::Error::new(error.kind(), error.to_string());
-            self.error.get_or_insert(error);
-            copy
-        })
-    }
-}
-
-impl<W: Write> Write for Watched<W> {
+impl Write for Memory {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.writer.write(bytes);
-        self.note(written)
+        // A vector that grows by itself ends the process where there is no memory.
+        if self.bytes.try_reserve(bytes.len()).is_err() {
+            self.is_exhausted = true;
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        let flushed = self.writer.flush();
-        self.note(flushed)
+        Ok(())
     }
 }

@@ -30,7 +30,6 @@ pub(super) struct Recent {
 pub(super) struct Base {
     pub(super) context: EntryContext,
     pub(super) schema: u32,
-    /// The mapped file.
     pub(super) guest: Bytes,
 }
 

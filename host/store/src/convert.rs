@@ -3,6 +3,7 @@
 use raft::eraftpb;
 use skep_core::effect::Persist;
 use skep_core::group::Recovered;
+use skep_core::healing::Parked;
 use skep_core::id::{GroupId, Incarnation, LogIndex, ReplicaId, Term};
 use skep_core::input::LogRead;
 use skep_core::message::SnapshotName;
@@ -65,6 +66,36 @@ pub fn recovered(group: RecoveredGroup, state: Option<Bytes>) -> Result<Recovere
         truncated: (LogIndex(group.truncated.index), Term(group.truncated.term)),
         snapshot: group.snapshot.as_ref().map(name).zip(state),
     })
+}
+
+/// What the log would recover of a replica that is given up. `older` are the entries that are in no memory.
+pub fn parked(key: GroupKey, parked: Parked, older: Vec<Entry>) -> RecoveredGroup {
+    let Parked {
+        replica,
+        hard_state,
+        entries,
+        before: _,
+        start: (index, term),
+        snapshot,
+    } = parked;
+    RecoveredGroup {
+        key,
+        replica: replica.0,
+        hard_state: HardState {
+            term: hard_state.term,
+            vote: hard_state.vote,
+            commit: hard_state.commit.max(index.0),
+        },
+        snapshot: snapshot.as_ref().map(mark),
+        truncated: LogPosition {
+            index: index.0,
+            term: term.0,
+        },
+        entries: older
+            .into_iter()
+            .chain(entries.into_iter().map(entry_to_log))
+            .collect(),
+    }
 }
 
 /// What became of reading entries back from the log.

@@ -92,6 +92,11 @@ impl Lives {
         self.recovered.remove(&key);
     }
 
+    /// A replica was given up, to begin again from what is on the disk.
+    pub fn park(&mut self, group: RecoveredGroup) {
+        self.recovered.insert(group.key, group);
+    }
+
     /// Ends a replica; answers the record that makes it so.
     pub fn bury(&mut self, key: GroupKey, replica: ReplicaId) -> Option<Record> {
         self.recovered.remove(&key);

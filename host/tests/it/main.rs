@@ -2,6 +2,7 @@
 
 mod divergence;
 mod group_lifecycle;
+mod healing;
 mod isolation;
 mod membership;
 mod node_lifecycle;

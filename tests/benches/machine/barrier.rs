@@ -113,7 +113,7 @@ fn barrier(
     let watch = Stopwatch::start();
     let mut writer = store.create(meta)?;
     machine.save(&context(index), &mut writer)?;
-    let sealed = writer.seal()?;
+    let sealed = writer.seal();
     let save = watch.elapsed();
     machine.restore(&context(index), schema, sealed.guest())?;
     let restore = watch.elapsed() - save;

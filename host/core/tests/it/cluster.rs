@@ -89,6 +89,8 @@ pub struct Machine {
     /// What it runs, by the first byte of the component's name.
     pub runs: u8,
     pub sick: Sick,
+    /// Its node has no room for the files of its snapshots.
+    pub cannot_write: bool,
 }
 
 /// How a machine differs from the others.
@@ -244,10 +246,15 @@ impl Cluster {
         config.members.clear();
         let node = self.node(id);
         let disk = &node.disk;
-        let snapshot = disk.snapshot.clone().map(|name| {
-            let state = disk.files[&name.index].1.clone();
-            (name, state)
-        });
+        let file = |name: SnapshotName| match disk.files.get(&name.index) {
+            Some((_, state, _)) => Ok((name, state.clone())),
+            None => Err(name),
+        };
+        let (snapshot, lost) = match disk.snapshot.clone().map(file) {
+            Some(Ok(snapshot)) => (Some(snapshot), None),
+            Some(Err(lost)) => (None, Some(lost)),
+            None => (None, None),
+        };
         let recovered = Recovered {
             replica: disk.replica,
             hard_state: disk.hard_state.clone(),
@@ -255,7 +262,11 @@ impl Cluster {
             truncated: disk.truncated,
             snapshot,
         };
-        node.group = Some(Group::recover(config, recovered).expect("own disk"));
+        let group = match lost {
+            Some(lost) => Group::recover_without_snapshot(config, recovered, lost),
+            None => Group::recover(config, recovered),
+        };
+        node.group = Some(group.expect("own disk"));
     }
 
     pub fn input(&mut self, id: u64, input: Input) {
@@ -637,9 +648,17 @@ impl Machine {
                 };
                 disk.files
                     .insert(context.index, (name.clone(), state, self.commands.clone()));
-                Some(Input::Snapshotted {
-                    index: context.index,
-                    snapshot: Some(name),
+                let index = context.index;
+                Some(match self.cannot_write {
+                    true => Input::Unwritten {
+                        index,
+                        snapshot: name,
+                        reason: "no room".into(),
+                    },
+                    false => Input::Snapshotted {
+                        index,
+                        snapshot: Some(name),
+                    },
                 })
             }
             Work::Restore {

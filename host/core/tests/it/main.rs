@@ -7,6 +7,7 @@ mod deployment;
 mod divergence;
 mod durability;
 mod entries;
+mod healing;
 mod membership;
 mod proposals;
 mod reads;

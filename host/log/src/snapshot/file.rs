@@ -1,6 +1,10 @@
 //! A finished snapshot, and the layout of its file.
+//!
+//! Files are read with `pread` and never mapped: a file that somebody shortens, or a sector that cannot be read, is then an
+//! error of one snapshot and no signal that ends the process.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes};
 use sha2::{Digest, Sha256};
@@ -8,28 +12,34 @@ use sha2::{Digest, Sha256};
 use super::SnapshotMeta;
 use crate::error::LogError;
 use crate::record::{GroupKey, LogPosition, SnapshotMark};
+use crate::vfs::VfsFile;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"SKEPSNAP");
 
 const FORMAT_VERSION: u32 = 1;
 
 /// Bytes before the host's section: magic, version, schema, key, position, component, length of the section, checksum.
-pub(super) const HEADER: usize = 8 + 4 + 4 + 16 + 16 + 32 + 8 + 4;
+const HEADER: usize = 8 + 4 + 4 + 16 + 16 + 32 + 8 + 4;
+
+const DIGEST: usize = 32;
 
 /// Bytes behind the guest's: their length and the digest.
-const TRAILER: usize = 8 + 32;
+const TRAILER: usize = 8 + DIGEST;
 
 /// Bytes of the host's section, at the most. What it holds is bounded far below this.
 pub const MAX_STATE: u64 = 256 << 20;
 
+/// What is read at once while a file is verified.
+const READ_STEP: usize = 1 << 20;
+
 /// A finished, verified snapshot. It stays readable while it is held, even if its file is removed.
 #[derive(Clone, Debug)]
 pub struct SnapshotFile {
-    pub(super) path: PathBuf,
-    pub(super) meta: SnapshotMeta,
-    pub(super) mark: SnapshotMark,
-    pub(super) content: Bytes,
-    pub(super) guest: Bytes,
+    path: PathBuf,
+    meta: SnapshotMeta,
+    mark: SnapshotMark,
+    guest_len: u64,
+    file: Arc<dyn VfsFile>,
 }
 
 impl SnapshotFile {
@@ -43,22 +53,37 @@ impl SnapshotFile {
         &self.mark
     }
 
-    /// The guest's bytes, mapped from the file.
-    pub fn guest(&self) -> Bytes {
-        self.guest.clone()
+    /// The guest's bytes, read into memory and verified once more: the file may have changed since it was opened.
+    ///
+    /// # Errors
+    /// [`LogError::BadSnapshot`] if it has; [`LogError::Io`].
+    pub fn guest(&self) -> Result<Bytes, LogError> {
+        let at = (HEADER + self.meta.state.len()) as u64;
+        let guest = read(&*self.file, &self.path, at, self.guest_len)?;
+        let mut digest = Sha256::new();
+        digest.update(encode_header(&self.meta));
+        digest.update(&self.meta.state);
+        digest.update(&guest);
+        digest.update(self.guest_len.to_le_bytes());
+        if digest.finalize()[..] != self.mark.digest {
+            return Err(bad(&self.path, "it changed after it was verified"));
+        }
+        Ok(guest.into())
     }
 
-    /// Up to `len` bytes of the raw file from `offset` on, for sending; empty behind its end.
-    pub fn read_chunk(&self, offset: u64, len: usize) -> Bytes {
-        let from = usize::try_from(offset)
-            .unwrap_or(usize::MAX)
-            .min(self.content.len());
-        let to = from.saturating_add(len).min(self.content.len());
-        self.content.slice(from..to)
+    /// Up to `len` bytes of the raw file from `offset` on, for sending; empty behind its end. Whoever receives them
+    /// verifies the whole.
+    ///
+    /// # Errors
+    /// [`LogError::BadSnapshot`] if the file was shortened; [`LogError::Io`].
+    pub fn read_chunk(&self, offset: u64, len: usize) -> Result<Bytes, LogError> {
+        let from = offset.min(self.mark.size);
+        let len = (len as u64).min(self.mark.size - from);
+        read(&*self.file, &self.path, from, len).map(Bytes::from)
     }
 
     /// The digest at the end of the file.
-    pub fn digest(&self) -> [u8; 32] {
+    pub fn digest(&self) -> [u8; DIGEST] {
         self.mark.digest
     }
 
@@ -72,69 +97,88 @@ impl SnapshotFile {
         &self.path
     }
 
-    pub(super) fn parse(path: &Path, content: Bytes) -> Result<SnapshotFile, LogError> {
-        let bad = |reason: &str| LogError::bad_snapshot(path, reason);
-        if content.len() < HEADER + TRAILER {
-            return Err(bad("it is too short to be a snapshot"));
+    /// Of a file that was written just now.
+    pub(super) fn written(path: PathBuf, sealed: &Sealed, file: Arc<dyn VfsFile>) -> SnapshotFile {
+        SnapshotFile {
+            path,
+            meta: sealed.meta.clone(),
+            mark: sealed.mark.clone(),
+            guest_len: sealed.guest.len() as u64,
+            file,
         }
-        let covered = content.len() - 32;
-        let digest: [u8; 32] = Sha256::digest(&content[..covered]).into();
-        let mut fields = content.slice(..HEADER);
-        if fields.get_u64_le() != MAGIC {
-            return Err(bad("it is not a snapshot file"));
+    }
+
+    /// Reads the whole file, a piece at a time, and verifies it against the digest in it.
+    pub(super) fn verify(path: &Path, file: Arc<dyn VfsFile>) -> Result<SnapshotFile, LogError> {
+        let size = file.len().map_err(LogError::io("read", path))?;
+        if size < (HEADER + TRAILER) as u64 {
+            return Err(bad(path, "it is too short to be a snapshot"));
         }
-        let version = fields.get_u32_le();
-        if digest != content[covered..] {
-            return Err(bad("its digest does not match its content"));
+        let covered = size - DIGEST as u64;
+        let head = Bytes::from(read(&*file, path, 0, HEADER as u64)?);
+        let header = Header::parse(path, &head)?;
+        // Of a version or with lengths that make no sense nothing is taken in; the digest says first what is wrong.
+        let room = covered - 8 - HEADER as u64;
+        let state_len = match header.is_sound {
+            true => header.state_len.min(MAX_STATE).min(room),
+            false => 0,
+        };
+        let state = Bytes::from(read(&*file, path, HEADER as u64, state_len)?);
+        let mut digest = Sha256::new();
+        digest.update(&head);
+        digest.update(&state);
+        let mut at = HEADER as u64 + state_len;
+        let mut last = Vec::new();
+        while at < covered {
+            let step = (covered - at).min(READ_STEP as u64);
+            let piece = read(&*file, path, at, step)?;
+            digest.update(&piece);
+            at += step;
+            // What ends the covered part: the length of the guest's section, perhaps in two pieces.
+            last.extend_from_slice(&piece[piece.len().saturating_sub(8)..]);
+            last.drain(..last.len().saturating_sub(8));
         }
-        if version != FORMAT_VERSION {
+        let found = read(&*file, path, covered, DIGEST as u64)?;
+        let digest: [u8; DIGEST] = digest.finalize().into();
+        if digest[..] != found[..] {
+            return Err(bad(path, "its digest does not match its content"));
+        }
+        if header.version != FORMAT_VERSION {
             return Err(LogError::UnsupportedFormat {
                 file: path.to_path_buf(),
-                found: version,
+                found: header.version,
                 supported: FORMAT_VERSION,
             });
         }
-        let schema = fields.get_u32_le();
-        let key = GroupKey {
-            group: fields.get_u64_le(),
-            incarnation: fields.get_u64_le(),
-        };
-        let position = LogPosition {
-            index: fields.get_u64_le(),
-            term: fields.get_u64_le(),
-        };
-        let mut component = [0; 32];
-        fields.copy_to_slice(&mut component);
-        let state_len = fields.get_u64_le();
-        if fields.get_u32_le() != crc32c::crc32c(&content[..HEADER - 4]) {
-            return Err(bad("its header's checksum is wrong"));
+        if !header.is_sound {
+            return Err(bad(path, "its header's checksum is wrong"));
         }
-        let guest_len = (&content[covered - 8..covered]).get_u64_le();
-        let room = (content.len() - HEADER - TRAILER) as u64;
-        if state_len > MAX_STATE || state_len.checked_add(guest_len) != Some(room) {
-            return Err(bad("its section lengths do not add up"));
+        let guest_len = (&last[..]).get_u64_le();
+        if header.state_len != state_len || state_len.checked_add(guest_len) != Some(room) {
+            return Err(bad(path, "its section lengths do not add up"));
         }
-        let guest_at = HEADER + state_len as usize;
-        let meta = SnapshotMeta {
-            key,
-            position,
-            state: content.slice(HEADER..guest_at),
-            schema,
-            component,
-        };
         let mark = SnapshotMark {
-            position,
+            position: header.position,
             digest,
-            size: content.len() as u64,
+            size,
         };
-        let guest = content.slice(guest_at..covered - 8);
         Ok(SnapshotFile {
             path: path.to_path_buf(),
-            meta,
+            meta: SnapshotMeta {
+                key: header.key,
+                position: header.position,
+                state,
+                schema: header.schema,
+                component: header.component,
+            },
             mark,
-            content,
-            guest,
+            guest_len,
+            file,
         })
+    }
+
+    pub(super) fn at(self, path: PathBuf) -> SnapshotFile {
+        SnapshotFile { path, ..self }
     }
 
     pub(super) fn check_is(&self, key: GroupKey, mark: &SnapshotMark) -> Result<(), LogError> {
@@ -150,7 +194,117 @@ impl SnapshotFile {
     }
 }
 
-pub(super) fn encode_header(meta: &SnapshotMeta) -> Vec<u8> {
+/// A snapshot in memory, as its file is to be.
+#[derive(Debug)]
+pub(super) struct Sealed {
+    pub(super) meta: SnapshotMeta,
+    pub(super) mark: SnapshotMark,
+    /// What stands before the guest's bytes.
+    pub(super) head: Bytes,
+    pub(super) guest: Bytes,
+    /// What stands behind them.
+    pub(super) tail: Bytes,
+}
+
+impl Sealed {
+    pub(super) fn new(meta: SnapshotMeta, guest: Bytes) -> Sealed {
+        let mut head = encode_header(&meta);
+        head.extend_from_slice(&meta.state);
+        let mut tail = (guest.len() as u64).to_le_bytes().to_vec();
+        let mut digest = Sha256::new();
+        digest.update(&head);
+        digest.update(&guest);
+        digest.update(&tail);
+        let digest: [u8; DIGEST] = digest.finalize().into();
+        tail.extend_from_slice(&digest);
+        let mark = SnapshotMark {
+            position: meta.position,
+            digest,
+            size: (head.len() + guest.len() + tail.len()) as u64,
+        };
+        Sealed {
+            meta,
+            mark,
+            head: head.into(),
+            guest,
+            tail: tail.into(),
+        }
+    }
+}
+
+struct Header {
+    version: u32,
+    schema: u32,
+    key: GroupKey,
+    position: LogPosition,
+    component: [u8; 32],
+    state_len: u64,
+    /// Its checksum is right.
+    is_sound: bool,
+}
+
+impl Header {
+    fn parse(path: &Path, head: &Bytes) -> Result<Header, LogError> {
+        let mut fields = head.clone();
+        if fields.get_u64_le() != MAGIC {
+            return Err(bad(path, "it is not a snapshot file"));
+        }
+        let version = fields.get_u32_le();
+        let schema = fields.get_u32_le();
+        let key = GroupKey {
+            group: fields.get_u64_le(),
+            incarnation: fields.get_u64_le(),
+        };
+        let position = LogPosition {
+            index: fields.get_u64_le(),
+            term: fields.get_u64_le(),
+        };
+        let mut component = [0; 32];
+        fields.copy_to_slice(&mut component);
+        let state_len = fields.get_u64_le();
+        let is_sound = fields.get_u32_le() == crc32c::crc32c(&head[..HEADER - 4]);
+        Ok(Header {
+            version,
+            schema,
+            key,
+            position,
+            component,
+            state_len,
+            is_sound,
+        })
+    }
+}
+
+fn bad(path: &Path, reason: &str) -> LogError {
+    LogError::bad_snapshot(path, reason)
+}
+
+/// So many bytes of the file, all of which its length or its verification promised.
+fn read(file: &dyn VfsFile, path: &Path, offset: u64, len: u64) -> Result<Vec<u8>, LogError> {
+    let failed = LogError::io("read", path);
+    let mut bytes = match buffer(len) {
+        Ok(bytes) => bytes,
+        Err(error) => return Err(failed(error)),
+    };
+    bytes.resize(len as usize, 0);
+    let read = file.read_at(offset, &mut bytes).map_err(failed)?;
+    if read as u64 != len {
+        return Err(bad(path, "it was shortened while it was read"));
+    }
+    Ok(bytes)
+}
+
+/// Room for so many bytes; an error, and no end of the process, if there is none.
+pub(super) fn buffer(len: u64) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let len = usize::try_from(len).map_err(|_| std::io::ErrorKind::OutOfMemory)?;
+    bytes
+        .try_reserve_exact(len)
+        .map_err(|_| std::io::ErrorKind::OutOfMemory)?;
+    Ok(bytes)
+}
+
+fn encode_header(meta: &SnapshotMeta) -> Vec<u8> {
     let mut out = Vec::with_capacity(HEADER);
     out.put_u64_le(MAGIC);
     out.put_u32_le(FORMAT_VERSION);

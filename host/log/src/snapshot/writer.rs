@@ -4,120 +4,57 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use bytes::{BufMut, Bytes};
-use sha2::{Digest, Sha256};
+use bytes::Bytes;
 
 use super::SnapshotMeta;
-use super::file::{HEADER, SnapshotFile, encode_header};
+use super::SnapshotStore;
+use super::file::{Sealed, SnapshotFile};
 use crate::error::LogError;
 use crate::record::{GroupKey, SnapshotMark};
 use crate::vfs::{Vfs, VfsFile};
 
-/// Guest bytes are handed to the system in pieces of this size.
+/// Bytes are handed to the system in pieces of this size.
 const WRITE_STEP: usize = 1 << 20;
 
-/// Takes the guest's bytes of a new snapshot. Dropped unfinished, it removes what it wrote.
+/// Takes the guest's bytes of a new snapshot, into memory: a machine goes on from them at once, and a disk that cannot take
+/// them now may be asked again.
 #[derive(Debug)]
 pub struct SnapshotWriter {
-    draft: Draft,
-    /// Bytes that were not handed to the system yet.
-    buffer: Vec<u8>,
-    digest: Sha256,
-    guest_len: u64,
+    store: SnapshotStore,
+    guest: Vec<u8>,
     meta: SnapshotMeta,
 }
 
 impl SnapshotWriter {
-    pub(super) fn new(draft: Draft, meta: SnapshotMeta) -> Result<SnapshotWriter, LogError> {
-        let mut writer = SnapshotWriter {
-            draft,
-            buffer: encode_header(&meta),
-            digest: Sha256::new(),
-            guest_len: 0,
+    pub(super) fn new(store: SnapshotStore, meta: SnapshotMeta) -> SnapshotWriter {
+        SnapshotWriter {
+            store,
+            guest: Vec::new(),
             meta,
-        };
-        let state = writer.meta.state.clone();
-        writer
-            .put(&state)
-            .map_err(LogError::io("write", &writer.draft.temporary))?;
-        Ok(writer)
+        }
     }
 
     /// Makes the snapshot durable under its name: [`seal`](Self::seal) and [`SealedSnapshot::place`].
     ///
     /// # Errors
-    /// [`LogError::Io`]. The snapshot must then be taken for one that does not exist: no mark may name it. If only the
-    /// directory could not be synced, a file of its name, whole or gone after a crash, may be there; the next sweep of
-    /// orphans removes it, and a snapshot of the same position replaces it.
+    /// As [`SealedSnapshot::place`].
     pub fn finish(self) -> Result<SnapshotFile, LogError> {
-        self.seal()?.place()
+        self.seal().place()
     }
 
-    /// Writes what is left. The snapshot can be read from then on, and is not durable yet.
-    ///
-    /// # Errors
-    /// [`LogError::Io`]; the snapshot then does not exist.
-    pub fn seal(mut self) -> Result<SealedSnapshot, LogError> {
-        let guest_len = self.guest_len;
-        self.buffer.put_u64_le(guest_len);
-        self.flush_buffer()
-            .map_err(LogError::io("write", &self.draft.temporary))?;
-        let digest = self.digest.finalize_reset();
-        self.draft
-            .write(&digest)
-            .map_err(LogError::io("write", &self.draft.temporary))?;
-        let content = self
-            .draft
-            .vfs
-            .map(&self.draft.temporary)
-            .map_err(LogError::io("read", &self.draft.temporary))?;
-        let mark = SnapshotMark {
-            position: self.meta.position,
-            digest: digest.into(),
-            size: self.draft.len,
-        };
-        let guest_at = HEADER + self.meta.state.len();
-        if content.len() as u64 != mark.size {
-            return Err(LogError::bad_snapshot(
-                &self.draft.temporary,
-                "its length changed while it was written",
-            ));
-        }
-        let guest = content.slice(guest_at..guest_at + guest_len as usize);
-        let file = SnapshotFile {
-            path: self.draft.path.clone(),
-            meta: self.meta,
-            mark,
-            content,
-            guest,
-        };
-        Ok(SealedSnapshot {
-            draft: self.draft,
-            file,
-        })
-    }
-
-    fn put(&mut self, data: &[u8]) -> io::Result<()> {
-        self.buffer.extend_from_slice(data);
-        if self.buffer.len() >= WRITE_STEP {
-            self.flush_buffer()
-        } else {
-            Ok(())
-        }
-    }
-
-    fn flush_buffer(&mut self) -> io::Result<()> {
-        self.draft.write(&self.buffer)?;
-        self.digest.update(&self.buffer);
-        self.buffer.clear();
-        Ok(())
+    /// All bytes are there. The snapshot can be read from then on, and is on no disk yet.
+    pub fn seal(self) -> SealedSnapshot {
+        SealedSnapshot::new(self.store, self.meta, self.guest.into())
     }
 }
 
 impl io::Write for SnapshotWriter {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        self.put(data)?;
-        self.guest_len += data.len() as u64;
+        // A vector that grows by itself ends the process where there is no memory.
+        self.guest
+            .try_reserve(data.len())
+            .map_err(|_| io::ErrorKind::OutOfMemory)?;
+        self.guest.extend_from_slice(data);
         Ok(data.len())
     }
 
@@ -127,33 +64,58 @@ impl io::Write for SnapshotWriter {
     }
 }
 
-/// A snapshot that is written and not durable yet. Dropped, it removes what it wrote; its bytes stay readable to whoever
-/// holds them.
+/// A snapshot that is whole and in memory.
 #[derive(Debug)]
 pub struct SealedSnapshot {
-    draft: Draft,
-    file: SnapshotFile,
+    store: SnapshotStore,
+    sealed: Sealed,
 }
 
 impl SealedSnapshot {
-    /// The guest's bytes, mapped from the file.
+    pub(super) fn new(store: SnapshotStore, meta: SnapshotMeta, guest: Bytes) -> SealedSnapshot {
+        SealedSnapshot {
+            store,
+            sealed: Sealed::new(meta, guest),
+        }
+    }
+
+    /// The guest's bytes.
     pub fn guest(&self) -> Bytes {
-        self.file.guest()
+        self.sealed.guest.clone()
     }
 
     /// What to write to the log about it, once it is durable.
     pub fn mark(&self) -> &SnapshotMark {
-        self.file.mark()
+        &self.sealed.mark
     }
 
-    /// Makes the snapshot durable under its name. Only then may its mark go to the log. Takes as long as the disk does.
+    /// Writes the file and makes it durable under its name. Only then may its mark go to the log. Takes as long as the disk
+    /// does, and may be tried again, each time with a new file.
     ///
     /// # Errors
-    /// [`LogError::Io`]; the snapshot then does not exist.
-    pub fn place(self) -> Result<SnapshotFile, LogError> {
-        self.draft.sync()?;
-        self.draft.place()?;
-        Ok(self.file)
+    /// [`LogError::Io`]. The snapshot must then be taken for one that does not exist: no mark may name it. If only the
+    /// directory could not be synced, a file of its name, whole or gone after a crash, may be there; the next sweep of
+    /// orphans removes it, and a snapshot of the same position replaces it.
+    pub fn place(&self) -> Result<SnapshotFile, LogError> {
+        let Sealed {
+            meta,
+            head,
+            guest,
+            tail,
+            ..
+        } = &self.sealed;
+        let mut draft = self.store.draft(meta.key, meta.position)?;
+        for piece in [head, guest, tail]
+            .into_iter()
+            .flat_map(|part| part.chunks(WRITE_STEP))
+        {
+            draft
+                .write(piece)
+                .map_err(LogError::io("write", &draft.temporary))?;
+        }
+        draft.sync()?;
+        let (path, file) = draft.place()?;
+        Ok(SnapshotFile::written(path, &self.sealed, file))
     }
 }
 
@@ -217,16 +179,11 @@ impl SnapshotReceiver {
     /// [`LogError::BadSnapshot`] if it is incomplete, damaged or another one; [`LogError::Io`].
     pub fn finish(self) -> Result<SnapshotFile, LogError> {
         self.draft.sync()?;
-        let content = self
-            .draft
-            .vfs
-            .map(&self.draft.temporary)
-            .map_err(LogError::io("read", &self.draft.temporary))?;
-        let mut file = SnapshotFile::parse(&self.draft.temporary, content)?;
+        let written = Arc::clone(&self.draft.file);
+        let file = SnapshotFile::verify(&self.draft.temporary, written)?;
         file.check_is(self.key, &self.mark)?;
-        file.path = self.draft.path.clone();
-        self.draft.place()?;
-        Ok(file)
+        let (path, _) = self.draft.place()?;
+        Ok(file.at(path))
     }
 }
 
@@ -237,7 +194,7 @@ pub(super) struct Draft {
     dir: PathBuf,
     path: PathBuf,
     temporary: PathBuf,
-    file: Box<dyn VfsFile>,
+    file: Arc<dyn VfsFile>,
     len: u64,
     placed: bool,
 }
@@ -255,7 +212,7 @@ impl Draft {
             dir,
             path,
             temporary,
-            file,
+            file: file.into(),
             len: 0,
             placed: false,
         }
@@ -273,14 +230,15 @@ impl Draft {
             .map_err(LogError::io("sync", &self.temporary))
     }
 
-    fn place(mut self) -> Result<(), LogError> {
+    fn place(mut self) -> Result<(PathBuf, Arc<dyn VfsFile>), LogError> {
         self.vfs
             .rename(&self.temporary, &self.path)
             .map_err(LogError::io("rename", &self.temporary))?;
         self.placed = true;
         self.vfs
             .sync_dir(&self.dir)
-            .map_err(LogError::io("sync", &self.dir))
+            .map_err(LogError::io("sync", &self.dir))?;
+        Ok((self.path.clone(), Arc::clone(&self.file)))
     }
 }
 

@@ -52,12 +52,12 @@ pub fn open(vfs: Arc<dyn Vfs>, id: u8) -> Result<(Node, Found), LogError> {
     let listed = snapshots.list()?;
     for name in &listed {
         let file = snapshots.verify(&snapshots.path(name.key, name.position))?;
-        check_content(&file, *name);
+        check_content(&file, *name)?;
     }
     let mut marked = Vec::new();
     for (key, mark) in marks(&state) {
         let position = mark.position;
-        check_content(&snapshots.open(key, mark)?, SnapshotName { key, position });
+        check_content(&snapshots.open(key, mark)?, SnapshotName { key, position })?;
         marked.push(SnapshotName { key, position });
     }
     snapshots.sweep_orphans(&marked)?;
@@ -89,12 +89,13 @@ pub fn marks(state: &State) -> impl Iterator<Item = (GroupKey, &SnapshotMark)> {
     groups.filter_map(|group| Some((group.key, group.snapshot.as_ref()?)))
 }
 
-fn check_content(file: &SnapshotFile, name: SnapshotName) {
+fn check_content(file: &SnapshotFile, name: SnapshotName) -> Result<(), LogError> {
     let (meta, guest) = content(name);
     assert!(
-        file.meta() == &meta && file.guest() == guest,
+        file.meta() == &meta && file.guest()? == guest,
         "wrong data is served for {name:?}"
     );
+    Ok(())
 }
 
 /// What the workload writes into the snapshot of that name.
@@ -435,16 +436,17 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// A snapshot that is never finished.
+    /// A snapshot from another node that never arrives whole.
     fn abandon(&mut self, slot: &mut Option<Node>) -> Result<(), LogError> {
         let key = key(self.random.below(4));
         let position = LogPosition { index: 1, term: 1 };
         let (meta, guest) = content(SnapshotName { key, position });
         self.done.abandoned += 1;
-        let outcome = node(slot)
-            .snapshots
-            .create(meta)
-            .and_then(|mut writer| write(&mut writer, &guest));
+        let snapshots = &node(slot).snapshots;
+        let outcome = snapshots.seal(meta, guest.clone()).and_then(|sealed| {
+            let mut receiver = snapshots.receive(key, sealed.mark().clone(), 1 << 20)?;
+            receiver.write_chunk(0, &guest)
+        });
         outcome.or_else(|error| self.survive(error))
     }
 
@@ -539,7 +541,9 @@ fn install(node: &Node, key: GroupKey, position: LogPosition) -> Result<Snapshot
     let sent = written(&sender, SnapshotName { key, position })?;
     let mut receiver = node.snapshots.receive(key, sent.mark().clone(), 1 << 20)?;
     while !receiver.is_complete() {
-        let chunk = sent.read_chunk(receiver.received(), 700);
+        let chunk = sent
+            .read_chunk(receiver.received(), 700)
+            .expect("it can be read");
         receiver.write_chunk(receiver.received(), &chunk)?;
     }
     receiver.finish()

@@ -129,7 +129,14 @@ fn snapshots_replace_one_another_and_allow_compaction() {
         (opened.last_snapshot_index, opened.last_entry_index),
         (6, 9)
     );
-    assert_eq!(opened.snapshot.expect("a snapshot").guest(), "six");
+    assert_eq!(
+        opened
+            .snapshot
+            .expect("a snapshot")
+            .guest()
+            .expect("it can be read"),
+        "six"
+    );
     assert_eq!(opened.recovered.entries, entries[5..]);
     assert_eq!(
         std::fs::read_dir(dir.path().join("snap"))

@@ -136,10 +136,6 @@ impl Vfs for Traced {
     fn lock(&self, path: &Path) -> io::Result<VfsLock> {
         self.0.disk.lock(path)
     }
-
-    fn map(&self, path: &Path) -> io::Result<Bytes> {
-        self.0.disk.map(path)
-    }
 }
 
 #[derive(Debug)]

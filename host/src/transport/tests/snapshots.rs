@@ -15,7 +15,10 @@ async fn a_snapshot_arrives_and_is_reported_once() {
     let (sender, message, arrived) = within(two.snapshots.recv()).await.unwrap();
     assert_eq!((sender, message), (NodeId(1), snapshot_message()));
     assert_eq!(arrived.digest(), file.digest());
-    assert_eq!(arrived.guest(), file.guest());
+    assert_eq!(
+        arrived.guest().expect("it can be read"),
+        file.guest().expect("it can be read")
+    );
     assert_eq!(
         within(reports.recv()).await,
         Some(Report::Snapshot(NodeId(2), GROUP, SnapshotStatus::Finish))

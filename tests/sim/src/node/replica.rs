@@ -1,7 +1,6 @@
 //! A replica on a node that runs, and its machine.
 
 use std::collections::VecDeque;
-use std::io::Write;
 
 use bytes::Bytes;
 use skep_core::attestation::Deed;
@@ -11,7 +10,7 @@ use skep_core::id::{GroupId, LogIndex};
 use skep_core::input::Input;
 use skep_core::message::SnapshotName;
 use skep_core::proposal::ProposalError;
-use skep_log::{LogError, LogPosition, SnapshotMeta, SnapshotStore};
+use skep_log::{LogError, LogPosition, SealedSnapshot, SnapshotMeta, SnapshotStore};
 use skep_store::convert;
 
 use super::{Context, Out, violation};
@@ -29,6 +28,8 @@ pub(super) struct Replica {
     /// Snapshots whose record is not durable yet.
     pub(super) marks: VecDeque<(u64, SnapshotName)>,
     pub(super) snapshot: LogIndex,
+    /// The snapshot of the last barrier, if it could not be written.
+    pub(super) unwritten: Option<(LogIndex, SealedSnapshot)>,
     /// Numbers of the last record asked for, and of the last known here to be durable.
     pub(super) records: (u64, u64),
 }
@@ -72,6 +73,15 @@ impl Replica {
             status.last.0,
         ));
         Ok(())
+    }
+
+    /// Tries again to write a snapshot that could not be written.
+    pub(super) fn write_again(&mut self) -> Option<Input> {
+        let (index, sealed) = self.unwritten.as_ref()?;
+        let index = *index;
+        sealed.place().ok()?;
+        self.unwritten = None;
+        Some(Input::Written { index })
     }
 
     pub(super) fn request_work(&mut self, context: &mut Context<'_>) {
@@ -129,6 +139,8 @@ impl Replica {
                     index: entry.index.0,
                     term: entry.term.0,
                 };
+                // Only a new barrier makes it needless.
+                self.unwritten = None;
                 let meta = SnapshotMeta {
                     key: place.key,
                     position,
@@ -136,36 +148,39 @@ impl Replica {
                     schema: 1,
                     component: [0; 32],
                 };
-                let saved = machine.save();
-                let written = snapshots.create(meta).and_then(|mut writer| {
-                    let path = snapshots.path(place.key, position);
-                    writer.write_all(&saved).map_err(|source| LogError::Io {
-                        action: "write",
-                        path,
-                        source,
-                    })?;
-                    writer.finish()
-                });
-                let file = match written {
-                    Ok(file) => file,
+                let sealed = match snapshots.seal(meta, machine.save()) {
+                    Ok(sealed) => sealed,
                     Err(error) => {
                         self.machine = None;
                         return Ok(Some(failed(error)));
                     }
                 };
+                let name = convert::name(sealed.mark());
                 context
                     .checker
-                    .snapshotted(place, entry.index.0, file.mark().digest)?;
-                *machine = restored(place, entry.index, file.guest())?;
-                Ok(Some(Input::Snapshotted {
-                    index: entry.index,
-                    snapshot: Some(convert::name(file.mark())),
+                    .snapshotted(place, entry.index.0, name.digest)?;
+                *machine = restored(place, entry.index, sealed.guest())?;
+                let index = entry.index;
+                Ok(Some(match sealed.place() {
+                    Ok(_) => Input::Snapshotted {
+                        index,
+                        snapshot: Some(name),
+                    },
+                    Err(error) => {
+                        self.unwritten = Some((index, sealed));
+                        Input::Unwritten {
+                            index,
+                            snapshot: name,
+                            reason: error.to_string(),
+                        }
+                    }
                 }))
             }
             Work::Restore { snapshot, .. } => {
-                match snapshots.open(place.key, &convert::mark(&snapshot)) {
-                    Ok(file) => {
-                        *machine = restored(place, snapshot.index, file.guest())?;
+                let opened = snapshots.open(place.key, &convert::mark(&snapshot));
+                match opened.and_then(|file| file.guest()) {
+                    Ok(guest) => {
+                        *machine = restored(place, snapshot.index, guest)?;
                         context
                             .checker
                             .restored(place, snapshot.index.0, machine.state())?;

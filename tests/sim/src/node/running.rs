@@ -117,13 +117,22 @@ impl Running {
                 Group::create(config)
             }
             Some(recovered) => {
-                let state = match &recovered.snapshot {
-                    Some(mark) => Some(self.snapshots.open(key, mark)?.meta().state.clone()),
-                    None => None,
+                let opened = recovered
+                    .snapshot
+                    .as_ref()
+                    .map(|mark| (convert::name(mark), self.snapshots.open(key, mark)));
+                let (state, lost) = match opened {
+                    Some((_, Ok(file))) => (Some(file.meta().state.clone()), None),
+                    Some((name, Err(error))) if error.is_lost_snapshot() => (None, Some(name)),
+                    Some((_, Err(error))) => return Err(error.into()),
+                    None => (None, None),
                 };
                 let recovered = convert::recovered(recovered, state)?;
                 context.checker.began(place, Some(&recovered))?;
-                Group::recover(config, recovered)
+                match lost {
+                    Some(lost) => Group::recover_without_snapshot(config, recovered, lost),
+                    None => Group::recover(config, recovered),
+                }
             }
         };
         let group = group.map_err(|error| violation("recovery", place, error.to_string()))?;
@@ -142,6 +151,7 @@ impl Running {
                 working: false,
                 marks: VecDeque::new(),
                 snapshot,
+                unwritten: None,
                 records: (0, 0),
             },
         );
@@ -248,17 +258,34 @@ impl Running {
                         message,
                         snapshot,
                     } => match self.snapshots.open(place.key, &convert::mark(&snapshot)) {
-                        Ok(file) => context.out.push(Out::Snapshot {
-                            to: to.0,
-                            message: offered(message, &snapshot)
-                                .map_err(|error| violation(READABLE, place, error.to_string()))?,
-                            name: snapshot,
-                            file: file.read_chunk(0, file.size() as usize),
-                        }),
-                        Err(_) => answers.push(Input::SnapshotSent {
-                            node: to,
-                            arrived: false,
-                        }),
+                        Ok(file) => {
+                            let message = offered(message, &snapshot)
+                                .map_err(|error| violation(READABLE, place, error.to_string()))?;
+                            match file.read_chunk(0, file.size() as usize) {
+                                Ok(file) => context.out.push(Out::Snapshot {
+                                    to: to.0,
+                                    message,
+                                    name: snapshot,
+                                    file,
+                                }),
+                                Err(_) => answers.push(Input::SnapshotSent {
+                                    node: to,
+                                    arrived: false,
+                                }),
+                            }
+                        }
+                        Err(error) => {
+                            if error.is_lost_snapshot() {
+                                answers.push(Input::SnapshotUnreadable {
+                                    index: snapshot.index,
+                                    reason: error.to_string(),
+                                });
+                            }
+                            answers.push(Input::SnapshotSent {
+                                node: to,
+                                arrived: false,
+                            });
+                        }
                     },
                     Effect::ReadLog {
                         from,
@@ -435,11 +462,12 @@ impl Running {
             return Ok(());
         };
         let input = replica.run(work, &self.snapshots, context)?;
+        let written = replica.write_again();
         replica.request_work(context);
-        match input {
-            Some(input) => self.handle(group, input, context),
-            None => Ok(()),
+        for input in input.into_iter().chain(written) {
+            self.handle(group, input, context)?;
         }
+        Ok(())
     }
 }
 

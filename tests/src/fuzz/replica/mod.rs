@@ -368,7 +368,7 @@ impl Replica {
         }
         let status = self.group.status();
         self.withholds = match status.health {
-            Health::Quarantined { .. } => true,
+            Health::Quarantined { .. } | Health::Damaged { .. } => true,
             Health::Faulted { .. } => self.withholds,
             _ => false,
         };

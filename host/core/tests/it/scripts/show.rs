@@ -299,6 +299,7 @@ pub fn status(status: &Status) -> String {
         Health::Healthy => "",
         Health::Degraded { .. } => " degraded",
         Health::Quarantined { .. } => " quarantined",
+        Health::Damaged { .. } => " damaged",
         Health::Suspended { .. } => " suspended",
         Health::Faulted { .. } => " faulted",
     };

@@ -1,0 +1,180 @@
+//! Snapshots that cannot be written or read on this node, and what the replica does without them.
+//!
+//! The canonical point of a barrier is never skipped: a machine goes on from the bytes it saved, wherever they are. Only the
+//! log is kept for as long as they are in no file.
+
+use raft::eraftpb::{ConfChange as RaftChange, ConfChangeType, ConfState, Entry, HardState};
+
+use crate::config::{ConfigError, GroupConfig};
+use crate::group::{Group, Raft, Recovered};
+use crate::id::{LogIndex, ReplicaId, Term};
+use crate::log_view::Snapshotted;
+use crate::message::SnapshotName;
+use crate::status::Health;
+
+/// What a node's disk holds of a replica: enough to begin it again, with [`Group::recover`], as after a crash.
+#[derive(Debug)]
+pub struct Parked {
+    /// Its raft id.
+    pub replica: ReplicaId,
+    /// Its hard state.
+    pub hard_state: HardState,
+    /// The entries in memory, contiguous, from the one after `before` on.
+    pub entries: Vec<Entry>,
+    /// What stands before these.
+    pub before: (LogIndex, Term),
+    /// Where the log that is needed starts. What lies between is in the files of the log only.
+    pub start: (LogIndex, Term),
+    /// The newest snapshot that a record names, whatever its file is like.
+    pub snapshot: Option<SnapshotName>,
+}
+
+/// Keeps a leader from taking one snapshot after the other that come to nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Restraint {
+    /// The tick before which nobody's wish is reason enough for another.
+    until: u64,
+    /// How many ticks that were.
+    pause: u64,
+}
+
+impl Group {
+    /// A replica as its node's disk has it, but for its newest snapshot, whose file cannot be read. If the log holds
+    /// everything, it is all that is needed. Otherwise the replica knows neither state nor members: it stores and votes, which
+    /// is right whatever they are, and does nothing else before the leader has sent it the snapshot, or a newer one.
+    ///
+    /// # Errors
+    /// As [`Group::recover`].
+    pub fn recover_without_snapshot(
+        config: GroupConfig,
+        recovered: Recovered,
+        lost: SnapshotName,
+    ) -> Result<Self, ConfigError> {
+        let recovered = Recovered {
+            snapshot: None,
+            ..recovered
+        };
+        if recovered.truncated.0 == LogIndex(0) || recovered.replica.0 == 0 {
+            return Self::recover(config, recovered);
+        }
+        config.validate()?;
+        let mut group = Self::empty(config);
+        group.replica = recovered.replica;
+        group.processed = lost.index;
+        group.health = Health::Damaged { index: lost.index };
+        group.storage.marked = Some(lost.clone());
+        group.lost = Some(lost);
+        group.begin(recovered, None)
+    }
+
+    /// What is on the disk now; none while a record is on its way there, or before there is a replica.
+    pub fn parked(&self) -> Option<Parked> {
+        let Raft(node) = self.raft.as_ref()?;
+        if self.has_ended() || self.storage.on_the_way() > 0 || self.storage.is_installing() {
+            return None;
+        }
+        // What Raft holds beyond the log has left for nowhere, as it would be gone after a crash.
+        let view = node.store();
+        let (before, entries) = view.resident();
+        let snapshot = self.storage.marked.clone();
+        let needed = snapshot.as_ref().map_or(LogIndex(0), |name| name.index);
+        let start = needed.max(LogIndex(view.first().0 - 1)).min(before.0);
+        Some(Parked {
+            replica: self.replica,
+            hard_state: self.storage.hard_state.clone(),
+            entries,
+            before,
+            start: (start, view.known_term(start)),
+            snapshot,
+        })
+    }
+
+    /// The barrier was passed, and the bytes that the machine goes on from are in no file yet.
+    pub(crate) fn snapshot_unwritten(&mut self, snapshotted: Snapshotted, reason: String) {
+        let index = snapshotted.name.index;
+        self.unwritten = Some(snapshotted);
+        self.snapshot_came_to_nothing();
+        if self.serves() {
+            self.health = Health::Degraded { index, reason };
+        }
+    }
+
+    /// Now they are.
+    pub(crate) fn snapshot_written(&mut self, index: LogIndex) {
+        let is_it = |unwritten: &mut Snapshotted| unwritten.name.index == index;
+        let Some(written) = self.unwritten.take_if(is_it) else {
+            return;
+        };
+        self.compact(written);
+        if matches!(&self.health, Health::Degraded { index: degraded, .. } if *degraded == index) {
+            self.health = Health::Healthy;
+        }
+    }
+
+    /// The file of the newest snapshot cannot be read any more. The machine has the state, so a new one is taken.
+    pub(crate) fn snapshot_unreadable(&mut self, index: LogIndex, reason: String) {
+        if self.snapshot_name().is_none_or(|name| name.index != index) {
+            return;
+        }
+        if let Some(Raft(node)) = &mut self.raft {
+            node.mut_store().distrust_snapshot();
+        }
+        self.since_barrier.wanted = true;
+        self.snapshot_came_to_nothing();
+        if self.serves() {
+            self.health = Health::Degraded { index, reason };
+        }
+    }
+
+    fn snapshot_came_to_nothing(&mut self) {
+        let first = u64::from(self.config.election_ticks);
+        let restraint = &mut self.restraint;
+        let is_long_ago = self.ticks > restraint.until + 8 * restraint.pause;
+        restraint.pause = match is_long_ago {
+            true => first,
+            false => (2 * restraint.pause).clamp(first, 64 * first),
+        };
+        restraint.until = self.ticks + restraint.pause;
+    }
+
+    /// Whether somebody's wish is reason enough for another snapshot now.
+    pub(crate) fn may_take_another_snapshot(&self) -> bool {
+        self.ticks >= self.restraint.until
+    }
+
+    /// Which snapshot this replica needs of the leader: one behind this index. None if it has what it needs.
+    pub(crate) fn needs_snapshot_after(&self) -> Option<LogIndex> {
+        match &self.health {
+            Health::Quarantined { .. } => Some(self.processed),
+            // The lost one will do.
+            Health::Damaged { index } => Some(LogIndex(index.0 - 1)),
+            _ => None,
+        }
+    }
+
+    /// Tells Raft the members, which a replica without its snapshot did not know.
+    pub(crate) fn adopt_members(&mut self, members: &ConfState) {
+        let voters = members
+            .voters
+            .iter()
+            .map(|id| (ConfChangeType::AddNode, id));
+        let learners = members.learners.iter();
+        let learners = learners.map(|id| (ConfChangeType::AddLearnerNode, id));
+        let Some(Raft(node)) = &mut self.raft else {
+            return;
+        };
+        for (change_type, id) in voters.chain(learners) {
+            let change = RaftChange {
+                change_type,
+                node_id: *id,
+                ..RaftChange::default()
+            };
+            if let Err(error) = node.apply_conf_change(&change) {
+                self.halt(format!(
+                    "Raft refused the members of an arrived snapshot: {error}"
+                ));
+                return;
+            }
+        }
+    }
+}

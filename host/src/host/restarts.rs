@@ -1,0 +1,147 @@
+//! Starts replicas again whose machines stopped for a reason of this node: no memory, no descriptor, a file that cannot be
+//! read. They go on from their files, as after a restart of the process, and nobody has to ask for it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use skep_core::id::{GroupId, NodeId};
+
+use super::{Host, reconcile};
+use crate::catalog::machine::CatalogMachine;
+use crate::catalog::{self, Catalog};
+use crate::clock::{self, Stopwatch};
+use crate::config::Config;
+use crate::host_error::HostError;
+use crate::trouble::Kind;
+use crate::{Error, GroupConfig, Peer};
+
+use tokio::sync::watch;
+
+/// How often it is looked whether a replica has stopped.
+const LOOK: Duration = Duration::from_millis(500);
+/// The pause after a start, which doubles while the replica stops again and again.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+/// A replica that ran as long as this is taken for well.
+const WELL: Duration = Duration::from_secs(900);
+
+/// The starts of one replica.
+#[derive(Clone, Copy, Default)]
+struct Starts {
+    count: u32,
+    last: Duration,
+}
+
+impl Starts {
+    fn pause(self) -> Duration {
+        match self.count {
+            0 => Duration::ZERO,
+            count => PAUSE
+                .0
+                .saturating_mul(1 << (count - 1).min(10))
+                .min(PAUSE.1),
+        }
+    }
+
+    /// Another one, now.
+    fn again(&mut self, now: Duration) {
+        if now.saturating_sub(self.last) > WELL {
+            self.count = 0;
+        }
+        self.count += 1;
+        self.last = now;
+    }
+}
+
+/// Runs until it is dropped.
+pub(super) async fn run(host: Host) {
+    let watch = Stopwatch::start();
+    let mut starts: BTreeMap<GroupId, Starts> = BTreeMap::new();
+    loop {
+        clock::sleep(LOOK).await;
+        let status = host.inner.node.node_status();
+        if status.stopped || status.fault.is_some() {
+            return;
+        }
+        let faulted = status
+            .troubled
+            .iter()
+            .filter(|troubled| troubled.trouble.kind == Kind::Faulted)
+            .map(|troubled| troubled.group);
+        // A catalogue that was given up and could not be brought up is nobody else's to bring up.
+        let catalogue = (!host.inner.node.exists(catalog::GROUP)).then_some(catalog::GROUP);
+        for group in catalogue.into_iter().chain(faulted) {
+            let known = starts.entry(group).or_default();
+            if watch.elapsed() < known.last + known.pause() {
+                continue;
+            }
+            known.again(watch.elapsed());
+            let number = known.count;
+            match restart(&host, group).await {
+                Ok(()) => {
+                    tracing::warn!(%group, number, "the replica was started again from its files")
+                }
+                Err(error) => {
+                    tracing::warn!(%group, number, error = %error.chain(), "the replica cannot be started again yet")
+                }
+            }
+        }
+    }
+}
+
+async fn restart(host: &Host, group: GroupId) -> Result<(), HostError> {
+    let (node, config) = (&host.inner.node, &host.inner.config);
+    let with = if group == catalog::GROUP {
+        catalogue(config, &host.inner.published)
+    } else {
+        let record = host.catalog().group(group).cloned();
+        let record = record.ok_or(Error::NoSuchGroup {
+            group,
+            node: host.id(),
+        })?;
+        reconcile::group_config(host, &record).await?
+    };
+    let restarted = match node.exists(group) {
+        true => node.restart_group(with).await,
+        false => node.create_group(with).await,
+    };
+    match restarted {
+        // Whoever compares the node with the catalogue was faster.
+        Err(Error::GroupExists { .. }) => Ok(()),
+        restarted => Ok(restarted?),
+    }
+}
+
+/// The configuration of group 0, with a machine that publishes what it is.
+pub(super) fn catalogue(config: &Config, published: &watch::Sender<Arc<Catalog>>) -> GroupConfig {
+    let machine = CatalogMachine::publishing(published.clone());
+    let founders = config
+        .cluster
+        .nodes
+        .iter()
+        .map(|node| Peer::new(NodeId(node.id)))
+        .collect();
+    let group = GroupConfig::new(catalog::GROUP, "catalogue", Box::new(machine), founders);
+    reconcile::tuned(config, group)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn starts_are_spaced_out_and_one_that_was_well_begins_anew() {
+        let mut starts = Starts::default();
+        assert_eq!(starts.pause(), Duration::ZERO);
+        let mut now = Duration::from_secs(10);
+        let mut pauses = Vec::new();
+        for _ in 0..12 {
+            starts.again(now);
+            pauses.push(starts.pause().as_secs());
+            now += starts.pause();
+        }
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]);
+        starts.again(now + WELL + WELL);
+        assert_eq!(starts.pause(), PAUSE.0);
+    }
+}

@@ -1,0 +1,191 @@
+//! The snapshot files of a machine: written beside what it does next, again and again if need be; read at its start.
+
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use skep_core::id::{ComponentId, LogIndex};
+use skep_core::input::Input;
+use skep_core::message::SnapshotName;
+use skep_core::outcome::EntryContext;
+use skep_log::SealedSnapshot;
+use skep_store::convert;
+
+use super::Actor;
+use super::Queue;
+use super::calls::Failed;
+
+/// Ticks before a file that could not be written is tried again: the first pause, and the longest, which is some six seconds.
+const WRITE_AGAIN: (u32, u32) = (2, 64);
+
+/// The first and the longest pause before something that the system had no room for is tried again.
+const WAIT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// The snapshot of a barrier that is in no file yet.
+pub(super) struct Unwritten {
+    index: LogIndex,
+    sealed: SealedSnapshot,
+    /// Ticks until it is tried again, and how many these were.
+    left: u32,
+    pause: u32,
+}
+
+/// What a snapshot is to hold.
+pub(crate) struct Saved {
+    pub(crate) context: EntryContext,
+    /// The host's section.
+    pub(crate) state: Bytes,
+    pub(crate) schema: u32,
+    pub(crate) component: ComponentId,
+    pub(crate) guest: Bytes,
+}
+
+impl Actor {
+    /// Makes the snapshot of a barrier durable, beside what the machine does next; then posts it, and what came after it. If
+    /// that fails the machine goes on all the same, from the same bytes, and the file is tried again later.
+    pub(super) fn settle(self: &Arc<Self>, saved: Saved) {
+        {
+            let mut queue = self.lock();
+            queue.settling += 1;
+            queue.newest = saved.context.index;
+            // What was in no file need not be any more.
+            queue.unwritten = None;
+        }
+        self.results().hold();
+        let actor = Arc::clone(self);
+        self.pool.run(move || {
+            let index = saved.context.index;
+            let (settled, unwritten) = match actor.disk.seal_snapshot(actor.owner.key, saved) {
+                Ok(sealed) => actor.write(index, sealed),
+                // The host's own section is too large, which it is on every replica alike.
+                Err(error) => {
+                    let (group, name) = (actor.owner.key.group, &actor.owner.name);
+                    tracing::error!(group, name, index = index.0, %error, "no snapshot: the log of the group cannot be compacted");
+                    let snapshot = None;
+                    (Input::Snapshotted { index, snapshot }, None)
+                }
+            };
+            let mut queue = actor.lock();
+            queue.settling -= 1;
+            queue.unwritten = unwritten.filter(|_| !queue.halted);
+            actor.results().settle(settled);
+            actor.post();
+            // For what had to wait.
+            actor.schedule(queue);
+        });
+    }
+
+    fn write(&self, index: LogIndex, sealed: SealedSnapshot) -> (Input, Option<Unwritten>) {
+        let snapshot = convert::name(sealed.mark());
+        match sealed.place() {
+            Ok(_) => (
+                Input::Snapshotted {
+                    index,
+                    snapshot: Some(snapshot),
+                },
+                None,
+            ),
+            Err(error) => {
+                let (group, name) = (self.owner.key.group, &self.owner.name);
+                tracing::warn!(group, name, index = index.0, %error, "a snapshot is in no file yet: the group goes on, its log grows, and the file is tried again");
+                let reason = format!("its file is not written yet: {error}");
+                let unwritten = Unwritten {
+                    index,
+                    sealed,
+                    left: WRITE_AGAIN.0,
+                    pause: WRITE_AGAIN.0,
+                };
+                (
+                    Input::Unwritten {
+                        index,
+                        snapshot,
+                        reason,
+                    },
+                    Some(unwritten),
+                )
+            }
+        }
+    }
+
+    /// Time passes for a snapshot that is in no file.
+    pub(super) fn write_again_if_due(self: &Arc<Self>, mut queue: MutexGuard<'_, Queue>) {
+        let is_due = |unwritten: &mut Unwritten| {
+            unwritten.left = unwritten.left.saturating_sub(1);
+            unwritten.left == 0
+        };
+        let Some(mut unwritten) = queue.unwritten.take_if(is_due) else {
+            return;
+        };
+        queue.settling += 1;
+        drop(queue);
+        let actor = Arc::clone(self);
+        self.pool.run(move || {
+            let index = unwritten.index;
+            let placed = unwritten.sealed.place();
+            let mut queue = actor.lock();
+            queue.settling -= 1;
+            match placed {
+                Ok(_) => {
+                    tracing::info!(group = actor.owner.key.group, name = %actor.owner.name, index = index.0, "the snapshot is in a file now");
+                    actor.push(Input::Written { index });
+                    actor.post();
+                }
+                Err(error) => {
+                    tracing::debug!(group = actor.owner.key.group, %error, "a snapshot is still in no file");
+                    unwritten.pause = (2 * unwritten.pause).min(WRITE_AGAIN.1);
+                    unwritten.left = unwritten.pause;
+                    if queue.newest == index && !queue.halted {
+                        queue.unwritten = Some(unwritten);
+                    }
+                }
+            }
+            actor.schedule(queue);
+        });
+    }
+
+    /// The guest's bytes of a snapshot, and their version. What the system has no room for now is asked for again; a file that
+    /// is damaged or gone is the end of this start of the machine.
+    pub(super) fn load(&self, snapshot: &SnapshotName) -> Result<(u32, Bytes), Failed> {
+        let mut pause = WAIT.0;
+        loop {
+            let loaded = self
+                .disk
+                .open_snapshot(self.owner.key, snapshot)
+                .and_then(|file| Ok((file.meta().schema, file.guest()?)));
+            match loaded {
+                Err(error) if error.is_transient() => {
+                    self.wait(pause, &format!("it waits for its snapshot: {error}"))?;
+                    pause = (2 * pause).min(WAIT.1);
+                }
+                loaded => {
+                    self.waits_for(None);
+                    return loaded.map_err(|error| Failed::local(error.to_string()));
+                }
+            }
+        }
+    }
+
+    /// Waits before something is tried again, and says what for meanwhile. An error if the actor is halted.
+    pub(super) fn wait(&self, pause: Duration, reason: &str) -> Result<(), Failed> {
+        self.waits_for(Some(reason));
+        let queue = self.lock();
+        let waited = self
+            .halting
+            .wait_timeout_while(queue, pause, |queue| !queue.halted);
+        let (queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        if queue.halted {
+            return Err(Failed::local(format!(
+                "it was stopped while it waited: {reason}"
+            )));
+        }
+        Ok(())
+    }
+
+    /// What the machine waits for, for whoever asks.
+    pub(super) fn waits_for(&self, reason: Option<&str>) {
+        let mut waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
+        if waits.as_deref() != reason {
+            *waits = reason.map(Arc::from);
+        }
+    }
+}

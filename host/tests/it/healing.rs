@@ -1,0 +1,184 @@
+//! A replica whose machine stopped for a reason of its node, and how it is started again.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+use bytes::Bytes;
+use skep::trouble::Kind;
+use skep::{
+    ConfChange, Consistency, EntryContext, LeaderChanged, MachineError, NodeId, Outcome,
+    StateMachine,
+};
+use skep_core::status::Health;
+use skep_machine::state_machine::{Applied, Descriptor, Reader};
+
+use crate::support::{Cluster, Counters, GROUP, add, until};
+
+/// As another machine, but it stops at the next command once it is told to.
+struct Brittle {
+    machine: Box<dyn StateMachine>,
+    stops: Arc<AtomicBool>,
+}
+
+impl StateMachine for Brittle {
+    fn describe(&self) -> Descriptor {
+        self.machine.describe()
+    }
+
+    fn init(&mut self, context: &EntryContext, config: &Bytes) -> Result<Applied, MachineError> {
+        self.machine.init(context, config)
+    }
+
+    fn apply(
+        &mut self,
+        context: &EntryContext,
+        commands: &[Bytes],
+    ) -> Result<Applied, MachineError> {
+        if self.stops.swap(false, SeqCst) {
+            return Err(MachineError::Local {
+                call: "apply",
+                reason: "on purpose".into(),
+            });
+        }
+        self.machine.apply(context, commands)
+    }
+
+    fn apply_conf_change(
+        &mut self,
+        context: &EntryContext,
+        change: &ConfChange,
+    ) -> Result<Applied, MachineError> {
+        self.machine.apply_conf_change(context, change)
+    }
+
+    fn process_status_change(
+        &mut self,
+        context: &EntryContext,
+        event: &LeaderChanged,
+    ) -> Result<Applied, MachineError> {
+        self.machine.process_status_change(context, event)
+    }
+
+    fn query(&mut self, request: &Bytes) -> Result<Outcome, MachineError> {
+        self.machine.query(request)
+    }
+
+    fn reader(&self) -> Option<Box<dyn Reader>> {
+        self.machine.reader()
+    }
+
+    fn save(
+        &mut self,
+        context: &EntryContext,
+        to: &mut dyn std::io::Write,
+    ) -> Result<(), MachineError> {
+        self.machine.save(context, to)
+    }
+
+    fn restore(
+        &mut self,
+        context: &EntryContext,
+        schema: u32,
+        from: Bytes,
+    ) -> Result<(), MachineError> {
+        self.machine.restore(context, schema, from)
+    }
+}
+
+fn config(cluster: &mut Cluster, node: NodeId, stops: &Arc<AtomicBool>) -> skep::GroupConfig {
+    let members = cluster.ids();
+    let mut config = cluster.group(node, GROUP, &members);
+    let machine = Counters::machine(&cluster.probe(node, GROUP));
+    let stops = Arc::clone(stops);
+    config.machine = Box::new(Brittle { machine, stops });
+    config.snap_count = 50;
+    config
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_stopped_is_started_again_under_load_and_without_the_process() {
+    let mut cluster = Cluster::start(3).await;
+    let stops = Arc::new(AtomicBool::new(false));
+    let never = Arc::new(AtomicBool::new(false));
+    let sick = NodeId(2);
+    for node in cluster.ids() {
+        let stops = if node == sick { &stops } else { &never };
+        let config = config(&mut cluster, node, stops);
+        let created = cluster.node(node.0).create_group(config).await;
+        created.expect("the group is created");
+    }
+    cluster.leader(GROUP).await;
+    let again = config(&mut cluster, sick, &never);
+    let stop = AtomicBool::new(false);
+    let load = async {
+        let mut acknowledged = 0;
+        while !stop.load(SeqCst) {
+            for node in [1, 3] {
+                // Some are refused, or without an answer, if the sick one led.
+                let answer = cluster.node(node).propose(GROUP, add("load")).await;
+                acknowledged += u64::from(answer.is_ok());
+            }
+        }
+        acknowledged
+    };
+    let story = async {
+        until("it is at work", || async {
+            let status = cluster.node(sick.0).status(GROUP).await.ok()?;
+            (status.replica.applied.0 > 200 && status.replica.snapshot.0 > 0).then_some(())
+        })
+        .await;
+        stops.store(true, SeqCst);
+        until("it has stopped", || async {
+            let status = cluster.node(sick.0).status(GROUP).await.ok()?;
+            matches!(status.replica.health, Health::Faulted { .. }).then_some(())
+        })
+        .await;
+        let trouble = until("it says so", || async {
+            cluster.node(sick.0).trouble(GROUP)
+        })
+        .await;
+        assert_eq!(trouble.kind, Kind::Faulted, "{trouble}");
+        // Records are on their way to its disk all the time.
+        let restarted = cluster.node(sick.0).restart_group(again).await;
+        restarted.expect("it is started again");
+        until("it is well", || async {
+            let status = cluster.node(sick.0).status(GROUP).await.ok()?;
+            (status.replica.health == Health::Healthy && status.replica.applied.0 > 0).then_some(())
+        })
+        .await;
+        assert_eq!(cluster.node(sick.0).trouble(GROUP), None);
+        stop.store(true, SeqCst);
+    };
+    let (acknowledged, ()) = tokio::join!(load, story);
+    let mut counts = Vec::new();
+    for node in 1..=3 {
+        let count = until("an answer", || async {
+            let linearizable = Consistency::Linearizable;
+            cluster.count(node, GROUP, "load", linearizable).await.ok()
+        })
+        .await;
+        counts.push(count);
+    }
+    assert!(counts[0] >= acknowledged, "{counts:?} of {acknowledged}");
+    assert!(counts.iter().all(|count| *count == counts[0]), "{counts:?}");
+    // What it has is what the others have, to the byte.
+    let index = until("a barrier", || async {
+        let leader = cluster.leader(GROUP).await;
+        let response = cluster.node(leader.0).snapshot(GROUP).await.ok()?;
+        Some(response.index)
+    })
+    .await;
+    until("they agree", || async {
+        let leader = cluster.leader(GROUP).await;
+        let status = cluster.node(leader.0).status(GROUP).await.ok()?;
+        (status.replica.verified >= index).then_some(())
+    })
+    .await;
+    for node in 1..=3 {
+        assert_eq!(cluster.node(node).node_status().divergences, 0);
+    }
+    // And one that is well is not given up.
+    let well = config(&mut cluster, sick, &never);
+    let refused = cluster.node(sick.0).restart_group(well).await;
+    assert_eq!(refused.expect_err("it is well").code(), "busy");
+}
