@@ -369,6 +369,8 @@ pub(crate) fn no_thread(what: &'static str) -> impl FnOnce(io::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use skep_core::id::Term;
     use skep_log::DiskVfs;
 
     use super::*;
@@ -402,13 +404,13 @@ mod tests {
         drop(plenty.receive_snapshot(key(2), &name).unwrap());
         plenty.stop(true);
         let short = open(u64::MAX / 2);
-        let kept = short.create_snapshot(
-            key(1),
-            (LogIndex(4), Term(1)),
-            Bytes::new(),
-            1,
-            ComponentId::of(b"kv"),
-        );
+        let kept = short.snapshots.create(SnapshotMeta {
+            key: key(1),
+            position: LogPosition { index: 4, term: 1 },
+            state: Bytes::new(),
+            schema: 1,
+            component: [0; 32],
+        });
         kept.unwrap().finish().unwrap();
         let refused = short.receive_snapshot(key(2), &name).unwrap_err();
         assert_eq!(refused.code(), "disk-full", "{refused}");
