@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use skep_core::id::NodeId;
-use skep_machine::wasm::Allowance;
+use skep_machine::wasm::{Allowance, Holdings, Profile};
 
 use suggest::with_suggestion;
 
@@ -177,11 +177,71 @@ pub struct LimitsSection {
     pub compile_memory_bytes: u64,
     /// Milliseconds after which a request that names no deadline of its own is given up.
     pub request_timeout_ms: u64,
+    /// Most linear memories of a component that is uploaded, all its instances together.
+    pub component_memories: u64,
+    /// Bytes of linear memory that all machines of the node may hold together before no more are started; 0 is three quarters
+    /// of what the system has.
+    pub machines_memory_bytes: u64,
+    /// Bytes of addresses likewise.
+    pub machines_address_bytes: u64,
+    /// Mappings likewise.
+    pub machines_mappings: u64,
+    /// Most `command-fuel` that a group's profile may ask for; the others likewise.
+    pub profile_command_fuel: u64,
+    /// Most `query-fuel` of a profile.
+    pub profile_query_fuel: u64,
+    /// Most `snapshot-fuel` of a profile.
+    pub profile_snapshot_fuel: u64,
+    /// Most `memory-bytes` of a profile.
+    pub profile_memory_bytes: u64,
+    /// Most `table-elements` of a profile.
+    pub profile_table_elements: u64,
+    /// Most `instances` of a profile.
+    pub profile_instances: u32,
+    /// Most `reply-bytes` of a profile.
+    pub profile_reply_bytes: u32,
+    /// Most `snapshot-bytes` of a profile.
+    pub profile_snapshot_bytes: u64,
+    /// Most `log-bytes` of a profile.
+    pub profile_log_bytes: u32,
+    /// Most `log-lines-per-second` of a profile.
+    pub profile_log_lines_per_second: u32,
+}
+
+impl LimitsSection {
+    /// What all machines of the node may hold together.
+    pub fn machines(&self) -> Holdings {
+        let system = Holdings::of_this_system();
+        let or = |given, otherwise| if given == 0 { otherwise } else { given };
+        Holdings {
+            address_bytes: or(self.machines_address_bytes, system.address_bytes),
+            mappings: or(self.machines_mappings, system.mappings),
+            memory_bytes: or(self.machines_memory_bytes, system.memory_bytes),
+        }
+    }
+
+    /// The most that a group's profile may ask for at this node. Checked where somebody asks, not where a log is applied: a
+    /// group that has more goes on.
+    pub fn profile_ceiling(&self) -> Profile {
+        Profile {
+            command_fuel: self.profile_command_fuel,
+            query_fuel: self.profile_query_fuel,
+            snapshot_fuel: self.profile_snapshot_fuel,
+            memory_bytes: self.profile_memory_bytes,
+            table_elements: self.profile_table_elements,
+            instances: self.profile_instances,
+            reply_bytes: self.profile_reply_bytes,
+            snapshot_bytes: self.profile_snapshot_bytes,
+            log_bytes: self.profile_log_bytes,
+            log_lines_per_second: self.profile_log_lines_per_second,
+        }
+    }
 }
 
 impl Default for LimitsSection {
     fn default() -> Self {
         let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let ceiling = Profile::CEILING;
         Self {
             command_bytes: 1 << 20,
             long_bytes_per_second: LONG_BYTES_PER_PROCESSOR * processors as u64,
@@ -198,6 +258,20 @@ impl Default for LimitsSection {
             compile_timeout_ms: 120_000,
             compile_memory_bytes: 1 << 30,
             request_timeout_ms: 10_000,
+            component_memories: 16,
+            machines_memory_bytes: 0,
+            machines_address_bytes: 0,
+            machines_mappings: 0,
+            profile_command_fuel: ceiling.command_fuel,
+            profile_query_fuel: ceiling.query_fuel,
+            profile_snapshot_fuel: ceiling.snapshot_fuel,
+            profile_memory_bytes: ceiling.memory_bytes,
+            profile_table_elements: ceiling.table_elements,
+            profile_instances: ceiling.instances,
+            profile_reply_bytes: ceiling.reply_bytes,
+            profile_snapshot_bytes: ceiling.snapshot_bytes,
+            profile_log_bytes: ceiling.log_bytes,
+            profile_log_lines_per_second: ceiling.log_lines_per_second,
         }
     }
 }
@@ -548,7 +622,14 @@ impl Config {
             (1..=skep_wire::MAX_TIMEOUT_MS.into()).contains(&limits.request_timeout_ms),
             "limits.request_timeout_ms",
             || format!("use 1 to {} milliseconds", skep_wire::MAX_TIMEOUT_MS),
-        )
+        )?;
+        for (key, most) in limits.profile_ceiling().settings() {
+            let key = format!("limits.profile_{}", key.replace('-', "_"));
+            require(most >= 1, &key, || {
+                "is 0; a group with nothing of it cannot work".into()
+            })?;
+        }
+        Ok(())
     }
 }
 

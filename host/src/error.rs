@@ -71,6 +71,16 @@ pub enum Error {
         /// What broke.
         reason: String,
     },
+    /// This node could not run a query; the replica and its group are not concerned.
+    #[error(
+        "node trouble: a query of group {group} could not be run here: {reason}; ask again or ask another node, and see this node's log"
+    )]
+    QueryFailed {
+        /// The group.
+        group: GroupId,
+        /// What happened here.
+        reason: String,
+    },
     /// A field of a configuration or an argument is wrong; nothing was changed.
     #[error("`{field}` is wrong: {reason}")]
     InvalidConfig {
@@ -123,6 +133,7 @@ impl Error {
             Self::NoSuchGroup { .. } => "no-such-group",
             Self::GroupRemoved { .. } => "group-removed",
             Self::GroupHalted { .. } => "group-faulted",
+            Self::QueryFailed { .. } => "query-failed",
             Self::InvalidConfig { .. } => "invalid-config",
             Self::Busy { .. } => "busy",
             Self::Wire(error) => error.code(),
@@ -145,7 +156,7 @@ impl Error {
     /// Whether the same request may succeed on this node if it is sent again (under the same request id).
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Busy { .. } | Self::Unreachable { .. } => true,
+            Self::Busy { .. } | Self::Unreachable { .. } | Self::QueryFailed { .. } => true,
             Self::Proposal { source, .. } => source.is_retryable(),
             _ => false,
         }

@@ -20,7 +20,7 @@ use bytes::Bytes;
 use skep_core::id::{GroupId, Incarnation, NodeId};
 use skep_core::outcome::Outcome;
 use skep_log::StoreId;
-use skep_machine::wasm::{Compiler, InProcess};
+use skep_machine::wasm::{Compiler, InProcess, MachineBudget};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -166,6 +166,11 @@ impl Host {
     /// The library's node.
     pub fn node(&self) -> &MultiNode {
         &self.inner.node
+    }
+
+    /// What the machines of this node hold together, and may.
+    pub fn machine_budget(&self) -> &MachineBudget {
+        self.inner.machines.budget()
     }
 
     /// What is counted.
@@ -320,6 +325,7 @@ impl Host {
                 Ok(status) => {
                     info.leader = status.replica.leader;
                     info.term = Some(status.replica.term);
+                    info.memory = status.memory;
                     let trouble = status.trouble;
                     let trouble = trouble.map(|trouble| self.judged(record.id, trouble));
                     info.problem = trouble.map(|trouble| trouble.to_string());
@@ -402,8 +408,13 @@ impl Host {
         let reply = match response.outcome {
             Outcome::Reply(reply) => serde_json::from_slice(&reply)
                 .map_err(|error| HostError::Internal(error.to_string()))?,
-            Outcome::Rejected { code, message } => {
+            Outcome::Refused { code, message } => {
                 return Err(HostError::Refused(Refusal::from_code(code, message)));
+            }
+            Outcome::Rejected { code, message } => {
+                return Err(HostError::Internal(format!(
+                    "the catalogue rejected a command ({code}): {message}"
+                )));
             }
             Outcome::Fault(fault) => {
                 return Err(HostError::Internal(format!(

@@ -3,14 +3,16 @@
 use std::net::SocketAddr;
 
 use skep_core::id::{ComponentId, GroupId, NodeId};
-use skep_machine::MachineError;
-use skep_machine::wasm::{CompileError, ComponentError};
+use skep_machine::wasm::{CompileError, ComponentError, OutOfBudget};
+use skep_machine::{LocalCode, MachineError};
 
 use crate::catalog::command::Refusal;
 use crate::components::StoreError;
 use crate::config::ConfigError;
 use crate::room::NoRoom;
 use crate::transport::TransportError;
+
+const OUT_OF_BUDGET: &str = "out-of-budget";
 
 /// Why a request to a [`Host`](crate::host::Host) failed. [`code`](Self::code) is stable.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +45,21 @@ pub enum HostError {
         size: u64,
         /// The limit.
         limit: u64,
+    },
+    /// The machines of this node hold as much as they may.
+    #[error(transparent)]
+    OutOfBudget(#[from] OutOfBudget),
+    /// A profile asks for more than this node lets anybody have.
+    #[error(
+        "the profile's `{key}` is {value}, and this node allows at most {most}; ask for less, or raise [limits] profile_{} on the nodes", key.replace('-', "_")
+    )]
+    AboveCeiling {
+        /// The setting.
+        key: &'static str,
+        /// What was asked for.
+        value: u64,
+        /// What may be.
+        most: u64,
     },
     /// There is no room for it.
     #[error(transparent)]
@@ -158,7 +175,10 @@ impl HostError {
             Self::Invalid(_) => "invalid-request",
             Self::BetweenNodes(_) => "forbidden",
             Self::TooLarge { .. } => "too-large",
-            Self::NoRoom(_) | Self::Store(StoreError::NoRoom(_)) => "out-of-budget",
+            Self::AboveCeiling { .. } => "above-ceiling",
+            Self::OutOfBudget(_) | Self::NoRoom(_) | Self::Store(StoreError::NoRoom(_)) => {
+                OUT_OF_BUDGET
+            }
             Self::UnknownGroup(_) => "no-such-group",
             Self::Starting { .. } => "group-starting",
             Self::Elsewhere { .. } => "group-elsewhere",
@@ -168,6 +188,10 @@ impl HostError {
             Self::CompileLate { .. } => "compile-late",
             Self::Component(error) => component_code(error),
             Self::Machine(MachineError::Guest { .. }) => "guest-fault",
+            Self::Machine(MachineError::Local {
+                code: LocalCode::OutOfBudget,
+                ..
+            }) => OUT_OF_BUDGET,
             Self::Machine(MachineError::Local { .. }) => "machine-failed",
             Self::Store(StoreError::Digest { .. }) => "digest-mismatch",
             Self::Store(StoreError::OutOfOrder { .. }) => "invalid-request",
@@ -241,10 +265,16 @@ fn component_code(error: &ComponentError) -> &'static str {
         ComponentError::TooLarge { .. }
         | ComponentError::TooManyFunctions { .. }
         | ComponentError::TooManyItems { .. }
+        | ComponentError::TooManyMemories { .. }
         | ComponentError::TooDeep { .. } => "too-large",
         ComponentError::ForeignImport { .. } => "foreign-import",
         ComponentError::MissingExport { .. } => "missing-export",
         ComponentError::Cache { .. } => "storage",
+        ComponentError::Local {
+            code: LocalCode::OutOfBudget,
+            ..
+        } => OUT_OF_BUDGET,
+        ComponentError::Local { .. } => "machine-failed",
         ComponentError::TooIntricate { .. }
         | ComponentError::NotCompiled(CompileError::Memory { .. }) => "compile-too-costly",
         ComponentError::NotCompiled(CompileError::Late { .. }) => "compile-late",

@@ -29,6 +29,7 @@ pub mod components;
 pub mod config;
 pub mod error;
 pub mod exchange;
+mod gauge;
 pub mod group_config;
 pub mod host;
 pub mod host_error;

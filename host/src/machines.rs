@@ -11,8 +11,8 @@ use skep_core::id::{ComponentId, LogIndex, Term};
 use skep_core::outcome::EntryContext;
 use skep_machine::StateMachine;
 use skep_machine::wasm::{
-    APPLY_THREAD_STACK_BYTES, Cache, Compiler, Component, ComponentError, Engine, Found,
-    MachineLabel, Profile, Refusal, WasmMachine,
+    APPLY_THREAD_STACK_BYTES, Cache, Compiler, Component, ComponentError, Engine, Found, Holdings,
+    MachineBudget, MachineLabel, Profile, Refusal, WasmMachine,
 };
 use tokio::sync::{OwnedMutexGuard, Semaphore};
 
@@ -43,18 +43,19 @@ pub struct Machines {
 
 impl Machines {
     /// Opens the cache of compiled artefacts in a directory.
-    /// `room` is asked before anything is kept in it.
+    /// `room` is asked before anything is kept in it; `most` is what all machines of the node may hold together.
     pub fn open(
         cache: PathBuf,
         compiler: Arc<dyn Compiler>,
         room: Option<Arc<DiskRoom>>,
+        most: Holdings,
     ) -> Result<Self, HostError> {
         let mut cache = Cache::open(cache)?;
         if let Some(room) = room {
             cache.keep_only_if(move |bytes| room.check(bytes).map_err(io::Error::other));
         }
         Ok(Self {
-            engine: Engine::new()?,
+            engine: Engine::with_budget(most)?,
             cache: Arc::new(cache),
             compiler,
             compiled: Mutex::default(),
@@ -62,6 +63,11 @@ impl Machines {
             compiling: Arc::new(Semaphore::new(1)),
             rehearsing: Arc::new(Semaphore::new(1)),
         })
+    }
+
+    /// What the machines hold together, and may.
+    pub fn budget(&self) -> &Arc<MachineBudget> {
+        self.engine.budget()
     }
 
     /// The component in these bytes, compiled; takes seconds for a large one that is not in the cache. Whatever is begun goes on
@@ -292,7 +298,8 @@ mod tests {
     }
 
     fn open(dir: &tempfile::TempDir, compiler: &Arc<Told>) -> Machines {
-        Machines::open(dir.path().join("compiled"), compiler.clone(), None).unwrap()
+        let most = Holdings::of_this_system();
+        Machines::open(dir.path().join("compiled"), compiler.clone(), None, most).unwrap()
     }
 
     #[tokio::test]

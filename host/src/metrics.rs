@@ -110,7 +110,7 @@ impl Metrics {
     fn outcome(&self, result: Result<&Outcome, &HostError>) -> &'static str {
         match result {
             Ok(Outcome::Reply(_)) => "reply",
-            Ok(Outcome::Rejected { .. }) => "rejected",
+            Ok(Outcome::Rejected { .. } | Outcome::Refused { .. }) => "rejected",
             Ok(Outcome::Fault(_)) => {
                 self.guest_faults.inc();
                 "fault"
@@ -222,6 +222,7 @@ impl prometheus_client::collector::Collector for NodeCollector {
             )?;
         }
         self.tasks(&mut encoder)?;
+        self.machines(&mut encoder)?;
         self.log(&mut encoder)?;
         self.transport(&mut encoder)
     }
@@ -266,6 +267,79 @@ impl NodeCollector {
         for (task, counts) in &tasks {
             let panics = ConstCounter::new(counts.panics);
             panics.encode(family.encode_family(&[("task", *task)])?)?;
+        }
+        Ok(())
+    }
+
+    /// What the machines hold, each and all together, and what they may.
+    fn machines(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let groups = self.host.node().machine_memory();
+        let bytes = Some(Unit::Bytes);
+        for (name, help, is_limit) in [
+            (
+                "machine_memory",
+                "Linear memory of the machine of a group on this node",
+                false,
+            ),
+            (
+                "machine_memory_limit",
+                "What the profile of the group lets that become",
+                true,
+            ),
+        ] {
+            let mut family =
+                encoder.encode_descriptor(name, help, bytes.as_ref(), MetricType::Gauge)?;
+            for (group, memory) in &groups {
+                let value = if is_limit {
+                    memory.limit_bytes
+                } else {
+                    memory.used_bytes
+                };
+                let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+                gauge.encode(family.encode_family(&[("group", group.to_string())])?)?;
+            }
+        }
+        let budget = self.host.machine_budget();
+        let (held, most) = (budget.held(), budget.most());
+        for (name, help, unit, value) in [
+            (
+                "machines_memory",
+                "Linear memory of all machines, readers and trials of this node",
+                bytes.clone(),
+                held.memory_bytes,
+            ),
+            (
+                "machines_memory_limit",
+                "At how much of that the node starts no more of them",
+                bytes.clone(),
+                most.memory_bytes,
+            ),
+            (
+                "machines_address",
+                "Addresses that they have reserved",
+                bytes.clone(),
+                held.address_bytes,
+            ),
+            (
+                "machines_address_limit",
+                "At how much of that the node starts no more of them",
+                bytes,
+                most.address_bytes,
+            ),
+            (
+                "machines_mappings",
+                "Mappings that they may need",
+                None,
+                held.mappings,
+            ),
+            (
+                "machines_mappings_limit",
+                "At how many of those the node starts no more of them",
+                None,
+                most.mappings,
+            ),
+        ] {
+            gauge(encoder, name, help, unit, value)?;
         }
         Ok(())
     }

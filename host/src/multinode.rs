@@ -14,6 +14,7 @@ use skep_core::message::Batch;
 use skep_core::outcome::LeaderChanged;
 use skep_core::proposal::{Change, Command, Proposal, Response};
 use skep_log::LogStats;
+use skep_machine::state_machine::Memory;
 use tokio::sync::{broadcast, oneshot};
 
 use crate::error::Error;
@@ -345,6 +346,19 @@ impl MultiNode {
     /// 1024 misses some, and is told.
     pub fn leader_changes(&self) -> broadcast::Receiver<(GroupId, LeaderChanged)> {
         self.inner.router.leader_changes()
+    }
+
+    /// The linear memory of each machine in a sandbox on this node.
+    pub fn machine_memory(&self) -> Vec<(GroupId, Memory)> {
+        let mut all: Vec<_> = self
+            .inner
+            .router
+            .routes()
+            .iter()
+            .filter_map(|route| Some((GroupId(route.key.group), route.memory.get()?)))
+            .collect();
+        all.sort_unstable_by_key(|(group, _)| *group);
+        all
     }
 
     /// What the node says of itself. Works on a stopped node too.

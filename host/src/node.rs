@@ -222,6 +222,7 @@ impl Node {
             name,
             life,
             component,
+            memory: Arc::default(),
         };
         let route = Arc::new(Route::new(
             &self.router,

@@ -85,7 +85,7 @@ impl Peers {
         timeout: Duration,
     ) -> Result<Response, HostError> {
         let body = request::Body::Propose(proto::Propose {
-            session: command.request.session.0,
+            session: command.request.session.to_bytes(),
             sequence: command.request.sequence,
             acknowledged: command.acknowledged,
             data: command.data.clone(),

@@ -246,11 +246,14 @@ impl Actor {
                     term: query.term,
                 }));
             }
-            // What applies commands is untouched, and so is the reader.
+            // What applies commands is untouched, and so is the reader: the query failed, and not its group.
             Err(Failed { reason, .. }) => {
                 let (group, name) = (self.owner.key.group, &self.owner.name);
-                tracing::warn!(group, %name, reason, "a query could not be run on this node");
-                self.refuse(query, Some(ProposalError::Faulted));
+                tracing::warn!(group, %name, reason = %reason, "a query could not be run on this node");
+                let group = GroupId(group);
+                query
+                    .asked
+                    .answer(Err(Error::QueryFailed { group, reason }));
             }
         }
     }

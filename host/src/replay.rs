@@ -589,7 +589,7 @@ impl Telling<'_> {
         };
         let outcome = match outcome {
             Ok(()) => Outcome::Reply(Bytes::new()),
-            Err(message) => Outcome::Rejected { code: 422, message },
+            Err(message) => Outcome::Refused { code: 422, message },
         };
         let component = deployment.component;
         let told = What::Activated {

@@ -318,6 +318,7 @@ impl Replica {
             name: self.route.name.clone(),
             component: running.component,
             machine: running.descriptor,
+            memory: self.route.memory.get(),
             halted,
             trouble: self.route.trouble().as_deref().cloned(),
             replica,

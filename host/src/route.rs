@@ -8,6 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use skep_core::id::{GroupId, LogIndex, NodeId};
 use skep_log::GroupKey;
 
+use crate::gauge::MemoryGauge;
 use crate::replica::Life;
 use crate::router::Router;
 use crate::session::NodeSession;
@@ -23,6 +24,8 @@ pub(crate) struct Route {
     pub(crate) name: String,
     pub(crate) disk: Arc<Disk>,
     pub(crate) session: NodeSession,
+    /// What its machine holds here.
+    pub(crate) memory: Arc<MemoryGauge>,
     leader: AtomicU64,
     snapshot: AtomicU64,
     halted: AtomicBool,
@@ -46,6 +49,7 @@ impl Route {
             name: owner.name.clone(),
             disk,
             session: NodeSession::new(),
+            memory: Arc::clone(&owner.memory),
             leader: AtomicU64::new(0),
             snapshot: AtomicU64::new(snapshot.0),
             halted: AtomicBool::new(false),

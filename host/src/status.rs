@@ -3,7 +3,7 @@
 use skep_core::id::{ComponentId, LogIndex, NodeId, Term};
 use skep_core::outcome::{GuestFault, Outcome};
 use skep_core::status::Status;
-use skep_machine::state_machine::Descriptor;
+use skep_machine::state_machine::{Descriptor, Memory};
 
 use crate::trouble::{Trouble, Troubled};
 
@@ -38,6 +38,9 @@ pub struct GroupStatus {
     pub component: ComponentId,
     /// What the machine says of itself.
     pub machine: Descriptor,
+    /// The linear memory that the machine has here and may have; none for a native machine.
+    #[serde(default)]
+    pub memory: Option<Memory>,
     /// Why the replica is halted, if it is. It answers nothing any more; the rest of this is how it was then.
     pub halted: Option<String>,
     /// What is wrong with the replica here, if anything is.

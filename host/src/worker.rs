@@ -32,6 +32,7 @@ use self::results::Results;
 use self::snapshots::Unwritten;
 use crate::error::Error;
 use crate::exchange::Exchange;
+use crate::gauge::MemoryGauge;
 use crate::mailbox::{Completion, Event};
 use crate::pool::Pool;
 use crate::queries::{Queries, Query};
@@ -70,6 +71,8 @@ pub(crate) struct Owner {
     pub(crate) name: String,
     pub(crate) life: Life,
     pub(crate) component: ComponentId,
+    /// What the machine holds, as its route shows it.
+    pub(crate) memory: Arc<MemoryGauge>,
 }
 
 impl Owner {
@@ -175,6 +178,7 @@ impl Worker {
             machine: Mutex::default(),
         };
         actor.lock().queries = actor.queries_of(&*machine);
+        actor.owner.memory.set(&*machine);
         let exchange = actor.exchange.as_ref();
         let machine = Machine::new(machine, exchange.map(|exchange| exchange.current.clone()));
         *actor.machine() = Some(machine);
@@ -325,7 +329,9 @@ impl Actor {
                     let changed = job.changes_state();
                     match cell.as_mut() {
                         Some(machine) => {
-                            if let Err(failed) = self.run(machine, job, &mut meter) {
+                            let ran = self.run(machine, job, &mut meter);
+                            self.owner.memory.set(&*machine.machine);
+                            if let Err(failed) = ran {
                                 self.let_go(&mut cell, &failed);
                                 let reason = failed.reason;
                                 self.push(Input::MachineFailed { reason });
@@ -548,8 +554,8 @@ impl Actor {
             }
             // The query alone could not be run: nothing has changed.
             Ok(Err(Failed { reason, .. })) => {
-                tracing::warn!(%group, name = %self.owner.name, reason, "a query could not be run on this node");
-                asked.answer(Err(faulted()));
+                tracing::warn!(%group, name = %self.owner.name, reason = %reason, "a query could not be run on this node");
+                asked.answer(Err(Error::QueryFailed { group, reason }));
                 Ok(())
             }
             Err(failed) => {

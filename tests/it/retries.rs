@@ -101,11 +101,11 @@ async fn retry_by_hand(addresses: Vec<String>, stop: &AtomicBool) -> u64 {
         let answer = http::request(at(0), "POST", "/v1/groups/by-hand/sessions", &[], b"").await;
         let answer = answer.map_err(|error| error.to_string())?;
         answer.json()["session"]
-            .as_u64()
+            .as_str()
+            .map(str::to_owned)
             .ok_or_else(|| answer.text())
     })
-    .await
-    .to_string();
+    .await;
     let mut sequence = 0;
     while !stop.load(Ordering::SeqCst) {
         sequence += 1;

@@ -27,3 +27,11 @@ pub fn component(name: &str) -> Vec<u8> {
         None => panic!("there is no guest {name} in tests/guests"),
     }
 }
+
+/// The component of a text as a file of `tests/guests` would have it.
+///
+/// # Panics
+/// If the text has a mistake.
+pub fn of_text(name: &str, text: &str) -> Vec<u8> {
+    text::component(name, text)
+}

@@ -112,7 +112,7 @@ impl Session {
         let request = name.request;
         let body = |left| {
             request::Body::Propose(proto::Propose {
-                session: request.session.0,
+                session: request.session.to_bytes(),
                 sequence: request.sequence,
                 acknowledged: name.acknowledged(),
                 data: command.clone(),

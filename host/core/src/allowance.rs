@@ -30,9 +30,17 @@ impl Rates {
     }
 }
 
-/// What may be taken now: two token buckets.
+/// Sessions that a group opens in a second: many more than a group has clients that come anew, and too few to displace the
+/// sessions of others before these are used again.
+pub const SESSIONS_PER_SECOND: u64 = 128;
+
+/// Sessions that a group opens at once, after it has opened few for as long as that takes.
+pub const SESSIONS_AT_ONCE: u64 = 1024;
+
+/// What may be taken now: a token bucket for each.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Allowance {
+    sessions: Bucket,
     commands: Bucket,
     bytes: Bucket,
     /// Wall clock at the last refill.
@@ -40,12 +48,23 @@ pub struct Allowance {
 }
 
 impl Allowance {
-    /// Refills both. A clock that jumps gives no more than a second's worth, and takes nothing.
+    /// Refills all. A clock that jumps gives no more than a second's worth, and takes nothing.
     pub fn refill(&mut self, rates: Rates, now: u64) {
         let passed = now.saturating_sub(self.at).min(SECOND);
         self.at = now;
+        let full = SESSIONS_AT_ONCE * SECOND / SESSIONS_PER_SECOND;
+        self.sessions.refill(SESSIONS_PER_SECOND, passed, full);
         self.commands.refill(rates.commands, passed, SECOND);
         self.bytes.refill(rates.bytes, passed, BURST);
+    }
+
+    /// Takes the opening of a session out. `false` if there is none left.
+    pub fn take_session(&mut self) -> bool {
+        let taken = self.sessions.has(1);
+        if taken {
+            self.sessions.take(1);
+        }
+        taken
     }
 
     /// Takes one command out. `false` if there is none left.

@@ -77,6 +77,8 @@ impl Deed {
                 Outcome::Reply(reply) => (2, 0, reply),
                 Outcome::Rejected { code, message } => (3, (*code).into(), message.as_bytes()),
                 Outcome::Fault(fault) => (4, fault.code().into(), &[]),
+                // Codes, not sentences: these are not the same in every release.
+                Outcome::Refused { code, .. } => (5, (*code).into(), &[]),
             };
             joined(before, tag, number, link(bytes))
         });
@@ -333,5 +335,13 @@ mod tests {
         ];
         let different: std::collections::BTreeSet<_> = all.iter().collect();
         assert_eq!(different.len(), all.len());
+
+        let refused = |code, message: &str| {
+            let message = message.to_owned();
+            chain(1, b"e", &[Outcome::Refused { code, message }], 5)
+        };
+        assert_eq!(refused(1, "no"), refused(1, "expected value at line 1"));
+        assert_ne!(refused(1, "no"), refused(2, "no"));
+        assert!(!all.contains(&refused(1, "a")));
     }
 }

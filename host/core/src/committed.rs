@@ -66,6 +66,8 @@ struct Changed {
 struct Plan {
     asker: Option<Asker>,
     request: RequestId,
+    /// Bytes of the command.
+    bytes: u64,
     fate: Fate,
 }
 
@@ -117,8 +119,8 @@ impl Applying {
         self.index
     }
 
-    /// Where the commands that the machine answers came from, in the order of its answers.
-    fn sources(&self) -> impl Iterator<Item = (Option<&Asker>, SessionId)> {
+    /// Where the commands that the machine answers came from, in the order of its answers, and how large they are.
+    fn sources(&self) -> impl Iterator<Item = (Option<&Asker>, SessionId, u64)> {
         let plans = match &self.what {
             What::Commands { plans, .. } => &plans[..],
             _ => &[],
@@ -126,7 +128,7 @@ impl Applying {
         plans
             .iter()
             .filter(|plan| matches!(plan.fate, Fate::Machine(_)))
-            .map(|plan| (plan.asker.as_ref(), plan.request.session))
+            .map(|plan| (plan.asker.as_ref(), plan.request.session, plan.bytes))
     }
 
     fn askers(&mut self) -> Vec<Asker> {
@@ -256,7 +258,7 @@ impl Group {
     ) {
         match order {
             Order::Commands(items) => {
-                let (what, calls) = self.plan(items, askers, applying);
+                let (what, calls) = self.plan(items, askers, &context, applying);
                 applying.what = what;
                 if !calls.is_empty() {
                     self.work(applying, context, entry, vec![Call::Commands(calls)]);
@@ -325,6 +327,7 @@ impl Group {
         &mut self,
         items: Vec<Item>,
         askers: Vec<Asker>,
+        context: &EntryContext,
         applying: &Applying,
     ) -> (What, Vec<Bytes>) {
         let mut askers = if askers.len() == items.len() {
@@ -336,12 +339,18 @@ impl Group {
         let mut calls = Vec::with_capacity(items.len());
         let mut plans = Vec::with_capacity(items.len());
         let mut forgotten = Vec::new();
+        let (group, incarnation) = (self.config.group, self.config.incarnation);
         let sessions = &mut self.state.sessions;
         for item in items {
-            let mut request = item.request();
+            let bytes = item.data.len() as u64;
+            // Whether it has a name was looked at when the entry was read.
+            let mut request = item.request().unwrap_or(RequestId::ANONYMOUS);
             let fate = if item.open {
+                let place = plans.len();
+                let session = SessionId::opened(group, incarnation, context, place);
+                sessions.open(session, applying.index, &mut forgotten);
                 request = RequestId {
-                    session: sessions.open(applying.index, &mut forgotten),
+                    session,
                     sequence: 0,
                 };
                 let outcome = Outcome::Reply(Bytes::new());
@@ -366,6 +375,7 @@ impl Group {
             plans.push(Plan {
                 asker: askers.next(),
                 request,
+                bytes,
                 fate,
             });
         }
@@ -608,6 +618,7 @@ impl Group {
                     asker,
                     request,
                     fate,
+                    ..
                 } in plans
                 {
                     let result = match fate {
@@ -652,6 +663,7 @@ impl Group {
                 if matches!(outcome, Outcome::Reply(_)) {
                     self.state.deployment = Some(deployment);
                     self.state.paused = false;
+                    self.forget_fullness();
                     // So that no replica needs the former code for long.
                     self.since_barrier.wanted = true;
                 }

@@ -112,7 +112,14 @@ fn stamp(now: u64, entropy: &[u8]) -> Result<Stamp, Unreadable> {
 
 fn order(kind: Option<Kind>) -> Result<Order, Unreadable> {
     Ok(match kind {
-        Some(Kind::Commands(commands)) => Order::Commands(commands.items),
+        Some(Kind::Commands(commands)) => {
+            if commands.items.iter().any(|item| item.request().is_none()) {
+                return Err(Unreadable::Unknown(
+                    "a session's name that has not 16 bytes".to_owned(),
+                ));
+            }
+            Order::Commands(commands.items)
+        }
         Some(Kind::Elected(elected)) => Order::Elected(elected),
         Some(Kind::Barrier(_)) => Order::Barrier,
         Some(Kind::Verdict(verdict)) => {

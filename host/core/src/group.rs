@@ -28,7 +28,6 @@ use crate::planted::{self, Defect};
 use crate::proposal::ProposalError;
 use crate::proposals::Proposals;
 use crate::reads::Reads;
-use crate::sessions::Sessions;
 use crate::standing::Standings;
 use crate::state::HostState;
 use crate::status::{Health, MemberStatus, Part, Status};
@@ -355,7 +354,6 @@ impl Group {
 
     pub(crate) fn empty(config: GroupConfig) -> Self {
         let state = HostState {
-            sessions: Sessions::of_life(config.incarnation),
             deployment: config.deployment.clone(),
             ..HostState::default()
         };

@@ -2,6 +2,11 @@
 
 use std::fmt;
 
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+
+use crate::outcome::EntryContext;
+
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
         $(#[$doc])*
@@ -63,12 +68,102 @@ id!(
     Term,
     "t"
 );
-id!(
-    /// A client's session in one group; counted by the group, never used twice. 0 is the anonymous session, whose
-    /// commands are sent once and never retried.
-    SessionId,
-    "s"
-);
+/// A client's session in one group. Who knows it may use it, from any connection and at any node, so it is nothing that can
+/// be guessed. 0 is the anonymous session, whose commands are sent once and never retried.
+///
+/// In JSON it is a string of digits, since few readers of JSON know numbers of 128 bits; a number is understood as well.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct SessionId(pub u128);
+
+/// What session ids are hashes under, so that nothing else that is made of an entry's entropy tells one.
+const SESSION_LABEL: &[u8] = b"skep session 1";
+
+impl SessionId {
+    /// The session that the item at `place` of an entry opens. The entry's entropy is known to nobody before the entry is in
+    /// the log, and the same on every replica; the life of the group keeps its ids apart from those of another.
+    pub fn opened(
+        group: GroupId,
+        incarnation: Incarnation,
+        context: &EntryContext,
+        place: usize,
+    ) -> Self {
+        let mut hash = Sha256::new_with_prefix(SESSION_LABEL);
+        for word in [group.0, incarnation.0, context.index.0, place as u64] {
+            hash.update(word.to_le_bytes());
+        }
+        hash.update(context.entropy);
+        let id: [u8; 16] = std::array::from_fn({
+            let hash = hash.finalize();
+            move |at| hash[at]
+        });
+        Self(u128::from_be_bytes(id))
+    }
+
+    /// Its 16 bytes, as in the log and on the wire; none of the anonymous session.
+    pub fn to_bytes(self) -> Bytes {
+        match self.0 {
+            0 => Bytes::new(),
+            id => Bytes::copy_from_slice(&id.to_be_bytes()),
+        }
+    }
+
+    /// The id of such bytes.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        if bytes.is_empty() {
+            return Some(Self::default());
+        }
+        Some(Self(u128::from_be_bytes(bytes.try_into().ok()?)))
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+impl fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "s{}", self.0)
+    }
+}
+
+impl std::str::FromStr for SessionId {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self)
+    }
+}
+
+impl serde::Serialize for SessionId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for SessionId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Digits;
+        impl serde::de::Visitor<'_> for Digits {
+            type Value = SessionId;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a session's id in digits")
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, id: u64) -> Result<SessionId, E> {
+                Ok(SessionId(id.into()))
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<SessionId, E> {
+                text.parse()
+                    .map_err(|_| E::invalid_value(serde::de::Unexpected::Str(text), &self))
+            }
+        }
+        deserializer.deserialize_any(Digits)
+    }
+}
 
 /// Names one command of one client, however often it is sent (`RequestID` of the seed package).
 #[derive(
@@ -111,7 +206,6 @@ pub struct ComponentId(pub [u8; 32]);
 impl ComponentId {
     /// The name of these bytes.
     pub fn of(bytes: &[u8]) -> Self {
-        use sha2::{Digest, Sha256};
         Self(Sha256::digest(bytes).into())
     }
 }
@@ -165,6 +259,47 @@ impl<'de> serde::Deserialize<'de> for ComponentId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_session_is_named_by_what_nobody_knows_before_and_by_its_life() {
+        let context = EntryContext {
+            entropy: [7; 16],
+            index: LogIndex(4),
+            ..EntryContext::default()
+        };
+        let other = EntryContext {
+            entropy: [8; 16],
+            ..context
+        };
+        let (group, life) = (GroupId(3), Incarnation(2));
+        let id = SessionId::opened(group, life, &context, 0);
+        assert_eq!(SessionId::opened(group, life, &context, 0), id);
+        let ids = std::collections::BTreeSet::from([
+            id,
+            SessionId::opened(group, life, &context, 1),
+            SessionId::opened(group, life, &other, 0),
+            SessionId::opened(group, Incarnation(3), &context, 0),
+            SessionId::opened(GroupId(4), life, &context, 0),
+        ]);
+        assert_eq!(ids.len(), 5);
+    }
+
+    #[test]
+    fn a_session_id_survives_its_forms() {
+        for id in [0, 1, 1 << 64, u128::MAX].map(SessionId) {
+            assert_eq!(id.to_string().parse(), Ok(id));
+            assert_eq!(SessionId::from_bytes(&id.to_bytes()), Some(id));
+            let json = serde_json::to_string(&id).expect("JSON");
+            assert_eq!(json, format!("\"{id}\""));
+            assert_eq!(serde_json::from_str::<SessionId>(&json).ok(), Some(id));
+        }
+        assert_eq!(
+            serde_json::from_str::<SessionId>("7").ok(),
+            Some(SessionId(7))
+        );
+        assert!(serde_json::from_str::<SessionId>("\"seven\"").is_err());
+        assert_eq!(SessionId::from_bytes(&[1; 15]), None);
+    }
 
     #[test]
     fn a_component_id_survives_its_text() {

@@ -40,6 +40,7 @@ pub mod effect;
 mod election;
 pub mod entry;
 mod forwards;
+mod fullness;
 pub mod group;
 mod handover;
 pub mod healing;

@@ -31,6 +31,14 @@ pub enum Outcome {
         /// The machine's own words.
         message: String,
     },
+    /// A part of the host refused: its catalogue, or whoever exchanges a machine. Nothing has changed.
+    Refused {
+        /// What replicas agree on, and keep.
+        code: u32,
+        /// This node's words, for whoever asked here: another release may say it otherwise, so they are in no hash and no
+        /// snapshot. Empty if they are gone.
+        message: String,
+    },
     /// The machine failed on this command, on every replica alike; its state is as if the command had never run.
     Fault(GuestFault),
 }
@@ -41,6 +49,8 @@ impl Outcome {
         match self {
             Self::Reply(reply) => reply.len(),
             Self::Rejected { message, .. } => message.len(),
+            // Of the host's, and not the same everywhere.
+            Self::Refused { .. } => 0,
             Self::Fault(_) => 0,
         }
     }
@@ -72,13 +82,15 @@ pub enum GuestFault {
     ForbiddenImport = 9,
     /// A host limit of the group other than fuel and reply: handles, bytes moved in one call, snapshot size.
     Limit = 10,
-    /// A trap of the closed list that has no code of its own.
+    /// A trap of the closed list that has no code of its own: a component that enters itself again.
     Trap = 11,
+    /// The machine failed in a call in which the group's limit of memory had refused it more.
+    OutOfMemory = 12,
 }
 
 impl GuestFault {
     /// Every fault, in the order of its code.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Unreachable,
         Self::MemoryOutOfBounds,
         Self::BadCall,
@@ -90,6 +102,7 @@ impl GuestFault {
         Self::ForbiddenImport,
         Self::Limit,
         Self::Trap,
+        Self::OutOfMemory,
     ];
 
     /// The number that is replicated and sent.
@@ -116,6 +129,17 @@ impl GuestFault {
             Self::ForbiddenImport => "forbidden-import",
             Self::Limit => "limit",
             Self::Trap => "trap",
+            Self::OutOfMemory => "out-of-memory",
+        }
+    }
+
+    /// The setting of the group's profile that raises the limit which was reached, where there is one.
+    pub fn profile_key(self) -> Option<&'static str> {
+        match self {
+            Self::OutOfFuel => Some("command-fuel"),
+            Self::ReplyTooLarge => Some("reply-bytes"),
+            Self::OutOfMemory => Some("memory-bytes"),
+            _ => None,
         }
     }
 }
@@ -181,6 +205,6 @@ mod tests {
             );
         }
         assert_eq!(GuestFault::from_code(0), None);
-        assert_eq!(GuestFault::from_code(12), None);
+        assert_eq!(GuestFault::from_code(13), None);
     }
 }

@@ -59,9 +59,9 @@ pub struct Commands {
 /// One command, or the opening of a session.
 #[derive(Clone, PartialEq, Message)]
 pub struct Item {
-    /// The session; 0 is anonymous.
-    #[prost(uint64, tag = "1")]
-    pub session: u64,
+    /// The session, 16 bytes; none is anonymous.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: Bytes,
     /// Number within the session.
     #[prost(uint64, tag = "2")]
     pub sequence: u64,
@@ -170,7 +170,7 @@ impl ChangeRecord {
 impl From<Command> for Item {
     fn from(command: Command) -> Self {
         Self {
-            session: command.request.session.0,
+            session: command.request.session.to_bytes(),
             sequence: command.request.sequence,
             acknowledged: command.acknowledged,
             data: command.data,
@@ -180,11 +180,11 @@ impl From<Command> for Item {
 }
 
 impl Item {
-    /// The name of the command.
-    pub fn request(&self) -> RequestId {
-        RequestId {
-            session: SessionId(self.session),
+    /// The name of the command; none if that of its session has not 16 bytes.
+    pub fn request(&self) -> Option<RequestId> {
+        Some(RequestId {
+            session: SessionId::from_bytes(&self.session)?,
             sequence: self.sequence,
-        }
+        })
     }
 }

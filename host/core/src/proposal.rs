@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use crate::allowance::{SESSIONS_AT_ONCE, SESSIONS_PER_SECOND};
 use crate::deployment::Deployment;
 use crate::id::{LogIndex, NodeId, RequestId, SessionId, Term};
 use crate::outcome::Outcome;
@@ -160,6 +161,11 @@ pub enum ProposalError {
         "the group does not know the session, or has forgotten it; this attempt was not applied, an earlier one may have been: open another session"
     )]
     SessionExpired,
+    /// Too many sessions were opened lately; this one was not.
+    #[error(
+        "the group opens {SESSIONS_PER_SECOND} sessions in a second at the most, after {SESSIONS_AT_ONCE} at once, and opened as many lately; nothing was opened: go on in one that is open, or try again"
+    )]
+    TooManySessions,
     /// The command was applied by an earlier attempt, and its answer is not kept (any more): it was too long, or others
     /// needed the room. This attempt applied nothing.
     #[error(
@@ -183,6 +189,11 @@ pub enum ProposalError {
         "the group is paused because its machine failed on every command lately; nothing was applied: see `skep group resume`, or upgrade it"
     )]
     Paused,
+    /// The machine had no room lately for a command of this size; nothing was proposed.
+    #[error(
+        "the group's machine is at its limit of memory, and has no room for a command of this size; nothing was applied: make room, or raise `memory-bytes` in its profile"
+    )]
+    OutOfMemory,
     /// There is nothing to decide.
     #[error(
         "the group is not suspended here, or that node's replica is silent or has said nothing of the barrier in question; nothing was changed"
@@ -249,11 +260,13 @@ impl ProposalError {
             Self::TooLarge { .. } => "too-large",
             Self::Superseded => "superseded",
             Self::SessionExpired => "session-expired",
+            Self::TooManySessions => "too-many-sessions",
             Self::AnswerExpired => "answer-expired",
             Self::SequenceClosed => "sequence-closed",
             Self::ChangeInProgress => "change-in-progress",
             Self::ChangeRefused(_) => "change-refused",
             Self::Paused => "group-paused",
+            Self::OutOfMemory => "out-of-memory",
             Self::NotNeeded => "not-needed",
             Self::Faulted => "group-faulted",
             Self::Stopped => "stopped",
@@ -273,6 +286,7 @@ impl ProposalError {
             Self::NoLeader
                 | Self::NotLeader { .. }
                 | Self::Busy
+                | Self::TooManySessions
                 | Self::Superseded
                 | Self::Unknown
                 | Self::ChangeInProgress

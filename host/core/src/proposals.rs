@@ -161,6 +161,9 @@ impl Group {
             Proposal::Command(_) if self.leads() && !self.allowance.take_command(rates) => {
                 Some(ProposalError::Busy)
             }
+            Proposal::OpenSession if self.leads() && !self.allowance.take_session() => {
+                Some(ProposalError::TooManySessions)
+            }
             _ => None,
         };
         match error {

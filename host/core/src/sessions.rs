@@ -19,14 +19,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use self::answers::Answers;
 pub use self::record::{AnswerRecord, SessionRecord, SessionsRecord};
 use self::weights::Weights;
-use crate::id::{Incarnation, LogIndex, RequestId, SessionId};
+use crate::id::{LogIndex, RequestId, SessionId};
 use crate::proposal::{ProposalError, Response};
 
-/// Where a session's id holds the life of its group: four thousand million sessions of a life have room below it.
-const LIFE_SHIFT: u32 = 32;
-
-/// Sessions of one group. The one unused for longest is forgotten first; dragonboat keeps as many.
+/// Sessions of one group, as many as dragonboat keeps. For another one, one is forgotten: of those that never had a command
+/// the oldest, while there are more than [`UNTRIED_MAX`], or else the one that was unused for longest.
 pub const SESSIONS_MAX: usize = 4096;
+
+/// Sessions that never had a command and are safe from being forgotten for another one: those that are just being opened.
+/// Whoever opens sessions by the thousand displaces their own.
+pub const UNTRIED_MAX: usize = 1024;
 
 /// Commands of one session that are remembered; more and the oldest is closed.
 pub const WINDOW_MAX: usize = 2048;
@@ -54,7 +56,6 @@ const COMMANDS_UNIT: u64 = 16;
 /// The sessions of one group.
 #[derive(Debug)]
 pub struct Sessions {
-    next: u64,
     table: BTreeMap<SessionId, Session>,
     /// How many commands each of them has in the table.
     commands: Weights,
@@ -95,7 +96,6 @@ pub struct Forgotten {
 impl Default for Sessions {
     fn default() -> Self {
         Self {
-            next: 0,
             table: BTreeMap::new(),
             commands: Weights::of_units(COMMANDS_UNIT),
             answers: Answers::default(),
@@ -105,29 +105,13 @@ impl Default for Sessions {
 
 /// The table: for entries that are planned.
 impl Sessions {
-    /// No sessions yet, in this life of a group. Ids of different lives differ: a client of a former life that did not
-    /// hear of its end must not meet a stranger's session.
-    pub fn of_life(incarnation: Incarnation) -> Self {
-        Self {
-            next: incarnation.0 << LIFE_SHIFT,
-            ..Self::default()
-        }
-    }
-
     /// Opens a session at an entry.
-    pub fn open(&mut self, index: LogIndex, forgotten: &mut Vec<Forgotten>) -> SessionId {
-        if self.table.len() >= SESSIONS_MAX {
-            let oldest = self
-                .table
-                .iter()
-                .min_by_key(|(id, session)| (session.used, **id))
-                .map(|(id, _)| *id);
-            if let Some(oldest) = oldest {
-                forgotten.extend(self.end(oldest));
-            }
+    pub fn open(&mut self, id: SessionId, index: LogIndex, forgotten: &mut Vec<Forgotten>) {
+        if self.table.len() >= SESSIONS_MAX
+            && let Some(displaced) = self.least_needed()
+        {
+            forgotten.extend(self.end(displaced));
         }
-        self.next += 1;
-        let id = SessionId(self.next);
         self.table.insert(
             id,
             Session {
@@ -135,7 +119,18 @@ impl Sessions {
                 ..Session::default()
             },
         );
-        id
+    }
+
+    /// Who has to go for another one.
+    fn least_needed(&self) -> Option<SessionId> {
+        let untried = || self.table.iter().filter(|(_, session)| !session.tried);
+        let oldest = |(id, session): &(&SessionId, &Session)| (session.used, **id);
+        let displaced = if untried().count() > UNTRIED_MAX {
+            untried().min_by_key(oldest)
+        } else {
+            self.table.iter().min_by_key(oldest)
+        };
+        displaced.map(|(id, _)| *id)
     }
 
     fn end(&mut self, id: SessionId) -> Option<Forgotten> {
@@ -298,12 +293,14 @@ mod tests {
 
     /// Sessions without the lag between the two halves: each entry is complete before the next is planned.
     #[derive(Default)]
-    struct Prompt(Sessions);
+    struct Prompt(Sessions, u128);
 
     impl Prompt {
         fn open(&mut self, index: u64) -> SessionId {
             let mut forgotten = Vec::new();
-            let id = self.0.open(LogIndex(index), &mut forgotten);
+            self.1 += 1;
+            let id = SessionId(self.1);
+            self.0.open(id, LogIndex(index), &mut forgotten);
             self.0.forget(forgotten);
             id
         }
@@ -327,17 +324,15 @@ mod tests {
     }
 
     pub(super) fn fullest() -> Sessions {
-        let mut sessions = Sessions {
-            next: u64::MAX - 1 - SESSIONS_MAX as u64,
-            ..Sessions::default()
-        };
+        let mut sessions = Sessions::default();
         let index = LogIndex(u64::MAX);
         let last = u64::MAX - 1;
         let reply = vec![255; KEPT_REPLY_BYTES_MAX];
         let busy = COMMANDS_MAX as usize / WINDOW_MAX;
         let mut none = Vec::new();
         for number in 0..SESSIONS_MAX {
-            let id = sessions.open(index, &mut none);
+            let id = SessionId(u128::MAX - number as u128);
+            sessions.open(id, index, &mut none);
             if number >= busy {
                 continue;
             }
@@ -392,17 +387,16 @@ mod tests {
         );
         assert_eq!(sessions.0.kept_bytes(), ANSWER_COST * WINDOW_MAX as u64);
         for index in 0..SESSIONS_MAX as u64 {
-            sessions.open(10 + index);
+            let other = request(sessions.open(10 + index), 1);
+            assert_eq!(sessions.admit(other, 0, 10 + index), Admission::Apply);
         }
         assert_eq!(sessions.0.len(), SESSIONS_MAX);
         assert_eq!(
             sessions.admit(request(id, 9999), 0, 9999),
             refused(ProposalError::SessionExpired)
         );
-        assert_eq!(
-            (sessions.0.kept_bytes(), sessions.0.commands.total()),
-            (0, 0)
-        );
+        let left = (sessions.0.kept_bytes(), sessions.0.commands.total());
+        assert_eq!(left, (0, SESSIONS_MAX as u64));
     }
 
     #[test]
@@ -498,7 +492,7 @@ mod tests {
         let bytes = sessions.0.encode().encode_to_vec();
         let restored = Sessions::decode(SessionsRecord::decode(&bytes[..]).expect("own bytes"))
             .expect("own record");
-        let mut restored = Prompt(restored);
+        let mut restored = Prompt(restored, 0);
         assert_eq!(restored.0.kept_bytes(), sessions.0.kept_bytes());
         for sequence in 1..=5 {
             let request = request(id, sequence);
@@ -509,19 +503,49 @@ mod tests {
             );
             assert_eq!(restored.0.answered(request), sessions.0.answered(request));
         }
-        assert_eq!(restored.open(4), sessions.open(4));
     }
 
     #[test]
-    fn lives_share_no_session() {
-        let of_life = |life| Prompt(Sessions::of_life(Incarnation(life)));
-        assert_ne!(of_life(1).open(1), of_life(2).open(1));
-        let stranger = request(of_life(1).open(1), 1);
-        let mut new = of_life(2);
-        new.open(1);
+    fn whoever_opens_thousands_displaces_nobody_who_uses_theirs() {
+        let mut sessions = Prompt::default();
+        let victim = sessions.open(1);
+        sessions.apply(request(victim, 1), b"once");
+        let untried = sessions.open(2);
+        // So many in between, and none of them with a command.
+        for index in 0..10 * SESSIONS_MAX as u64 {
+            sessions.open(10 + index);
+        }
+        assert_eq!(sessions.0.len(), SESSIONS_MAX);
+        let again = sessions.admit(request(victim, 1), 0, 100_000);
+        assert_eq!(again, Admission::Repeated);
+        assert!(sessions.0.answered(request(victim, 1)).is_ok());
         assert_eq!(
-            new.admit(stranger, 0, 2),
+            sessions.admit(request(untried, 1), 0, 100_000),
             refused(ProposalError::SessionExpired)
         );
+    }
+
+    #[test]
+    fn whoever_is_just_opening_a_session_gets_to_use_it() {
+        let mut sessions = Prompt::default();
+        for index in 0..SESSIONS_MAX as u64 {
+            let id = sessions.open(index);
+            assert_eq!(sessions.admit(request(id, 1), 0, index), Admission::Apply);
+        }
+        // The table is full of used ones; the one unused for longest goes.
+        let fresh = sessions.open(10_000);
+        for index in 1..UNTRIED_MAX as u64 {
+            sessions.open(10_000 + index);
+        }
+        assert_eq!(
+            sessions.admit(request(fresh, 1), 0, 20_000),
+            Admission::Apply
+        );
+        assert_eq!(
+            sessions.admit(request(SessionId(1), 2), 0, 20_000),
+            refused(ProposalError::SessionExpired)
+        );
+        let last = request(SessionId(SESSIONS_MAX as u128), 2);
+        assert_eq!(sessions.admit(last, 0, 20_000), Admission::Apply);
     }
 }

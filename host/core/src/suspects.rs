@@ -8,9 +8,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use crate::fullness::Fullness;
 use crate::group::Group;
 use crate::id::{LogIndex, ReplicaId, SessionId};
-use crate::outcome::Outcome;
+use crate::outcome::{GuestFault, Outcome};
 use crate::payload::{Commands, Item, Kind};
 use crate::proposal::{Command, Proposal, ProposalError};
 use crate::proposals::{Asker, Queued, Who};
@@ -59,6 +60,8 @@ pub(crate) struct Suspects {
     wait_until: u64,
     /// The tick at which somebody else had a command.
     others_at: u64,
+    /// Whether the machine had room lately for what they send.
+    fullness: Fullness,
     /// Commands that go into their next entry: halved when one fails, since each that fails costs a rebuild, and doubled when
     /// none does.
     commands: usize,
@@ -73,6 +76,7 @@ impl Default for Suspects {
             on_its_way: None,
             wait_until: 0,
             others_at: 0,
+            fullness: Fullness::default(),
             commands: 1,
         }
     }
@@ -142,7 +146,18 @@ impl Group {
     pub(crate) fn enqueue_by_source(&mut self, asker: Asker, proposal: Proposal) {
         match proposal {
             Proposal::Command(command) if self.leads() && self.is_suspect(&asker, &command) => {
-                self.set_aside(asker, command);
+                let lapse = u64::from(self.config.limits.request_ticks);
+                let (bytes, ticks) = (command.data.len() as u64, self.ticks);
+                if self
+                    .proposals
+                    .suspects
+                    .fullness
+                    .refuses(bytes, ticks, lapse)
+                {
+                    self.reply(asker, Err(ProposalError::OutOfMemory));
+                } else {
+                    self.set_aside(asker, command);
+                }
             }
             proposal => {
                 self.proposals.suspects.others_at = self.ticks;
@@ -178,7 +193,7 @@ impl Group {
         &mut self,
         index: LogIndex,
         since: u64,
-        from: impl Iterator<Item = (Option<&'a Asker>, SessionId)>,
+        from: impl Iterator<Item = (Option<&'a Asker>, SessionId, u64)>,
         outcomes: &[Outcome],
     ) {
         if !self.leads() {
@@ -187,7 +202,19 @@ impl Group {
         let failed = |outcome: &Outcome| matches!(outcome, Outcome::Fault(_));
         let (ticks, entry_commands) = (self.ticks, self.config.limits.entry_commands);
         let fails = outcomes.iter().any(failed);
+        let from: Vec<_> = from.collect();
         let suspects = &mut self.proposals.suspects;
+        for ((_, _, bytes), outcome) in from.iter().zip(outcomes) {
+            match outcome {
+                Outcome::Fault(GuestFault::OutOfMemory) => {
+                    suspects
+                        .fullness
+                        .note_failure(*bytes, ticks, ticks - since + 1);
+                }
+                Outcome::Fault(_) => {}
+                _ => suspects.fullness.note_success(*bytes),
+            }
+        }
         if fails {
             // The tick it began in and the one it ended in count as whole ones, so it took no longer than that.
             let took = ticks - since + 1;
@@ -209,7 +236,7 @@ impl Group {
             return;
         }
         let mut is_new = false;
-        for ((asker, session), outcome) in from.zip(outcomes) {
+        for ((asker, session, _), outcome) in from.into_iter().zip(outcomes) {
             if failed(outcome)
                 && let Some(source) = self.source(asker, session)
             {
@@ -218,6 +245,25 @@ impl Group {
         }
         if is_new {
             self.set_queued_aside();
+        }
+        if outcomes.contains(&Outcome::Fault(GuestFault::OutOfMemory)) {
+            self.refuse_hopeless();
+        }
+    }
+
+    /// What waits and would fail for want of memory as another just did is told so at once.
+    fn refuse_hopeless(&mut self) {
+        for waiting in std::mem::take(&mut self.proposals.suspects.queue) {
+            let suspects = &mut self.proposals.suspects;
+            if !suspects
+                .fullness
+                .is_hopeless(waiting.command.data.len() as u64)
+            {
+                suspects.queue.push_back(waiting);
+                continue;
+            }
+            suspects.queued_bytes -= waiting.command.size() as u64;
+            self.reply(waiting.asker, Err(ProposalError::OutOfMemory));
         }
     }
 
@@ -257,6 +303,11 @@ impl Group {
                 self.enqueue_by_source(asker, proposal);
             }
         }
+    }
+
+    /// The machine was exchanged, or may have more memory now.
+    pub(crate) fn forget_fullness(&mut self) {
+        self.proposals.suspects.fullness = Fullness::default();
     }
 
     /// A replica that begins to lead, or does no longer, holds nothing against anybody.

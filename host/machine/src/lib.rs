@@ -10,4 +10,6 @@ pub mod native;
 pub mod state_machine;
 pub mod wasm;
 
-pub use state_machine::{Answer, Applied, Descriptor, MachineError, Reader, StateMachine};
+pub use state_machine::{
+    Answer, Applied, Descriptor, LocalCode, MachineError, Memory, Reader, StateMachine,
+};

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use bytes::Bytes;
 use skep_core::outcome::{ConfChange, EntryContext, GuestFault, LeaderChanged, Outcome};
 
-use crate::{Applied, Descriptor, MachineError, StateMachine};
+use crate::{Applied, Descriptor, LocalCode, MachineError, StateMachine};
 
 /// A command or query that was understood and refused. The machine has left its state unchanged.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -169,6 +169,7 @@ impl<M: NativeMachine> StateMachine for Native<M> {
     fn save(&mut self, _: &EntryContext, to: &mut dyn Write) -> Result<(), MachineError> {
         self.machine.save(to).map_err(|error| MachineError::Local {
             call: "save",
+            code: LocalCode::Io,
             reason: format!("the snapshot cannot be written: {error}"),
         })
     }

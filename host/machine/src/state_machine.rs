@@ -28,6 +28,15 @@ pub struct Applied {
     pub fuel: u64,
 }
 
+/// The linear memory of a machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
+pub struct Memory {
+    /// Bytes it has taken; they never become fewer until the machine is restored.
+    pub used_bytes: u64,
+    /// Bytes its group's profile lets it take.
+    pub limit_bytes: u64,
+}
+
 /// What one query was answered.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Answer {
@@ -37,6 +46,76 @@ pub struct Answer {
     pub index: LogIndex,
     /// Fuel used, with what it took to come to that state. Not the same on every replica.
     pub fuel: u64,
+}
+
+/// What kind of trouble a replica had with a call: few words with stable numbers, so that replicas can tell whether
+/// they had the same. It says nothing of whether it *is* the same everywhere.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[repr(u8)]
+pub enum LocalCode {
+    /// The native stack ended before the counted one.
+    StackOverflow = 1,
+    /// The system gave no memory or no address space.
+    Memory = 2,
+    /// The node's budget for machines is used up.
+    OutOfBudget = 3,
+    /// The node interrupted the call: its group has gone.
+    Interrupted = 4,
+    /// No thread could be started.
+    Thread = 5,
+    /// What was to be read or written could not be.
+    Io = 6,
+    /// A call that was run again did not do what it did at first.
+    Differs = 7,
+    /// A trap that no machine can cause.
+    UnexpectedTrap = 8,
+    /// Something that the engine says and this host does not know.
+    UnexpectedError = 9,
+    /// What the call needs is not there: a component, an export.
+    Missing = 10,
+}
+
+impl LocalCode {
+    /// Every code, in the order of its number.
+    pub const ALL: [Self; 10] = [
+        Self::StackOverflow,
+        Self::Memory,
+        Self::OutOfBudget,
+        Self::Interrupted,
+        Self::Thread,
+        Self::Io,
+        Self::Differs,
+        Self::UnexpectedTrap,
+        Self::UnexpectedError,
+        Self::Missing,
+    ];
+
+    /// The number, which is what replicas compare.
+    pub fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// The code of a number, if there is one.
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|one| one.code() == code)
+    }
+
+    /// The stable name, as in logs and answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::StackOverflow => "stack-overflow",
+            Self::Memory => "memory",
+            Self::OutOfBudget => "out-of-budget",
+            Self::Interrupted => "interrupted",
+            Self::Thread => "thread",
+            Self::Io => "io",
+            Self::Differs => "differs",
+            Self::UnexpectedTrap => "unexpected-trap",
+            Self::UnexpectedError => "unexpected-error",
+            Self::Missing => "missing",
+        }
+    }
 }
 
 /// Why a call into a machine has no outcome.
@@ -58,6 +137,8 @@ pub enum MachineError {
     Local {
         /// The call that failed.
         call: &'static str,
+        /// What kind of trouble it was: what replicas compare.
+        code: LocalCode,
         /// What happened here, for the operator.
         reason: String,
     },
@@ -121,6 +202,11 @@ pub trait StateMachine: Send {
     /// `apply` or `save` could show.
     fn query(&mut self, request: &Bytes) -> Result<Outcome, MachineError>;
 
+    /// The memory it has and may have, if it keeps its state in a sandbox. Asked between calls.
+    fn memory(&self) -> Option<Memory> {
+        None
+    }
+
     /// What answers queries beside the commands, if the machine can have that. Asked once, before the first call.
     fn reader(&self) -> Option<Box<dyn Reader>> {
         None
@@ -170,4 +256,21 @@ pub trait Reader: Send {
 
     /// Frees what the next query can make again, for a machine that is no longer asked.
     fn release(&mut self);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_local_code_has_its_own_number_and_name() {
+        let mut names = std::collections::BTreeSet::new();
+        for (number, code) in (1..).zip(LocalCode::ALL) {
+            assert_eq!(code.code(), number);
+            assert_eq!(LocalCode::from_code(number), Some(code));
+            assert!(names.insert(code.name()));
+        }
+        assert_eq!(LocalCode::from_code(0), None);
+        assert_eq!(LocalCode::from_code(11), None);
+    }
 }

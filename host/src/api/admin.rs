@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use skep_core::deployment::Quota;
 use skep_core::id::{ComponentId, GroupId, Incarnation, NodeId, Term};
-use skep_machine::state_machine::Descriptor;
+use skep_machine::state_machine::{Descriptor, Memory};
 use skep_machine::wasm::Profile;
 
 use crate::catalog::{ComponentRecord, GroupRecord, NodeRecord};
@@ -255,6 +255,9 @@ pub struct GroupInfo {
     pub leader: Option<NodeId>,
     /// The term, where this node hosts a replica.
     pub term: Option<Term>,
+    /// The linear memory of its machine, where this node hosts a replica of one in a sandbox.
+    #[serde(default)]
+    pub memory: Option<Memory>,
     /// What is wrong with this node's replica, and what comes next.
     pub problem: Option<String>,
 }
@@ -270,6 +273,7 @@ impl GroupInfo {
             members: record.members.clone(),
             leader: None,
             term: None,
+            memory: None,
             problem: None,
         }
     }

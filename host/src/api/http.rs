@@ -1,5 +1,6 @@
 //! HTTP for people and tools: `/v1`, health, metrics.
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use axum::Router;
@@ -145,7 +146,7 @@ async fn query(
 
 #[derive(Serialize)]
 struct SessionOpened {
-    session: u64,
+    session: SessionId,
     index: u64,
     term: u64,
 }
@@ -158,7 +159,7 @@ async fn open_session(
     let timeout = timeout(&host, &headers)?;
     let id = host.find(&group).await?.id;
     let response = host.open_session(id, Reach::Cluster, timeout).await?;
-    let (session, index, term) = (response.session().0, response.index.0, response.term.0);
+    let (session, index, term) = (response.session(), response.index.0, response.term.0);
     Ok((
         StatusCode::CREATED,
         Json(SessionOpened {
@@ -371,7 +372,7 @@ fn outcome(outcome: Outcome, index: u64, term: u64) -> Response {
 fn command(headers: &HeaderMap, data: Bytes) -> Answer<Command> {
     let request = match (number(headers, &SESSION)?, number(headers, &SEQUENCE)?) {
         (None, None) => RequestId::ANONYMOUS,
-        (Some(session), Some(sequence)) if session > 0 && sequence > 0 => RequestId {
+        (Some(SessionId(session)), Some(sequence)) if session > 0 && sequence > 0 => RequestId {
             session: SessionId(session),
             sequence,
         },
@@ -401,7 +402,7 @@ fn timeout(host: &Host, headers: &HeaderMap) -> Answer<Duration> {
         .min(TIMEOUT_MAX))
 }
 
-fn number(headers: &HeaderMap, name: &HeaderName) -> Answer<Option<u64>> {
+fn number<T: FromStr>(headers: &HeaderMap, name: &HeaderName) -> Answer<Option<T>> {
     let Some(value) = headers.get(name) else {
         return Ok(None);
     };

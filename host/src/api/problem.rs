@@ -4,6 +4,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use skep_core::outcome::{GuestFault, Outcome};
+use skep_machine::MachineError;
 
 use crate::host_error::HostError;
 
@@ -71,9 +72,17 @@ impl Problem {
                 rejection: Some(*code),
                 ..Self::new(unprocessable, "rejected", message.clone())
             }),
+            Outcome::Refused { code, message } => Some(Self {
+                rejection: Some(*code),
+                ..Self::new(unprocessable, "refused", message.clone())
+            }),
             Outcome::Fault(fault) => {
+                let next = fault.profile_key().map(|key| {
+                    format!("; the group's profile key `{key}` raises the limit, see `skep group upgrade`")
+                });
                 let detail = format!(
-                    "the machine failed on this request ({fault}); its state is as if the request had never been made"
+                    "the machine failed on this request ({fault}); its state is as if the request had never been made{}",
+                    next.unwrap_or_default()
                 );
                 Some(Self {
                     fault: Some(*fault),
@@ -87,10 +96,12 @@ impl Problem {
 impl From<&HostError> for Problem {
     fn from(error: &HostError) -> Self {
         let status = match error {
-            HostError::Machine(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            HostError::Machine(MachineError::Guest { .. }) => StatusCode::UNPROCESSABLE_ENTITY,
             // What is wrong with a component is wrong with it everywhere, unless it is the node that could not.
             HostError::Component(_) => match status(error.code(), false) {
-                StatusCode::SERVICE_UNAVAILABLE => StatusCode::SERVICE_UNAVAILABLE,
+                short @ (StatusCode::SERVICE_UNAVAILABLE | StatusCode::INSUFFICIENT_STORAGE) => {
+                    short
+                }
                 _ => StatusCode::UNPROCESSABLE_ENTITY,
             },
             error => status(error.code(), error.is_unknown()),
@@ -116,7 +127,7 @@ fn status(code: &str, unknown: bool) -> StatusCode {
         "invalid-request" | "invalid-config" | "empty-message" | "not-enough-data" => {
             StatusCode::BAD_REQUEST
         }
-        "digest-mismatch" | "change-refused" => StatusCode::BAD_REQUEST,
+        "digest-mismatch" | "change-refused" | "above-ceiling" => StatusCode::BAD_REQUEST,
         "forbidden" => StatusCode::FORBIDDEN,
         "no-such-group" | "not-found" | "no-such-component" => StatusCode::NOT_FOUND,
         "group-exists" | "change-in-progress" | "group-removed" | "not-needed"
@@ -124,15 +135,17 @@ fn status(code: &str, unknown: bool) -> StatusCode {
         "session-expired" | "answer-expired" | "sequence-closed" => StatusCode::CONFLICT,
         "not-upgraded" => StatusCode::UNPROCESSABLE_ENTITY,
         "too-large" => StatusCode::PAYLOAD_TOO_LARGE,
-        "busy" => StatusCode::TOO_MANY_REQUESTS,
+        "busy" | "too-many-sessions" => StatusCode::TOO_MANY_REQUESTS,
         "no-leader" | "not-leader" | "superseded" | "group-starting" | "group-elsewhere"
         | "stopped" => StatusCode::SERVICE_UNAVAILABLE,
         "unreachable"
         | "compile-late"
         | "compiler-unavailable"
+        | "machine-failed"
+        | "query-failed"
         | "node-failed"
         | "group-faulted" => StatusCode::SERVICE_UNAVAILABLE,
-        "catalogue-full" | "out-of-budget" => StatusCode::INSUFFICIENT_STORAGE,
+        "catalogue-full" | "out-of-budget" | "out-of-memory" => StatusCode::INSUFFICIENT_STORAGE,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
@@ -187,6 +200,11 @@ mod tests {
                 proposal(ProposalError::SessionExpired),
                 409,
                 "session-expired",
+            ),
+            (
+                proposal(ProposalError::TooManySessions),
+                429,
+                "too-many-sessions",
             ),
             (
                 proposal(ProposalError::AnswerExpired),

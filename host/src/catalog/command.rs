@@ -131,8 +131,22 @@ impl Refusal {
         }
     }
 
-    /// The refusal of a replicated code.
+    /// The refusal of a replicated code. The words are those of the node that answered; they are not replicated, so they may be
+    /// gone.
     pub fn from_code(code: u32, message: String) -> Self {
+        let message = if message.is_empty() {
+            let what = match code {
+                404 => "what it names does not exist",
+                409 => "what it creates exists",
+                507 => "a limit of the catalogue is reached",
+                _ => "it makes no sense",
+            };
+            format!(
+                "the catalogue refused the command: {what} (an earlier try was answered with the details, which are not kept)"
+            )
+        } else {
+            message
+        };
         match code {
             404 => Self::NotFound(message),
             409 => Self::Exists(message),

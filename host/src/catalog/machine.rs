@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use skep_core::id::LogIndex;
 use skep_core::outcome::{ConfChange, EntryContext, GuestFault, LeaderChanged, Outcome};
-use skep_machine::{Applied, Descriptor, MachineError, StateMachine};
+use skep_machine::{Applied, Descriptor, LocalCode, MachineError, StateMachine};
 use tokio::sync::watch;
 
 use super::Catalog;
@@ -52,7 +52,7 @@ impl CatalogMachine {
         let command: Command = match serde_json::from_slice(command) {
             Ok(command) => command,
             Err(error) => {
-                return rejected(&Refusal::Invalid(format!(
+                return refused(&Refusal::Invalid(format!(
                     "not a catalogue command: {error}"
                 )));
             }
@@ -62,7 +62,7 @@ impl CatalogMachine {
                 Ok(bytes) => Outcome::Reply(bytes.into()),
                 Err(_) => Outcome::Fault(GuestFault::Malformed),
             },
-            Err(refusal) => rejected(&refusal),
+            Err(refusal) => refused(&refusal),
         }
     }
 }
@@ -126,6 +126,7 @@ impl StateMachine for CatalogMachine {
         to.write_all(&self.catalog.save())
             .map_err(|error| MachineError::Local {
                 call: "save",
+                code: LocalCode::Io,
                 reason: error.to_string(),
             })
     }
@@ -147,8 +148,9 @@ impl StateMachine for CatalogMachine {
     }
 }
 
-fn rejected(refusal: &Refusal) -> Outcome {
-    Outcome::Rejected {
+/// Its words are not replicated: a release that says it otherwise, or reads JSON with another library, is no other machine.
+fn refused(refusal: &Refusal) -> Outcome {
+    Outcome::Refused {
         code: refusal.code(),
         message: refusal.to_string(),
     }
@@ -241,7 +243,7 @@ mod tests {
 
     fn code(outcome: &Outcome) -> u32 {
         match outcome {
-            Outcome::Rejected { code, .. } => *code,
+            Outcome::Refused { code, .. } => *code,
             other => panic!("{other:?}"),
         }
     }

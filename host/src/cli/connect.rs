@@ -139,7 +139,9 @@ impl Connection {
 /// What a client's error is to the person who typed the command.
 pub fn failure(error: ClientError) -> Failure {
     let exit = match error.code() {
-        "stopped" | "not-ready" | "group-faulted" => Exit::Unavailable,
+        "stopped" | "not-ready" | "group-faulted" | "query-failed" | "machine-failed" => {
+            Exit::Unavailable
+        }
         // It was applied, so not "nothing changed".
         "answer-expired" => Exit::Unknown,
         _ => exit(error.is_unknown(), error.is_retryable()),

@@ -44,9 +44,19 @@ impl Failure {
                 printable(&message),
                 Exit::Rejected,
             )),
+            Outcome::Refused { code, message } => Err(Self::new(
+                format!("refused {code}"),
+                message,
+                Exit::Rejected,
+            )),
             Outcome::Fault(fault) => {
-                let message =
-                    "the machine failed on this request; its state is as if it had never been made";
+                let next = fault
+                    .profile_key()
+                    .map(|key| format!("; the group's profile key `{key}` raises the limit"));
+                let message = format!(
+                    "the machine failed on this request; its state is as if it had never been made{}",
+                    next.unwrap_or_default()
+                );
                 Err(Self::new(
                     format!("guest-fault {fault}"),
                     message,

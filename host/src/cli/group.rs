@@ -10,6 +10,7 @@ use skep::api::admin::{
 use skep::{GroupId, NodeId, Rehearsal, Verdict};
 use skep_core::deployment::Quota;
 use skep_core::status::Status;
+use skep_machine::state_machine::Memory;
 use skep_machine::wasm::Profile;
 
 use super::connect::Connection;
@@ -378,6 +379,7 @@ pub(super) fn table(groups: &[GroupInfo]) -> String {
                 or_dash(group.leader),
                 or_dash(group.term),
                 list(&group.members),
+                or_dash(group.memory.map(memory)),
                 group.component.to_string()[..12].to_owned(),
                 group.problem.clone().unwrap_or_default(),
             ]
@@ -390,11 +392,18 @@ pub(super) fn table(groups: &[GroupInfo]) -> String {
             "LEADER",
             "TERM",
             "MEMBERS",
+            "MEMORY",
             "COMPONENT",
             "PROBLEM",
         ],
         &rows,
     )
+}
+
+/// How much memory the machine has, and may have.
+fn memory(memory: Memory) -> String {
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    format!("{}/{} MiB", mib(memory.used_bytes), mib(memory.limit_bytes))
 }
 
 /// What the group takes of its clients.
@@ -435,7 +444,11 @@ fn text(status: &skep::GroupStatus) -> String {
         status.machine.name,
         status.machine.version,
     );
-    text.push_str(&format!("quota     {}\n", quota(replica)));
+    text.push_str(&format!(
+        "memory    {}\nquota     {}\n",
+        or_dash(status.memory.map(memory)),
+        quota(replica)
+    ));
     if let Some(trouble) = &status.trouble {
         text.push_str(&format!("problem   {trouble}\n"));
     }

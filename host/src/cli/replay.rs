@@ -15,6 +15,7 @@ use skep::replay::{Archive, Cast, Digested, Happened, Past, ReplayError, What, d
 use skep::{ComponentId, GroupId, LogIndex, MachineError, Outcome, StateMachine};
 use skep_core::deployment::Deployment;
 use skep_core::outcome::EntryContext;
+use skep_machine::LocalCode;
 use skep_machine::wasm::{Component, Engine, MachineLabel, WasmMachine};
 use skep_rehearsal::escape;
 
@@ -315,6 +316,7 @@ impl MachineFactory for Components<'_> {
     fn make(&self, deployment: &Deployment) -> Result<Box<dyn StateMachine>, MachineError> {
         let local = |reason: String| MachineError::Local {
             call: "start",
+            code: LocalCode::Missing,
             reason,
         };
         let deployed = Deployed::of(deployment)
@@ -417,6 +419,9 @@ fn show(outcome: &Outcome) -> String {
         Outcome::Reply(reply) => escape(reply),
         Outcome::Rejected { code, message } => {
             format!("!rejected {code} {}", escape(message.as_bytes()))
+        }
+        Outcome::Refused { code, message } => {
+            format!("!refused {code} {}", escape(message.as_bytes()))
         }
         Outcome::Fault(fault) => format!("!fault {fault}"),
     }

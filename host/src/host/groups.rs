@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use skep_core::id::{ComponentId, NodeId};
+use skep_machine::wasm::{ComponentError, Profile};
 
 use super::reconcile::blocking;
 use super::requests::Reach;
@@ -54,6 +55,7 @@ impl Host {
                 "give either the members or the number of replicas, not both".into(),
             ));
         }
+        self.check_profile(&request.profile)?;
         let component = self
             .component_named(request.component.as_deref().unwrap_or(BUILT_IN))
             .await?;
@@ -87,6 +89,14 @@ impl Host {
         self.await_leader(&record).await
     }
 
+    /// Refuses a profile that asks for more than anybody may have here.
+    pub(super) fn check_profile(&self, profile: &Profile) -> Result<(), HostError> {
+        match profile.above(&self.inner.config.limits.profile_ceiling()) {
+            None => Ok(()),
+            Some((key, value, most)) => Err(HostError::AboveCeiling { key, value, most }),
+        }
+    }
+
     /// Refuses a group that there is no room for. Only here, at the door: what is in the catalogue's log is carried out, since no two
     /// replicas of it need have the same limits.
     fn check_new_group(&self, new: &NewGroup) -> Result<(), HostError> {
@@ -116,6 +126,7 @@ impl Host {
         }
         if new.members.contains(&self.id()) {
             self.inner.room.check(0)?;
+            self.machine_budget().has_room()?;
         }
         Ok(())
     }
@@ -257,14 +268,14 @@ impl Host {
             .into());
         }
         self.check_new_component(id, size).await?;
-        let name = self
-            .inner
-            .machines
-            .component(bytes.clone())
-            .await?
-            .descriptor()
-            .name
-            .clone();
+        let component = self.inner.machines.component(bytes.clone()).await?;
+        let memories = component.inspection().memories;
+        let limit = self.inner.config.limits.component_memories;
+        // What the cluster has already, it keeps.
+        if memories > limit && self.catalog().component(id).is_none() {
+            return Err(ComponentError::TooManyMemories { memories, limit }.into());
+        }
+        let name = component.descriptor().name.clone();
         let record = ComponentRecord {
             id,
             size,

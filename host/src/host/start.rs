@@ -50,7 +50,9 @@ pub(super) async fn start(config: Config, compiler: Arc<dyn Compiler>) -> Result
     let build = || async {
         let components = ComponentStore::open(data.join("components"))?
             .bounded(config.limits.uploads_bytes, Arc::clone(&room));
-        let machines = Machines::open(data.join("compiled"), compiler, Some(Arc::clone(&room)))?;
+        let most = config.limits.machines();
+        let room = Some(Arc::clone(&room));
+        let machines = Machines::open(data.join("compiled"), compiler, room, most)?;
         let published = watch::Sender::new(Arc::new(Catalog::default()));
         node.create_group(restarts::catalogue(&config, &published))
             .await?;

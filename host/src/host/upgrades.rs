@@ -13,7 +13,7 @@ use skep_core::deployment::Deployment;
 use skep_core::id::{ComponentId, GroupId, LogIndex, NodeId};
 use skep_core::outcome::Outcome;
 use skep_core::proposal::Response;
-use skep_machine::state_machine::{Descriptor, MachineError, StateMachine};
+use skep_machine::state_machine::{Descriptor, LocalCode, MachineError, StateMachine};
 use tokio::runtime::Handle;
 
 use super::Host;
@@ -101,6 +101,14 @@ impl Host {
     }
 
     async fn wanted(&self, record: &GroupRecord, request: Upgrade) -> Result<Deployed, HostError> {
+        // What the group has already, it keeps.
+        if let Some(profile) = request
+            .profile
+            .as_ref()
+            .filter(|new| **new != record.profile)
+        {
+            self.check_profile(profile)?;
+        }
         let component = match &request.component {
             Some(name) => self.component_named(name).await?,
             None => record.component,
@@ -343,7 +351,9 @@ enum Activated {
 fn activated(response: Response) -> Activated {
     match response.outcome {
         Outcome::Reply(_) => Activated::Yes(place_of(response)),
-        Outcome::Rejected { message, .. } => Activated::No(message),
+        Outcome::Rejected { message, .. } | Outcome::Refused { message, .. } => {
+            Activated::No(message)
+        }
         Outcome::Fault(fault) => Activated::No(fault.to_string()),
     }
 }
@@ -366,6 +376,7 @@ impl MachineFactory for GroupMachines {
     fn make(&self, deployment: &Deployment) -> Result<Box<dyn StateMachine>, MachineError> {
         let local = |reason: String| MachineError::Local {
             call: "start",
+            code: LocalCode::Missing,
             reason,
         };
         let deployed = Deployed::of(deployment)

@@ -97,7 +97,7 @@ impl Actor {
             fuel: 0,
         };
         let refused = |message: String| {
-            answer(Outcome::Rejected {
+            answer(Outcome::Refused {
                 code: REFUSED,
                 message,
             })

@@ -83,7 +83,9 @@ impl Machine {
                         outcomes: Vec::new(),
                         fuel: applied.fuel,
                     }),
-                    Some(Outcome::Rejected { code, message }) => Err(Failed::broken(format!(
+                    Some(
+                        Outcome::Rejected { code, message } | Outcome::Refused { code, message },
+                    ) => Err(Failed::broken(format!(
                         "init refused the configuration of the group (code {code}): {message}"
                     ))),
                     Some(outcome) => Err(Failed::broken(format!(

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use skep_core::effect::Call;
 use skep_core::outcome::Outcome;
-use skep_machine::state_machine::{MachineError, StateMachine};
+use skep_machine::state_machine::{LocalCode, MachineError, StateMachine};
 
 use super::calls::{Failed, Machine};
 use super::recent::Rehearsable;
@@ -53,9 +53,9 @@ impl Rehearsable {
             for past in &entries {
                 let mut outcomes = Vec::with_capacity(past.outcomes.len());
                 for call in &past.calls {
-                    let applied = machine
-                        .call(&past.context, call.clone())
-                        .map_err(|Failed { reason, .. }| local("apply", reason))?;
+                    let applied = machine.call(&past.context, call.clone()).map_err(
+                        |Failed { reason, .. }| local("apply", LocalCode::UnexpectedError, reason),
+                    )?;
                     report.fuel += applied.fuel;
                     outcomes.extend(applied.outcomes);
                     report.commands += match call {
@@ -112,8 +112,8 @@ pub(crate) fn refusal(called: Result<(), MachineError>) -> Result<Option<Verdict
     }
 }
 
-fn local(call: &'static str, reason: String) -> MachineError {
-    MachineError::Local { call, reason }
+fn local(call: &'static str, code: LocalCode, reason: String) -> MachineError {
+    MachineError::Local { call, code, reason }
 }
 
 /// Counts bytes, and keeps none.

@@ -37,6 +37,7 @@ impl StateMachine for Brittle {
         if self.stops.swap(false, SeqCst) {
             return Err(MachineError::Local {
                 call: "apply",
+                code: skep_machine::LocalCode::Io,
                 reason: "on purpose".into(),
             });
         }

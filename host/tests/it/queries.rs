@@ -14,7 +14,7 @@ use skep::{
 use skep_core::status::Health;
 use skep_log::vfs::{DiskVfs, Vfs, VfsFile, VfsLock};
 use skep_machine::Reader;
-use skep_machine::state_machine::{Answer, Applied, Descriptor};
+use skep_machine::state_machine::{Answer, Applied, Descriptor, LocalCode};
 
 use crate::support::{Cluster, GROUP, number, soon, until};
 
@@ -136,6 +136,7 @@ impl StateMachine for Tally {
         to.write_all(&count.to_le_bytes())
             .map_err(|error| MachineError::Local {
                 call: "save",
+                code: LocalCode::Io,
                 reason: error.to_string(),
             })
     }
@@ -155,6 +156,7 @@ impl Reader for TallyReader {
             b"local" => {
                 return Err(MachineError::Local {
                     call: "query",
+                    code: LocalCode::Memory,
                     reason: "on purpose".into(),
                 });
             }
@@ -372,7 +374,7 @@ async fn a_query_that_breaks_harms_no_other() {
             Consistency::Stale,
         );
         let error = soon("query", asked).await.expect_err("no answer");
-        assert_eq!(error.code(), "group-faulted");
+        assert_eq!(error.code(), "query-failed");
         assert_eq!(alone.ask("get", Consistency::Linearizable).await.0, 1);
     }
     assert_eq!(alone.propose().await.0, 2);

@@ -18,7 +18,7 @@ use skep::{
 };
 use skep_core::message::{PeerMessage, SnapshotName};
 use skep_log::{SnapshotFile, SnapshotReceiver};
-use skep_machine::state_machine::{Applied, Descriptor};
+use skep_machine::state_machine::{Applied, Descriptor, LocalCode};
 use tempfile::TempDir;
 
 /// Nothing in these tests takes this long unless it hangs.
@@ -184,6 +184,7 @@ impl StateMachine for Counters {
         for (key, count) in &self.counts {
             writeln!(to, "{count} {key}").map_err(|error| MachineError::Local {
                 call: "save",
+                code: LocalCode::Io,
                 reason: error.to_string(),
             })?;
         }

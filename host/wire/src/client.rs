@@ -8,7 +8,7 @@ use skep_core::proposal::{Command, ProposalError, Response};
 use crate::codec::own;
 use crate::error::WireError;
 use crate::peer::fixed;
-use crate::proposal::request;
+use crate::proposal::{request, session};
 use crate::proto::{self, client_frame, request, response, server_frame};
 
 impl TryFrom<proto::Propose> for Command {
@@ -16,7 +16,7 @@ impl TryFrom<proto::Propose> for Command {
 
     fn try_from(propose: proto::Propose) -> Result<Self, WireError> {
         Ok(Self {
-            request: request(propose.session, propose.sequence)?,
+            request: request(&propose.session, propose.sequence)?,
             acknowledged: propose.acknowledged,
             data: own(&propose.data),
         })
@@ -66,7 +66,7 @@ impl proto::SessionOpened {
     /// What is sent for an opened session.
     pub fn new(response: &Response) -> Self {
         Self {
-            session: response.session().0,
+            session: response.session().to_bytes(),
             index: response.index.0,
             term: response.term.0,
         }
@@ -75,14 +75,13 @@ impl proto::SessionOpened {
     /// The id of the session.
     ///
     /// # Errors
-    /// [`WireError::Zero`].
+    /// [`WireError::Zero`], [`WireError::BadLength`].
     pub fn id(&self) -> Result<SessionId, WireError> {
-        if self.session == 0 {
-            Err(WireError::Zero {
+        match session(&self.session)? {
+            SessionId(0) => Err(WireError::Zero {
                 what: "the id of a session",
-            })
-        } else {
-            Ok(SessionId(self.session))
+            }),
+            id => Ok(id),
         }
     }
 }
@@ -177,7 +176,7 @@ mod tests {
     #[test]
     fn a_command_is_anonymous_or_named_in_full() {
         let propose = |session, sequence| proto::Propose {
-            session,
+            session: SessionId(session).to_bytes(),
             sequence,
             ..Default::default()
         };
@@ -199,6 +198,14 @@ mod tests {
                 Err(WireError::Zero { .. })
             ));
         }
+        let short = proto::Propose {
+            session: Bytes::from_static(&[7; 8]),
+            ..propose(0, 1)
+        };
+        assert!(matches!(
+            Command::try_from(short),
+            Err(WireError::BadLength { found: 8, .. })
+        ));
     }
 
     #[test]

@@ -426,6 +426,10 @@ fn every_answer_survives() {
     let mut results = vec![
         Ok(response(Outcome::Reply(Bytes::from_static(b"reply")))),
         Ok(response(Outcome::Reply(Bytes::new()))),
+        Ok(response(Outcome::Refused {
+            code: 404,
+            message: "no such node".into(),
+        })),
         Ok(response(Outcome::Rejected {
             code: 0,
             message: String::new(),
@@ -439,10 +443,12 @@ fn every_answer_survives() {
         Err(ProposalError::TooLarge { size: 9, limit: 8 }),
         Err(ProposalError::Superseded),
         Err(ProposalError::SessionExpired),
+        Err(ProposalError::TooManySessions),
         Err(ProposalError::AnswerExpired),
         Err(ProposalError::SequenceClosed),
         Err(ProposalError::ChangeInProgress),
         Err(ProposalError::Faulted),
+        Err(ProposalError::OutOfMemory),
         Err(ProposalError::Stopped),
         Err(ProposalError::Unknown),
     ];

@@ -15,7 +15,7 @@ impl From<Proposal> for proto::Proposal {
     fn from(proposal: Proposal) -> Self {
         let body = match proposal {
             Proposal::Command(command) => proposal::Body::Command(proto::Command {
-                session: command.request.session.0,
+                session: command.request.session.to_bytes(),
                 sequence: command.request.sequence,
                 acknowledged: command.acknowledged,
                 data: command.data,
@@ -57,7 +57,7 @@ impl TryFrom<proto::Proposal> for Proposal {
                 what: "body of a proposal",
             })? {
                 proposal::Body::Command(command) => Self::Command(Command {
-                    request: request(command.session, command.sequence)?,
+                    request: request(&command.session, command.sequence)?,
                     acknowledged: command.acknowledged,
                     data: own(&command.data),
                 }),
@@ -95,15 +95,22 @@ impl TryFrom<proto::Proposal> for Proposal {
 }
 
 /// The name of a command: anonymous (both 0), or a session and a sequence that counts from 1.
-pub(crate) fn request(session: u64, sequence: u64) -> Result<RequestId, WireError> {
-    if (session == 0) != (sequence == 0) {
+pub(crate) fn request(session: &[u8], sequence: u64) -> Result<RequestId, WireError> {
+    let session = self::session(session)?;
+    if (session.0 == 0) != (sequence == 0) {
         return Err(WireError::Zero {
             what: "either the session or the sequence of a command, but not both,",
         });
     }
-    Ok(RequestId {
-        session: SessionId(session),
-        sequence,
+    Ok(RequestId { session, sequence })
+}
+
+/// A session's id; no bytes are the anonymous one.
+pub(crate) fn session(bytes: &[u8]) -> Result<SessionId, WireError> {
+    SessionId::from_bytes(bytes).ok_or(WireError::BadLength {
+        what: "a session's id",
+        found: bytes.len(),
+        expected: 16,
     })
 }
 
@@ -115,6 +122,9 @@ impl From<Outcome> for proto::Outcome {
                 outcome::Body::Rejected(proto::Rejected { code, message })
             }
             Outcome::Fault(fault) => outcome::Body::Fault(fault.code().into()),
+            Outcome::Refused { code, message } => {
+                outcome::Body::Refused(proto::Refused { code, message })
+            }
         };
         Self { body: Some(body) }
     }
@@ -133,6 +143,10 @@ impl TryFrom<proto::Outcome> for Outcome {
                     code: rejected.code,
                     message: rejected.message,
                 },
+                outcome::Body::Refused(refused) => Self::Refused {
+                    code: refused.code,
+                    message: refused.message,
+                },
                 outcome::Body::Fault(code) => Self::Fault(
                     u8::try_from(code)
                         .ok()
@@ -150,7 +164,7 @@ impl TryFrom<proto::Outcome> for Outcome {
 impl From<Response> for proto::ProposalResponse {
     fn from(response: Response) -> Self {
         Self {
-            session: response.request.session.0,
+            session: response.request.session.to_bytes(),
             sequence: response.request.sequence,
             index: response.index.0,
             term: response.term.0,
@@ -166,7 +180,7 @@ impl TryFrom<proto::ProposalResponse> for Response {
         Ok(Self {
             // An opened session is answered with its id and sequence 0.
             request: RequestId {
-                session: SessionId(response.session),
+                session: session(&response.session)?,
                 sequence: response.sequence,
             },
             index: LogIndex(response.index),
@@ -192,6 +206,7 @@ impl From<ProposalError> for proto::ProposalError {
             }
             ProposalError::Superseded => Body::Superseded(nothing),
             ProposalError::SessionExpired => Body::SessionExpired(nothing),
+            ProposalError::TooManySessions => Body::TooManySessions(nothing),
             ProposalError::AnswerExpired => Body::AnswerExpired(nothing),
             ProposalError::SequenceClosed => Body::SequenceClosed(nothing),
             ProposalError::ChangeInProgress => Body::ChangeInProgress(nothing),
@@ -201,6 +216,7 @@ impl From<ProposalError> for proto::ProposalError {
             ProposalError::Unknown => Body::Unknown(nothing),
             ProposalError::Paused => Body::Paused(nothing),
             ProposalError::NotNeeded => Body::NotNeeded(nothing),
+            ProposalError::OutOfMemory => Body::OutOfMemory(nothing),
         };
         Self { body: Some(body) }
     }
@@ -226,6 +242,7 @@ impl TryFrom<proto::ProposalError> for ProposalError {
                 },
                 Body::Superseded(_) => Self::Superseded,
                 Body::SessionExpired(_) => Self::SessionExpired,
+                Body::TooManySessions(_) => Self::TooManySessions,
                 Body::AnswerExpired(_) => Self::AnswerExpired,
                 Body::SequenceClosed(_) => Self::SequenceClosed,
                 Body::ChangeInProgress(_) => Self::ChangeInProgress,
@@ -243,6 +260,7 @@ impl TryFrom<proto::ProposalError> for ProposalError {
                 Body::Unknown(_) => Self::Unknown,
                 Body::Paused(_) => Self::Paused,
                 Body::NotNeeded(_) => Self::NotNeeded,
+                Body::OutOfMemory(_) => Self::OutOfMemory,
             },
         )
     }

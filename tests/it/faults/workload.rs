@@ -247,7 +247,9 @@ impl Shared {
                 let reply = match outcome {
                     Outcome::Reply(bytes) => Reply::ok(bytes),
                     Outcome::Rejected { code, message } => Reply::rejected(code, message),
-                    Outcome::Fault(fault) => panic!("the key-value machine failed: {fault}"),
+                    outcome @ (Outcome::Fault(_) | Outcome::Refused { .. }) => {
+                        panic!("the key-value machine failed: {outcome:?}")
+                    }
                 };
                 pending.returned(reply.clone(), Some(Place::of_index(index.0)), now);
                 self.answered.fetch_add(1, Ordering::SeqCst);

@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde_json::json;
 use skep_client::{GroupId, GuestFault, Outcome};
 use skep_tests::clock::{Stopwatch, eventually, within};
-use skep_tests::cluster::{Cluster, Settings, files};
+use skep_tests::cluster::{Cluster, Settings};
 use skep_tests::guests;
 
 use crate::load::{Load, answer, propose, text};
@@ -316,46 +316,63 @@ async fn replicas_see_the_same_clock_and_chance() {
     );
 }
 
-/// Makes every replica take a snapshot at one index and compares the files.
+/// Makes every replica take a snapshot at one index and compares the files. The group may take another one meanwhile, and
+/// each replica drops the older one when it has that: they are compared once all hold the same.
 async fn same_snapshots(cluster: &Cluster, group: GroupId) {
     let taken = cluster
         .http(1, "POST", &format!("/v1/groups/{group}/snapshot"), "")
         .await;
     assert_eq!(taken.status, 200, "{}", taken.text());
     let index = taken.json()["index"].as_u64().expect("an index");
-    let mut snapshots = Vec::new();
-    for id in cluster.ids() {
-        eventually(
-            &format!("node {id} has the snapshot at {index}"),
-            async || {
-                let snapshot = cluster.try_status(id, group).await?.replica.snapshot;
-                if snapshot.0 >= index {
-                    Ok(())
-                } else {
-                    Err(format!("its last is at {snapshot}"))
+    let mut compared = None;
+    eventually(
+        &format!("every node has the same snapshot, at {index} or later"),
+        async || {
+            let mut newest = Vec::new();
+            for id in cluster.ids() {
+                let at = cluster.try_status(id, group).await?.replica.snapshot;
+                if at.0 < index {
+                    return Err(format!("the last one of node {id} is at {at}"));
                 }
-            },
-        )
-        .await;
-        let mut newest: Vec<_> = files(&cluster.node(id).data().join("snap"))
-            .into_iter()
-            .filter_map(|(path, _)| {
-                let bytes = std::fs::read(&path).ok()?;
-                let name = path.file_name()?.to_str()?.to_owned();
-                Some((name, bytes))
-            })
-            .filter(|(name, _)| !name.ends_with(".tmp"))
-            .collect();
-        newest.sort();
-        snapshots.push(newest.pop().expect("a snapshot file"));
-    }
+                let file = newest_snapshot(cluster, id);
+                newest.push(file.ok_or_else(|| format!("node {id} has no file"))?);
+            }
+            let names: Vec<_> = newest.iter().map(|(name, _)| name).collect();
+            if names.iter().any(|name| *name != names[0]) {
+                return Err(format!("{names:?}"));
+            }
+            compared = Some(newest);
+            Ok(())
+        },
+    )
+    .await;
+    let snapshots = compared.expect("they were found");
     let (name, bytes) = &snapshots[0];
     let kept = bytes.windows(6).filter(|six| six == b"order=").count();
     assert_eq!(kept, TICKS, "answers in {name}");
-    for (id, (other, same)) in (1..).zip(&snapshots) {
-        assert_eq!(other, name, "node {id}");
+    for (id, (_, same)) in (1..).zip(&snapshots) {
         assert!(same == bytes, "{name} on node {id} differs from node 1's");
     }
+}
+
+/// The last snapshot file of the one group on a node: a name is the group, its life, the index and the term. A file may be
+/// deleted at any moment.
+fn newest_snapshot(cluster: &Cluster, id: u64) -> Option<(String, Vec<u8>)> {
+    let dir = cluster.node(id).data().join("snap");
+    std::fs::read_dir(dir)
+        .ok()?
+        .filter_map(|entry| {
+            let path = entry.ok()?.path();
+            let name = path.file_name()?.to_str()?.to_owned();
+            let numbers = name
+                .strip_suffix(".snap")?
+                .split('-')
+                .map(str::parse::<u64>);
+            let place = numbers.collect::<Result<Vec<_>, _>>().ok()?;
+            Some((place, name, path))
+        })
+        .max()
+        .and_then(|(_, name, path)| Some((name, std::fs::read(path).ok()?)))
 }
 
 /// A group of a hostile component on all nodes.

@@ -3,7 +3,7 @@
 use skep_client::GuestFault;
 use skep_client::GuestFault::{
     Arithmetic, BadCall, Exit, ForbiddenImport, Limit, Malformed, MemoryOutOfBounds, OutOfFuel,
-    ReplyTooLarge, Unreachable,
+    OutOfMemory, ReplyTooLarge, Trap, Unreachable,
 };
 use skep_machine::wasm::Profile;
 
@@ -102,7 +102,7 @@ const INVALID: &str = "invalid-component";
 
 /// Every guest, in the order of their names.
 pub const ATTACKS: &[Attack] = &[
-    on_x!("apply_hoards", MemoryOutOfBounds),
+    on_x!("apply_hoards", OutOfMemory),
     on_x!("apply_loops", OutOfFuel),
     on_x!("apply_recurses", Unreachable),
     on_x!("apply_traps", Unreachable),
@@ -164,6 +164,16 @@ pub const ATTACKS: &[Attack] = &[
     ),
     on_x!("blocks_on_nothing", Malformed),
     on_x!("calls_another_type", BadCall),
+    attack(
+        "calls_its_child",
+        Runs(&[
+            Command("x", Fault(Trap)),
+            Together("x", Fault(Trap)),
+            Query("x", Fault(Trap)),
+            Snapshot,
+            Command("x", Fault(Trap)),
+        ]),
+    ),
     on_x!("calls_null", BadCall),
     on_x!("calls_past_table", BadCall),
     attack(
@@ -179,7 +189,7 @@ pub const ATTACKS: &[Attack] = &[
     ),
     attack(
         "conf_change_hoards",
-        Runs(&[Members(Fault(MemoryOutOfBounds)), Snapshot]),
+        Runs(&[Members(Fault(OutOfMemory)), Snapshot]),
     ),
     attack(
         "conf_change_loops",
@@ -198,7 +208,7 @@ pub const ATTACKS: &[Attack] = &[
     attack("describe_backwards", Refused(INVALID, "schema")),
     attack("describe_escapes", Refused(INVALID, "control characters")),
     attack("describe_giant", Refused(INVALID, "reply-too-large")),
-    attack("describe_hoards", Refused(INVALID, "memory-out-of-bounds")),
+    attack("describe_hoards", Refused(INVALID, "out-of-memory")),
     attack("describe_lies", Runs(&[Snapshot, Snapshot])),
     attack("describe_loops", Refused(INVALID, "out-of-fuel")),
     attack("describe_not_text", Refused(INVALID, "malformed")),
@@ -239,7 +249,7 @@ pub const ATTACKS: &[Attack] = &[
     attack(
         "giant_reply",
         Runs(&[
-            Command("giant", Fault(Unreachable)),
+            Command("giant", Fault(OutOfMemory)),
             Together("giant 4000000", Fault(ReplyTooLarge)),
             Command("giant-rejection 4000000", Fault(ReplyTooLarge)),
             Query("giant 4000000", Fault(ReplyTooLarge)),
@@ -273,9 +283,9 @@ pub const ATTACKS: &[Attack] = &[
     attack(
         "hoards",
         Runs(&[
-            Command("hoard", Fault(Unreachable)),
+            Command("hoard", Fault(OutOfMemory)),
             Command("hoard 4", Reply("4")),
-            Together("hoard 100", Fault(Unreachable)),
+            Together("hoard 100", Fault(OutOfMemory)),
             Snapshot,
             Command("hoard 4", Reply("8")),
         ]),
@@ -293,7 +303,7 @@ pub const ATTACKS: &[Attack] = &[
         "imports_unknown_function",
         Refused(INVALID, "get-real-random"),
     ),
-    attack("init_hoards", Stillborn("MemoryOutOfBounds")),
+    attack("init_hoards", Stillborn("OutOfMemory")),
     attack("init_loops", Stillborn("OutOfFuel")),
     attack("init_recurses", Stillborn("Unreachable")),
     attack("init_traps", Stillborn("Unreachable")),
@@ -318,6 +328,7 @@ pub const ATTACKS: &[Attack] = &[
         ]),
     ),
     attack("memories_bomb", Refused(INVALID, "memory")),
+    on_x!("memories_reserve", MemoryOutOfBounds),
     attack("memory_bomb", Refused(INVALID, "memory")),
     attack(
         "nan_floods",
@@ -383,10 +394,10 @@ pub const ATTACKS: &[Attack] = &[
     attack(
         "query_hoards",
         Runs(&[
-            Query("x", Fault(MemoryOutOfBounds)),
+            Query("x", Fault(OutOfMemory)),
             Query("ping", Reply("pong")),
             Snapshot,
-            Query("x", Fault(MemoryOutOfBounds)),
+            Query("x", Fault(OutOfMemory)),
         ]),
     ),
     attack(
@@ -485,6 +496,16 @@ pub const ATTACKS: &[Attack] = &[
         ]),
     ),
     attack(
+        "recurses_across_modules",
+        Runs(&[
+            Command("x", Fault(Unreachable)),
+            Together("x", Fault(Unreachable)),
+            Query("x", Fault(Unreachable)),
+            Snapshot,
+            Command("x", Fault(Unreachable)),
+        ]),
+    ),
+    attack(
         "rejects_after_writing",
         Runs(&[Command("x", Rejected(7)), Gains(1000), Snapshot]),
     ),
@@ -515,6 +536,7 @@ pub const ATTACKS: &[Attack] = &[
     attack("save_drops_twice", Runs(&[NoSnapshot, NoSnapshot])),
     attack("save_empty_chunks", Runs(&[NoSnapshot, NoSnapshot])),
     attack("save_endless", Runs(&[NoSnapshot, NoSnapshot])),
+    attack("save_enters_itself", Runs(&[NoSnapshot, NoSnapshot])),
     attack("save_giant_chunk", Runs(&[NoSnapshot, NoSnapshot])),
     attack("save_hoards", Runs(&[NoSnapshot, NoSnapshot])),
     attack("save_keeps_its_sink", Runs(&[NoSnapshot, NoSnapshot])),
@@ -534,7 +556,7 @@ pub const ATTACKS: &[Attack] = &[
         ]),
     ),
     on_x!("sink_outside_save", Malformed),
-    attack("start_hoards", Refused(INVALID, "memory-out-of-bounds")),
+    attack("start_hoards", Refused(INVALID, "out-of-memory")),
     attack("start_loops", Refused(INVALID, "out-of-fuel")),
     attack("start_loops_in_its_group", Unstartable("out-of-fuel")),
     attack("start_recurses", Refused(INVALID, "unreachable")),

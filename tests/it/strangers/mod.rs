@@ -5,5 +5,6 @@ mod compile;
 mod disk;
 mod healing;
 mod logs;
+mod machines;
 mod peers;
 mod sessions;

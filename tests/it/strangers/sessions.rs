@@ -1,12 +1,14 @@
 //! Sessions: what strangers make a group keep, and what they can do to each other's.
 
-use serde_json::Value;
+use std::path::Path;
+
 use skep_client::GroupId;
 use skep_core::state::BYTES_MAX;
 use skep_core::status::Health;
 use skep_tests::clock::eventually;
 use skep_tests::cluster::{Cluster, Settings};
 use skep_tests::http::{self, Answer};
+use tokio::process::Command;
 use tokio::task::JoinSet;
 
 const PROPOSE: &str = "/v1/groups/kv/propose";
@@ -17,10 +19,8 @@ async fn open(cluster: &Cluster, node: u64) -> String {
         .http(node, "POST", "/v1/groups/kv/sessions", "")
         .await;
     assert_eq!(answer.status, 201, "{}", answer.text());
-    match &answer.json()["session"] {
-        Value::String(id) => id.clone(),
-        id => id.to_string(),
-    }
+    let id = &answer.json()["session"];
+    id.as_str().expect("a string of digits").to_owned()
 }
 
 /// A command of a session, at an address.
@@ -189,5 +189,102 @@ async fn many_commands_of_one_session_may_be_in_flight_over_http() {
     for sequence in [u64::MAX, 70] {
         let answer = send(address(0), session.clone(), sequence, 0, "incr n").await;
         assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+}
+
+/// A stranger opens sessions by the thousand and tries what ids might be another's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_take_no_session_away() {
+    const OPENS: usize = 5000;
+    let cluster = Cluster::start(&Settings::default()).await;
+    cluster.create_kv(1, "kv", &[1, 2, 3]).await;
+    let victim = open(&cluster, 1).await;
+    let address = cluster.node(2).http.clone();
+    let first = send(address.clone(), victim.clone(), 1, 0, "incr n").await;
+    assert_eq!(first.text(), "1");
+    let mut strangers = JoinSet::new();
+    for of in 0..25 {
+        let address = cluster.node(1 + of % 3).http.clone();
+        strangers.spawn(async move {
+            let mut opened = Vec::new();
+            for _ in 0..OPENS / 25 {
+                let path = "/v1/groups/kv/sessions";
+                let answer = http::request(&address, "POST", path, &[], b"").await;
+                let answer = answer.unwrap_or_else(|error| panic!("{path}: {error}"));
+                match answer.status {
+                    201 => opened.push(answer.json()["session"].as_str().unwrap().to_owned()),
+                    _ => {
+                        let code = answer.code();
+                        assert_eq!((answer.status, code.as_str()), (429, "too-many-sessions"));
+                    }
+                }
+            }
+            opened
+        });
+    }
+    let opened = strangers.join_all().await.concat();
+    println!("{} of {OPENS} sessions were opened", opened.len());
+    assert!(opened.len() > 1000, "some are opened at once");
+    assert!(opened.len() < OPENS, "and no group opens any number");
+
+    // Whoever uses a session has it still.
+    let again = send(address.clone(), victim.clone(), 1, 0, "incr n").await;
+    assert_eq!((again.status, again.text()), (200, "1".to_owned()));
+    let next = send(address.clone(), victim.clone(), 2, 1, "incr n").await;
+    assert_eq!((next.status, next.text()), (200, "2".to_owned()));
+
+    // Nobody meets another's session by counting.
+    let own: Vec<u128> = opened.iter().map(|id| id.parse().unwrap()).collect();
+    let mut halves: Vec<u64> = own
+        .iter()
+        .flat_map(|id| [(id >> 64) as u64, *id as u64])
+        .collect();
+    halves.sort_unstable();
+    halves.dedup();
+    assert_eq!(halves.len(), 2 * own.len(), "all bits are drawn");
+    let victim: u128 = victim.parse().unwrap();
+    for near in [own[0], own[own.len() - 1], victim] {
+        for guess in [near.wrapping_add(1), near.wrapping_sub(1)] {
+            let stolen = send(address.clone(), guess.to_string(), 1, 0, "incr n").await;
+            assert_eq!(
+                (stolen.status, stolen.code().as_str()),
+                (409, "session-expired"),
+                "{guess}"
+            );
+        }
+    }
+}
+
+/// The lines of README that speak to a node, word for word.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readmes_lines_with_curl_work() {
+    let cluster = Cluster::start(&Settings::default()).await;
+    cluster.create_kv(1, "kv", &[1, 2, 3]).await;
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
+    let readme = std::fs::read_to_string(&path).expect("README.md");
+    let lines: Vec<&str> = readme
+        .lines()
+        .filter(|line| line.starts_with("curl ") || line.starts_with("S=$(curl "))
+        .collect();
+    assert!(lines.len() >= 11, "{lines:?}");
+    let script = format!(
+        "set -euo pipefail\n\
+         curl() {{ command curl --silent --show-error --fail-with-body \"$@\"; echo; }}\n\
+         N=http://{}\n{}\n",
+        cluster.node(1).http,
+        lines
+            .join("\n")
+            .replace("127.0.0.1:7502", &cluster.node(2).http)
+    );
+    let output = Command::new("bash")
+        .args(["-c", &script])
+        .output()
+        .await
+        .expect("bash and curl, as README takes them for granted");
+    let told = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{script}\n{told}\n{errors}");
+    for expected in ["OK 1", "hello, world", "\n1\n1\n"] {
+        assert!(told.contains(expected), "no {expected:?} in\n{told}");
     }
 }

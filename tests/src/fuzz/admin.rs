@@ -63,7 +63,8 @@ fn commands(text: &[u8]) {
             Outcome::Reply(reply) => {
                 serde_json::from_slice::<Reply>(reply).expect("a reply of the catalogue");
             }
-            Outcome::Rejected { code, message } => {
+            Outcome::Rejected { .. } => panic!("{outcome:?}"),
+            Outcome::Refused { code, message } => {
                 assert!(REFUSALS.contains(code), "{code}: {message}");
                 // A line that is no command comes from no node, and its error quotes it.
                 assert!(

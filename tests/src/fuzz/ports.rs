@@ -31,7 +31,7 @@ const PROBLEM_BYTES: usize = 4 << 10;
 const GROUPS: usize = 4;
 
 /// Every code that a request at a port may be answered with, whatever its bytes.
-const CODES: [&str; 28] = [
+const CODES: [&str; 29] = [
     "invalid-request",
     "invalid-config",
     "no-such-group",
@@ -46,6 +46,7 @@ const CODES: [&str; 28] = [
     "change-refused",
     "session-expired",
     "answer-expired",
+    "too-many-sessions",
     "sequence-closed",
     "digest-mismatch",
     "not-wasm",

@@ -329,7 +329,8 @@ fn section() -> Bytes {
         ..HostState::default()
     };
     let mut forgotten = Vec::new();
-    let session = state.sessions.open(LogIndex(4), &mut forgotten);
+    let session = SessionId(7 << 64 | 9);
+    state.sessions.open(session, LogIndex(4), &mut forgotten);
     let outcomes = [
         Outcome::Reply(Bytes::from_static(b"OK 1")),
         Outcome::Rejected {
@@ -337,6 +338,10 @@ fn section() -> Bytes {
             message: "no such key".into(),
         },
         Outcome::Fault(GuestFault::OutOfFuel),
+        Outcome::Refused {
+            code: 422,
+            message: "words that are not kept".into(),
+        },
     ];
     for (outcome, sequence) in outcomes.into_iter().zip(1..) {
         let request = RequestId { session, sequence };
@@ -351,7 +356,6 @@ fn section() -> Bytes {
             outcome,
         });
     }
-    assert_eq!(session, SessionId(1));
     state.encode(&EntryContext {
         index: LogIndex(9),
         term: Term(4),

@@ -161,7 +161,7 @@ async fn client(nodes: &[&FakeNode]) -> Client {
 
 fn opened() -> Act {
     Act::Answer(response::Body::SessionOpened(proto::SessionOpened {
-        session: 77,
+        session: SessionId(77).to_bytes(),
         index: 77,
         term: 2,
     }))

@@ -1,5 +1,9 @@
 use super::*;
 
+fn id(propose: &proto::Propose) -> u128 {
+    SessionId::from_bytes(&propose.session).expect("16 bytes").0
+}
+
 #[tokio::test]
 async fn the_leader_is_followed_and_remembered() {
     let leader = FakeNode::start(|_, request| {
@@ -29,7 +33,7 @@ async fn the_leader_is_followed_and_remembered() {
     assert!(seen.iter().all(|request| request.group == GROUP.0));
     let names: Vec<_> = proposals(&seen)
         .iter()
-        .map(|propose| (propose.session, propose.sequence, propose.acknowledged))
+        .map(|propose| (id(propose), propose.sequence, propose.acknowledged))
         .collect();
     assert_eq!(names, [(77, 1, 0), (77, 2, 1), (77, 3, 2)]);
 }
@@ -60,7 +64,7 @@ async fn a_lost_connection_repeats_the_command_under_its_name() {
     let seen = node.seen();
     let names: Vec<_> = proposals(&seen)
         .iter()
-        .map(|propose| (propose.session, propose.sequence, &propose.data[..]))
+        .map(|propose| (id(propose), propose.sequence, &propose.data[..]))
         .collect();
     let second = (77, 2, &b"second"[..]);
     assert_eq!(names, [(77, 1, &b"first"[..]), second, second, second]);
@@ -156,7 +160,7 @@ async fn an_expired_session_says_so_and_can_be_reopened() {
         0 => opened(),
         1 => error("session-expired", false, false, ""),
         2 => Act::Answer(response::Body::SessionOpened(proto::SessionOpened {
-            session: 90,
+            session: SessionId(90).to_bytes(),
             index: 90,
             term: 3,
         })),

@@ -47,9 +47,12 @@ impl Answers {
         let before = kept.bytes;
         kept.bytes += cost(response);
         let mut response = response.clone();
-        if let Outcome::Reply(reply) = &mut response.outcome {
+        match &mut response.outcome {
             // It may be a piece of something larger, which is not counted.
-            *reply = Bytes::copy_from_slice(reply);
+            Outcome::Reply(reply) => *reply = Bytes::copy_from_slice(reply),
+            // Other replicas have other words.
+            Outcome::Refused { message, .. } => *message = String::new(),
+            Outcome::Rejected { .. } | Outcome::Fault(_) => {}
         }
         if let Some(former) = kept.answers.insert(sequence, response) {
             kept.bytes -= cost(&former);

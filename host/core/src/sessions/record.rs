@@ -10,9 +10,6 @@ use crate::proposal::Response;
 /// The sessions in a snapshot.
 #[derive(Clone, PartialEq, Message)]
 pub struct SessionsRecord {
-    /// Number of sessions ever opened.
-    #[prost(uint64, tag = "1")]
-    pub next: u64,
     /// Open sessions.
     #[prost(message, repeated, tag = "2")]
     pub sessions: Vec<SessionRecord>,
@@ -21,9 +18,9 @@ pub struct SessionsRecord {
 /// One session in a snapshot.
 #[derive(Clone, PartialEq, Message)]
 pub struct SessionRecord {
-    /// Its id.
-    #[prost(uint64, tag = "1")]
-    pub id: u64,
+    /// Its id, 16 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub id: bytes::Bytes,
     /// Index of the last entry that named it.
     #[prost(uint64, tag = "2")]
     pub used: u64,
@@ -50,10 +47,10 @@ pub struct AnswerRecord {
     /// Term of that entry.
     #[prost(uint64, tag = "3")]
     pub term: u64,
-    /// 0 reply, 1 rejection, 2 fault, 3 applied and not kept.
+    /// 0 reply, 1 rejection, 2 fault, 3 applied and not kept, 4 refused by the host.
     #[prost(uint32, tag = "4")]
     pub kind: u32,
-    /// The rejection's or the fault's code.
+    /// The code of the rejection, the refusal or the fault.
     #[prost(uint32, tag = "5")]
     pub code: u32,
     /// The reply, or the rejection's words.
@@ -65,7 +62,6 @@ impl Sessions {
     /// The table as it stands in a snapshot. Called only when every command admitted has been answered.
     pub fn encode(&self) -> SessionsRecord {
         SessionsRecord {
-            next: self.next,
             sessions: self
                 .table
                 .iter()
@@ -91,7 +87,7 @@ impl Sessions {
             }
         };
         SessionRecord {
-            id: id.0,
+            id: id.to_bytes(),
             used: session.used.0,
             closed: session.closed,
             tried: session.tried,
@@ -101,14 +97,9 @@ impl Sessions {
 
     /// The table of a snapshot; `None` if a record makes no sense.
     pub fn decode(record: SessionsRecord) -> Option<Self> {
-        // There is no id for the next session.
-        record.next.checked_add(1)?;
-        let mut sessions = Self {
-            next: record.next,
-            ..Self::default()
-        };
+        let mut sessions = Self::default();
         for of in record.sessions {
-            let id = SessionId(of.id);
+            let id = SessionId::from_bytes(&of.id).filter(|id| id.0 != 0)?;
             let mut session = Session {
                 used: LogIndex(of.used),
                 closed: of.closed,
@@ -139,6 +130,7 @@ impl AnswerRecord {
             Outcome::Reply(reply) => (0, 0, reply.clone()),
             Outcome::Rejected { code, message } => (1, *code, message.clone().into()),
             Outcome::Fault(fault) => (2, u32::from(fault.code()), bytes::Bytes::new()),
+            Outcome::Refused { code, .. } => (4, *code, bytes::Bytes::new()),
         };
         Self {
             sequence: response.request.sequence,
@@ -161,6 +153,10 @@ impl AnswerRecord {
             },
             2 => Outcome::Fault(GuestFault::from_code(u8::try_from(self.code).ok()?)?),
             Self::NOT_KEPT => return Some(None),
+            4 => Outcome::Refused {
+                code: self.code,
+                message: String::new(),
+            },
             _ => return None,
         };
         let request = RequestId {

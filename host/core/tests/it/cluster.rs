@@ -86,6 +86,8 @@ pub struct Machine {
     pub changes: Vec<(u64, u8)>,
     pub leaders: Vec<LeaderChanged>,
     pub inits: Vec<Bytes>,
+    /// What the host of its release says when it refuses.
+    pub words: &'static str,
     /// What it runs, by the first byte of the component's name.
     pub runs: u8,
     pub sick: Sick,
@@ -596,6 +598,17 @@ impl Machine {
                                     outcomes.push(Outcome::Fault(GuestFault::Unreachable));
                                     continue;
                                 }
+                                if command.starts_with(b"full ") {
+                                    outcomes.push(Outcome::Fault(GuestFault::OutOfMemory));
+                                    continue;
+                                }
+                                if &command[..] == b"refuse" {
+                                    outcomes.push(Outcome::Refused {
+                                        code: 9,
+                                        message: self.words.into(),
+                                    });
+                                    continue;
+                                }
                                 if command.starts_with(b"echo ") {
                                     outcomes.push(Outcome::Reply(command));
                                     continue;
@@ -616,9 +629,9 @@ impl Machine {
                         }
                         Call::StatusChange(changed) => self.leaders.push(changed),
                         Call::Activate(deployment) if deployment.component.0[0] == REFUSED => {
-                            outcomes.push(Outcome::Rejected {
+                            outcomes.push(Outcome::Refused {
                                 code: 7,
-                                message: "another schema".into(),
+                                message: format!("another schema {}", self.words),
                             });
                         }
                         Call::Activate(deployment) => {

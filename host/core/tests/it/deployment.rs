@@ -60,7 +60,7 @@ fn a_refusal_leaves_everything_as_it_was() {
         .expect("answered")
         .expect("committed");
     assert!(
-        matches!(refused.outcome, Outcome::Rejected { code: 7, .. }),
+        matches!(refused.outcome, Outcome::Refused { code: 7, .. }),
         "{refused:?}"
     );
     assert!(cluster.reply(1, behind).expect("answered").is_ok());

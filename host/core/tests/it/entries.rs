@@ -115,6 +115,15 @@ fn strange() -> Vec<(&'static str, Entry)> {
         ),
         ("a field of the kind", of_tag(5, &[0x08, 0x01])),
         ("a field of a command", of_tag(3, &commands)),
+        (
+            "a session",
+            kind(Kind::Commands(Commands {
+                items: vec![Item {
+                    session: Bytes::from_static(&[7; 15]),
+                    ..item.clone()
+                }],
+            })),
+        ),
         ("entropy", normal(short.encode_to_vec())),
         ("a component", kind(Kind::Activate(named(31)))),
         ("no component", kind(Kind::Activate(named(0)))),
@@ -184,7 +193,7 @@ fn what_a_newer_release_wrote_stops_the_replica_with_a_sentence() {
 fn what_this_release_writes_it_reads_whole() {
     // The same entries without what is strange about them.
     let item = Item {
-        session: 1 << 40,
+        session: skep_core::id::SessionId(1 << 100).to_bytes(),
         sequence: 300,
         acknowledged: 299,
         data: Bytes::from_static(b"command"),

@@ -1,12 +1,15 @@
 //! Sessions whose machines run at their own pace.
 
 use bytes::Bytes;
-use skep_core::id::{LogIndex, NodeId, RequestId, SessionId};
+use skep_core::deployment::{Deployment, Quota};
+use skep_core::id::{ComponentId, LogIndex, NodeId, RequestId, SessionId};
 use skep_core::input::{Input, Waiter};
+use skep_core::outcome::Outcome;
 use skep_core::proposal::{Command, Proposal, ProposalError};
 use skep_core::sessions::KEPT_BYTES_MAX;
+use skep_core::status::Health;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, REFUSED, in_session};
 
 /// Replies of a command that takes them back: half of what one may be to be kept.
 const REPLY: usize = 32_000;
@@ -137,4 +140,42 @@ fn machines_that_lag_by_different_amounts_keep_the_same_answers() {
         told[0].iter().filter(|outcome| outcome.is_err()).count(),
         count(|outcome| *outcome == Err(ProposalError::AnswerExpired)) + closed
     );
+}
+
+/// Three releases that say the same in other words.
+#[test]
+fn the_words_of_the_host_are_in_no_hash_and_no_snapshot() {
+    let mut cluster = Cluster::new(3);
+    cluster.elect(1);
+    for (node, words) in [(1, "no"), (2, "nay"), (3, "expected value at line 1")] {
+        cluster.node(node).machine.words = words;
+    }
+    let opened = cluster.ask(1, Proposal::OpenSession);
+    let session = opened.expect("opened").session();
+    let refused = |message: &str| Outcome::Refused {
+        code: 9,
+        message: message.to_owned(),
+    };
+    let first = cluster.ask(1, in_session(session, 1, "refuse"));
+    assert_eq!(first.expect("applied").outcome, refused("no"));
+    let activation = Proposal::Activate(Deployment {
+        component: ComponentId([REFUSED; 32]),
+        profile: Bytes::new(),
+        quota: Quota::default(),
+    });
+    let activated = cluster.ask(1, activation).expect("applied").outcome;
+    assert!(matches!(activated, Outcome::Refused { code: 7, .. }));
+    let barrier = cluster.ask(1, Proposal::Barrier).expect("a barrier").index;
+    cluster.until("the replicas agree", |cluster| {
+        cluster.status(1).expect("runs").verified >= barrier
+    });
+    let sections = [1, 2, 3].map(|node| section(&mut cluster, node, barrier));
+    assert!(sections[0] == sections[1] && sections[1] == sections[2]);
+    for node in 1..=3 {
+        assert!(cluster.node(node).diverged.is_empty());
+        assert_eq!(cluster.status(node).expect("runs").health, Health::Healthy);
+        // Nobody tells another's words.
+        let again = cluster.ask(node, in_session(session, 1, "refuse"));
+        assert_eq!(again.expect("applied before").outcome, refused(""));
+    }
 }

@@ -160,6 +160,73 @@ fn clients_without_a_session_answer_for_each_other_on_their_node_and_nobody_else
     }
 }
 
+/// A command of a kilobyte that finds no room, and one for which there is room again.
+fn large(word: &str) -> Proposal {
+    anonymous(&format!("{word} {}", "-".repeat(1024)))
+}
+
+#[test]
+fn what_found_no_room_is_refused_with_the_reason_while_small_commands_pass() {
+    let mut cluster = cluster();
+    let fault = Outcome::Fault(GuestFault::OutOfMemory);
+    // Writers at every node: each is known by one failure.
+    for node in 1..=3 {
+        let failed = cluster.ask(node, large("full")).expect("answered");
+        assert_eq!(failed.outcome, fault, "node {node}");
+    }
+    cluster.tick(5);
+    let entries = cluster.status(1).expect("runs").last;
+    for _ in 0..20 {
+        for node in 1..=3 {
+            let refused = cluster.ask(node, large("full"));
+            assert_eq!(refused, Err(ProposalError::OutOfMemory), "node {node}");
+        }
+    }
+    assert_eq!(
+        cluster.status(1).expect("runs").last,
+        entries,
+        "no replica is rebuilt for any of these"
+    );
+    // Whoever makes room is not kept from it.
+    for node in 1..=3 {
+        cluster.ask(node, anonymous("delete")).expect("answered");
+    }
+    // In five seconds one may try, in vain, and none beside it.
+    cluster.tick(60);
+    assert_eq!(cluster.ask(2, large("full")).expect("tried").outcome, fault);
+    assert_eq!(
+        cluster.ask(3, large("full")),
+        Err(ProposalError::OutOfMemory)
+    );
+    // There is room again: one finds out, and then everybody writes.
+    cluster.tick(60);
+    cluster.ask(3, large("echo")).expect("tried");
+    for node in 1..=3 {
+        cluster.ask(node, large("echo")).expect("answered");
+    }
+}
+
+#[test]
+fn one_that_finds_no_room_keeps_nobody_else_from_writing() {
+    let mut cluster = cluster();
+    let stubborn = session(&mut cluster, 1);
+    let failing = |sequence| match large("full") {
+        Proposal::Command(command) => in_session(
+            stubborn,
+            sequence,
+            std::str::from_utf8(&command.data).expect("text"),
+        ),
+        other => other,
+    };
+    let failed = cluster.ask(1, failing(1)).expect("answered");
+    assert_eq!(failed.outcome, Outcome::Fault(GuestFault::OutOfMemory));
+    assert_eq!(cluster.ask(1, failing(2)), Err(ProposalError::OutOfMemory));
+    // Others overwrite what they have with as much.
+    for node in 1..=3 {
+        cluster.ask(node, large("echo")).expect("answered");
+    }
+}
+
 #[test]
 fn a_suspect_that_fails_no_more_is_like_any_other() {
     let mut cluster = cluster();

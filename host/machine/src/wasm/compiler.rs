@@ -11,6 +11,8 @@ use sha2::{Digest, Sha256};
 
 use super::depth;
 use super::engine::Engine;
+use super::expansion::size_of;
+use super::fault::is_of_memory;
 
 /// Makes machine code of a component. Where it is made in another process, that process runs this very build.
 ///
@@ -99,15 +101,16 @@ pub struct InProcess;
 // SAFETY: it is the definition.
 unsafe impl Compiler for InProcess {
     fn compile(&self, engine: &Engine, component: &[u8]) -> Result<Vec<u8>, CompileError> {
-        let counted = depth::count_stack(component)
-            .map_err(|error| CompileError::Invalid(error.to_string()))?;
+        let invalid = |error: &dyn std::fmt::Display| CompileError::Invalid(error.to_string());
+        let size = size_of(component).map_err(|error| invalid(&error))?;
+        let engine = engine.suited(size);
+        let counted =
+            depth::count_stack(component, size.scopes).map_err(|error| invalid(&error))?;
         let made = engine.inner().precompile_component(&counted);
-        made.map_err(
-            |error| match error.downcast_ref::<wasmtime::OutOfMemory>() {
-                Some(error) => CompileError::Local(error.to_string()),
-                None => CompileError::Invalid(format!("{error:#}")),
-            },
-        )
+        made.map_err(|error| match is_of_memory(&error) {
+            true => CompileError::Local(format!("{error:#}")),
+            false => CompileError::Invalid(format!("{error:#}")),
+        })
     }
 
     fn allowance(&self) -> Allowance {
@@ -121,9 +124,9 @@ impl Engine {
     pub fn fingerprint(&self) -> [u8; 32] {
         use std::hash::Hash;
         let mut settings = Digester(Sha256::new());
-        self.inner()
-            .precompile_compatibility_hash()
-            .hash(&mut settings);
+        for engine in self.both() {
+            engine.precompile_compatibility_hash().hash(&mut settings);
+        }
         depth::VERSION.hash(&mut settings);
         settings.0.finalize().into()
     }

@@ -5,18 +5,20 @@ use std::sync::Arc;
 use skep_core::id::ComponentId;
 use wasmtime::component::{ComponentExportIndex, InstancePre};
 
+use super::budget::{MachineBudget, Purpose, Share};
 use super::cache::Cache;
 use super::compiler::{CompileError, Compiler, InProcess};
-use super::engine::{APPLY_THREAD_STACK_BYTES, Engine};
-use super::fault;
+use super::engine::{APPLY_THREAD_STACK_BYTES, Engine, Layout};
+use super::expansion::{Size, size_of};
+use super::fault::{self, Failure};
 use super::guest::MachineLabel;
 use super::host::Host;
 use super::imports::linker_for;
-use super::inspect::{Inspection, inspect};
+use super::inspect::{Inspection, measure};
 use super::instance::Instance;
 use super::limits::Profile;
 use super::logbook::Logbook;
-use crate::Descriptor;
+use crate::{Descriptor, LocalCode};
 
 /// Fuel of the start of an instance that only says what it is: about a second, where the slowest interpreter that was
 /// tried needs a few milliseconds. A group's own limit is for restored states; an upload must not hold a core that long.
@@ -63,6 +65,16 @@ pub enum ComponentError {
     TooManyFunctions {
         /// The limit.
         limit: u32,
+    },
+    /// More linear memories than are taken where it is uploaded.
+    #[error(
+        "the component becomes {memories} linear memories when it is put together; at most {limit} are allowed, see [limits] component_memories"
+    )]
+    TooManyMemories {
+        /// How many it becomes.
+        memories: u64,
+        /// The limit.
+        limit: u64,
     },
     /// More components within one another than [`super::MAX_DEPTH`].
     #[error("the component holds components and modules more than {limit} deep")]
@@ -117,6 +129,14 @@ pub enum ComponentError {
     /// `describe` failed.
     #[error("the component could not say what it is: {0}")]
     Describe(String),
+    /// This node could not do it, whatever the component is.
+    #[error("this node could not compile or start the component ({}): {reason}; try again when it has what it lacks", .code.name())]
+    Local {
+        /// What kind of trouble it was.
+        code: LocalCode,
+        /// What happened here.
+        reason: String,
+    },
     /// The artefact cache cannot be used.
     #[error(
         "the component cache {path}: {source}; check the directory's owner and free space, or delete it"
@@ -132,6 +152,9 @@ pub enum ComponentError {
 /// A machine's code, ready to be started. Share it with an `Arc`; compiling again would only cost time and memory.
 pub struct Component {
     inspection: Inspection,
+    size: Size,
+    layout: Layout,
+    budget: Arc<MachineBudget>,
     descriptor: Descriptor,
     pre: InstancePre<Host>,
     exports: Exports,
@@ -140,26 +163,45 @@ pub struct Component {
 impl Component {
     /// Inspects and compiles `bytes` in this process: seconds for an interpreter of 10 MiB, so not on a thread that serves others.
     pub fn compile(engine: &Engine, bytes: &[u8]) -> Result<Self, ComponentError> {
-        let inspection = inspect(bytes)?;
+        let (inspection, size) = measure(bytes)?;
         let code = InProcess.compile(engine, bytes)?;
         // SAFETY: a compiler made it for this engine.
-        unsafe { Self::of_code(engine, inspection, &code) }
+        unsafe { Self::of_code(engine, inspection, size, &code) }
     }
 
     /// Leaves out the counting of stack, to see what happens without it.
     #[cfg(test)]
     pub(super) fn compile_uncounted(engine: &Engine, bytes: &[u8]) -> Result<Self, ComponentError> {
+        let (inspection, size) = measure(bytes)?;
+        let engine = &engine.suited(size);
         let compiled = wasmtime::component::Component::from_binary(engine.inner(), bytes)
             .map_err(|error| ComponentError::Invalid(format!("{error:#}")))?;
-        Self::link(engine, inspect(bytes)?, compiled)
+        Self::link(engine, inspection, size, compiled)
+    }
+
+    /// As [`Self::compile`], laid out as if it had so many memories.
+    #[cfg(test)]
+    pub(super) fn compile_as(
+        engine: &Engine,
+        bytes: &[u8],
+        memories: u64,
+    ) -> Result<Self, ComponentError> {
+        let (inspection, size) = measure(bytes)?;
+        let engine = &engine.suited(Size { memories, ..size });
+        let counted = super::depth::count_stack(bytes, size.scopes)
+            .map_err(|error| ComponentError::Invalid(error.to_string()))?;
+        let compiled = wasmtime::component::Component::from_binary(engine.inner(), &counted)
+            .map_err(|error| ComponentError::Invalid(format!("{error:#}")))?;
+        Self::link(engine, inspection, size, compiled)
     }
 
     /// Inspects `bytes`, and makes a component of them if there is machine code in `cache`.
     pub fn look_up(engine: &Engine, bytes: &[u8], cache: &Cache) -> Result<Found, ComponentError> {
-        let inspection = inspect(bytes)?;
+        let (inspection, size) = measure(bytes)?;
+        let engine = &engine.suited(size);
         match cache.fetch(engine, inspection.id) {
             Some(compiled) => {
-                let component = Self::link(engine, inspection, compiled)?;
+                let component = Self::link(engine, inspection, size, compiled)?;
                 Ok(Found::Compiled(Box::new(component)))
             }
             None => Ok(Found::Inspected(inspection)),
@@ -174,11 +216,12 @@ impl Component {
         cache: &Cache,
         compiler: &dyn Compiler,
     ) -> Result<Self, ComponentError> {
+        let size = size_of(bytes)?;
         let code = compiler.compile(engine, bytes)?;
         // Kept whether or not it turns out to be a machine: so it is not compiled again for whoever asks again.
         cache.store(engine, inspection.id, &code);
         // SAFETY: a compiler made it for this engine.
-        unsafe { Self::of_code(engine, inspection, &code) }
+        unsafe { Self::of_code(engine, inspection, size, &code) }
     }
 
     /// Looks it up, and builds it if it is not there.
@@ -209,6 +252,25 @@ impl Component {
         &self.descriptor
     }
 
+    #[cfg(test)]
+    pub(super) fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// What it becomes when it is put together.
+    pub(super) fn size(&self) -> Size {
+        self.size
+    }
+
+    /// Takes what an instance of it needs under this profile from the node's budget.
+    pub(super) fn share(&self, profile: &Profile, purpose: Purpose) -> Result<Share, Failure> {
+        let bytes = profile
+            .memory_bytes
+            .saturating_add(profile.snapshot_headroom());
+        let cost = self.layout.cost(self.size.memories, bytes);
+        self.budget.take(cost, purpose)
+    }
+
     pub(super) fn pre(&self) -> &InstancePre<Host> {
         &self.pre
     }
@@ -222,25 +284,33 @@ impl Component {
     unsafe fn of_code(
         engine: &Engine,
         inspection: Inspection,
+        size: Size,
         code: &[u8],
     ) -> Result<Self, ComponentError> {
+        let engine = &engine.suited(size);
         // SAFETY: as promised.
         let compiled = unsafe { wasmtime::component::Component::deserialize(engine.inner(), code) }
             .map_err(|error| ComponentError::Code(format!("{error:#}")))?;
-        Self::link(engine, inspection, compiled)
+        Self::link(engine, inspection, size, compiled)
     }
 
     fn link(
         engine: &Engine,
         inspection: Inspection,
+        size: Size,
         compiled: wasmtime::component::Component,
     ) -> Result<Self, ComponentError> {
-        let mismatch = |error: wasmtime::Error| ComponentError::Mismatch(format!("{error:#}"));
+        let mismatch = |error: wasmtime::Error| {
+            local(&error).unwrap_or_else(|| ComponentError::Mismatch(format!("{error:#}")))
+        };
         let exports = Exports::of(&compiled)?;
         let linker = linker_for(engine.inner(), &compiled).map_err(mismatch)?;
         let pre = linker.instantiate_pre(&compiled).map_err(mismatch)?;
         let mut component = Self {
             inspection,
+            size,
+            layout: engine.layout(),
+            budget: Arc::clone(engine.budget()),
             descriptor: Descriptor::default(),
             pre,
             exports,
@@ -259,7 +329,8 @@ impl Component {
         let label = MachineLabel::default();
         let logbook = Arc::new(Logbook::new(label, profile.log_lines_per_second));
         let asked = || {
-            let mut scratch = Instance::new(self, &profile, &Default::default(), &logbook)
+            let context = &Default::default();
+            let mut scratch = Instance::new(self, &profile, context, &logbook, Purpose::New)
                 .map_err(describe_error)?;
             scratch
                 .check_types()
@@ -272,7 +343,11 @@ impl Component {
                 .stack_size(APPLY_THREAD_STACK_BYTES)
                 .spawn_scoped(scope, asked)
                 .map_err(|error| {
-                    ComponentError::Engine(format!("no thread for `describe`: {error}"))
+                    let reason = format!("no thread for `describe`: {error}");
+                    ComponentError::Local {
+                        code: LocalCode::Thread,
+                        reason,
+                    }
                 })?;
             guest
                 .join()
@@ -299,6 +374,14 @@ impl std::fmt::Debug for Component {
     }
 }
 
+/// What this node's memory, and not the component, is to blame for.
+fn local(error: &wasmtime::Error) -> Option<ComponentError> {
+    fault::is_of_memory(error).then(|| ComponentError::Local {
+        code: LocalCode::Memory,
+        reason: format!("{error:#}"),
+    })
+}
+
 /// What a machine says of itself, if it makes sense.
 fn checked(descriptor: Descriptor) -> Result<Descriptor, ComponentError> {
     for (what, text) in [("name", &descriptor.name), ("version", &descriptor.version)] {
@@ -321,12 +404,10 @@ fn checked(descriptor: Descriptor) -> Result<Descriptor, ComponentError> {
     Ok(descriptor)
 }
 
-fn describe_error(failure: fault::Failure) -> ComponentError {
+fn describe_error(failure: Failure) -> ComponentError {
     match failure {
-        fault::Failure::Guest { fault, detail } => {
-            ComponentError::Describe(format!("{fault}: {detail}"))
-        }
-        fault::Failure::Local(reason) => ComponentError::Describe(reason),
+        Failure::Guest { fault, detail } => ComponentError::Describe(format!("{fault}: {detail}")),
+        Failure::Local { code, reason } => ComponentError::Local { code, reason },
     }
 }
 

@@ -1,13 +1,16 @@
 //! The one place where an engine is configured. Two replicas may only run one machine if every line here is the same.
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 use wasmparser::WasmFeatures;
 use wasmtime::{
     Config, Inlining, OperatorCost, OptLevel, Strategy, VariableOperatorCost, WasmBacktraceDetails,
 };
 
+use super::budget::{Holdings, MachineBudget};
 use super::component::ComponentError;
+use super::expansion::Size;
 
 /// Stack of a thread on which a machine is called, in bytes: 8 MiB for the guest, and as much again for the host's frames
 /// below and above it. On a smaller thread a deep guest would end the process.
@@ -39,24 +42,123 @@ pub(super) const FEATURES: WasmFeatures = WasmFeatures::MUTABLE_GLOBAL
 /// Fuel of one page of `memory.grow`: about what zeroing 64 KiB costs. Wasmtime's own table takes nothing for it.
 const FUEL_PER_GROWN_PAGE: u8 = 255;
 
+/// How many memories a component may have, all its instances together, to be compiled for wide reservations.
+const FEW_MEMORIES: u64 = 2;
+
+/// How linear memories lie in the addresses of the process. It makes code faster or slower and means nothing to a guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Layout {
+    /// Reserved for a memory at first; within it a memory never moves.
+    reservation: u64,
+    /// Reserved beyond what a memory needs when it outgrows its reservation, and moves.
+    growth: u64,
+    /// Behind each memory, and before it.
+    guard: u64,
+}
+
+impl Layout {
+    /// All that a 32-bit address reaches, so that no access needs a check: for components with few memories.
+    pub(super) const ROOMY: Self = Self {
+        reservation: 4 << 30,
+        growth: 0,
+        guard: 32 << 20,
+    };
+    /// Little, with explicit checks: a component of many memories would take a part of all addresses that a process has.
+    const COMPACT: Self = Self {
+        reservation: 64 << 20,
+        growth: 64 << 20,
+        guard: 64 << 10,
+    };
+    /// Mappings of one memory: what guards it, its initial contents, what was written, and what it may still grow to.
+    const MAPPINGS_PER_MEMORY: u64 = 4;
+
+    fn for_memories(memories: u64) -> Self {
+        if memories <= FEW_MEMORIES {
+            Self::ROOMY
+        } else {
+            Self::COMPACT
+        }
+    }
+
+    /// What an instance of so many memories may come to hold of addresses and mappings, with so many bytes in them together.
+    pub(super) fn cost(self, memories: u64, bytes: u64) -> Holdings {
+        let each = self.reservation + self.growth + 2 * self.guard;
+        // Where a memory never outgrows its reservation, what it holds lies within that.
+        let beyond = match self.growth {
+            0 => 0,
+            _ => bytes.min(memories.saturating_mul(4 << 30)),
+        };
+        Holdings {
+            address_bytes: memories.saturating_mul(each).saturating_add(beyond),
+            mappings: memories.saturating_mul(Self::MAPPINGS_PER_MEMORY),
+            memory_bytes: 0,
+        }
+    }
+}
+
 /// Compiles and runs components, always under the same rules. Cheap to clone; one for each process is enough.
 #[derive(Clone)]
 pub struct Engine {
-    inner: wasmtime::Engine,
+    roomy: wasmtime::Engine,
+    compact: wasmtime::Engine,
+    /// Which of the two.
+    layout: Layout,
+    budget: Arc<MachineBudget>,
 }
 
 impl Engine {
     /// The engine of this build. Fails if this processor lacks an instruction that every replica must have
     /// (x86-64-v2: SSE4.2 and POPCNT, which x86 servers have had since 2009), or on a target wasmtime cannot run on.
     pub fn new() -> Result<Self, ComponentError> {
-        let config = config().map_err(|error| ComponentError::Engine(format!("{error:#}")))?;
-        let inner = wasmtime::Engine::new(&config)
-            .map_err(|error| ComponentError::Engine(format!("{error:#}")))?;
-        Ok(Self { inner })
+        Self::with_budget(Holdings::of_this_system())
+    }
+
+    /// As [`new`](Self::new), for machines that may hold so much together.
+    ///
+    /// # Errors
+    /// [`ComponentError::Engine`].
+    pub fn with_budget(most: Holdings) -> Result<Self, ComponentError> {
+        let engine = |layout| {
+            config(layout)
+                .and_then(|config| wasmtime::Engine::new(&config))
+                .map_err(|error| ComponentError::Engine(format!("{error:#}")))
+        };
+        Ok(Self {
+            roomy: engine(Layout::ROOMY)?,
+            compact: engine(Layout::COMPACT)?,
+            layout: Layout::ROOMY,
+            budget: MachineBudget::new(most),
+        })
+    }
+
+    /// What its machines hold together, and may.
+    pub fn budget(&self) -> &Arc<MachineBudget> {
+        &self.budget
+    }
+
+    /// The same rules, with memories laid out as suits a component of this size. It depends on the component alone, and code
+    /// compiled for one layout does not load for another.
+    pub(super) fn suited(&self, size: Size) -> Self {
+        Self {
+            layout: Layout::for_memories(size.memories),
+            ..self.clone()
+        }
+    }
+
+    pub(super) fn layout(&self) -> Layout {
+        self.layout
     }
 
     pub(super) fn inner(&self) -> &wasmtime::Engine {
-        &self.inner
+        match self.layout {
+            Layout::ROOMY => &self.roomy,
+            _ => &self.compact,
+        }
+    }
+
+    /// Both, whichever this one is.
+    pub(super) fn both(&self) -> [&wasmtime::Engine; 2] {
+        [&self.roomy, &self.compact]
     }
 }
 
@@ -66,7 +168,7 @@ impl std::fmt::Debug for Engine {
     }
 }
 
-fn config() -> wasmtime::Result<Config> {
+fn config(layout: Layout) -> wasmtime::Result<Config> {
     let mut config = Config::new();
 
     // One machine code for all replicas: naming the target switches the detection of the processor off.
@@ -105,6 +207,11 @@ fn config() -> wasmtime::Result<Config> {
     config.concurrency_support(false);
 
     // Where it runs.
+    config.memory_reservation(layout.reservation);
+    config.memory_reservation_for_growth(layout.growth);
+    config.memory_guard_size(layout.guard);
+    config.guard_before_linear_memory(true);
+    config.memory_may_move(layout.growth > 0);
     config.max_wasm_stack(MAX_WASM_STACK);
     config.async_stack_size(APPLY_THREAD_STACK_BYTES);
     config.memory_init_cow(true);

@@ -4,7 +4,7 @@
 
 use wasmparser::{
     ComponentAlias, ComponentExternalKind, ComponentInstance, ComponentOuterAliasKind,
-    ComponentTypeRef, Payload,
+    ComponentTypeRef, Instance, Parser, Payload,
 };
 
 use super::component::ComponentError;
@@ -18,18 +18,53 @@ pub const MAX_DEPTH: usize = 16;
 /// some hundred bytes for each.
 pub const MAX_ITEMS: u64 = 100_000;
 
+/// What an instance of a component becomes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Size {
+    /// Items written out: see [`MAX_ITEMS`].
+    pub(super) items: u64,
+    /// Linear memories.
+    pub(super) memories: u64,
+    /// Components with code, the outermost among them: each counts its stack for itself.
+    pub(super) scopes: u64,
+}
+
+impl Size {
+    fn add(&mut self, other: Self) {
+        self.items = self.items.saturating_add(other.items);
+        self.memories = self.memories.saturating_add(other.memories);
+        self.scopes = self.scopes.saturating_add(other.scopes);
+    }
+}
+
+/// What a component becomes that was inspected before.
+pub(super) fn size_of(bytes: &[u8]) -> Result<Size, ComponentError> {
+    let mut expansion = Expansion::default();
+    let read = Parser::new(0)
+        .parse_all(bytes)
+        .try_for_each(|payload| expansion.read(&payload?));
+    match read {
+        Ok(()) => Ok(expansion.size()),
+        Err(Uncounted::Refused(error)) => Err(error),
+        Err(Uncounted::Broken(error)) => Err(ComponentError::Invalid(error.to_string())),
+    }
+}
+
 /// Counts while the sections of a component go by.
 #[derive(Default)]
 pub(super) struct Expansion {
     levels: Vec<Level>,
+    whole: Size,
 }
 
 /// A component or a module that is being read.
 #[derive(Default)]
 struct Level {
-    items: u64,
+    size: Size,
     /// What one instance of each component known here becomes, by the component's index.
-    components: Vec<u64>,
+    components: Vec<Size>,
+    /// The memories of each module known here, by the module's index.
+    modules: Vec<u64>,
     is_component: bool,
 }
 
@@ -47,6 +82,11 @@ impl From<wasmparser::Error> for Uncounted {
 }
 
 impl Expansion {
+    /// What the component becomes that was read to its end.
+    pub(super) fn size(&self) -> Size {
+        self.whole
+    }
+
     pub(super) fn read(&mut self, payload: &Payload<'_>) -> Result<(), Uncounted> {
         match payload {
             Payload::Version { encoding, .. } => {
@@ -62,10 +102,16 @@ impl Expansion {
                 return Ok(());
             }
             Payload::End(_) => {
-                if let (Some(done), Some(outer)) = (self.levels.pop(), self.levels.last_mut())
-                    && done.is_component
-                {
-                    outer.components.push(done.items.saturating_add(1));
+                let Some(mut done) = self.levels.pop() else {
+                    return Ok(());
+                };
+                match self.levels.last_mut() {
+                    None => self.whole = done.size,
+                    Some(outer) if done.is_component => {
+                        done.items(1);
+                        outer.components.push(done.size);
+                    }
+                    Some(outer) => outer.modules.push(done.size.memories),
                 }
                 return Ok(());
             }
@@ -75,40 +121,53 @@ impl Expansion {
             return Ok(());
         };
         match payload {
+            Payload::MemorySection(memories) => level.size.memories = u64::from(memories.count()),
             Payload::InstanceSection(instances) if level.is_component => {
-                level.add(u64::from(instances.count()))
+                level.items(u64::from(instances.count()));
+                level.size.scopes = level.size.scopes.max(1);
+                for instance in instances.clone() {
+                    if let Instance::Instantiate { module_index, .. } = instance? {
+                        level.add(Size {
+                            memories: level.of_module(module_index),
+                            ..Size::default()
+                        });
+                    }
+                }
             }
             Payload::ComponentCanonicalSection(functions) => {
-                level.add(u64::from(functions.count()))
+                level.items(u64::from(functions.count()))
             }
             Payload::ComponentInstanceSection(instances) => {
                 for instance in instances.clone() {
-                    level.add(match instance? {
+                    match instance? {
                         ComponentInstance::Instantiate {
                             component_index, ..
-                        } => level.of_component(component_index),
-                        ComponentInstance::FromExports(_) => 1,
-                    });
+                        } => level.add(level.of_component(component_index)),
+                        ComponentInstance::FromExports(_) => level.items(1),
+                    }
                 }
             }
             Payload::ComponentAliasSection(aliases) => {
                 for alias in aliases.clone() {
-                    level.add(1);
+                    level.items(1);
                     match alias? {
-                        ComponentAlias::Outer {
-                            kind: ComponentOuterAliasKind::Component,
-                            count,
-                            index,
-                        } => {
+                        ComponentAlias::Outer { kind, count, index } => {
+                            // What there is not is for the validator to refuse.
                             let of = match (count as usize).checked_sub(1) {
-                                None => level.of_component(index),
-                                Some(out) => outer
-                                    .iter()
-                                    .rev()
-                                    .nth(out)
-                                    .map_or(u64::MAX, |level| level.of_component(index)),
+                                None => Some(&*level),
+                                Some(out) => outer.iter().rev().nth(out),
                             };
-                            level.components.push(of);
+                            match (kind, of) {
+                                (ComponentOuterAliasKind::Component, Some(of)) => {
+                                    let size = of.of_component(index);
+                                    level.components.push(size);
+                                }
+                                (ComponentOuterAliasKind::CoreModule, Some(of)) => {
+                                    let memories = of.of_module(index);
+                                    level.modules.push(memories);
+                                }
+                                _ => {}
+                            }
                         }
                         ComponentAlias::InstanceExport {
                             kind: ComponentExternalKind::Component,
@@ -120,7 +179,7 @@ impl Expansion {
             }
             Payload::ComponentImportSection(imports) => {
                 for import in imports.clone() {
-                    level.add(1);
+                    level.items(1);
                     if matches!(import?.ty, ComponentTypeRef::Component(_)) {
                         return Err(Uncounted::Refused(ComponentError::PassedComponent));
                     }
@@ -129,7 +188,7 @@ impl Expansion {
             Payload::ComponentExportSection(exports) => {
                 for export in exports.clone() {
                     let export = export?;
-                    level.add(1);
+                    level.items(1);
                     if export.kind == ComponentExternalKind::Component {
                         level.components.push(level.of_component(export.index));
                     }
@@ -137,7 +196,7 @@ impl Expansion {
             }
             _ => {}
         }
-        if level.items > MAX_ITEMS {
+        if level.size.items > MAX_ITEMS {
             return Err(Uncounted::Refused(ComponentError::TooManyItems {
                 limit: MAX_ITEMS,
             }));
@@ -147,28 +206,50 @@ impl Expansion {
 }
 
 impl Level {
-    fn add(&mut self, items: u64) {
-        self.items = self.items.saturating_add(items);
+    fn add(&mut self, size: Size) {
+        self.size.add(size);
+    }
+
+    fn items(&mut self, items: u64) {
+        self.size.items = self.size.items.saturating_add(items);
     }
 
     /// What an instance of a component becomes. An index that there is not is for the validator to refuse.
-    fn of_component(&self, index: u32) -> u64 {
-        self.components.get(index as usize).copied().unwrap_or(0)
+    fn of_component(&self, index: u32) -> Size {
+        self.components
+            .get(index as usize)
+            .copied()
+            .unwrap_or_default()
+    }
+
+    fn of_module(&self, index: u32) -> u64 {
+        self.modules.get(index as usize).copied().unwrap_or(0)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use wasmparser::Parser;
-
     use super::*;
 
-    fn count(text: &str) -> Result<(), Uncounted> {
+    fn count(text: &str) -> Result<Size, Uncounted> {
         let bytes = wat::parse_str(text).unwrap();
         let mut expansion = Expansion::default();
         Parser::new(0)
             .parse_all(&bytes)
-            .try_for_each(|payload| expansion.read(&payload?))
+            .try_for_each(|payload| expansion.read(&payload?))?;
+        Ok(expansion.size())
+    }
+
+    #[test]
+    fn memories_and_components_with_code_are_counted_as_often_as_they_are_instantiated() {
+        let text = "(component
+            (core module $m (memory 1) (memory 1))
+            (core instance (instantiate $m)) (core instance (instantiate $m))
+            (component $c (alias outer 1 $m (core module $n)) (core instance (instantiate $n))
+                (component $types))
+            (instance (instantiate $c)) (instance (instantiate $c)) (instance (instantiate $c)))";
+        let size = count(text).unwrap();
+        assert_eq!((size.memories, size.scopes), (4 + 3 * 2, 1 + 3));
     }
 
     fn tenfold(levels: usize) -> String {

@@ -3,7 +3,9 @@
 use skep_core::outcome::GuestFault;
 use wasmtime::{Trap, WasmBacktrace};
 
-use crate::MachineError;
+use Class::{Guest, Local};
+
+use crate::{LocalCode, MachineError};
 
 /// Why the host itself ends a guest's call.
 #[derive(Debug, thiserror::Error)]
@@ -12,8 +14,8 @@ pub(super) enum Stop {
     #[error("{0}")]
     Fault(GuestFault),
     /// This node could not do what it promised the guest.
-    #[error("{0}")]
-    Local(String),
+    #[error("{reason}")]
+    Local { code: LocalCode, reason: String },
 }
 
 /// Why a call into a guest has no result.
@@ -22,18 +24,34 @@ pub(super) enum Failure {
     /// Deterministic: every replica fails here, in this way.
     Guest { fault: GuestFault, detail: String },
     /// Only this replica may have failed.
-    Local(String),
+    Local { code: LocalCode, reason: String },
 }
 
 impl Failure {
     /// Sorts what wasmtime returned from a call, or from an instantiation, into the two classes.
     pub(super) fn of(error: &wasmtime::Error) -> Self {
-        match fault_of(error) {
-            Some(fault) => Self::Guest {
-                fault,
-                detail: text(error),
-            },
-            None => Self::Local(text(error)),
+        match class_of(error) {
+            Guest(fault) => Self::guest(fault, text(error)),
+            Local(code) => Self::local(code, text(error)),
+        }
+    }
+
+    /// The same failure, known to have come after the guest was refused memory. What it did then is its own way of dying:
+    /// a trap, an exit, a broken value; the other limits speak for themselves.
+    pub(super) fn for_want_of_memory(self) -> Self {
+        match self {
+            Self::Guest { fault, detail }
+                if !matches!(
+                    fault,
+                    GuestFault::OutOfFuel | GuestFault::ReplyTooLarge | GuestFault::Limit
+                ) =>
+            {
+                let detail = format!(
+                    "it was refused more memory than its profile's `memory-bytes` allows, and ended with {fault}: {detail}"
+                );
+                Self::guest(GuestFault::OutOfMemory, detail)
+            }
+            other => other,
         }
     }
 
@@ -44,6 +62,13 @@ impl Failure {
         }
     }
 
+    pub(super) fn local(code: LocalCode, reason: impl Into<String>) -> Self {
+        Self::Local {
+            code,
+            reason: reason.into(),
+        }
+    }
+
     pub(super) fn into_error(self, call: &'static str) -> MachineError {
         match self {
             Self::Guest { fault, detail } => MachineError::Guest {
@@ -51,7 +76,7 @@ impl Failure {
                 fault,
                 detail: Some(detail),
             },
-            Self::Local(reason) => MachineError::Local { call, reason },
+            Self::Local { code, reason } => MachineError::Local { call, code, reason },
         }
     }
 }
@@ -62,15 +87,23 @@ impl From<wasmtime::Error> for Failure {
     }
 }
 
-fn fault_of(error: &wasmtime::Error) -> Option<GuestFault> {
+/// Whose failure it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Class {
+    Guest(GuestFault),
+    Local(LocalCode),
+}
+
+fn class_of(error: &wasmtime::Error) -> Class {
     if let Some(stop) = error.downcast_ref::<Stop>() {
         return match stop {
-            Stop::Fault(fault) => Some(*fault),
-            Stop::Local(_) => None,
+            Stop::Fault(fault) => Guest(*fault),
+            Stop::Local { code, .. } => Local(*code),
         };
     }
     if let Some(trap) = error.downcast_ref::<Trap>() {
-        return fault_of_trap(*trap);
+        // A trap of a release that this table does not know: nobody can say what it means.
+        return class_of_trap(*trap).unwrap_or(Local(LocalCode::UnexpectedTrap));
     }
     let cause = error.root_cause().to_string();
     if cause.starts_with(TOO_MUCH_COPIED) {
@@ -78,7 +111,7 @@ fn fault_of(error: &wasmtime::Error) -> Option<GuestFault> {
         let importing = error
             .downcast_ref::<WasmBacktrace>()
             .is_some_and(|trace| !trace.frames().is_empty());
-        return Some(if importing {
+        return Guest(if importing {
             GuestFault::Limit
         } else {
             GuestFault::ReplyTooLarge
@@ -86,36 +119,95 @@ fn fault_of(error: &wasmtime::Error) -> Option<GuestFault> {
     }
     let listed = |list: &[&str]| list.iter().any(|prefix| cause.starts_with(prefix));
     if listed(BROKEN_ABI) {
-        Some(GuestFault::Malformed)
+        Guest(GuestFault::Malformed)
     } else if listed(OVER_LIMIT) {
-        Some(GuestFault::Limit)
+        Guest(GuestFault::Limit)
+    } else if is_of_memory(error) {
+        Local(LocalCode::Memory)
     } else {
-        None
+        Local(LocalCode::UnexpectedError)
     }
 }
 
-fn fault_of_trap(trap: Trap) -> Option<GuestFault> {
+/// Whether the system refused memory or address space: wasmtime has no type of its own for that.
+pub(super) fn is_of_memory(error: &wasmtime::Error) -> bool {
+    error.is::<wasmtime::OutOfMemory>()
+        || error.chain().any(|cause| {
+            let cause = cause.to_string();
+            NO_MEMORY.iter().any(|words| cause.contains(words))
+        })
+}
+
+const NO_MEMORY: &[&str] = &[
+    "mmap failed",
+    "failed to mmap",
+    "mprotect failed",
+    "Cannot allocate memory",
+];
+
+/// Every trap of wasmtime has its row here; `None` is one that a later release adds, and a test finds.
+fn class_of_trap(trap: Trap) -> Option<Class> {
     Some(match trap {
-        Trap::UnreachableCodeReached => GuestFault::Unreachable,
-        Trap::MemoryOutOfBounds | Trap::HeapMisaligned => GuestFault::MemoryOutOfBounds,
+        Trap::UnreachableCodeReached => Guest(GuestFault::Unreachable),
+        Trap::MemoryOutOfBounds | Trap::HeapMisaligned => Guest(GuestFault::MemoryOutOfBounds),
         Trap::TableOutOfBounds
         | Trap::IndirectCallToNull
         | Trap::BadSignature
-        | Trap::NullReference => GuestFault::BadCall,
+        | Trap::NullReference => Guest(GuestFault::BadCall),
         Trap::IntegerOverflow | Trap::IntegerDivisionByZero | Trap::BadConversionToInteger => {
-            GuestFault::Arithmetic
+            Guest(GuestFault::Arithmetic)
         }
-        Trap::OutOfFuel => GuestFault::OutOfFuel,
+        Trap::OutOfFuel => Guest(GuestFault::OutOfFuel),
         Trap::InvalidChar
         | Trap::StringOutOfBounds
         | Trap::ListOutOfBounds
         | Trap::InvalidDiscriminant
-        | Trap::UnalignedPointer => GuestFault::Malformed,
+        | Trap::UnalignedPointer => Guest(GuestFault::Malformed),
         // A guest that calls an import while the host is moving a value into its memory: part of the component model's
         // rules, so the same everywhere.
-        Trap::CannotLeaveComponent => GuestFault::ForbiddenImport,
-        // StackOverflow depends on the machine code, Interrupt and AllocationTooLarge on this node, the rest must never
-        // happen: all local.
+        Trap::CannotLeaveComponent => Guest(GuestFault::ForbiddenImport),
+        // A component that calls itself, or what is inside or around it: wasmtime writes this trap into the code that
+        // stands between them, and enters no instance that has trapped (an instance is dropped then).
+        Trap::CannotEnterComponent => Guest(GuestFault::Trap),
+
+        // Depends on the machine code.
+        Trap::StackOverflow => Local(LocalCode::StackOverflow),
+        // Asked for by this node.
+        Trap::Interrupt => Local(LocalCode::Interrupted),
+        // Said of this node's memory.
+        Trap::AllocationTooLarge => Local(LocalCode::Memory),
+
+        // Of features that no machine has (atomics, garbage collection, exceptions, stack switching, async), of another
+        // backend, and of assertions within wasmtime: none of them can happen, so nobody knows what it would mean.
+        Trap::AtomicWaitNonSharedMemory
+        | Trap::ArrayOutOfBounds
+        | Trap::CastFailure
+        | Trap::NoAsyncResult
+        | Trap::UnhandledTag
+        | Trap::ContinuationAlreadyConsumed
+        | Trap::DisabledOpcode
+        | Trap::AsyncDeadlock
+        | Trap::CannotBlockSyncTask
+        | Trap::DebugAssertStringEncodingFinished
+        | Trap::DebugAssertEqualCodeUnits
+        | Trap::DebugAssertPointerAligned
+        | Trap::DebugAssertUpperBitsUnset
+        | Trap::TaskCancelNotCancelled
+        | Trap::TaskCancelOrReturnTwice
+        | Trap::SubtaskCancelAfterTerminal
+        | Trap::TaskReturnInvalid
+        | Trap::WaitableSetDropHasWaiters
+        | Trap::SubtaskDropNotResolved
+        | Trap::ThreadNewIndirectInvalidType
+        | Trap::ThreadNewIndirectUninitialized
+        | Trap::BackpressureOverflow
+        | Trap::UnsupportedCallbackCode
+        | Trap::CannotResumeThread
+        | Trap::ConcurrentFutureStreamOp
+        | Trap::ReferenceCountOverflow
+        | Trap::StreamOpTooBig
+        | Trap::WaitableSyncAndAsync
+        | Trap::UncaughtException => Local(LocalCode::UnexpectedTrap),
         _ => return None,
     })
 }
@@ -182,22 +274,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_listed_traps_are_outcomes() {
-        let class_a = (0..=u8::MAX)
-            .filter_map(Trap::from_u8)
-            .filter(|trap| fault_of_trap(*trap).is_some())
-            .count();
-        assert_eq!(class_a, 17);
-        for trap in [
-            Trap::StackOverflow,
-            Trap::Interrupt,
-            Trap::AllocationTooLarge,
-            Trap::CannotEnterComponent,
-            Trap::DebugAssertPointerAligned,
-            Trap::AsyncDeadlock,
+    fn every_trap_of_wasmtime_has_its_row() {
+        let traps = (0..=u8::MAX).filter_map(Trap::from_u8).collect::<Vec<_>>();
+        assert!(traps.len() > 40, "{traps:?}");
+        for trap in &traps {
+            assert!(
+                class_of_trap(*trap).is_some(),
+                "{trap:?} ({trap}) is new: is it the same on every replica?"
+            );
+        }
+        let of_the_guest = |trap: &&Trap| matches!(class_of_trap(**trap), Some(Guest(_)));
+        assert_eq!(traps.iter().filter(of_the_guest).count(), 18);
+        for (trap, code) in [
+            (Trap::StackOverflow, LocalCode::StackOverflow),
+            (Trap::Interrupt, LocalCode::Interrupted),
+            (Trap::AllocationTooLarge, LocalCode::Memory),
+            (Trap::AsyncDeadlock, LocalCode::UnexpectedTrap),
         ] {
             assert!(
-                matches!(Failure::of(&trap.into()), Failure::Local(_)),
+                matches!(Failure::of(&trap.into()), Failure::Local { code: is, .. } if is == code),
                 "{trap}"
             );
         }
@@ -207,7 +302,10 @@ mod tests {
     fn an_unknown_error_is_local_and_a_listed_one_is_not() {
         assert!(matches!(
             Failure::of(&wasmtime::format_err!("no such thing")),
-            Failure::Local(_)
+            Failure::Local {
+                code: LocalCode::UnexpectedError,
+                ..
+            }
         ));
         assert!(matches!(
             Failure::of(
@@ -219,9 +317,25 @@ mod tests {
                 ..
             }
         ));
+        let stop = Stop::Local {
+            code: LocalCode::Io,
+            reason: "disk".into(),
+        };
         assert!(matches!(
-            Failure::of(&Stop::Local("disk".into()).into()),
-            Failure::Local(_)
+            Failure::of(&stop.into()),
+            Failure::Local {
+                code: LocalCode::Io,
+                ..
+            }
+        ));
+        // As wasmtime says it of a mapping that the system refuses.
+        let refused = std::io::Error::from_raw_os_error(12);
+        assert!(matches!(
+            Failure::of(&wasmtime::Error::new(refused).context("mmap failed to reserve")),
+            Failure::Local {
+                code: LocalCode::Memory,
+                ..
+            }
         ));
         assert!(matches!(
             Failure::of(&Stop::Fault(GuestFault::Exit).into()),

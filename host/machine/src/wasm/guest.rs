@@ -4,15 +4,22 @@ use std::sync::Arc;
 
 use skep_core::id::GroupId;
 
+use super::budget::Purpose;
 use super::component::Component;
 use super::fault::Failure;
 use super::instance::Instance;
 use super::journal::{Base, Record};
 use super::limits::Profile;
 use super::logbook::Logbook;
+use crate::LocalCode;
 
 /// Runs of a call before a local failure of it is final: once, and once more in a rebuilt instance.
 pub(super) const ATTEMPTS: usize = 2;
+
+/// What is said where no attempt was made: [`ATTEMPTS`] is not 0.
+pub(super) fn no_attempt() -> Failure {
+    Failure::local(LocalCode::UnexpectedError, "it was not tried")
+}
 
 /// Whose machine it is, for log lines.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -32,9 +39,19 @@ pub(super) struct Guest {
 
 impl Guest {
     /// An instance at `base`. A muted one writes no log lines: they were written when the calls ran first.
-    pub(super) fn start(&self, base: &Base, muted: bool) -> Result<Instance, Failure> {
-        let mut instance =
-            Instance::new(&self.component, &self.profile, &base.context, &self.logbook)?;
+    pub(super) fn start(
+        &self,
+        base: &Base,
+        muted: bool,
+        purpose: Purpose,
+    ) -> Result<Instance, Failure> {
+        let mut instance = Instance::new(
+            &self.component,
+            &self.profile,
+            &base.context,
+            &self.logbook,
+            purpose,
+        )?;
         instance.mute(muted);
         if let Some((schema, bytes)) = &base.snapshot {
             instance.restore(&base.context, *schema, bytes.clone())?;
@@ -67,11 +84,14 @@ pub(super) fn replay(
             Likeness::Answers => record.answered(&ran),
         };
         if !alike {
-            return Err(Failure::Local(format!(
-                "the replayed {} of entry {} did not do what it did at first",
-                record.call.name(),
-                record.context.index
-            )));
+            return Err(Failure::local(
+                LocalCode::Differs,
+                format!(
+                    "the replayed {} of entry {} did not do what it did at first",
+                    record.call.name(),
+                    record.context.index
+                ),
+            ));
         }
         fuel = fuel.saturating_add(ran.fuel);
     }
@@ -81,9 +101,10 @@ pub(super) fn replay(
 /// A call that succeeded before and fails now: whatever the failure says of itself, it is local.
 pub(super) fn again(failure: Failure) -> Failure {
     match failure {
-        Failure::Guest { fault, detail } => Failure::Local(format!(
-            "a replayed call failed with {fault}, which it did not at first: {detail}"
-        )),
+        Failure::Guest { fault, detail } => Failure::local(
+            LocalCode::Differs,
+            format!("a replayed call failed with {fault}, which it did not at first: {detail}"),
+        ),
         local => local,
     }
 }

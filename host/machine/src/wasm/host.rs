@@ -13,6 +13,7 @@ use super::limits::{Limits, Profile};
 use super::logbook::Logbook;
 use super::random::{CallKey, Random};
 use super::wasi::io::Pollables;
+use crate::LocalCode;
 
 /// Fuel of one call of an import, so that a guest cannot make the host work for nothing.
 const FUEL_PER_IMPORT: u64 = 100;
@@ -46,12 +47,17 @@ pub(super) struct Host {
 
 impl Host {
     /// A host for an instance that starts at `context`.
-    pub(super) fn new(profile: &Profile, context: &EntryContext, logbook: Arc<Logbook>) -> Self {
+    pub(super) fn new(
+        limits: Limits,
+        profile: &Profile,
+        context: &EntryContext,
+        logbook: Arc<Logbook>,
+    ) -> Self {
         let key = CallKey::new(context, "instantiate", 0);
         let mut clock = Clock::default();
         clock.enter(context.now);
         Self {
-            limits: Limits::new(profile),
+            limits,
             clock,
             random: Random::new(key),
             seed: key.seed(),
@@ -64,6 +70,7 @@ impl Host {
 
     /// Before each call into the guest.
     pub(super) fn enter(&mut self, context: &EntryContext, call: &'static str, ordinal: u32) {
+        self.limits.enter();
         self.clock.enter(context.now);
         self.random = Random::new(CallKey::new(context, call, ordinal));
     }
@@ -159,9 +166,10 @@ impl Sink {
     }
 
     fn send(&self, chunk: Vec<u8>) -> Result<(), Stop> {
-        self.chunks
-            .send(chunk)
-            .map_err(|_| Stop::Local("the snapshot's writer failed".into()))
+        self.chunks.send(chunk).map_err(|_| Stop::Local {
+            code: LocalCode::Io,
+            reason: "the snapshot's writer failed".into(),
+        })
     }
 }
 

@@ -10,7 +10,7 @@ use wasmparser::{
 use super::complexity::Complexity;
 use super::component::ComponentError;
 use super::engine::FEATURES;
-use super::expansion::{Expansion, Uncounted};
+use super::expansion::{Expansion, Size, Uncounted};
 use super::imports::Import;
 
 /// The largest component, in bytes. Python with its standard library is 18 MiB.
@@ -35,6 +35,9 @@ pub struct Inspection {
     pub size: u64,
     /// Core functions in it.
     pub functions: u32,
+    /// Linear memories it becomes when it is put together.
+    #[serde(default)]
+    pub memories: u64,
     /// Interfaces it imports, as it names them.
     pub imports: Vec<String>,
     /// Interfaces and functions it exports.
@@ -73,6 +76,11 @@ pub struct Producer {
 ///
 /// Every way in which the bytes are not a machine for this host: see [`ComponentError`].
 pub fn inspect(bytes: &[u8]) -> Result<Inspection, ComponentError> {
+    measure(bytes).map(|(inspection, _)| inspection)
+}
+
+/// As [`inspect`], with what the component becomes when it is put together.
+pub(super) fn measure(bytes: &[u8]) -> Result<(Inspection, Size), ComponentError> {
     if bytes.len() > MAX_COMPONENT_BYTES {
         return Err(ComponentError::TooLarge {
             size: bytes.len(),
@@ -119,7 +127,12 @@ pub fn inspect(bytes: &[u8]) -> Result<Inspection, ComponentError> {
             found.allocations = function.into_allocations();
         }
     }
-    found.into_inspection(bytes)
+    let size = expansion.size();
+    let inspection = Inspection {
+        memories: size.memories,
+        ..found.into_inspection(bytes)?
+    };
+    Ok((inspection, size))
 }
 
 fn broken(bytes: &[u8], error: &wasmparser::Error) -> ComponentError {
@@ -280,6 +293,7 @@ impl Found {
             id: ComponentId::of(bytes),
             size: bytes.len() as u64,
             functions: self.functions,
+            memories: 0,
             imports: self.imports.into_iter().map(|(name, _)| name).collect(),
             exports: self.exports.into_iter().map(|(name, _)| name).collect(),
             interfaces,

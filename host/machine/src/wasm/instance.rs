@@ -9,15 +9,17 @@ use skep_core::outcome::{ConfChange, EntryContext, GuestFault, LeaderChanged, Ou
 use wasmtime::Store;
 use wasmtime::component::{ComponentExportIndex, ComponentNamedList, Func, Lift, Lower, Resource};
 
+use super::budget::Purpose;
 use super::component::Component;
 use super::engine::APPLY_THREAD_STACK_BYTES;
 use super::fault::Failure;
 use super::host::Host;
 use super::host::Sink as HostSink;
 use super::imports::{MAX_CHUNK_BYTES, Sink, Source};
-use super::limits::Profile;
+use super::limits::{Limits, Profile};
 use super::logbook::Logbook;
 use super::types::{Change, Context, Descriptor, Rejection, StatusChange};
+use crate::LocalCode;
 
 /// Handles of resources alive at once in one instance.
 const MAX_HANDLES: usize = 1024;
@@ -97,6 +99,8 @@ pub(super) struct Instance {
     store: Store<Host>,
     profile: Profile,
     functions: Functions,
+    /// A call has failed: what is in the store means nothing any more.
+    dead: bool,
 }
 
 struct Functions {
@@ -120,9 +124,19 @@ impl Instance {
         profile: &Profile,
         context: &EntryContext,
         logbook: &Arc<Logbook>,
+        purpose: Purpose,
     ) -> Result<Self, Failure> {
+        let share = component.share(profile, purpose)?;
         let engine = component.pre().engine();
-        let mut store = Store::new(engine, Host::new(profile, context, logbook.clone()));
+        let mut store = Store::new(
+            engine,
+            Host::new(
+                Limits::new(profile, component.size(), share),
+                profile,
+                context,
+                logbook.clone(),
+            ),
+        );
         store.limiter(|host| &mut host.limits);
         store.set_max_component_handles(MAX_HANDLES);
         store.set_hostcall_fuel(CALL_OVERHEAD);
@@ -130,16 +144,18 @@ impl Instance {
         let started = component.pre().instantiate(&mut store);
         store.data_mut().leave();
         let instance = started.map_err(|error| match Failure::of(&error) {
-            Failure::Local(reason) if store.data().limits.refused() => {
-                Failure::guest(GuestFault::Limit, reason)
-            }
+            Failure::Local {
+                code: LocalCode::UnexpectedError,
+                reason,
+            } if store.data().limits.refused() => Failure::guest(GuestFault::Limit, reason),
+            other if store.data().limits.memory_refused() => other.for_want_of_memory(),
             other => other,
         })?;
         let exports = component.exports();
         let function = |store: &mut Store<Host>, export: &ComponentExportIndex| {
             instance
                 .get_func(store, export)
-                .ok_or_else(|| Failure::Local("an export has gone".into()))
+                .ok_or_else(|| Failure::local(LocalCode::Missing, "an export has gone"))
         };
         let optional = |store: &mut Store<Host>, export: &Option<ComponentExportIndex>| {
             export
@@ -162,6 +178,7 @@ impl Instance {
             store,
             profile: profile.clone(),
             functions,
+            dead: false,
         })
     }
 
@@ -233,7 +250,7 @@ impl Instance {
             }
             Call::Batch(commands) => {
                 let Some(function) = self.functions.apply_batch else {
-                    return Err(Failure::Local("the machine has no `apply-batch`".into()));
+                    return Err(missing("apply-batch"));
                 };
                 let room = (reply + REPLY_OVERHEAD)
                     .saturating_mul(commands.len())
@@ -259,7 +276,7 @@ impl Instance {
             }
             Call::Init(config) => {
                 let Some(function) = self.functions.init else {
-                    return Err(Failure::Local("the machine has no `init`".into()));
+                    return Err(missing("init"));
                 };
                 self.enter(context, call.name(), 0, fuel, reply + CALL_OVERHEAD)?;
                 let (answer,) = self.call::<_, Answer<()>>(function, (wit, &config[..]))?;
@@ -294,7 +311,7 @@ impl Instance {
         request: &[u8],
     ) -> Result<(Outcome, u64), Failure> {
         let Some(function) = self.functions.query else {
-            return Err(Failure::Local("the machine has no `query`".into()));
+            return Err(missing("query"));
         };
         let room = self.profile.reply_bytes as usize + CALL_OVERHEAD;
         let fuel = self.profile.query_fuel;
@@ -328,7 +345,9 @@ impl Instance {
                 .name("skep-save".into())
                 .stack_size(APPLY_THREAD_STACK_BYTES)
                 .spawn_scoped(scope, || self.save_to(context, sink))
-                .map_err(|error| Failure::Local(format!("no thread for `save`: {error}")))?;
+                .map_err(|error| {
+                    Failure::local(LocalCode::Thread, format!("no thread for `save`: {error}"))
+                })?;
             let written = chunks
                 .into_iter()
                 .try_for_each(|chunk: Vec<u8>| to.write_all(&chunk));
@@ -336,7 +355,10 @@ impl Instance {
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             written.map_err(|error| {
-                Failure::Local(format!("the snapshot cannot be written: {error}"))
+                Failure::local(
+                    LocalCode::Io,
+                    format!("the snapshot cannot be written: {error}"),
+                )
             })?;
             saved
         })
@@ -395,6 +417,12 @@ impl Instance {
         fuel: u64,
         room: usize,
     ) -> Result<(), Failure> {
+        if self.dead {
+            return Err(Failure::local(
+                LocalCode::Missing,
+                "the instance has failed before",
+            ));
+        }
         self.store.set_fuel(fuel)?;
         self.store.set_hostcall_fuel(room);
         self.store.data_mut().enter(context, call, ordinal);
@@ -410,7 +438,14 @@ impl Instance {
             .typed::<P, R>(&self.store)
             .and_then(|function| function.call(&mut self.store, arguments));
         self.store.data_mut().leave();
-        Ok(result?)
+        result.map_err(|error| {
+            self.dead = true;
+            let failure = Failure::of(&error);
+            match self.store.data().limits.memory_refused() {
+                true => failure.for_want_of_memory(),
+                false => failure,
+            }
+        })
     }
 
     fn outcome(&self, answer: Result<Bytes, Rejection>) -> Result<Outcome, Failure> {
@@ -429,6 +464,10 @@ impl Instance {
         }
         Ok(outcome)
     }
+}
+
+fn missing(export: &str) -> Failure {
+    Failure::local(LocalCode::Missing, format!("the machine has no `{export}`"))
 }
 
 fn refused(Rejection { code, message }: Rejection) -> Failure {

@@ -3,7 +3,10 @@
 use serde::{Deserialize, Serialize};
 use wasmtime::ResourceLimiter;
 
+use super::budget::Share;
+use super::expansion::Size;
 use super::fault::Stop;
+use crate::LocalCode;
 
 /// Limits of one machine. A setting of the group, the same on every replica, because reaching one is an outcome.
 ///
@@ -52,6 +55,46 @@ impl Default for Profile {
 }
 
 impl Profile {
+    /// The most that a node lets anybody ask for, unless its operator says otherwise: a call that nobody can wait for is not
+    /// worth running, and what one group may take leaves room for others.
+    pub const CEILING: Self = Self {
+        command_fuel: 100_000_000_000,
+        query_fuel: 100_000_000_000,
+        snapshot_fuel: 1_000_000_000_000,
+        memory_bytes: 4 << 30,
+        table_elements: 10_000_000,
+        instances: 4096,
+        reply_bytes: 16 << 20,
+        snapshot_bytes: 16 << 30,
+        log_bytes: 1 << 20,
+        log_lines_per_second: 100_000,
+    };
+
+    /// Every setting by its name.
+    pub fn settings(&self) -> [(&'static str, u64); 10] {
+        [
+            ("command-fuel", self.command_fuel),
+            ("query-fuel", self.query_fuel),
+            ("snapshot-fuel", self.snapshot_fuel),
+            ("memory-bytes", self.memory_bytes),
+            ("table-elements", self.table_elements),
+            ("instances", self.instances.into()),
+            ("reply-bytes", self.reply_bytes.into()),
+            ("snapshot-bytes", self.snapshot_bytes),
+            ("log-bytes", self.log_bytes.into()),
+            ("log-lines-per-second", self.log_lines_per_second.into()),
+        ]
+    }
+
+    /// The first setting that is above that of `ceiling`: its name, what it is, and what it may be.
+    pub fn above(&self, ceiling: &Self) -> Option<(&'static str, u64, u64)> {
+        self.settings()
+            .into_iter()
+            .zip(ceiling.settings())
+            .map(|((key, value), (_, most))| (key, value, most))
+            .find(|(_, value, most)| value > most)
+    }
+
     /// Memory that only `save` and `restore` may use, so that a machine at its limit can still be saved, and be restored
     /// on a replica that joins. What `restore` keeps of it counts: until the machine is below its limit, it gets no more.
     pub(super) fn snapshot_headroom(&self) -> u64 {
@@ -66,16 +109,25 @@ pub(super) struct Limits {
     memory: Meter,
     table: Meter,
     instances: usize,
+    counters: usize,
     refused: bool,
+    /// As `refused`, of memory and in the present call.
+    memory_refused: bool,
+    /// What is this instance's of the node's budget.
+    share: Share,
 }
 
 impl Limits {
-    pub(super) fn new(profile: &Profile) -> Self {
+    /// Of a component of this size. The modules that hold the counters of its stack are the host's, not the guest's.
+    pub(super) fn new(profile: &Profile, size: Size, share: Share) -> Self {
         Self {
             memory: Meter::new(profile.memory_bytes),
             table: Meter::new(profile.table_elements),
             instances: profile.instances as usize,
+            counters: usize::try_from(size.scopes).unwrap_or(usize::MAX),
             refused: false,
+            memory_refused: false,
+            share,
         }
     }
 
@@ -90,6 +142,17 @@ impl Limits {
     /// Bytes of all linear memories together.
     pub(super) fn memory_bytes(&self) -> u64 {
         self.memory.used
+    }
+
+    /// Before each call.
+    pub(super) fn enter(&mut self) {
+        self.memory_refused = false;
+    }
+
+    /// Whether more memory was refused in the present call. Every replica refuses alike: it depends on the profile and the
+    /// module only, never on what this node has.
+    pub(super) fn memory_refused(&self) -> bool {
+        self.memory_refused
     }
 
     /// Whether a growth was refused in the life of the instance: what tells an instance that cannot start for its size
@@ -108,14 +171,19 @@ impl ResourceLimiter for Limits {
     ) -> wasmtime::Result<bool> {
         let allowed = self.memory.grow(current, desired, maximum);
         self.refused |= !allowed;
+        self.memory_refused |= !allowed;
+        if allowed {
+            let more = desired.saturating_sub(current) as u64;
+            self.share.grow(more).map_err(|error| Stop::Local {
+                code: LocalCode::OutOfBudget,
+                reason: error.to_string(),
+            })?;
+        }
         Ok(allowed)
     }
 
     fn memory_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
-        Err(Stop::Local(format!(
-            "a linear memory could not grow although its limit allows it: {error:#}"
-        ))
-        .into())
+        Err(not_given("a linear memory", &error).into())
     }
 
     fn table_growing(
@@ -130,14 +198,11 @@ impl ResourceLimiter for Limits {
     }
 
     fn table_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
-        Err(Stop::Local(format!(
-            "a table could not grow although its limit allows it: {error:#}"
-        ))
-        .into())
+        Err(not_given("a table", &error).into())
     }
 
     fn instances(&self) -> usize {
-        self.instances
+        self.instances.saturating_add(self.counters)
     }
 
     fn memories(&self) -> usize {
@@ -146,6 +211,13 @@ impl ResourceLimiter for Limits {
 
     fn tables(&self) -> usize {
         self.instances
+    }
+}
+
+fn not_given(what: &str, error: &wasmtime::Error) -> Stop {
+    Stop::Local {
+        code: LocalCode::Memory,
+        reason: format!("{what} could not grow although its limit allows it: {error:#}"),
     }
 }
 
@@ -175,14 +247,22 @@ impl Meter {
 
 #[cfg(test)]
 mod tests {
+    use super::super::budget::{Holdings, MachineBudget, Purpose};
     use super::*;
+
+    fn limits(profile: &Profile) -> Limits {
+        let budget = MachineBudget::new(Holdings::of_this_system());
+        let share = budget.take(Holdings::default(), Purpose::New).unwrap();
+        Limits::new(profile, Size::default(), share)
+    }
 
     #[test]
     fn memories_share_one_limit_and_a_refusal_takes_nothing() {
-        let mut limits = Limits::new(&Profile {
+        let profile = Profile {
             memory_bytes: 100,
             ..Profile::default()
-        });
+        };
+        let mut limits = limits(&profile);
         assert!(limits.memory_growing(0, 60, None).unwrap());
         assert!(!limits.memory_growing(0, 50, None).unwrap());
         assert!(limits.memory_growing(0, 40, Some(40)).unwrap());
@@ -192,12 +272,44 @@ mod tests {
 
     #[test]
     fn a_growth_that_was_allowed_and_failed_is_local() {
-        let error = Limits::new(&Profile::default())
+        let error = limits(&Profile::default())
             .memory_grow_failed(wasmtime::format_err!("mmap"))
             .unwrap_err();
         assert!(
-            matches!(error.downcast_ref(), Some(Stop::Local(reason)) if reason.contains("mmap"))
+            matches!(error.downcast_ref(), Some(Stop::Local { code: LocalCode::Memory, reason }) if reason.contains("mmap"))
         );
+    }
+
+    #[test]
+    fn what_is_above_a_ceiling_is_named() {
+        assert_eq!(Profile::default().above(&Profile::CEILING), None);
+        assert_eq!(Profile::CEILING.above(&Profile::CEILING), None);
+        let most = u64::MAX;
+        for (key, profile) in [
+            (
+                "command-fuel",
+                Profile {
+                    command_fuel: most,
+                    ..Profile::default()
+                },
+            ),
+            (
+                "memory-bytes",
+                Profile {
+                    memory_bytes: most,
+                    ..Profile::default()
+                },
+            ),
+        ] {
+            let (named, value, _) = profile.above(&Profile::CEILING).unwrap();
+            assert_eq!((named, value), (key, most));
+        }
+        // No setting is forgotten.
+        let json = serde_json::to_value(Profile::default()).unwrap();
+        let names: std::collections::BTreeSet<_> =
+            json.as_object().unwrap().keys().cloned().collect();
+        let listed = Profile::default().settings().map(|(key, _)| key.to_owned());
+        assert_eq!(names, listed.into());
     }
 
     #[test]

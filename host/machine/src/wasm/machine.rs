@@ -7,15 +7,16 @@ use bytes::Bytes;
 use skep_core::id::LogIndex;
 use skep_core::outcome::{ConfChange, EntryContext, GuestFault, LeaderChanged, Outcome};
 
+use super::budget::Purpose;
 use super::component::Component;
 use super::fault::Failure;
-use super::guest::{ATTEMPTS, Guest, Likeness, MachineLabel, again, replay};
+use super::guest::{ATTEMPTS, Guest, Likeness, MachineLabel, again, no_attempt, replay};
 use super::instance::{Call, Instance, MAX_ENTRY_REPLY_BYTES, Ran};
 use super::journal::{Base, Journal, Record};
 use super::limits::Profile;
 use super::logbook::Logbook;
 use super::reader::WasmReader;
-use crate::{Applied, Descriptor, MachineError, Reader, StateMachine};
+use crate::{Applied, Descriptor, MachineError, Memory, Reader, StateMachine};
 
 /// Code of a rejection that the host makes for a machine that lacks an optional interface. The number the SDK uses for
 /// a bad request.
@@ -49,6 +50,8 @@ pub struct WasmMachine {
     /// The entry whose state was saved last, while nothing has come after it.
     saved: Option<LogIndex>,
     reader: Option<WasmReader>,
+    /// What the live instance held when there was one last.
+    memory_bytes: u64,
 }
 
 impl WasmMachine {
@@ -76,7 +79,7 @@ impl WasmMachine {
             snapshot: None,
         };
         let live = guest
-            .start(&base, false)
+            .start(&base, false, Purpose::New)
             .map_err(|failure| failure.into_error("instantiate"))?;
         Ok(Self {
             guest: Arc::new(guest),
@@ -84,7 +87,20 @@ impl WasmMachine {
             live: Some(live),
             saved: None,
             reader: None,
-        })
+            memory_bytes: 0,
+        }
+        .measured())
+    }
+
+    fn measured(mut self) -> Self {
+        self.measure();
+        self
+    }
+
+    fn measure(&mut self) {
+        if let Some(live) = &self.live {
+            self.memory_bytes = live.memory_bytes();
+        }
     }
 
     /// The code it runs.
@@ -112,7 +128,10 @@ impl WasmMachine {
             target: "skep::machine", group = %self.guest.logbook.label.group, base = %base.context.index,
             "rebuilding the machine's instance"
         );
-        let mut instance = self.guest.start(&base, true).map_err(again)?;
+        let mut instance = self
+            .guest
+            .start(&base, true, Purpose::Running)
+            .map_err(again)?;
         loop {
             let records = self.journal.read(number);
             if records.is_empty() {
@@ -133,7 +152,7 @@ impl WasmMachine {
     ) -> Result<Result<Ran, GuestFault>, MachineError> {
         self.saved = None;
         let name = call.name();
-        let mut reason = String::new();
+        let mut last = None;
         for _ in 0..ATTEMPTS {
             let ran = self.take_live().and_then(|mut instance| {
                 let ran = instance.run(context, &call)?;
@@ -143,6 +162,7 @@ impl WasmMachine {
             let label = &self.guest.logbook.label;
             match ran {
                 Ok(ran) => {
+                    self.measure();
                     self.journal.push(Record::new(context, call, &ran));
                     return Ok(Ok(ran));
                 }
@@ -155,16 +175,17 @@ impl WasmMachine {
                     }
                     return Ok(Err(fault));
                 }
-                Err(Failure::Local(why)) => {
+                Err(Failure::Local { code, reason }) => {
                     tracing::error!(
                         target: "skep::machine", group = %label.group, machine = %label.name,
-                        index = %context.index, call = name, "this node failed to run the machine: {why}"
+                        index = %context.index, call = name, code = code.name(),
+                        "this node failed to run the machine: {reason}"
                     );
-                    reason = why;
+                    last = Some(Failure::Local { code, reason });
                 }
             }
         }
-        Err(MachineError::Local { call: name, reason })
+        Err(last.unwrap_or_else(no_attempt).into_error(name))
     }
 
     /// A call with one outcome.
@@ -281,6 +302,13 @@ impl StateMachine for WasmMachine {
         Ok(answer?.outcome)
     }
 
+    fn memory(&self) -> Option<Memory> {
+        Some(Memory {
+            used_bytes: self.memory_bytes,
+            limit_bytes: self.profile().memory_bytes,
+        })
+    }
+
     fn reader(&self) -> Option<Box<dyn Reader>> {
         Some(Box::new(self.wasm_reader()))
     }
@@ -315,24 +343,22 @@ impl StateMachine for WasmMachine {
             context: *context,
             snapshot: Some((schema, from)),
         };
-        let mut reason = String::new();
+        let mut last = None;
         for _ in 0..ATTEMPTS {
-            match self.guest.start(&base, false) {
+            match self.guest.start(&base, false, Purpose::Running) {
                 Ok(instance) => {
                     // Bytes that this machine has just written are the state that readers are on their way to.
                     let follows = self.saved.take() == Some(context.index);
                     self.journal.rebase(base, follows);
                     self.live = Some(instance);
+                    self.measure();
                     return Ok(());
                 }
-                Err(Failure::Local(why)) => reason = why,
+                Err(local @ Failure::Local { .. }) => last = Some(local),
                 Err(guest) => return Err(guest.into_error("restore")),
             }
         }
-        Err(MachineError::Local {
-            call: "restore",
-            reason,
-        })
+        Err(last.unwrap_or_else(no_attempt).into_error("restore"))
     }
 }
 
@@ -346,20 +372,79 @@ pub(super) fn rejected(message: &str) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::LocalCode;
     use crate::wasm::{APPLY_THREAD_STACK_BYTES, Engine};
 
-    #[test]
-    fn a_stack_that_really_overflows_is_no_outcome_but_local() {
+    fn guest() -> Vec<u8> {
         let text = include_str!("../../tests/machine/guest.wat")
             .replace("⟨optional⟩", "")
             .replace("⟨describe⟩", "")
             .replace("⟨too-many⟩", "0");
-        let test = move || {
-            let component = Component::compile_uncounted(
-                &Engine::new().unwrap(),
-                &wat::parse_str(text).unwrap(),
-            )
+        wat::parse_str(text).unwrap()
+    }
+
+    /// As the host runs machines.
+    fn on_apply_thread(test: impl FnOnce() + Send + 'static) {
+        let thread = std::thread::Builder::new()
+            .stack_size(APPLY_THREAD_STACK_BYTES)
+            .spawn(test)
             .unwrap();
+        if let Err(panic) = thread.join() {
+            std::panic::resume_unwind(panic);
+        }
+    }
+
+    #[test]
+    fn how_memories_are_laid_out_shows_in_no_outcome_and_no_fuel() {
+        on_apply_thread(|| {
+            let engine = Engine::new().unwrap();
+            let context = EntryContext::default();
+            let profile = Profile {
+                memory_bytes: 80 << 20,
+                command_fuel: 50_000_000,
+                ..Profile::default()
+            };
+            let mut machines = [1, 16].map(|memories| {
+                let component = Component::compile_as(&engine, &guest(), memories).unwrap();
+                let label = MachineLabel::default();
+                WasmMachine::new(Arc::new(component), profile.clone(), context, label).unwrap()
+            });
+            let [roomy, compact] = [0, 1].map(|at| machines[at].component().layout());
+            assert_ne!(roomy, compact);
+            for command in [
+                "add",
+                "get",
+                "loop",
+                "recurse",
+                "divide",
+                "out of bounds",
+                "past memory",
+                // Grows until it is refused: out of the small reservation, into another place.
+                "memory",
+                "add",
+                "handles",
+                "x",
+                "get",
+            ] {
+                let [one, other] = machines.each_mut().map(|machine| {
+                    machine.apply(&context, &[Bytes::from_static(command.as_bytes())])
+                });
+                assert_eq!(one.unwrap(), other.unwrap(), "{command}");
+            }
+            let [one, other] = machines.each_mut().map(|machine| {
+                let mut saved = Vec::new();
+                machine.save(&context, &mut saved).unwrap();
+                saved
+            });
+            assert_eq!(one, other);
+        });
+    }
+
+    #[test]
+    fn a_stack_that_really_overflows_is_no_outcome_but_local() {
+        on_apply_thread(|| {
+            let component =
+                Component::compile_uncounted(&Engine::new().unwrap(), &guest()).unwrap();
             let context = EntryContext::default();
             let label = MachineLabel::default();
             let mut machine =
@@ -371,18 +456,15 @@ mod tests {
             assert_eq!(apply("add").unwrap().outcomes, number(1));
             let error = apply("recurse").unwrap_err();
             assert!(
-                matches!(&error, MachineError::Local { call: "apply", reason } if reason.contains("stack")),
+                matches!(
+                    &error,
+                    MachineError::Local { call: "apply", code: LocalCode::StackOverflow, reason }
+                        if reason.contains("stack")
+                ),
                 "{error}"
             );
             // Nothing of it stays, should the host go on after all.
             assert_eq!(apply("add").unwrap().outcomes, number(2));
-        };
-        let thread = std::thread::Builder::new()
-            .stack_size(APPLY_THREAD_STACK_BYTES)
-            .spawn(test)
-            .unwrap();
-        if let Err(panic) = thread.join() {
-            std::panic::resume_unwind(panic);
-        }
+        });
     }
 }

@@ -3,6 +3,7 @@
 //! Data flows one way: bytes → [`inspect()`] → [`Component`] (compiled by a [`Compiler`] for the one [`Engine`]) → [`WasmMachine`] (one
 //! instance for each replica) → [`WasmReader`] (an instance that answers its queries).
 
+mod budget;
 mod cache;
 mod compiler;
 mod complexity;
@@ -27,6 +28,7 @@ mod reader;
 mod types;
 mod wasi;
 
+pub use budget::{Holdings, MachineBudget, OutOfBudget};
 pub use cache::{Cache, Refusal};
 pub use compiler::{Allowance, CompileError, Compiler, InProcess};
 pub use complexity::{MAX_FUNCTION_TARGETS, MAX_MERGES, MAX_TARGETS};

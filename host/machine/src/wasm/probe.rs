@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use skep_core::outcome::{ConfChange, EntryContext, LeaderChanged, Outcome};
 
+use super::budget::Purpose;
 use super::component::Component;
 use super::guest::MachineLabel;
 use super::instance::{Call, Instance};
@@ -40,7 +41,7 @@ impl Probe {
         genesis: &EntryContext,
     ) -> Result<Self, MachineError> {
         let logbook = Arc::new(Logbook::new(MachineLabel::default(), 0));
-        let mut instance = Instance::new(component, profile, genesis, &logbook)
+        let mut instance = Instance::new(component, profile, genesis, &logbook, Purpose::New)
             .map_err(|failure| failure.into_error("instantiate"))?;
         instance.mute(true);
         Ok(Self { instance })

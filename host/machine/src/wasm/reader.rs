@@ -5,13 +5,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use skep_core::outcome::{EntryContext, Outcome};
 
+use super::budget::Purpose;
 use super::fault::Failure;
-use super::guest::{ATTEMPTS, Guest, Likeness, again, replay};
+use super::guest::{ATTEMPTS, Guest, Likeness, again, no_attempt, replay};
 use super::instance::Instance;
 use super::journal::{Journal, Place};
 use super::machine::rejected;
 use crate::state_machine::Answer;
-use crate::{MachineError, Reader};
+use crate::{LocalCode, MachineError, Reader};
 
 /// The reader of a [`WasmMachine`](super::WasmMachine): an instance fed from the machine's journal, so that nothing a
 /// query does can show in the outcomes of the log, and a query delays no command.
@@ -90,7 +91,10 @@ impl WasmReader {
         let (place, base) = Place::at_base(&self.journal);
         // Not earlier: the base may be newer than what was published before it was taken.
         let (end, last) = self.journal.published();
-        let instance = self.guest.start(&base, true).map_err(again)?;
+        let instance = self
+            .guest
+            .start(&base, true, Purpose::Queries)
+            .map_err(again)?;
         let mut following = Following { instance, place };
         let fuel = following.feed(end, Likeness::Same)?;
         Ok((following, last, fuel))
@@ -104,7 +108,10 @@ impl Following {
         self.instance.mute(true);
         loop {
             let records = self.place.take(end).ok_or_else(|| {
-                Failure::Local("the reader was left behind by the machine".into())
+                Failure::local(
+                    LocalCode::Differs,
+                    "the reader was left behind by the machine",
+                )
             })?;
             if records.is_empty() {
                 self.instance.mute(false);
@@ -129,7 +136,7 @@ impl Reader for WasmReader {
             });
         }
         let before = self.journal.published().1.index;
-        let mut reason = String::new();
+        let mut last = None;
         for _ in 0..ATTEMPTS {
             match self.ask(request) {
                 Ok((outcome, EntryContext { index, .. }, fuel)) => {
@@ -153,13 +160,10 @@ impl Reader for WasmReader {
                         fuel: self.guest.profile.query_fuel,
                     });
                 }
-                Err(Failure::Local(why)) => reason = why,
+                Err(local) => last = Some(local),
             }
         }
-        Err(MachineError::Local {
-            call: "query",
-            reason,
-        })
+        Err(last.unwrap_or_else(no_attempt).into_error("query"))
     }
 
     fn release(&mut self) {

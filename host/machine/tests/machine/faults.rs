@@ -23,7 +23,7 @@ const ATTACKS: [(&str, GuestFault); 20] = [
     ("Past memory", GuestFault::Malformed),
     ("x: no such case", GuestFault::Malformed),
     ("invalid text", GuestFault::Malformed),
-    ("memory", GuestFault::Unreachable),
+    ("memory", GuestFault::OutOfMemory),
     ("exit", GuestFault::Exit),
     ("wait", GuestFault::ForbiddenImport),
     ("handles", GuestFault::Limit),

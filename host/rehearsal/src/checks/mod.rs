@@ -133,6 +133,7 @@ fn show(outcome: &Outcome) -> String {
         Outcome::Rejected { code, message } => {
             format!("rejection {code} `{}`", cut(escape(message.as_bytes())))
         }
+        Outcome::Refused { code, .. } => format!("a refusal {code} of the host"),
         Outcome::Fault(fault) => format!("a fault ({fault})"),
     }
 }

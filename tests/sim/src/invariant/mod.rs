@@ -430,6 +430,7 @@ fn outcome(outcome: &skep_core::outcome::Outcome) -> u64 {
     match outcome {
         Outcome::Reply(reply) => digest((0_u8, &reply[..])),
         Outcome::Rejected { code, message } => digest((1_u8, code, message)),
+        Outcome::Refused { code, .. } => digest((3_u8, code)),
         Outcome::Fault(fault) => digest((2_u8, fault.code())),
     }
 }

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use prost::Message;
+use skep_core::id::SessionId;
 use skep_wire::codec::HEADER;
 use skep_wire::proto::{
     self, client_frame, hello_ack, peer_frame, request, response, server_frame,
@@ -109,7 +110,7 @@ fn peer_frames() -> Vec<(String, Vec<u8>)> {
     };
     let forwards = [
         proto::proposal::Body::Command(proto::Command {
-            session: 7,
+            session: SessionId(7).to_bytes(),
             sequence: 3,
             acknowledged: 2,
             data: Bytes::from_static(b"put a 1"),
@@ -147,7 +148,7 @@ fn peer_frames() -> Vec<(String, Vec<u8>)> {
         .collect();
     for (outcome, token) in outcomes().into_iter().zip(10..) {
         let response = proto::ProposalResponse {
-            session: 7,
+            session: SessionId(7).to_bytes(),
             sequence: 3,
             index: 40,
             term: 5,
@@ -384,7 +385,7 @@ fn client_frames() -> Vec<(String, Vec<u8>)> {
         request(
             "propose",
             request::Body::Propose(proto::Propose {
-                session: 7,
+                session: SessionId(7).to_bytes(),
                 sequence: 3,
                 acknowledged: 2,
                 data: Bytes::from_static(b"put a 1"),
@@ -446,7 +447,7 @@ fn server_frames() -> Vec<(String, Vec<u8>)> {
         response(
             "session".into(),
             response::Body::SessionOpened(proto::SessionOpened {
-                session: 7,
+                session: SessionId(7).to_bytes(),
                 index: 12,
                 term: 5,
             }),

@@ -110,7 +110,7 @@ pub(super) fn proposal(kind: u8, number: u8, data: Bytes) -> Proposal {
         }),
         1 => Proposal::Command(Command {
             request: RequestId {
-                session: SessionId(u64::from(number >> 4) + 1),
+                session: SessionId(u128::from(number >> 4) + 1),
                 sequence: u64::from(number & 15) + 1,
             },
             acknowledged: u64::from(number & 15) / 2,

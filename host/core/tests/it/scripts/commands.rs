@@ -238,7 +238,9 @@ impl Stage {
                 None => command.to_owned(),
             };
             let proposal = match session {
-                Some((session, sequence)) => in_session(SessionId(session), sequence, &command),
+                Some((session, sequence)) => {
+                    in_session(SessionId(session.into()), sequence, &command)
+                }
                 None => anonymous(&command),
             };
             self.propose(node, proposal)?;

@@ -3,6 +3,7 @@
 use prost::Message as _;
 use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Message, MessageType};
 use skep_core::effect::{Call, Effect, Persist, Work};
+use skep_core::id::RequestId;
 use skep_core::message::{Body, PeerMessage};
 use skep_core::outcome::{ChangeKind, Outcome};
 use skep_core::payload::{ChangeRecord, Kind, Payload};
@@ -363,10 +364,14 @@ fn payload_line(payload: Payload) -> String {
         Some(Kind::Commands(commands)) => words(commands.items.iter().map(|item| {
             if item.open {
                 "open-session".into()
-            } else if item.session == 0 {
-                text(&item.data)
             } else {
-                format!("s{}#{} {}", item.session, item.sequence, text(&item.data))
+                match item.request() {
+                    Some(request) if request.is_anonymous() => text(&item.data),
+                    Some(RequestId { session, sequence }) => {
+                        format!("s{session}#{sequence} {}", text(&item.data))
+                    }
+                    None => "in a session of another form".into(),
+                }
             }
         })),
         Some(Kind::Elected(elected)) => format!("elected n{}", elected.node),
