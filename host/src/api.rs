@@ -3,6 +3,9 @@
 pub mod admin;
 mod call;
 pub mod client_port;
+pub mod doors;
 pub mod http;
+mod origin;
 pub mod problem;
 pub(crate) mod requests;
+pub mod server;

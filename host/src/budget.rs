@@ -249,13 +249,27 @@ pub const BUDGETS: &[Budget] = &[
     row("snapshot-rate", "bytes of snapshots sent in a second", Bytes(100 << 20), ("host/src/transport/tcp.rs", "snapshot_rate"), Otherwise("they wait")),
     row("snapshots-sent", "snapshots sent at once", Count(4), ("host/src/transport/tcp.rs", "snapshots_at_once"), Otherwise("others wait")),
     row("snapshots-waiting", "snapshots that wait to be sent", Count(1024), ("host/src/transport/snapshot.rs", "MAX_WAITING"), Otherwise("more are reported as failed")),
-    row("peer-connections", "connections accepted from other nodes", Count(1024), ("host/src/transport/tcp.rs", "connections"), Otherwise("more are closed and counted")),
-    row("peer-introductions", "connections to the port for nodes that have not said who they are", Count(256), ("host/src/transport/accept.rs", "INTRODUCTIONS"), Otherwise("the oldest is closed")),
+    row("peer-connections", "connections of other nodes", Words("8 for each node, for 16 nodes at the least"), ("host/src/descriptors.rs", "EACH_PEER"), Otherwise("more are refused and counted")),
+    row("peer-introductions", "connections to the port for nodes that have not said who they are", Count(64), ("host/src/descriptors.rs", "UNKNOWN_PEERS"), Otherwise("the oldest is closed")),
     row("peer-frame-time", "a frame between nodes that was begun and does not go on", Milliseconds(30_000), ("host/src/transport/connection.rs", "FRAME_TIMEOUT"), Otherwise("the connection ends")),
     row("peer-requests", "requests of one node in flight, on behalf of its clients", Count(1024), ("host/src/transport/requests.rs", "IN_FLIGHT"), Otherwise("nothing more is read until some are answered")),
     row("peer-request-bytes", "their bytes", Bytes(32 << 20), ("host/src/transport/requests.rs", "IN_FLIGHT_BYTES"), Otherwise("nothing more is read until some are answered")),
     row("peer-silence", "time in which a node that owes answers says nothing", Milliseconds(1500), ("host/src/peers/link.rs", "SILENT_AFTER"), Otherwise("others are asked first")),
     row("peer-inquiry", "between two questions for the catalogue because of nodes that are not known", Milliseconds(1000), ("host/src/host/roster.rs", "INQUIRY_PAUSE"), Otherwise("the last answer holds")),
+    // Connections.
+    row("descriptors", "files and sockets that a process must be allowed to have open", Count(512), ("host/src/descriptors.rs", "FLOOR"), refused("too-few-descriptors", "`ulimit -n 4096`, or LimitNOFILE= of the unit")),
+    row("own-descriptors", "those that connections never get: for the log, snapshots and components", Words("192, or a quarter of all"), ("host/src/descriptors.rs", "OWN"), Otherwise("a node takes fewer connections than its configuration says, and logs it")),
+    row("http-connections", "HTTP connections of a node", Count(1024), ("host/src/config.rs", "connections"), refused("busy", "try again: who asks nothing makes room")).key("http.connections"),
+    row("http-per-address", "of them from one address of another machine", Count(128), ("host/src/config.rs", "per_address"), refused("busy", "use the connections that are open")).key("http.per_address"),
+    row("http-head", "bytes of the head of a request", Bytes(64 << 10), ("host/src/api/server.rs", "HEAD_BYTES"), Otherwise("431, and the connection ends")),
+    row("http-head-time", "the head of a request", Milliseconds(10_000), ("host/src/config.rs", "header_ms"), Otherwise("the connection ends")).key("http.header_ms"),
+    row("http-body-time", "the body of a request", Milliseconds(60_000), ("host/src/config.rs", "body_ms"), refused("body-late", "send it faster, or raise the key")).key("http.body_ms"),
+    row("http-idle", "an HTTP connection without a request", Milliseconds(120_000), ("host/src/config.rs", "idle_ms"), Otherwise("the connection ends")).key("http.idle_ms"),
+    row("http-bodies", "bodies of a node's requests that are read, or whose requests are not answered yet", Bytes(256 << 20), ("host/src/api/doors.rs", "BODIES_BYTES"), BUSY),
+    row("client-per-address", "connections of the client protocol from one address of another machine", Count(256), ("host/src/config.rs", "client_per_address"), refused("busy", "use the connections that are open")).key("limits.client_per_address"),
+    row("client-idle", "a client connection without a request in flight", Milliseconds(600_000), ("host/src/config.rs", "client_idle_ms"), Otherwise("the connection ends, and is dialled again")).key("limits.client_idle_ms"),
+    row("client-frame-time", "a frame of a client, once it has begun", Milliseconds(30_000), ("host/src/config.rs", "frame_ms"), Otherwise("the connection ends")).key("limits.frame_ms"),
+    row("client-half-frames", "frames of clients that have not come whole, of a node", Bytes(256 << 20), ("host/src/api/doors.rs", "CLIENT_FRAMES_BYTES"), Otherwise("the connection that wants more ends")),
     // Clients.
     row("client-connections", "connections of the client protocol", Count(1024), ("host/src/config.rs", "client_connections"), refused("busy", "ask another node")).key("limits.client_connections"),
     row("client-requests", "requests in flight on one client connection", Count(1024), ("host/src/config.rs", "requests_per_connection"), Otherwise("nothing more is read until some are answered")).key("limits.requests_per_connection"),
@@ -279,7 +293,7 @@ mod tests {
     use std::collections::BTreeSet;
     use std::path::{Path, PathBuf};
 
-    use crate::config::{LimitsSection, RaftSection};
+    use crate::config::{HttpSection, LimitsSection, RaftSection};
 
     use super::*;
 
@@ -335,6 +349,7 @@ mod tests {
     #[test]
     fn each_key_has_the_default_that_the_table_shows() {
         let sections = toml::Table::from_iter([
+            ("http".to_owned(), section(&HttpSection::default())),
             ("limits".to_owned(), section(&LimitsSection::default())),
             ("raft".to_owned(), section(&RaftSection::default())),
         ]);

@@ -12,6 +12,7 @@ mod group;
 mod inspect;
 mod member;
 mod output;
+mod private;
 mod propose;
 mod query;
 mod reload;

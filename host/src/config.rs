@@ -45,9 +45,47 @@ pub struct Config {
     /// Bounds on what clients may ask.
     #[serde(default)]
     pub limits: LimitsSection,
+    /// The HTTP port.
+    #[serde(default)]
+    pub http: HttpSection,
     /// Log lines.
     #[serde(default)]
     pub log: LogSection,
+}
+
+/// `[http]`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpSection {
+    /// Most connections at a time.
+    pub connections: usize,
+    /// Most of them from one address of another machine.
+    pub per_address: usize,
+    /// Milliseconds the head of a request may take.
+    pub header_ms: u64,
+    /// Milliseconds the body of a request may take.
+    pub body_ms: u64,
+    /// Milliseconds a connection may be open without a request, or without a byte of an answer being taken.
+    pub idle_ms: u64,
+    /// Names, beside the node's own, that requests may give as their `Host`. On the loopback others are refused anyway;
+    /// elsewhere only if some are given here.
+    pub hosts: Vec<String>,
+    /// Origins of web pages that may use this node.
+    pub origins: Vec<String>,
+}
+
+impl Default for HttpSection {
+    fn default() -> Self {
+        Self {
+            connections: 1024,
+            per_address: 128,
+            header_ms: 10_000,
+            body_ms: 60_000,
+            idle_ms: 120_000,
+            hosts: Vec::new(),
+            origins: Vec::new(),
+        }
+    }
 }
 
 /// `[log]`.
@@ -166,6 +204,12 @@ pub struct LimitsSection {
     pub disk_reserve_bytes: u64,
     /// Most client connections at a time.
     pub client_connections: usize,
+    /// Most of them from one address of another machine.
+    pub client_per_address: usize,
+    /// Milliseconds a client connection may be open without a request in flight.
+    pub client_idle_ms: u64,
+    /// Milliseconds a frame of a client may take, once it has begun.
+    pub frame_ms: u64,
     /// Most requests in flight on one client connection.
     pub requests_per_connection: usize,
     /// Bytes of log that a group keeps on disk behind its snapshot for members that are catching up, at the most. One that needs
@@ -253,6 +297,9 @@ impl Default for LimitsSection {
             catalogue_bytes: 256 << 20,
             disk_reserve_bytes: 256 << 20,
             client_connections: 1024,
+            client_per_address: 256,
+            client_idle_ms: 600_000,
+            frame_ms: 30_000,
             requests_per_connection: 1024,
             log_retained_bytes: 1 << 30,
             compile_timeout_ms: 120_000,
@@ -401,6 +448,9 @@ impl Config {
     /// Takes from another configuration what can change while a node runs.
     pub fn take_reloadable(&mut self, other: &Self) {
         self.log = other.log.clone();
+        self.http = other.http.clone();
+        self.limits.client_connections = other.limits.client_connections;
+        self.limits.client_per_address = other.limits.client_per_address;
     }
 
     fn table(&self) -> toml::Table {
@@ -614,6 +664,36 @@ impl Config {
             || "is 0; use 1 or more".into(),
         )?;
         require(
+            limits.client_per_address >= 1,
+            "limits.client_per_address",
+            || "is 0; use 1 or more".into(),
+        )?;
+        let waits = 100..=86_400_000;
+        for (key, milliseconds) in [
+            ("limits.client_idle_ms", limits.client_idle_ms),
+            ("limits.frame_ms", limits.frame_ms),
+            ("http.header_ms", self.http.header_ms),
+            ("http.body_ms", self.http.body_ms),
+            ("http.idle_ms", self.http.idle_ms),
+        ] {
+            require(waits.contains(&milliseconds), key, || {
+                "use 100 to 86400000 milliseconds".into()
+            })?;
+        }
+        for (key, most) in [
+            ("http.connections", self.http.connections),
+            ("http.per_address", self.http.per_address),
+        ] {
+            require(most >= 1, key, || "is 0; use 1 or more".into())?;
+        }
+        for origin in &self.http.origins {
+            require(
+                origin.contains("://") && !origin.ends_with('/'),
+                "http.origins",
+                || format!("`{origin}` is no origin; write for instance https://console.example"),
+            )?;
+        }
+        require(
             (1..=65_536).contains(&limits.requests_per_connection),
             "limits.requests_per_connection",
             || "use 1 to 65536".into(),
@@ -705,6 +785,7 @@ mod tests {
         let config = parse(EXAMPLE).unwrap();
         assert_eq!(config.raft, RaftSection::default());
         assert_eq!(config.limits, LimitsSection::default());
+        assert_eq!(config.http, HttpSection::default());
         assert_eq!(config.node_name(), "node-1");
         assert_eq!(config.listen_client(), "127.0.0.1:7401");
         assert_eq!(config.cluster.nodes.len(), 3);

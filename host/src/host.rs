@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::MultiNode;
 use crate::api::admin::{GroupInfo, LIST_MAX, NodeInfo, Page};
+use crate::api::doors::Doors;
 use crate::catalog::command::{Command, Refusal, Reply};
 use crate::catalog::{self, Catalog, GroupRecord};
 use crate::clock;
@@ -83,6 +84,7 @@ struct Inner {
     storing: tokio::sync::RwLock<()>,
     machines: Machines,
     peers: Peers,
+    doors: Doors,
     metrics: Metrics,
     supervisor: Supervisor,
     /// What becomes of each group that the catalogue has put here, or had.
@@ -151,7 +153,14 @@ impl Host {
     }
 
     /// Takes from a configuration what can change while the node runs; see [`Config::take_reloadable`].
-    pub fn reload(&self, _config: &Config) {}
+    pub fn reload(&self, config: &Config) {
+        self.inner.doors.set(config);
+    }
+
+    /// The ports for clients.
+    pub fn doors(&self) -> &Doors {
+        &self.inner.doors
+    }
 
     /// The configuration it was started with.
     pub fn config(&self) -> &Config {

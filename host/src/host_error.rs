@@ -46,6 +46,16 @@ pub enum HostError {
         /// The limit.
         limit: u64,
     },
+    /// The process may open too few files and sockets.
+    #[error(
+        "this process may have {descriptors} files and connections open, and a node needs {floor} at least; raise the limit with `ulimit -n 4096`, or LimitNOFILE= of its unit"
+    )]
+    TooFewDescriptors {
+        /// How many it may have.
+        descriptors: usize,
+        /// How many it needs.
+        floor: usize,
+    },
     /// The machines of this node hold as much as they may.
     #[error(transparent)]
     OutOfBudget(#[from] OutOfBudget),
@@ -175,6 +185,7 @@ impl HostError {
             Self::Invalid(_) => "invalid-request",
             Self::BetweenNodes(_) => "forbidden",
             Self::TooLarge { .. } => "too-large",
+            Self::TooFewDescriptors { .. } => "too-few-descriptors",
             Self::AboveCeiling { .. } => "above-ceiling",
             Self::OutOfBudget(_) | Self::NoRoom(_) | Self::Store(StoreError::NoRoom(_)) => {
                 OUT_OF_BUDGET

@@ -17,6 +17,7 @@
 //! * [`trouble`]: what is wrong with a replica, in words.
 //! * `session`: the node's own sessions, for `retry`.
 //! * [`replay`]: the past of a stopped node.
+//! * [`door`], `pot`, [`descriptors`]: places, memory and descriptors that strangers may take.
 //! * [`supervisor`]: tasks that do not die silently; [`budget`]: what may be held, and what is said beyond.
 //! * [`ticker`], [`clock`]: time.
 
@@ -27,6 +28,8 @@ pub mod clock;
 pub mod compiler;
 pub mod components;
 pub mod config;
+pub mod descriptors;
+pub mod door;
 pub mod error;
 pub mod exchange;
 mod gauge;
@@ -44,6 +47,7 @@ pub mod node_config;
 mod outbox;
 mod peers;
 mod pool;
+mod pot;
 mod priority;
 mod queries;
 pub mod replay;

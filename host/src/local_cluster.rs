@@ -126,6 +126,7 @@ impl LocalCluster {
                 listen: ListenSection::default(),
                 raft: raft.clone(),
                 limits: Default::default(),
+                http: Default::default(),
                 log: Default::default(),
             };
             let path = home.join("skep.toml");

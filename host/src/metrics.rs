@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text};
@@ -31,8 +31,6 @@ pub struct Metrics {
     query_seconds: Histogram,
     guest_faults: Counter,
     log_lines: OnceLock<LogLines>,
-    /// Client connections open now.
-    pub client_connections: AtomicUsize,
     /// Client connections refused or closed for what they sent.
     pub client_connections_refused: AtomicU64,
 }
@@ -57,7 +55,6 @@ impl Metrics {
             query_seconds: histogram(),
             guest_faults: Counter::default(),
             log_lines: OnceLock::new(),
-            client_connections: AtomicUsize::new(0),
             client_connections_refused: AtomicU64::new(0),
         };
         metrics.registered()
@@ -172,12 +169,53 @@ impl prometheus_client::collector::Collector for NodeCollector {
             (
                 "client_connections",
                 "Client connections",
-                metrics.client_connections.load(Ordering::Relaxed),
+                self.host.doors().clients.inside(),
             ),
         ] {
             gauge(&mut encoder, name, help, None, value as u64)?;
         }
         Self::troubled(&mut encoder, &troubled)?;
+        let doors = self.host.doors();
+        gauge(
+            &mut encoder,
+            "http_connections",
+            "HTTP connections",
+            None,
+            doors.http.inside() as u64,
+        )?;
+        for (name, help, held) in [
+            (
+                "http_bodies",
+                "Bytes of bodies of requests without an answer yet",
+                doors.bodies.held(),
+            ),
+            (
+                "client_half_frames",
+                "Bytes of frames of clients that have not come whole",
+                doors.client_frames.held(),
+            ),
+        ] {
+            gauge(&mut encoder, name, help, Some(Unit::Bytes), held as u64)?;
+        }
+        for (name, help, value) in [
+            (
+                "http_connections_refused",
+                "HTTP connections for which there was no place",
+                doors.http.refused(),
+            ),
+            (
+                "http_connections_turned_out",
+                "HTTP connections that did nothing and had to go for others",
+                doors.http.turned_out(),
+            ),
+            (
+                "client_connections_turned_out",
+                "Client connections that did nothing and had to go for others",
+                doors.clients.turned_out(),
+            ),
+        ] {
+            counter(&mut encoder, name, help, None, value)?;
+        }
         let refused = metrics.client_connections_refused.load(Ordering::Relaxed);
         let help = "Client connections refused or closed for what they sent";
         counter(

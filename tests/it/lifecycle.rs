@@ -127,7 +127,7 @@ async fn a_group_is_removed_with_its_state_and_made_anew() {
     let request = json!({"name": "orders", "id": first, "members": [1, 2, 3]}).to_string();
     let created = cluster.http(2, "POST", "/v1/groups", request).await;
     assert_eq!(created.status, 201, "{}", created.text());
-    assert_eq!(created.json()["id"], first.0);
+    assert_eq!(created.number("id"), first.0);
     match propose(&client, first, "get a").await {
         Outcome::Rejected { code: 404, .. } => {}
         other => panic!("something of the former life is left: {other:?}"),

@@ -37,6 +37,20 @@ impl Answer {
             .unwrap_or_else(|error| panic!("no JSON ({error}): {self:?}"))
     }
 
+    /// An id, an index or a term of the JSON body: text of digits.
+    ///
+    /// # Panics
+    /// If it is none.
+    pub fn number(&self, key: &str) -> u64 {
+        self.try_number(key)
+            .unwrap_or_else(|| panic!("no number {key}: {self:?}"))
+    }
+
+    /// As [`number`](Self::number), if there is one.
+    pub fn try_number(&self, key: &str) -> Option<u64> {
+        self.json()[key].as_str()?.parse().ok()
+    }
+
     /// The first header of this name.
     pub fn header(&self, name: &str) -> Option<&str> {
         let found = self.headers.iter().find(|(key, _)| key == name);
@@ -106,7 +120,8 @@ async fn exchange(
     }
 }
 
-fn parse(bytes: &[u8]) -> Option<Answer> {
+/// An answer from its bytes; `None` if they are not all of one.
+pub fn parse(bytes: &[u8]) -> Option<Answer> {
     let end = bytes.windows(4).position(|four| four == b"\r\n\r\n")?;
     let head = std::str::from_utf8(&bytes[..end]).ok()?;
     let mut lines = head.split("\r\n");

@@ -1,5 +1,6 @@
 //! Names of things. Each is its own type, so that a node can never be passed where a replica is meant.
 
+use std::cell::Cell;
 use std::fmt;
 
 use bytes::Bytes;
@@ -7,14 +8,88 @@ use sha2::{Digest, Sha256};
 
 use crate::outcome::EntryContext;
 
+thread_local! {
+    /// Whether numbers of this module are written as text.
+    static AS_TEXT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs what writes JSON for others, on this thread: in it each id, index and term is text, since many readers of JSON
+/// know whole numbers up to 2^53 only. What is kept or replicated is written without, and reading takes both.
+pub fn as_text<T>(write: impl FnOnce() -> T) -> T {
+    struct Restored(bool);
+    impl Drop for Restored {
+        fn drop(&mut self) {
+            AS_TEXT.set(self.0);
+        }
+    }
+    let _restored = Restored(AS_TEXT.replace(true));
+    write()
+}
+
+/// A number of 64 bits in serde: see [`as_text`].
+pub mod number {
+    use std::fmt;
+
+    use serde::{Deserializer, Serializer, de};
+
+    /// As a number, or as text within [`as_text`](super::as_text).
+    pub fn serialize<S: Serializer>(number: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+        match super::AS_TEXT.get() {
+            true => serializer.collect_str(number),
+            false => serializer.serialize_u64(*number),
+        }
+    }
+
+    /// From a number, or from its digits.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+        struct Number;
+        impl de::Visitor<'_> for Number {
+            type Value = u64;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number of 64 bits, or its digits as text")
+            }
+
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<u64, E> {
+                Ok(number)
+            }
+
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<u64, E> {
+                u64::try_from(number)
+                    .map_err(|_| E::invalid_value(de::Unexpected::Signed(number), &self))
+            }
+
+            fn visit_str<E: de::Error>(self, digits: &str) -> Result<u64, E> {
+                let all_digits = digits.bytes().all(|byte| byte.is_ascii_digit());
+                match digits.parse() {
+                    Ok(number) if all_digits => Ok(number),
+                    _ => Err(E::invalid_value(de::Unexpected::Str(digits), &self)),
+                }
+            }
+        }
+        deserializer.deserialize_any(Number)
+    }
+}
+
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
         $(#[$doc])*
         #[derive(
-            Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize,
+            Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default,
         )]
-        #[serde(transparent)]
         pub struct $name(pub u64);
+
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                number::serialize(&self.0, serializer)
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                number::deserialize(deserializer).map(Self)
+            }
+        }
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

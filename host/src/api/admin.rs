@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 use skep_core::deployment::Quota;
-use skep_core::id::{ComponentId, GroupId, Incarnation, NodeId, Term};
+use skep_core::id::{ComponentId, GroupId, Incarnation, LogIndex, NodeId, Term};
 use skep_machine::state_machine::{Descriptor, Memory};
 use skep_machine::wasm::Profile;
 
@@ -146,9 +146,9 @@ pub struct Upgraded {
     /// What the machine says of itself.
     pub machine: Descriptor,
     /// Index of the entry.
-    pub index: u64,
+    pub index: LogIndex,
     /// Term of the entry.
-    pub term: u64,
+    pub term: Term,
 }
 
 /// Asks a node to have a component ready.
@@ -224,9 +224,9 @@ impl Done {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Placed {
     /// Index.
-    pub index: u64,
+    pub index: LogIndex,
     /// Term.
-    pub term: u64,
+    pub term: Term,
 }
 
 /// How much of a component has arrived.

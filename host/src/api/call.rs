@@ -4,6 +4,8 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use skep_core::id::as_text;
+
 use super::admin::{Collect, CreateGroup, OfGroup, OfGroupAndNode, Page, Prepare, Upgrade, method};
 use super::problem::quoted;
 use super::requests::Caller;
@@ -127,7 +129,7 @@ fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, HostError> {
 }
 
 fn answer(value: &impl Serialize) -> Result<Bytes, HostError> {
-    serde_json::to_vec(value)
+    as_text(|| serde_json::to_vec(value))
         .map(Bytes::from)
         .map_err(|error| HostError::Internal(error.to_string()))
 }

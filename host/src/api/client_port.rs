@@ -3,7 +3,6 @@
 //! One task owns a connection: it reads requests, drives all of them, and writes what is finished in one go. A client
 //! that stops reading stops its own connection and nothing else; bytes that are no frame close it.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -15,14 +14,15 @@ use skep_wire::proto::{self, client_frame, server_frame};
 use skep_wire::{CLIENT_PROTOCOL, MAX_CLIENT_FRAME, MAX_HELLO};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::requests::{self, Caller};
-use crate::clock;
+use crate::clock::{self, Stopwatch};
+use crate::door::{self, Visit};
 use crate::host::Host;
 use crate::host_error::HostError;
 use crate::memory::{KEPT_BY_CLIENT, empty};
+use crate::pot::Portion;
 use crate::transport::size_of_request;
 
 /// Bytes of requests in flight on one connection; above it nothing more is read until some are answered.
@@ -35,58 +35,38 @@ const WRITE_BYTES: usize = 256 << 10;
 const HELLO_WITHIN: Duration = Duration::from_secs(5);
 /// How long one write may take: a client that has stopped reading is given up.
 const WRITE_WITHIN: Duration = Duration::from_secs(30);
-/// Pause after a failed accept: the process is out of file descriptors, and only time brings some back.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves until the token is cancelled.
 pub async fn serve(host: Host, listener: TcpListener, stop: CancellationToken) {
-    let places = Arc::new(Semaphore::new(host.config().limits.client_connections));
     let accepting = host
         .supervisor()
-        .keep("client-accept", || accept(&host, &listener, &places, &stop));
+        .keep("client-accept", || accept(&host, &listener, &stop));
     stop.run_until_cancelled(accepting).await;
 }
 
-async fn accept(
-    host: &Host,
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-    stop: &CancellationToken,
-) {
+async fn accept(host: &Host, listener: &TcpListener, stop: &CancellationToken) {
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!(%error, "a client connection could not be accepted");
-                clock::sleep(ACCEPT_PAUSE).await;
+        let (stream, remote) = door::accept(listener, "clients").await;
+        let visit = match host.doors().clients.admit(remote.ip()).await {
+            Ok(visit) => visit,
+            Err(full) => {
+                host.metrics()
+                    .client_connections_refused
+                    .fetch_add(1, Ordering::Relaxed);
+                refuse(&stream, "busy", &full.to_string());
                 continue;
             }
         };
-        let Ok(place) = places.clone().try_acquire_owned() else {
-            host.metrics()
-                .client_connections_refused
-                .fetch_add(1, Ordering::Relaxed);
-            tokio::spawn(refuse(
-                stream,
-                "busy",
-                "this node has as many client connections as it may; try another",
-            ));
-            continue;
-        };
         let (host, stop) = (host.clone(), stop.clone());
         tokio::spawn(async move {
-            let metrics = host.metrics();
-            metrics.client_connections.fetch_add(1, Ordering::Relaxed);
-            let served = Connection::new(host.clone(), stream).run();
+            let served = Connection::new(host.clone(), stream).run(&visit);
             let served = host.supervisor().once("client-connection", served);
             if let Some(Some(Err(error))) = stop.run_until_cancelled(served).await {
-                metrics
+                host.metrics()
                     .client_connections_refused
                     .fetch_add(1, Ordering::Relaxed);
                 tracing::debug!(error = %error.chain(), "a client connection was closed");
             }
-            metrics.client_connections.fetch_sub(1, Ordering::Relaxed);
-            drop(place);
         });
     }
 }
@@ -98,12 +78,16 @@ struct Connection {
     encoder: Encoder<proto::ServerFrame>,
     input: BytesMut,
     output: BytesMut,
+    /// What a frame that is not whole takes of the memory for all of them, and since when it comes.
+    half: Portion,
+    begun: Option<Stopwatch>,
 }
 
 impl Connection {
     fn new(host: Host, stream: TcpStream) -> Self {
         // Only latency is lost if the system refuses.
         let _ = stream.set_nodelay(true);
+        let half = host.doors().client_frames.portion();
         Self {
             host,
             stream,
@@ -111,11 +95,16 @@ impl Connection {
             encoder: Encoder::new(MAX_CLIENT_FRAME),
             input: BytesMut::new(),
             output: BytesMut::new(),
+            half,
+            begun: None,
         }
     }
 
-    async fn run(mut self) -> Result<(), HostError> {
-        let welcomed = clock::timeout(HELLO_WITHIN, self.welcome()).await;
+    async fn run(mut self, visit: &Visit) -> Result<(), HostError> {
+        let welcomed = tokio::select! {
+            welcomed = clock::timeout(HELLO_WITHIN, self.welcome()) => welcomed,
+            () = visit.must_go() => return Ok(()),
+        };
         if !welcomed.unwrap_or_else(|| {
             Err(HostError::Invalid(
                 "the client did not introduce itself".into(),
@@ -124,7 +113,12 @@ impl Connection {
             return Ok(());
         }
         self.decoder.set_limit(MAX_CLIENT_FRAME);
-        let most = self.host.config().limits.requests_per_connection;
+        let limits = &self.host.config().limits;
+        let most = limits.requests_per_connection;
+        let idle = Duration::from_millis(limits.client_idle_ms);
+        let whole = Duration::from_millis(limits.frame_ms);
+        visit.rests();
+        let mut busy = false;
         let mut in_flight = FuturesUnordered::new();
         let mut bytes = 0;
         loop {
@@ -137,10 +131,19 @@ impl Connection {
                 };
                 let size = size_of_request(&request);
                 bytes += size;
+                self.begun = None;
                 let host = self.host.clone();
                 in_flight.push(async move { (answer(&host, request).await, size) });
             }
             let full = in_flight.len() >= most || bytes >= IN_FLIGHT_BYTES;
+            if busy == in_flight.is_empty() {
+                busy = !busy;
+                match busy {
+                    true => visit.is_busy(),
+                    false => visit.rests(),
+                }
+            }
+            let patience = self.patience(full, !busy, idle, whole)?;
             tokio::select! {
                 biased;
                 Some((frame, size)) = in_flight.next(), if !in_flight.is_empty() => {
@@ -154,13 +157,39 @@ impl Connection {
                     }
                     self.flush().await?;
                 }
-                read = read(&mut self.stream, &mut self.input), if !full => {
+                read = within(patience, read(&mut self.stream, &mut self.input)), if !full => {
                     if read? == 0 {
                         return Ok(());
                     }
                 }
+                () = visit.must_go(), if !busy => return Ok(()),
             }
         }
+    }
+
+    /// How long the next bytes may take; for ever while answers are awaited. Says no to a frame that is not whole if there is
+    /// no memory left for those.
+    fn patience(
+        &mut self,
+        full: bool,
+        rests: bool,
+        idle: Duration,
+        whole: Duration,
+    ) -> Result<Option<Duration>, HostError> {
+        let half = self.input.len();
+        if half == 0 || full {
+            self.begun = None;
+        }
+        if !self.half.set(if half > READ_BYTES { half } else { 0 }) {
+            return Err(HostError::Invalid(
+                "frames that are not whole take all the memory there is for them; try again".into(),
+            ));
+        }
+        if half > 0 && !full {
+            let begun = self.begun.get_or_insert_with(Stopwatch::start);
+            return Ok(Some(whole.saturating_sub(begun.elapsed())));
+        }
+        Ok(rests.then_some(idle))
     }
 
     /// Exchanges hellos; whether the client may go on.
@@ -215,13 +244,13 @@ impl Connection {
     }
 }
 
-/// Introduces itself to a client that cannot be taken, and closes.
-async fn refuse(mut stream: TcpStream, code: &'static str, message: &str) {
+/// Introduces itself to a client that cannot be taken, as far as that takes no time, and closes.
+fn refuse(stream: &TcpStream, code: &'static str, message: &str) {
     let frame = server_hello(String::new(), 0, Some((code, message.to_owned())));
     let mut output = BytesMut::new();
     if Encoder::new(MAX_HELLO).put(&frame, &mut output).is_ok() {
-        // The client that is gone already has lost nothing.
-        let _ = clock::timeout(HELLO_WITHIN, stream.write_all(&output)).await;
+        // It fits into the socket's buffer; the client that is gone already has lost nothing.
+        let _ = stream.try_write(&output);
     }
 }
 
@@ -247,6 +276,20 @@ async fn answer(host: &Host, request: proto::Request) -> proto::ServerFrame {
     let response = requests::answer(host, Caller::Client, request).await;
     proto::ServerFrame {
         body: Some(server_frame::Body::Response(response)),
+    }
+}
+
+async fn within(
+    patience: Option<Duration>,
+    read: impl Future<Output = Result<usize, HostError>>,
+) -> Result<usize, HostError> {
+    match patience {
+        None => read.await,
+        Some(patience) => clock::timeout(patience, read).await.unwrap_or_else(|| {
+            Err(HostError::Invalid(
+                "nothing was asked for long, or a frame took too long".into(),
+            ))
+        }),
     }
 }
 

@@ -1,27 +1,33 @@
 //! HTTP for people and tools: `/v1`, health, metrics.
 
 use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, JsonRejection};
-use axum::extract::{DefaultBodyLimit, FromRequest, Path, Query, State};
+use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Query, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, delete, get, post, put};
+use futures::StreamExt;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use skep_core::id::{ComponentId, NodeId, RequestId, SessionId};
+use skep_core::id::{ComponentId, LogIndex, NodeId, RequestId, SessionId, Term, as_text};
 use skep_core::outcome::Outcome;
 use skep_core::proposal::Command;
-use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
 use super::admin::{Collect, CreateGroup, Done, GroupInfo, OfGroupAndNode, Page, Placed, Upgrade};
+use super::origin;
 use super::problem::{Problem, quoted};
 use crate::catalog::ComponentRecord;
+use crate::clock;
 use crate::host::{Host, Reach};
 use crate::host_error::HostError;
+use crate::pot::Portion;
 use crate::status::Consistency;
 use crate::trouble::Troubled;
 
@@ -44,17 +50,6 @@ const ADMIN_BYTES_MAX: usize = 1 << 20;
 const TIMEOUT_MAX: Duration = Duration::from_millis(skep_wire::MAX_TIMEOUT_MS as u64);
 
 type Answer<T> = Result<T, Problem>;
-
-/// Serves until the token is cancelled; requests in flight are finished first.
-pub async fn serve(
-    host: Host,
-    listener: TcpListener,
-    stop: CancellationToken,
-) -> std::io::Result<()> {
-    axum::serve(listener, router(host))
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
-}
 
 /// Every route.
 pub fn router(host: Host) -> Router {
@@ -105,6 +100,7 @@ pub fn router(host: Host) -> Router {
             let detail = "this path does not take this method";
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", detail)
         })
+        .layer(middleware::from_fn_with_state(host.clone(), origin::check))
         .with_state(host)
 }
 
@@ -112,7 +108,7 @@ async fn propose(
     State(host): State<Host>,
     Path(group): Path<String>,
     headers: HeaderMap,
-    Body(data): Body,
+    Body(data, _held): Body,
 ) -> Answer<Response> {
     let timeout = timeout(&host, &headers)?;
     let command = command(&headers, data)?;
@@ -133,7 +129,7 @@ async fn query(
     Path(group): Path<String>,
     parameters: Result<Query<QueryParameters>, axum::extract::rejection::QueryRejection>,
     headers: HeaderMap,
-    Body(request): Body,
+    Body(request, _held): Body,
 ) -> Answer<Response> {
     let Query(parameters) = parameters.map_err(|error| bad_request(error.body_text()))?;
     let timeout = timeout(&host, &headers)?;
@@ -147,8 +143,8 @@ async fn query(
 #[derive(Serialize)]
 struct SessionOpened {
     session: SessionId,
-    index: u64,
-    term: u64,
+    index: LogIndex,
+    term: Term,
 }
 
 async fn open_session(
@@ -159,7 +155,7 @@ async fn open_session(
     let timeout = timeout(&host, &headers)?;
     let id = host.find(&group).await?.id;
     let response = host.open_session(id, Reach::Cluster, timeout).await?;
-    let (session, index, term) = (response.session(), response.index.0, response.term.0);
+    let (session, index, term) = (response.session(), response.index, response.term);
     Ok((
         StatusCode::CREATED,
         Json(SessionOpened {
@@ -287,9 +283,11 @@ async fn remove_member(
 async fn put_component(
     State(host): State<Host>,
     Path(id): Path<String>,
-    Body(bytes): Body,
+    request: Request,
 ) -> Answer<(StatusCode, Json<ComponentRecord>)> {
+    // Before anything of the body is read.
     let id = component_id(&id)?;
+    let Body(bytes, _held) = Body::from_request(request, &host).await?;
     Ok((
         StatusCode::CREATED,
         Json(host.put_component(Some(id), bytes).await?),
@@ -422,31 +420,67 @@ fn bad_request(detail: impl Into<String>) -> Problem {
     Problem::new(StatusCode::BAD_REQUEST, "invalid-request", detail)
 }
 
-/// A body of raw bytes; what is wrong with it is a [`Problem`].
-struct Body(Bytes);
+/// A part of the path; what is wrong with it is a [`Problem`].
+struct Path<T>(T);
 
-impl<S: Send + Sync> FromRequest<S> for Body {
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T> {
     type Rejection = Problem;
 
-    async fn from_request(request: axum::extract::Request, state: &S) -> Result<Self, Problem> {
-        Bytes::from_request(request, state)
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        match axum::extract::Path::from_request_parts(parts, state).await {
+            Ok(axum::extract::Path(value)) => Ok(Self(value)),
+            Err(error) => Err(bad_request(format!("the path: {}", error.body_text()))),
+        }
+    }
+}
+
+/// A body of raw bytes, and its share of the memory for bodies, which is kept until the request is answered. What is wrong
+/// with it is a [`Problem`].
+struct Body(Bytes, Portion);
+
+impl FromRequest<Host> for Body {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, host: &Host) -> Result<Self, Problem> {
+        let held = Arc::new(Mutex::new((host.doors().bodies.portion(), false)));
+        let counting = Arc::clone(&held);
+        let request = request.map(|body| {
+            axum::body::Body::from_stream(body.into_data_stream().map(move |piece| {
+                let piece = piece.map_err(std::io::Error::other)?;
+                let mut held = counting.lock().unwrap_or_else(PoisonError::into_inner);
+                held.1 = !held.0.add(piece.len());
+                match held.1 {
+                    false => Ok(piece),
+                    true => Err(std::io::Error::from(std::io::ErrorKind::OutOfMemory)),
+                }
+            }))
+        });
+        let body_ms = host.doors().settings().body_ms;
+        let read = Bytes::from_request(request, host);
+        let read = clock::timeout(Duration::from_millis(body_ms), read)
             .await
-            .map(Self)
-            .map_err(unreadable)
+            .ok_or_else(|| late(body_ms))?;
+        let full = held.lock().unwrap_or_else(PoisonError::into_inner).1;
+        let bytes = read.map_err(|error| if full { crowded() } else { unreadable(error) })?;
+        // The stream that shared it has ended; if not, the share goes with it.
+        let portion = Arc::into_inner(held).map(|held| held.into_inner());
+        let portion = match portion {
+            Some(held) => held.unwrap_or_else(PoisonError::into_inner).0,
+            None => host.doors().bodies.portion(),
+        };
+        Ok(Self(bytes, portion))
     }
 }
 
 /// A body or an answer of JSON; what is wrong with it is a [`Problem`].
 struct Json<T>(T);
 
-impl<S: Send + Sync, T: serde::de::DeserializeOwned> FromRequest<S> for Json<T> {
+impl<T: DeserializeOwned> FromRequest<Host> for Json<T> {
     type Rejection = Problem;
 
     /// The content type is not asked for: `curl -d` sends another one, and there is only one thing it can be.
-    async fn from_request(request: axum::extract::Request, state: &S) -> Result<Self, Problem> {
-        let bytes = Bytes::from_request(request, state)
-            .await
-            .map_err(unreadable)?;
+    async fn from_request(request: Request, host: &Host) -> Result<Self, Problem> {
+        let Body(bytes, _held) = Body::from_request(request, host).await?;
         match axum::Json::<T>::from_bytes(&bytes) {
             Ok(axum::Json(value)) => Ok(Self(value)),
             Err(JsonRejection::JsonSyntaxError(error)) => Err(bad_request(error.body_text())),
@@ -455,9 +489,22 @@ impl<S: Send + Sync, T: serde::de::DeserializeOwned> FromRequest<S> for Json<T> 
     }
 }
 
+fn late(body_ms: u64) -> Problem {
+    let detail = format!("the body did not come within {body_ms} ms; see [http] body_ms");
+    Problem::new(StatusCode::REQUEST_TIMEOUT, "body-late", detail)
+}
+
+fn crowded() -> Problem {
+    let detail = "the bodies of other requests take all the memory there is for bodies; try again";
+    Problem {
+        retryable: true,
+        ..Problem::new(StatusCode::TOO_MANY_REQUESTS, "busy", detail)
+    }
+}
+
 impl<T: Serialize> IntoResponse for Json<T> {
     fn into_response(self) -> Response {
-        axum::Json(self.0).into_response()
+        as_text(|| axum::Json(self.0).into_response())
     }
 }
 
@@ -533,6 +580,29 @@ mod tests {
                 (&response.headers()[INDEX], &response.headers()[TERM]),
                 (&"9".parse().unwrap(), &"2".parse().unwrap())
             );
+        }
+    }
+
+    #[test]
+    fn a_number_is_text_for_others_only_and_both_are_read() {
+        let large = LogIndex(u64::MAX);
+        assert_eq!(serde_json::to_string(&large).unwrap(), u64::MAX.to_string());
+        let shown = as_text(|| serde_json::to_string(&large).unwrap());
+        assert_eq!(shown, format!("\"{}\"", u64::MAX));
+        assert_eq!(serde_json::to_string(&NodeId(1)).unwrap(), "1");
+        for text in [shown.as_str(), "18446744073709551615"] {
+            assert_eq!(serde_json::from_str::<LogIndex>(text).unwrap(), large);
+        }
+        for wrong in [
+            "-1",
+            "\"-1\"",
+            "\"+1\"",
+            "\"\"",
+            "1.5",
+            "\"x\"",
+            "18446744073709551616",
+        ] {
+            assert!(serde_json::from_str::<LogIndex>(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -146,6 +146,9 @@ fn status(code: &str, unknown: bool) -> StatusCode {
         | "node-failed"
         | "group-faulted" => StatusCode::SERVICE_UNAVAILABLE,
         "catalogue-full" | "out-of-budget" | "out-of-memory" => StatusCode::INSUFFICIENT_STORAGE,
+        "wrong-host" => StatusCode::MISDIRECTED_REQUEST,
+        "cross-origin" => StatusCode::FORBIDDEN,
+        "body-late" => StatusCode::REQUEST_TIMEOUT,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

@@ -114,6 +114,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_a_machine_says_does_nothing_to_who_reads_it() {
+        let rejected = Failure::of_outcome(Outcome::Rejected {
+            code: 1,
+            message: "\u{1b}[2J\u{202e}no\nerror: forged".into(),
+        });
+        assert_eq!(
+            rejected.unwrap_err().to_string(),
+            "\\u{1b}[2J\\u{202e}no\\nerror: forged [rejected 1]"
+        );
+    }
+
+    #[test]
     fn exit_codes_tell_what_a_script_must_know() {
         assert_eq!(exit(false, false) as u8, 1);
         assert_eq!(exit(false, true) as u8, 3);

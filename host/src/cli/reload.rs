@@ -1,14 +1,25 @@
 //! SIGHUP: the configuration is read again; what can change while the node runs is changed, and all is said.
 
 use skep::config::Config;
+use skep::descriptors::fit;
 use skep::host::Host;
 
 use super::serve::Arguments;
 use crate::telemetry::Telemetry;
 
 /// Reads the configuration and takes from it what can be changed. `running` is what is in effect.
-pub fn reload(arguments: &Arguments, running: &mut Config, host: &Host, telemetry: &Telemetry) {
-    let asked = match arguments.load() {
+pub fn reload(
+    arguments: &Arguments,
+    running: &mut Config,
+    descriptors: usize,
+    host: &Host,
+    telemetry: &Telemetry,
+) {
+    let loaded = arguments.load().and_then(|mut config| {
+        fit(&mut config, descriptors)?;
+        Ok(config)
+    });
+    let asked = match loaded {
         Ok(asked) => asked,
         Err(error) => {
             tracing::error!(%error, "the configuration was not read again; nothing is changed");

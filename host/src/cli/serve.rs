@@ -3,16 +3,18 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use skep::api::{client_port, http};
+use skep::api::{client_port, server};
 use skep::clock;
 use skep::compiler;
 use skep::config::{Config, ConfigError};
+use skep::descriptors;
 use skep::host::Host;
 use skep::host_error::{HostError, listen};
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::failure::{Exit, Failure};
+use super::private;
 use super::reload::reload;
 use crate::telemetry::Telemetry;
 
@@ -49,7 +51,9 @@ impl Arguments {
 }
 
 pub async fn run(arguments: Arguments, telemetry: &Telemetry) -> anyhow::Result<()> {
-    let config = arguments.load()?;
+    let descriptors = descriptors::raise().context("cannot see how many files may be open")?;
+    let mut config = arguments.load()?;
+    let lowered = descriptors::fit(&mut config, descriptors).map_err(Failure::from)?;
     telemetry
         .filter(config.log.filter.as_deref())
         .map_err(|error| ConfigError::invalid("log.filter", error))
@@ -59,6 +63,14 @@ pub async fn run(arguments: Arguments, telemetry: &Telemetry) -> anyhow::Result<
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
     let _harmless = harmless_signals()?;
+    for lowered in lowered {
+        tracing::warn!(
+            descriptors,
+            "this process may open too few files for all connections: lowered {lowered}; raise `ulimit -n`"
+        );
+    }
+    private::mask();
+    private::enforce(&config.node.data_dir);
 
     // The ports come first: a taken one must be found before the store is touched.
     let failure = |error: HostError| anyhow::Error::new(Failure::from(error));
@@ -74,7 +86,7 @@ pub async fn run(arguments: Arguments, telemetry: &Telemetry) -> anyhow::Result<
     host.metrics().count_log_lines(telemetry.lines.clone());
     let stop = host.stopping();
     let clients = tokio::spawn(client_port::serve(host.clone(), clients, stop.clone()));
-    let web = tokio::spawn(http::serve(host.clone(), web, stop.clone()));
+    let web = tokio::spawn(server::serve(host.clone(), web, stop.clone()));
     tracing::info!(client = %client_address, http = %http_address, peer = host.config().listen_peer(), "node started");
     let ready = announce(&host);
     let mut fatal = std::pin::pin!(host.failed());
@@ -89,7 +101,7 @@ pub async fn run(arguments: Arguments, telemetry: &Telemetry) -> anyhow::Result<
                     tracing::warn!(%error, "that the node is ready is not said on stdout");
                 }
             }
-            _ = hangup.recv() => reload(&arguments, &mut running, &host, telemetry),
+            _ = hangup.recv() => reload(&arguments, &mut running, descriptors, &host, telemetry),
             _ = interrupt.recv() => break Ok(()),
             _ = terminate.recv() => break Ok(()),
             reason = &mut fatal => break Err(Failure::new("node-failed", reason, Exit::Failed).into()),

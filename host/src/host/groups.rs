@@ -38,6 +38,18 @@ const NEW_GROUP_BYTES: u64 = 1024;
 /// The name of the machine that is built in.
 const BUILT_IN: &str = "kv";
 
+/// What a name may not be although the catalogue takes it: logs of old have such names, and only new ones are refused. Browsers
+/// and proxies fold `.` and `..` away, and a leading `-` is a flag of a command line.
+fn takes_name(name: &str) -> Result<(), HostError> {
+    if matches!(name, "." | "..") || name.starts_with('-') {
+        let name: String = name.chars().take(catalog::NAME_MAX).collect();
+        return Err(HostError::Invalid(format!(
+            "the group name `{name}` cannot be written into a path or a command line; begin it with a letter or digit"
+        )));
+    }
+    Ok(())
+}
+
 impl Host {
     /// Creates a group and waits, within bounds, until it has a leader.
     pub async fn create_group(&self, request: CreateGroup) -> Result<GroupInfo, HostError> {
@@ -50,6 +62,7 @@ impl Host {
                 ));
             }
         };
+        takes_name(&name)?;
         if request.members.is_some() && request.replicas.is_some() {
             return Err(HostError::Invalid(
                 "give either the members or the number of replicas, not both".into(),

@@ -13,10 +13,12 @@ use tokio_util::sync::CancellationToken;
 use super::reconcile::blocking;
 use super::roster::{Owner, Roster};
 use super::{Host, Inner, collection, reconcile, restarts};
+use crate::api::doors::Doors;
 use crate::catalog::command::Command;
 use crate::catalog::{Catalog, NodeRecord};
 use crate::components::ComponentStore;
 use crate::config::Config;
+use crate::descriptors;
 use crate::host_error::HostError;
 use crate::machines::Machines;
 use crate::metrics::Metrics;
@@ -67,6 +69,7 @@ pub(super) async fn start(config: Config, compiler: Arc<dyn Compiler>) -> Result
             return Err(error);
         }
     };
+    let doors = Doors::new(&config);
     let host = Host {
         inner: Arc::new(Inner {
             config,
@@ -84,6 +87,7 @@ pub(super) async fn start(config: Config, compiler: Arc<dyn Compiler>) -> Result
             storing: Default::default(),
             machines,
             peers,
+            doors,
             metrics: Metrics::new(),
             supervisor,
             hosted: Default::default(),
@@ -206,7 +210,10 @@ async fn node(config: &Config, supervisor: &Supervisor) -> Result<Started, HostE
         check: Arc::clone(&roster) as Arc<dyn PeerCheck>,
         requests: Some(Arc::clone(&owner) as Arc<dyn RequestHandler>),
         insecure_plaintext,
-        limits: TcpLimits::default(),
+        limits: TcpLimits {
+            connections: descriptors::of_peers(config.cluster.nodes.len()),
+            ..TcpLimits::default()
+        },
         supervisor: supervisor.clone(),
     };
     let mut settings = crate::Config::new(

@@ -52,7 +52,7 @@ impl Host {
             deployed: deployed.clone(),
         };
         let placed = self.activate(&activate, Reach::Cluster).await?;
-        let index = LogIndex(placed.index);
+        let index = placed.index;
         self.deployed(&record, index, &deployed).await?;
         tracing::info!(group = %record.id, name = %record.name, %component, %index, "group upgraded");
         Ok(Upgraded {
@@ -336,8 +336,8 @@ pub struct Activate {
 
 pub(super) fn place_of(response: Response) -> Placed {
     Placed {
-        index: response.index.0,
-        term: response.term.0,
+        index: response.index,
+        term: response.term,
     }
 }
 

@@ -107,7 +107,7 @@ async fn serve(shared: &Arc<Shared>, stream: TcpStream) -> Result<(), HandshakeE
 
 /// Connections that have not said who they are. Beyond so many the oldest gives way: a node says it within a round trip, and
 /// silent strangers, however many, keep none out.
-const INTRODUCTIONS: usize = 256;
+const INTRODUCTIONS: usize = crate::descriptors::UNKNOWN_PEERS;
 
 /// Connections that have not said yet who they are.
 #[derive(Default)]

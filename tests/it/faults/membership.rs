@@ -91,10 +91,11 @@ async fn changed(
     body: &str,
     members: &[u64],
 ) {
+    let texts: Vec<_> = members.iter().map(u64::to_string).collect();
     eventually(&format!("{method} {path}"), async || {
         let answer = scenario.cluster.http(at, method, path, body).await;
         match answer.status {
-            200 if answer.json()["members"] == json!(members) => Ok(()),
+            200 if answer.json()["members"] == json!(texts) => Ok(()),
             // Not now, or nobody knows: asked again, the answer says how it is.
             200 | 409 | 503 | 504 => Err(answer.text()),
             _ => panic!("{}", answer.text()),

@@ -80,7 +80,7 @@ async fn meets_its_end(cluster: &Cluster, client: &Client, attack: &Attack) {
         .http(1, "POST", "/v1/groups", request.to_string())
         .await;
     assert_eq!(created.status, 201, "{guest}: {}", created.text());
-    let group = GroupId(created.json()["id"].as_u64().expect("an id"));
+    let group = GroupId(created.number("id"));
     match attack.end {
         End::Refused(..) => unreachable!("these never become a component"),
         End::Unstartable(words) | End::Stillborn(words) => {
@@ -323,7 +323,7 @@ impl Group<'_> {
         let path = format!("/v1/groups/{}/snapshot", self.guest);
         let taken = self.cluster.http(1, "POST", &path, "").await;
         assert_eq!(taken.status, 200, "{}: {}", self.guest, taken.text());
-        let index = taken.json()["index"].as_u64().expect("an index");
+        let index = taken.number("index");
         let (cluster, group) = (self.cluster, self.group);
         for id in &self.members {
             eventually(

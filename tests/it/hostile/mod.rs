@@ -41,7 +41,7 @@ async fn traps_in_each_export_stay_in_their_group() {
         .http(1, "POST", "/v1/groups", request.to_string())
         .await;
     assert_eq!(created.status, 201, "{}", created.text());
-    let group = GroupId(created.json()["id"].as_u64().expect("an id"));
+    let group = GroupId(created.number("id"));
 
     // apply and query
     let mut counted = 0;
@@ -232,7 +232,7 @@ async fn faults_do_not_flood_the_logs() {
         .http(1, "POST", "/v1/groups", request.to_string())
         .await;
     assert_eq!(created.status, 201, "{}", created.text());
-    let group = GroupId(created.json()["id"].as_u64().expect("an id"));
+    let group = GroupId(created.number("id"));
     let client = cluster.client().await;
     let watch = Stopwatch::start();
     let poison = async || {
@@ -323,7 +323,7 @@ async fn same_snapshots(cluster: &Cluster, group: GroupId) {
         .http(1, "POST", &format!("/v1/groups/{group}/snapshot"), "")
         .await;
     assert_eq!(taken.status, 200, "{}", taken.text());
-    let index = taken.json()["index"].as_u64().expect("an index");
+    let index = taken.number("index");
     let mut compared = None;
     eventually(
         &format!("every node has the same snapshot, at {index} or later"),
@@ -384,7 +384,7 @@ async fn create(cluster: &Cluster, name: &str, component: &[u8]) -> GroupId {
         .http(1, "POST", "/v1/groups", request.to_string())
         .await;
     assert_eq!(answer.status, 201, "{}", answer.text());
-    let group = GroupId(answer.json()["id"].as_u64().expect("an id"));
+    let group = GroupId(answer.number("id"));
     // All three replicas, so that each attack meets all of them.
     eventually(&format!("group {name} is up on every node"), async || {
         for id in cluster.ids() {

@@ -402,7 +402,7 @@ async fn create(cluster: &Cluster, family: &Family, one_in: u64) -> GroupId {
         .http(1, "POST", "/v1/groups", request.to_string())
         .await;
     assert_eq!(created.status, 201, "{}", created.text());
-    let group = GroupId(created.json()["id"].as_u64().expect("an id"));
+    let group = GroupId(created.number("id"));
     for id in cluster.ids() {
         eventually(&format!("{} is up on node {id}", family.name), async || {
             cluster.try_status(id, group).await.map(drop)

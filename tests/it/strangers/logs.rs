@@ -124,7 +124,10 @@ async fn a_node_works_although(lines: Lines) {
     })
     .await;
     cluster.kill(follower);
-    propose(&client, group, "put a 2").await;
+    // It may have led: sent again until it is known.
+    let session = client.session(group).await.expect("a session");
+    let put = session.propose("put a 2".into()).await;
+    put.unwrap_or_else(|error| panic!("{lines:?}: {error}"));
     cluster.restart(follower).await;
     cluster.caught_up(group, &[1, 2, 3]).await;
     eventually("node 2 leads", async || {
@@ -291,8 +294,8 @@ async fn a_stranger_writes_no_log_lines() {
         .lines()
         .find(|line| line.contains("was not accepted"))
         .expect("it was there");
-    assert!(line.contains("the node has failed"), "{line}");
-    assert!(line.contains("\\n2026-01-01"), "{line}");
+    // Nothing of it is said again; what else strangers may say is one line, see `log_lines.rs`.
+    assert!(!line.contains("the node has failed"), "{line}");
     assert!(
         !log.lines()
             .any(|line| line.starts_with("2026-01-01T00:00:00Z"))

@@ -162,7 +162,7 @@ async fn what_machines_reserve_has_a_budget() {
             break created;
         }
         assert_eq!(created.json()["problem"], Value::Null, "{}", created.text());
-        groups.push(GroupId(created.json()["id"].as_u64().expect("an id")));
+        groups.push(GroupId(created.number("id")));
         assert!(groups.len() < 20, "nothing bounds them");
     };
     let out_of_budget = |asked: &Answer| {
@@ -226,7 +226,7 @@ async fn a_command_that_finds_no_room_says_so_and_others_go_on() {
     let profile = json!({"memory-bytes": LIMIT});
     let created = create(&cluster, &json!({"name": "kv", "profile": profile})).await;
     assert_eq!(created.status, 201, "{}", created.text());
-    let group = GroupId(created.json()["id"].as_u64().expect("an id"));
+    let group = GroupId(created.number("id"));
     let value = "v".repeat(32 << 10);
     let write = async |id: u64, key: String| {
         let command = format!("put {key} {value}");

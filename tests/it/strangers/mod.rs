@@ -3,6 +3,7 @@
 mod activation;
 mod compile;
 mod disk;
+mod doors;
 mod healing;
 mod logs;
 mod machines;

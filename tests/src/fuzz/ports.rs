@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use prost::Message;
-use skep::api::{client_port, http};
+use skep::api::{client_port, server};
 use skep::config::Config;
 use skep::host::Host;
 use skep_wire::codec::{Decoder, Encoder};
@@ -276,7 +276,7 @@ async fn start(home: &Path) -> (Host, SocketAddr, SocketAddr, SocketAddr) {
     let host = Host::start(config).await.expect("it starts");
     let stop = host.stopping();
     tokio::spawn(client_port::serve(host.clone(), clients, stop.clone()));
-    tokio::spawn(http::serve(host.clone(), web, stop));
+    tokio::spawn(server::serve(host.clone(), web, stop));
     until("the node is ready", || host.waiting_for().is_empty()).await;
     create(&host).await;
     (host, http, client, peer)

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use skep_core::status::{Part, Status};
+use skep_core::status::{Health, Part, Status};
 
 use super::Place;
 use super::ledger::Image;
@@ -36,7 +36,7 @@ impl Order {
         let (snapshot, applied) = (status.snapshot.0, status.applied.0);
         let (commit, last) = (status.commit.0, status.last.0);
         // An entry can be applied before its commit index is recorded, never before it is known.
-        let in_order = purged <= snapshot
+        let in_order = (purged <= snapshot || has_lost(status))
             && (snapshot <= applied || restoring)
             && applied <= commit
             && snapshot <= commit
@@ -68,6 +68,15 @@ impl Order {
         }
         Ok(())
     }
+}
+
+/// Whether the file of the replica's snapshot turned out to be damaged, so that it offers none.
+fn has_lost(status: &Status) -> bool {
+    let says_so = matches!(
+        status.health,
+        Health::Damaged { .. } | Health::Degraded { .. }
+    );
+    status.snapshot.0 == 0 && says_so
 }
 
 /// The log in memory ends where the one that was written does.

