@@ -162,6 +162,7 @@ pub const BUDGETS: &[Budget] = &[
     row("forwards-in-message", "forwards in one message", Count(1024), ("host/core/src/forwards.rs", "FORWARDS_IN_MESSAGE"), Otherwise("the next message takes the rest")),
     row("read-rounds", "read-index rounds in flight of a group", Count(4), ("host/core/src/reads.rs", "ROUNDS_MAX"), Otherwise("queries wait and share a round")),
     row("request-time", "a request that names no deadline of its own", Milliseconds(10_000), ("host/src/config.rs", "request_timeout_ms"), refused("outcome-unknown", "look whether it was done, or send it in a session")).key("limits.request_timeout_ms"),
+    row("activation-time", "the wait of a group for the decision on an upgrade", Milliseconds(60_000), ("host/src/config.rs", "activation_timeout_ms"), Otherwise("it goes on with what it ran")).key("limits.activation_timeout_ms"),
     // Groups.
     row("members", "members of a group", Count(63), ("host/core/src/config.rs", "MEMBERS_MAX"), refused("catalogue-full", "remove a member first")),
     row("promotion-lag", "entries behind the leader at which a learner is promoted", Count(64), ("host/core/src/changes.rs", "PROMOTION_LAG"), Otherwise("it stays a learner")),

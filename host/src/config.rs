@@ -219,6 +219,8 @@ pub struct LimitsSection {
     pub compile_timeout_ms: u64,
     /// Bytes of memory that it may take.
     pub compile_memory_bytes: u64,
+    /// Milliseconds after which a group gives up an upgrade for which no majority of its members is ready.
+    pub activation_timeout_ms: u64,
     /// Milliseconds after which a request that names no deadline of its own is given up.
     pub request_timeout_ms: u64,
     /// Most linear memories of a component that is uploaded, all its instances together.
@@ -304,6 +306,7 @@ impl Default for LimitsSection {
             log_retained_bytes: 1 << 30,
             compile_timeout_ms: 120_000,
             compile_memory_bytes: 1 << 30,
+            activation_timeout_ms: 60_000,
             request_timeout_ms: 10_000,
             component_memories: 16,
             machines_memory_bytes: 0,
@@ -651,6 +654,11 @@ impl Config {
         require(
             (100..=3_600_000).contains(&limits.compile_timeout_ms),
             "limits.compile_timeout_ms",
+            || "use 100 to 3600000 milliseconds".into(),
+        )?;
+        require(
+            (100..=3_600_000).contains(&limits.activation_timeout_ms),
+            "limits.activation_timeout_ms",
             || "use 100 to 3600000 milliseconds".into(),
         )?;
         require(

@@ -126,6 +126,9 @@ pub enum HostError {
         "the group was not upgraded and goes on with what it ran: {0}; see the nodes' logs for the machine's own words"
     )]
     NotUpgraded(String),
+    /// An upgrade was decided before it was to be given up.
+    #[error("the upgrade is not given up: {0}")]
+    NotAborted(String),
     /// The group has no snapshot that a machine could be tried on.
     #[error(
         "group {0} could not take a snapshot to try the machine on; see `skep group status {0}` and the node's log"
@@ -195,6 +198,7 @@ impl HostError {
             Self::Elsewhere { .. } => "group-elsewhere",
             Self::UnknownComponent(_) => "no-such-component",
             Self::NotUpgraded(_) => "not-upgraded",
+            Self::NotAborted(_) => "not-aborted",
             Self::NotRehearsed(_) => "not-rehearsed",
             Self::CompileLate { .. } => "compile-late",
             Self::Component(error) => component_code(error),

@@ -280,8 +280,8 @@ impl MultiNode {
         self.submit(group, Proposal::Barrier).await
     }
 
-    /// Exchanges what the group runs, at one entry on every replica; a rejection in the response says why it was refused, and
-    /// then everybody goes on as before. Needs [`GroupConfig::exchange`] on every member.
+    /// Exchanges what the group runs, at one entry on every replica, once a majority of the voters has prepared it; a rejection
+    /// in the response says why it was given up, and then everybody goes on as before. Needs [`GroupConfig::exchange`] on every member.
     ///
     /// # Errors
     /// As [`MultiNode::propose`].
@@ -291,6 +291,16 @@ impl MultiNode {
         deployment: Deployment,
     ) -> Result<Response, Error> {
         self.submit(group, Proposal::Activate(deployment)).await
+    }
+
+    /// Gives up the activation that a group waits for; its replicas go on with what they ran. A rejection in the response says
+    /// that it was confirmed before.
+    ///
+    /// # Errors
+    /// As [`MultiNode::propose`]; [`ProposalError::NotNeeded`](skep_core::proposal::ProposalError::NotNeeded) if the group
+    /// waits for none.
+    pub async fn abort_activation(&self, group: GroupId) -> Result<Response, Error> {
+        self.submit(group, Proposal::AbortActivation).await
     }
 
     /// Lets a group take commands again that was paused because its machine failed on many in a row.

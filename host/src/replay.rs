@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
+use skep_core::activation::{Decision, Readiness};
 use skep_core::attestation::Deed;
 use skep_core::config::{ConfigError, GroupConfig};
 use skep_core::deployment::Deployment;
@@ -235,7 +236,7 @@ pub enum What {
     },
     /// Another node leads.
     Leader(LeaderChanged),
-    /// The group was to go on with this component.
+    /// The group was to go on with this component, and a later entry has decided.
     Activated {
         /// Which.
         component: ComponentId,
@@ -331,6 +332,7 @@ impl Past<'_> {
             group,
             machine,
             exchange,
+            prepared: None,
             visit,
         }
         .run()
@@ -420,6 +422,8 @@ struct Telling<'a> {
     machine: Box<dyn StateMachine>,
     /// What the group was created with, and what makes others.
     exchange: Option<(Deployment, &'a dyn MachineFactory)>,
+    /// What a decision is waited for on.
+    prepared: Option<Deployment>,
     visit: &'a mut dyn FnMut(Happened),
 }
 
@@ -462,10 +466,7 @@ impl Telling<'_> {
             } => {
                 let mut sum = Applied::default();
                 for call in calls {
-                    let applied = match call {
-                        Call::Activate(deployment) => self.activate(&context, &deployment)?,
-                        call => self.call(&context, call)?,
-                    };
+                    let applied = self.call(&context, call)?;
                     sum.outcomes.extend(applied.outcomes);
                     sum.fuel = sum.fuel.saturating_add(applied.fuel);
                 }
@@ -477,6 +478,24 @@ impl Telling<'_> {
                 })
             }
             Work::Barrier { context, .. } => Some(self.barrier(&context)?),
+            Work::Prepare {
+                context,
+                deployment,
+            } => {
+                self.prepared = Some(deployment);
+                Some(Input::Prepared {
+                    index: context.index,
+                    readiness: Readiness::Prepared,
+                })
+            }
+            Work::Decide { context, decision } => {
+                if let Some(deployment) = self.prepared.take() {
+                    self.activate(&context, &deployment, decision)?;
+                }
+                Some(Input::Exchanged {
+                    index: context.index,
+                })
+            }
             Work::Restore {
                 context,
                 deployment,
@@ -514,7 +533,6 @@ impl Telling<'_> {
             Call::Commands(commands) => machine.apply(context, commands),
             Call::ConfChange(change) => machine.apply_conf_change(context, change),
             Call::StatusChange(event) => machine.process_status_change(context, event),
-            Call::Activate(_) => Ok(Applied::default()),
         };
         let hook = matches!(call, Call::ConfChange(_) | Call::StatusChange(_));
         let applied = match applied {
@@ -543,64 +561,39 @@ impl Telling<'_> {
                 (What::Change { change, outcome }, vec![first])
             }
             Call::StatusChange(event) => (What::Leader(event), Vec::new()),
-            Call::Activate(_) => return Ok(Applied { outcomes, fuel }),
         };
         self.tell(context, fuel, what);
         Ok(Applied { outcomes, fuel })
     }
 
-    /// As `worker/activation.rs` does it: save with the one, restore with the other, which may refuse.
+    /// As `worker/activation.rs` does it: both machines go on from what the one has saved. Here the decision is known.
     fn activate(
         &mut self,
         context: &EntryContext,
         deployment: &Deployment,
-    ) -> Result<Applied, ReplayError> {
-        let outcome = match &self.exchange {
-            None => Err("the machine of this group cannot be exchanged".to_owned()),
-            Some((_, factory)) => {
-                let schema = self.machine.describe().schema;
-                let mut saved = Vec::new();
-                match self.machine.save(context, &mut saved) {
-                    Err(MachineError::Guest { fault, .. }) => {
-                        Err(format!("the running machine failed in save: {fault}"))
+        decision: Decision,
+    ) -> Result<(), ReplayError> {
+        if let Some((_, factory)) = &self.exchange {
+            let schema = self.machine.describe().schema;
+            let mut saved = Vec::new();
+            match self.machine.save(context, &mut saved) {
+                Ok(()) => {
+                    if decision == Decision::Confirmed {
+                        self.machine = factory.make(deployment).map_err(at(context))?;
                     }
-                    Err(local) => return Err(at(context)(local)),
-                    Ok(()) => {
-                        let saved = Bytes::from(saved);
-                        let taken = factory.make(deployment).and_then(|mut made| {
-                            made.restore(context, schema, saved.clone())?;
-                            Ok(made)
-                        });
-                        match taken {
-                            Ok(made) => {
-                                self.machine = made;
-                                Ok(())
-                            }
-                            Err(MachineError::Guest { call, fault, .. }) => {
-                                let kept = self.machine.restore(context, schema, saved);
-                                kept.map_err(at(context))?;
-                                Err(format!("the new machine failed in {call}: {fault}"))
-                            }
-                            Err(local) => return Err(at(context)(local)),
-                        }
-                    }
+                    let restored = self.machine.restore(context, schema, saved.into());
+                    restored.map_err(at(context))?;
                 }
+                Err(MachineError::Guest { .. }) if decision != Decision::Confirmed => {}
+                Err(error) => return Err(at(context)(error)),
             }
-        };
-        let outcome = match outcome {
-            Ok(()) => Outcome::Reply(Bytes::new()),
-            Err(message) => Outcome::Refused { code: 422, message },
-        };
-        let component = deployment.component;
+        }
         let told = What::Activated {
-            component,
-            outcome: outcome.clone(),
+            component: deployment.component,
+            outcome: decision.outcome(),
         };
         self.tell(context, 0, told);
-        Ok(Applied {
-            outcomes: vec![outcome],
-            fuel: 0,
-        })
+        Ok(())
     }
 
     fn barrier(&mut self, context: &EntryContext) -> Result<Input, ReplayError> {

@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use skep_core::activation::Overdue;
 use skep_core::effect::Effect;
 use skep_core::group::Group;
 use skep_core::healing::Parked;
@@ -78,6 +79,7 @@ pub(crate) struct Replica {
 struct Shown {
     health: Health,
     is_paused: bool,
+    upgrade: Option<Overdue>,
     waits: Option<Arc<str>>,
 }
 
@@ -86,6 +88,7 @@ impl Default for Shown {
         Self {
             health: Health::Healthy,
             is_paused: false,
+            upgrade: None,
             waits: None,
         }
     }
@@ -212,13 +215,18 @@ impl Replica {
         let State::Running(group) = &self.state else {
             return;
         };
-        let (health, is_paused, waits) = (group.health(), group.is_paused(), self.worker.waits());
+        let (health, is_paused, upgrade) = (group.health(), group.is_paused(), group.overdue());
+        let waits = self.worker.waits();
         let shown = &self.shown;
-        if &shown.health == health && shown.is_paused == is_paused && shown.waits == waits {
+        if &shown.health == health
+            && shown.is_paused == is_paused
+            && shown.upgrade == upgrade
+            && shown.waits == waits
+        {
             return;
         }
         let is_broken = self.worker.is_broken();
-        let trouble = Trouble::of(health, is_paused, is_broken, waits.as_deref());
+        let trouble = Trouble::of(health, is_paused, upgrade, is_broken, waits.as_deref());
         let (group, name) = (self.key.group, &self.route.name);
         match &trouble {
             Some(trouble) => tracing::warn!(group, name, "the replica is {trouble}"),
@@ -227,6 +235,7 @@ impl Replica {
         self.shown = Shown {
             health: health.clone(),
             is_paused,
+            upgrade,
             waits,
         };
         self.route.set_trouble(trouble);

@@ -484,7 +484,10 @@ impl Out<'_> {
                         .iter()
                         .any(|call| matches!(call, Call::ConfChange(_) | Call::Init(_))),
                     Work::Restore { .. } => true,
-                    Work::Barrier { .. } | Work::Query { .. } => false,
+                    Work::Barrier { .. }
+                    | Work::Prepare { .. }
+                    | Work::Decide { .. }
+                    | Work::Query { .. } => false,
                 };
                 replica.worker.push(Job::Work(work));
                 if changes_members {

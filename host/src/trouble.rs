@@ -4,6 +4,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use skep_core::activation::Overdue;
 use skep_core::id::GroupId;
 use skep_core::status::Health;
 
@@ -25,6 +26,8 @@ pub enum Kind {
     Damaged,
     /// The group cannot be brought up on this node yet.
     Starting,
+    /// The group has waited for a while to go on with another component, and applies nothing meanwhile.
+    Upgrading,
     /// Commands are refused because the machine failed on many in a row.
     Paused,
     /// It serves, but something is not as it should be.
@@ -33,7 +36,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Halted,
         Self::Lost,
         Self::Faulted,
@@ -41,6 +44,7 @@ impl Kind {
         Self::Quarantined,
         Self::Damaged,
         Self::Starting,
+        Self::Upgrading,
         Self::Paused,
         Self::Degraded,
     ];
@@ -55,6 +59,7 @@ impl Kind {
             Self::Quarantined => "quarantined",
             Self::Damaged => "damaged",
             Self::Starting => "starting",
+            Self::Upgrading => "upgrading",
             Self::Paused => "paused",
             Self::Degraded => "degraded",
         }
@@ -81,6 +86,9 @@ impl Kind {
             Self::Quarantined => "it takes the state of the majority by itself",
             Self::Damaged => "it takes the leader's by itself",
             Self::Starting => "it is tried again by itself",
+            Self::Upgrading => {
+                "it goes on when a majority of its members is ready, at a deadline, or with `skep group abort-upgrade`"
+            }
             Self::Paused => "see `skep group resume` and `skep group upgrade`",
             Self::Degraded => "it goes on meanwhile",
         }
@@ -118,9 +126,19 @@ impl Trouble {
     pub(crate) fn of(
         health: &Health,
         is_paused: bool,
+        upgrade: Option<Overdue>,
         is_broken: bool,
         waits: Option<&str>,
     ) -> Option<Self> {
+        if let (Health::Healthy | Health::Degraded { .. }, Some(upgrade)) = (health, upgrade) {
+            let index = upgrade.index;
+            let text = if upgrade.is_decided {
+                format!("this node cannot do yet what was decided on the activation at {index}")
+            } else {
+                format!("the activation at {index} is not decided")
+            };
+            return Some(Self::new(Kind::Upgrading, text));
+        }
         let (kind, text) = match health {
             Health::Faulted { reason } if is_broken => (Kind::Halted, reason.clone()),
             Health::Faulted { reason } => (Kind::Faulted, reason.clone()),

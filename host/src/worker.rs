@@ -14,6 +14,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use skep_core::activation::Decision;
 use skep_core::allowance::Rates;
 use skep_core::attestation::Deed;
 use skep_core::effect::{Call, Work};
@@ -60,7 +61,10 @@ pub(crate) enum Job {
 impl Job {
     /// Whether queries behind it may have to see what it does. A barrier only changes where the state is kept.
     fn changes_state(&self) -> bool {
-        matches!(self, Self::Work(Work::Apply { .. } | Work::Restore { .. }))
+        matches!(
+            self,
+            Self::Work(Work::Apply { .. } | Work::Restore { .. } | Work::Decide { .. })
+        )
     }
 }
 
@@ -482,6 +486,7 @@ impl Actor {
                         }
                     })?;
                 machine.applied = snapshot.index;
+                machine.successor = None;
                 self.recent().begin(Base {
                     context,
                     schema,
@@ -489,6 +494,25 @@ impl Actor {
                 });
                 self.push(Input::Restored {
                     index: snapshot.index,
+                });
+            }
+            Work::Prepare {
+                context,
+                deployment,
+            } => {
+                let readiness = self.prepare(machine, &context, deployment);
+                self.push(Input::Prepared {
+                    index: context.index,
+                    readiness,
+                });
+            }
+            Work::Decide { context, decision } => {
+                let confirmed = decision == Decision::Confirmed;
+                let done = self.exchange(machine, &context, confirmed)?;
+                let index = context.index;
+                self.push(match done {
+                    Ok(()) => Input::Exchanged { index },
+                    Err(readiness) => Input::Prepared { index, readiness },
                 });
             }
             Work::Query { .. } => {
@@ -507,10 +531,7 @@ impl Actor {
     ) -> Result<Applied, Failed> {
         let mut sum = Applied::default();
         for call in calls {
-            let applied = match call {
-                Call::Activate(deployment) => self.activate(machine, context, deployment)?,
-                call => machine.call(context, call)?,
-            };
+            let applied = machine.call(context, call)?;
             sum.outcomes.extend(applied.outcomes);
             sum.fuel = sum.fuel.saturating_add(applied.fuel);
         }

@@ -6,7 +6,7 @@ use raft::GetEntriesContext;
 use raft::eraftpb::{Entry, EntryType};
 
 use crate::config::MEMBERS_MAX;
-use crate::entry::verdict;
+use crate::entry::may_stop;
 use crate::group::{Group, Raft, raft_change};
 use crate::id::{NodeId, ReplicaId};
 use crate::outcome::ChangeKind;
@@ -146,17 +146,22 @@ impl Group {
         let log = &node.raft.raft_log;
         let (from, to) = (self.processed.0 + 1, log.last_index() + 1);
         let entries = log.slice(from, to, None, GetEntriesContext::empty(false));
-        entries.is_ok_and(|entries| entries.iter().any(such))
+        match entries {
+            Ok(entries) => entries.iter().any(such),
+            // What cannot be looked at may be such a one.
+            Err(_) => true,
+        }
     }
 
     /// Whether a change has to wait although none is in flight. Raft puts it aside while a new leader has not applied the whole
-    /// of its log. And behind a verdict, at which the group may stop, none may stand: who has a committed change before it
-    /// that it does not apply may not campaign, and without a leader nobody could decide the dispute.
+    /// of its log. And behind an entry at which the group may stop, a verdict or an activation, none may stand: who has a
+    /// committed change before it that it does not apply may not campaign, and without a leader nobody could decide.
     fn changes_must_wait(&self) -> bool {
         let raft = self.raft.as_ref();
         raft.is_some_and(|raft| raft.0.raft.has_pending_conf())
             || !self.serves()
-            || self.in_flight(|entry| verdict(entry).is_some())
+            || self.awaits_decision()
+            || self.in_flight(may_stop)
     }
 
     fn propose_record(

@@ -4,7 +4,6 @@ use bytes::Bytes;
 use raft::eraftpb::{Entry, EntryType};
 
 use crate::attestation::Deed;
-use crate::deployment::Deployment;
 use crate::effect::{Call, Effect, Work};
 use crate::entry::{self, Order, Stamp};
 use crate::group::{Group, Raft, SinceBarrier, raft_change};
@@ -50,7 +49,6 @@ enum What {
     Restore,
     Activate {
         asker: Option<Asker>,
-        deployment: Deployment,
     },
 }
 
@@ -137,7 +135,7 @@ impl Applying {
                 .iter_mut()
                 .filter_map(|plan| plan.asker.take())
                 .collect(),
-            What::Change { asker, .. } | What::Activate { asker, .. } => {
+            What::Change { asker, .. } | What::Activate { asker } => {
                 asker.take().into_iter().collect()
             }
             What::Barrier { askers, .. } => std::mem::take(askers),
@@ -151,6 +149,7 @@ impl Group {
     pub(crate) fn process_committed(&mut self) -> bool {
         let mut moved = self.take_cure();
         self.look_for_verdict();
+        self.look_for_decision();
         while self.serves() {
             let Some(entry) = self.committed.front() else {
                 break;
@@ -166,9 +165,8 @@ impl Group {
                 }
             };
             let is_barrier = matches!(order, Some((_, Order::Barrier)));
-            // What follows depends on whether the activation was taken.
-            let activates = |applying: &Applying| matches!(applying.what, What::Activate { .. });
-            if self.applying.back().is_some_and(activates) {
+            // What follows depends on what is decided.
+            if self.awaits_decision() {
                 break;
             }
             // The host's section of the snapshot must hold every answer up to the barrier, and no later one.
@@ -298,11 +296,15 @@ impl Group {
                 self.acknowledge(askers, applying.index, applying.term);
             }
             Order::Activate(deployment) => {
+                applying.works = true;
                 applying.what = What::Activate {
                     asker: askers.into_iter().next(),
-                    deployment: deployment.clone(),
                 };
-                self.work(applying, context, entry, vec![Call::Activate(deployment)]);
+                self.begin_activation(context, deployment, entry);
+            }
+            Order::Decide(of, decision) => {
+                let at = (applying.index, applying.term);
+                self.process_decision(of, decision, askers, at);
             }
             Order::Change(kind, record) => {
                 self.process_change(context, kind, record, entry, askers, applying);
@@ -500,7 +502,10 @@ impl Group {
         let expected = self.applying.front().is_some_and(|front| {
             front.index == index
                 && front.works
-                && !matches!(front.what, What::Barrier { .. } | What::Restore)
+                && matches!(
+                    front.what,
+                    What::Commands { .. } | What::Change { .. } | What::Control
+                )
         });
         let Some(front) = self.applying.pop_front().filter(|_| expected) else {
             self.halt(format!(
@@ -585,6 +590,21 @@ impl Group {
         }
     }
 
+    /// The machine has done what was decided on an activation.
+    pub(crate) fn complete_activation(&mut self, index: LogIndex, outcome: Outcome) {
+        let expected = self.applying.front().is_some_and(|front| {
+            front.index == index && matches!(front.what, What::Activate { .. })
+        });
+        let Some(front) = self.applying.pop_front().filter(|_| expected) else {
+            self.halt(format!(
+                "the machine answered for activation {index} out of order"
+            ));
+            return;
+        };
+        self.complete(front, vec![outcome]);
+        self.complete_idle();
+    }
+
     pub(crate) fn machine_failed(&mut self, reason: String) {
         self.health = Health::Faulted { reason };
         self.abandon_applying(&ProposalError::Unknown);
@@ -592,7 +612,7 @@ impl Group {
     }
 
     /// Finishes entries at the front that the machine has nothing to do for.
-    fn complete_idle(&mut self) {
+    pub(crate) fn complete_idle(&mut self) {
         while self.applying.front().is_some_and(|front| !front.works) {
             let Some(front) = self.applying.pop_front() else {
                 break;
@@ -655,18 +675,11 @@ impl Group {
             What::Change { asker, applied } => {
                 self.complete_change(index, term, asker, applied, outcomes)
             }
-            What::Activate { asker, deployment } => {
+            What::Activate { asker } => {
                 let outcome = outcomes
                     .into_iter()
                     .next()
                     .unwrap_or_else(|| Outcome::Reply(Bytes::new()));
-                if matches!(outcome, Outcome::Reply(_)) {
-                    self.state.deployment = Some(deployment);
-                    self.state.paused = false;
-                    self.forget_fullness();
-                    // So that no replica needs the former code for long.
-                    self.since_barrier.wanted = true;
-                }
                 let response = Response {
                     request: RequestId::ANONYMOUS,
                     index,
@@ -753,6 +766,10 @@ impl Group {
         for applying in &mut self.applying {
             let plans = match &mut applying.what {
                 What::Commands { plans, .. } => plans,
+                What::Activate { asker } => {
+                    late.extend(asker.take_if(|asker| asker.deadline <= ticks));
+                    continue;
+                }
                 _ => continue,
             };
             let before = late.len();

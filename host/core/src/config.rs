@@ -169,6 +169,8 @@ pub struct Limits {
     pub queued_queries: usize,
     /// Ticks until an open proposal or query is answered `Unknown` or `NoLeader`.
     pub request_ticks: u32,
+    /// Ticks after which a leader gives up an activation for which no majority is ready.
+    pub activation_ticks: u32,
     /// Bytes of log since the last snapshot that make the leader propose a barrier, at the least. Above it the bound is
     /// four times the snapshot.
     pub barrier_log_bytes_min: u64,
@@ -202,6 +204,7 @@ impl Default for Limits {
             uncommitted_bytes: 64 << 20,
             queued_queries: 65_536,
             request_ticks: 50,
+            activation_ticks: 600,
             barrier_log_bytes_min: 4 << 20,
             barrier_log_bytes_max: 64 << 20,
             log_memory_bytes: 32 << 20,

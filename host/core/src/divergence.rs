@@ -384,7 +384,7 @@ impl Group {
     }
 
     /// What this replica has is wrong: nobody gets it any more, and it takes the state of the majority.
-    fn quarantine(&mut self, index: LogIndex) {
+    pub(crate) fn quarantine(&mut self, index: LogIndex) {
         self.health = Health::Quarantined { index };
         self.unwritten = None;
         self.abandon_applying(&ProposalError::Unknown);

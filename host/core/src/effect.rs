@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use raft::eraftpb;
 
+use crate::activation::Decision;
 use crate::deployment::Deployment;
 use crate::id::{LogIndex, NodeId, ReplicaId, Term};
 use crate::input::Waiter;
@@ -132,6 +133,22 @@ pub enum Work {
         /// What the group runs there, if it is not what it was created with.
         deployment: Option<Deployment>,
     },
+    /// Save the state, make another machine, and restore it from the bytes; keep it, the bytes and the machine that runs. Then
+    /// `Input::Prepared`. Asked again where it was not to be had.
+    Prepare {
+        /// The entry that activates it.
+        context: EntryContext,
+        /// What the other machine runs.
+        deployment: Deployment,
+    },
+    /// Go on with the other machine, or let it go and rebuild the one that ran from the bytes. Then `Input::Exchanged`; or
+    /// `Input::Prepared` where that cannot be done yet, or never.
+    Decide {
+        /// The entry that activates it.
+        context: EntryContext,
+        /// Which machine runs from here on.
+        decision: Decision,
+    },
     /// Ask the machine; the answer goes to the waiter directly.
     Query {
         /// Who waits.
@@ -156,7 +173,4 @@ pub enum Call {
     ConfChange(ConfChange),
     /// `process-status-change`.
     StatusChange(LeaderChanged),
-    /// Save, and restore into another machine; if that refuses, into the one that ran. Yields one outcome: an empty reply,
-    /// or why it was refused, in the same words on every replica.
-    Activate(Deployment),
 }

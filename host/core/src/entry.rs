@@ -5,7 +5,9 @@ use bytes::Bytes;
 use prost::{DecodeError, Message};
 use raft::eraftpb::{Entry, EntryType};
 
+use crate::activation::{AbortReason, Decision};
 use crate::deployment::Deployment;
+use crate::id::LogIndex;
 use crate::outcome::ChangeKind;
 use crate::payload::{ChangeRecord, Elected, Item, Kind, Payload, Verdict};
 
@@ -29,6 +31,8 @@ pub(crate) enum Order {
     Verdict(Verdict),
     Pause(bool),
     Activate(Deployment),
+    /// On the activation of this index.
+    Decide(LogIndex, Decision),
 }
 
 /// Why an entry, or the host's section of a snapshot, is not read.
@@ -103,6 +107,22 @@ pub(crate) fn verdict(entry: &Entry) -> Option<Verdict> {
     }
 }
 
+/// The decision in an entry, and the activation that it is on.
+pub(crate) fn decision(entry: &Entry) -> Option<(LogIndex, Decision)> {
+    match read(entry) {
+        Ok(Some((_, Order::Decide(index, decision)))) => Some((index, decision)),
+        _ => None,
+    }
+}
+
+/// Whether replicas may stop at an entry until a later one decides.
+pub(crate) fn may_stop(entry: &Entry) -> bool {
+    matches!(
+        read(entry),
+        Ok(Some((_, Order::Verdict(_) | Order::Activate(_))))
+    )
+}
+
 fn stamp(now: u64, entropy: &[u8]) -> Result<Stamp, Unreadable> {
     let entropy = entropy.try_into().map_err(|_| {
         Unreadable::Unknown(format!("entropy of {} bytes instead of 16", entropy.len()))
@@ -138,6 +158,13 @@ fn order(kind: Option<Kind>) -> Result<Order, Unreadable> {
                 "a component's name that has not 32 bytes, or limits of too many bytes".to_owned(),
             )
         })?),
+        Some(Kind::Confirm(confirm)) => Order::Decide(LogIndex(confirm.index), Decision::Confirmed),
+        Some(Kind::Abort(abort)) => {
+            let reason = AbortReason::from_code(abort.code).ok_or_else(|| {
+                Unreadable::Unknown(format!("a reason of number {} to give up", abort.code))
+            })?;
+            Order::Decide(LogIndex(abort.index), Decision::Aborted(reason))
+        }
         None => return Err(Unreadable::Unknown("an entry of a kind".to_owned())),
     })
 }

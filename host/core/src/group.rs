@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use raft::eraftpb::{self, ConfChange as RaftChange, ConfChangeType, EntryType, HardState};
 use raft::{RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 
+use crate::activation::{Activation, Decision};
 use crate::addresses::Addresses;
 use crate::allowance::{Allowance, Rates};
 use crate::catch_up::CatchUp;
@@ -82,6 +83,10 @@ pub struct Group {
     /// What has happened since the last barrier; decides on the next.
     pub(crate) since_barrier: SinceBarrier,
     pub(crate) attestations: Attestations,
+    /// An activation that is not done; nothing behind it is processed.
+    pub(crate) activation: Option<Activation>,
+    /// The last activation that was done in this life, and how.
+    pub(crate) decided: Option<(LogIndex, Decision)>,
     /// The snapshot of the last barrier, while it is in no file.
     pub(crate) unwritten: Option<Snapshotted>,
     /// The snapshot whose file cannot be read, while this replica has no other.
@@ -344,6 +349,7 @@ impl Group {
                 .deployment
                 .as_ref()
                 .map(|deployment| deployment.component),
+            activation: self.awaited_decision(),
             sessions: self.state.sessions.len(),
             session_bytes: self.state.sessions.kept_bytes(),
             queued: self.proposals.len(),
@@ -374,6 +380,8 @@ impl Group {
             reads: Reads::default(),
             since_barrier: SinceBarrier::default(),
             attestations: Attestations::default(),
+            activation: None,
+            decided: None,
             unwritten: None,
             lost: None,
             restraint: Restraint::default(),
@@ -525,6 +533,8 @@ impl Group {
                 fuel,
                 deed,
             } => self.machine_applied(index, outcomes, fuel, deed),
+            Input::Prepared { index, readiness } => self.machine_prepared(index, readiness),
+            Input::Exchanged { index } => self.machine_exchanged(index),
             Input::Snapshotted { index, snapshot } => {
                 let saved = snapshot.map_or(Saved::Not, Saved::Durable);
                 self.machine_passed(index, saved);
@@ -588,6 +598,7 @@ impl Group {
         self.tidy_read_back();
         self.ask_if_nobody_else_does();
         self.ask_if_due();
+        self.tend_activation();
         self.tick_standings();
         self.give_leadership_away_if_faulted();
     }
@@ -688,6 +699,7 @@ impl Group {
         } else if led_before {
             self.proposals.elected = false;
         }
+        self.leader_changed_for_activation();
         if let Some(node) = self.leader_node() {
             let old = std::mem::replace(&mut self.last_leader_node, node);
             self.effects.push(Effect::Leader(LeaderChanged {

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use raft::eraftpb;
 
+use crate::activation::Readiness;
 use crate::attestation::Deed;
 use crate::id::{LogIndex, NodeId};
 use crate::message::{ArrivedSnapshot, PeerMessage, SnapshotName};
@@ -102,6 +103,18 @@ pub enum Input {
         index: LogIndex,
         /// The file; `None` if the machine failed to save, on every replica alike, and goes on without.
         snapshot: Option<SnapshotName>,
+    },
+    /// What has become of another machine that was to be prepared.
+    Prepared {
+        /// Index of the activation.
+        index: LogIndex,
+        /// How far it is.
+        readiness: Readiness,
+    },
+    /// The machine goes on as it was decided.
+    Exchanged {
+        /// Index of the activation.
+        index: LogIndex,
     },
     /// As `Snapshotted`, but there is no file yet. The bytes are kept; `Written` follows when there is one, unless a later
     /// barrier comes first.

@@ -55,6 +55,9 @@ impl Group {
                 }
             }
             Body::AskSnapshot { after } => self.asked_for_snapshot(message.from, from, after),
+            Body::Readiness { index, readiness } => {
+                self.readiness_reported(message.from, index, readiness);
+            }
             Body::AskStanding { nonce } => self.asked_for_standing(message.from, from, nonce),
             Body::Standing(standing) => self.stands(message.from, from, standing),
             Body::Gone => self.hinted(message.from, from),
@@ -95,7 +98,7 @@ impl Group {
     fn step(&mut self, message: eraftpb::Message, from: ReplicaId, at: NodeId) {
         use eraftpb::MessageType as Type;
         let backlog = self.unapplied_bytes > self.config.limits.unapplied_bytes;
-        let faulted = self.is_faulted();
+        let applies_nothing = self.is_faulted() || self.lacks_what_was_decided();
         let kind = message.msg_type;
         if kind == Type::MsgTimeoutNow && !self.may_campaign() {
             return;
@@ -118,7 +121,7 @@ impl Group {
         if Self::leads_without_progress(node) && message.term <= node.raft.term {
             return;
         }
-        if kind == Type::MsgAppend && faulted && backlog {
+        if kind == Type::MsgAppend && applies_nothing && backlog {
             return;
         }
         let last = node.raft.raft_log.last_index();

@@ -15,7 +15,7 @@
 //! * `reads`: linearizable queries.
 //! * [`attestation`], `divergence`: whether replicas agree, and what becomes of one that does not.
 //! * [`standing`]: what is believed of whom; `handover`: a leader whose machine failed.
-//! * [`deployment`]: what a group runs.
+//! * [`deployment`]: what a group runs; [`activation`]: how it comes to run something else.
 //! * [`printable`]: text of strangers, fit to be shown.
 //! * [`sessions`], [`state`]: what is replicated beside the machine's state.
 //! * `log_view`: the log as Raft reads it; `read_back`: entries that are not in memory.
@@ -27,6 +27,7 @@
 //! No thread, socket, file, clock or randomness; no tokio, no wasmtime. Time is ticks, and a wall clock that comes with
 //! them and is only ever written into entries. The same inputs give the same effects, so a simulator runs this code.
 
+pub mod activation;
 mod addresses;
 pub mod allowance;
 pub mod attestation;

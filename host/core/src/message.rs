@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use raft::eraftpb;
 
+use crate::activation::Readiness;
 use crate::attestation::Attestation;
 use crate::id::{GroupId, Incarnation, NodeId, ReplicaId};
 use crate::proposal::{Proposal, ProposalError, Response};
@@ -87,6 +88,13 @@ pub enum Body {
         /// Index of the last entry that its machine was given.
         after: crate::id::LogIndex,
     },
+    /// How far the sender is with an activation.
+    Readiness {
+        /// Index of the activation.
+        index: crate::id::LogIndex,
+        /// How far it is.
+        readiness: Readiness,
+    },
     /// The sender asks how it stands with the receiver.
     AskStanding {
         /// To be shown again with the answer.
@@ -152,7 +160,8 @@ impl Body {
             | Self::Attestations { .. }
             | Self::AskSnapshot { .. }
             | Self::AskStanding { .. }
-            | Self::Standing(_) => Priority::Normal,
+            | Self::Standing(_)
+            | Self::Readiness { .. } => Priority::Normal,
             Self::Raft(message) => match message.msg_type {
                 Type::MsgSnapshot => Priority::Low,
                 Type::MsgAppend | Type::MsgAppendResponse => Priority::Normal,
@@ -169,7 +178,8 @@ impl Body {
             | Self::AskAttestations { .. }
             | Self::AskSnapshot { .. }
             | Self::AskStanding { .. }
-            | Self::Standing(_) => FIXED,
+            | Self::Standing(_)
+            | Self::Readiness { .. } => FIXED,
             Self::Attestations { said, .. } => FIXED + 2 * FIXED * said.len(),
             Self::Raft(message) => {
                 let entries: usize = message

@@ -58,7 +58,9 @@ impl Outcome {
 
 /// The closed list of deterministic failures. Only these may become an outcome; everything else is local to a replica
 /// and stops it instead. The number is what is replicated: a code, never a text or a backtrace.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 #[repr(u8)]
 pub enum GuestFault {

@@ -21,7 +21,7 @@ pub struct Payload {
     #[prost(bytes = "bytes", tag = "2")]
     pub entropy: Bytes,
     /// What the entry does.
-    #[prost(oneof = "Kind", tags = "3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "Kind", tags = "3, 4, 5, 6, 7, 8, 9, 10")]
     pub kind: Option<Kind>,
 }
 
@@ -43,9 +43,15 @@ pub enum Kind {
     /// Commands are refused from here on, or taken again.
     #[prost(message, tag = "7")]
     Pause(Pause),
-    /// Every replica goes on with another deployment, if it takes the state.
+    /// Every replica prepares to go on with another deployment, and waits for a decision. See [`crate::activation`].
     #[prost(message, tag = "8")]
     Activate(DeploymentRecord),
+    /// Every replica goes on with what it has prepared.
+    #[prost(message, tag = "9")]
+    Confirm(Confirm),
+    /// Every replica goes on with what it ran.
+    #[prost(message, tag = "10")]
+    Abort(Abort),
 }
 
 /// Many commands in one entry.
@@ -125,6 +131,25 @@ pub struct Pause {
     /// Refused from here on.
     #[prost(bool, tag = "1")]
     pub on: bool,
+}
+
+/// An activation is done. Of two decisions on it the first in the log counts.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct Confirm {
+    /// Index of the activation.
+    #[prost(uint64, tag = "1")]
+    pub index: u64,
+}
+
+/// An activation is given up. Of two decisions on it the first in the log counts.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct Abort {
+    /// Index of the activation.
+    #[prost(uint64, tag = "1")]
+    pub index: u64,
+    /// An [`AbortReason`](crate::activation::AbortReason).
+    #[prost(uint32, tag = "2")]
+    pub code: u32,
 }
 
 /// The context of a configuration change entry.

@@ -40,11 +40,13 @@ pub enum Defect {
     ReadBeforeApplied,
     /// Requests that a replica hands to the leader are numbered from 1 in every life.
     TokensRepeat,
+    /// Of two decisions on an activation the last one that a replica sees counts.
+    LastDecisionCounts,
 }
 
 impl Defect {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::SendBeforeSync,
         Self::AckBeforeSync,
         Self::VoteNotPersisted,
@@ -60,6 +62,7 @@ impl Defect {
         Self::SupersededIsDone,
         Self::ReadBeforeApplied,
         Self::TokensRepeat,
+        Self::LastDecisionCounts,
     ];
 }
 

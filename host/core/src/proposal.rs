@@ -39,8 +39,10 @@ pub enum Proposal {
     Change(Change),
     /// Asks for a barrier, that is, a snapshot at one index on every replica.
     Barrier,
-    /// Asks to go on with another deployment. Every voter must have the component; see [`crate::effect::Call::Activate`].
+    /// Asks to go on with another deployment; answered when that is decided. See [`crate::activation`].
     Activate(Deployment),
+    /// Asks to give up the activation that the group waits for.
+    AbortActivation,
     /// Asks a paused group to take commands again.
     Resume,
     /// Decides for a suspended group whose state is right.
@@ -87,6 +89,7 @@ impl Proposal {
             | Self::Change(_)
             | Self::Barrier
             | Self::Activate(_)
+            | Self::AbortActivation
             | Self::Resume
             | Self::Trust { .. } => true,
         }
@@ -97,7 +100,11 @@ impl Proposal {
         PROPOSAL_BYTES
             + match self {
                 Self::Command(command) => command.data.len(),
-                Self::OpenSession | Self::Barrier | Self::Resume | Self::Trust { .. } => 0,
+                Self::OpenSession
+                | Self::Barrier
+                | Self::AbortActivation
+                | Self::Resume
+                | Self::Trust { .. } => 0,
                 Self::Activate(deployment) => deployment.size(),
                 Self::Change(
                     Change::Add { data, .. }
@@ -196,7 +203,7 @@ pub enum ProposalError {
     OutOfMemory,
     /// There is nothing to decide.
     #[error(
-        "the group is not suspended here, or that node's replica is silent or has said nothing of the barrier in question; nothing was changed"
+        "there is nothing to decide: the group does not wait for an activation and is not suspended here, or that node's replica is silent or has said nothing of the barrier in question; nothing was changed"
     )]
     NotNeeded,
     /// The group's machine has failed on this replica, or the replica was halted.

@@ -116,10 +116,10 @@ impl Group {
     pub(crate) fn deadline(&self, proposal: &Proposal) -> u64 {
         let ticks = u64::from(self.config.limits.request_ticks);
         self.ticks
-            + if matches!(proposal, Proposal::Change(_)) {
-                ticks * CHANGE_DEADLINES
-            } else {
-                ticks
+            + match proposal {
+                Proposal::Change(_) => ticks * CHANGE_DEADLINES,
+                Proposal::Activate(_) => ticks + u64::from(self.config.limits.activation_ticks),
+                _ => ticks,
             }
     }
 
@@ -168,6 +168,13 @@ impl Group {
         };
         match error {
             Some(error) => self.reply(asker, Err(error)),
+            // Not behind the commands that wait for the decision.
+            None if matches!(proposal, Proposal::AbortActivation)
+                && self.can_propose()
+                && !self.proposals.elected =>
+            {
+                self.propose_abort(asker);
+            }
             None => self.enqueue_by_source(asker, proposal),
         }
     }
@@ -221,7 +228,8 @@ impl Group {
         while let Some(front) = self.proposals.queue.front() {
             let has_room = match front.proposal {
                 Proposal::Command(_) | Proposal::OpenSession => self.has_room_for_commands(),
-                _ => self.has_room_for_entry(),
+                Proposal::AbortActivation => self.has_room_for_entry(),
+                _ => !self.awaits_decision() && self.has_room_for_entry(),
             };
             if !has_room || !self.pack_one() {
                 break;
@@ -229,8 +237,12 @@ impl Group {
         }
     }
 
+    /// Nothing behind an activation is applied before it is decided. What waits in the queue meanwhile can be refused for
+    /// certain when it is late; what is in the log cannot.
     fn has_room_for_commands(&self) -> bool {
-        !self.allowance.owes_bytes(self.rates()) && self.has_room_for_entry()
+        !self.awaits_decision()
+            && !self.allowance.owes_bytes(self.rates())
+            && self.has_room_for_entry()
     }
 
     fn has_room_for_entry(&self) -> bool {
@@ -286,6 +298,7 @@ impl Group {
                 let kind = Kind::Activate(DeploymentRecord::from(&deployment));
                 self.propose_order(kind, asker);
             }
+            Proposal::AbortActivation => self.propose_abort(asker),
             Proposal::Resume => self.propose_order(Kind::Pause(Pause { on: false }), asker),
             Proposal::Trust { node } => self.propose_trust(asker, node),
             _ => self.propose_barrier(Some(asker)),
@@ -418,6 +431,7 @@ impl Group {
         self.since_barrier.wanted |= wanted;
         if !self.leads()
             || self.since_barrier.proposed
+            || self.awaits_decision()
             || !self.serves()
             || !self.can_propose()
             || self.proposals.elected

@@ -62,6 +62,7 @@ impl Group {
             self.ask_reads();
             let mut moved = self.take_ready();
             moved |= self.process_committed();
+            moved |= self.propose_decision_if_due();
             moved |= self.propose_barrier_if_due();
             moved |= self.propose_pause_if_due();
             if !moved {
@@ -268,6 +269,7 @@ impl Group {
         context: EntryContext,
     ) {
         self.state = state;
+        self.activation = None;
         self.since_barrier = Default::default();
         (self.unwritten, self.lost) = (None, None);
         self.attest_restored(snapshot.index, snapshot.digest);

@@ -1,5 +1,6 @@
 //! What a replica says of itself (`Status` of the seed package, typed).
 
+use crate::activation::Readiness;
 use crate::deployment::Quota;
 use crate::id::{ComponentId, GroupId, Incarnation, LogIndex, NodeId, ReplicaId, Term};
 use crate::state::Role;
@@ -95,6 +96,8 @@ pub struct Status {
     pub paused: bool,
     /// The component that the log says the group runs; none if its machine is never exchanged.
     pub deployed: Option<ComponentId>,
+    /// The activation that the group waits for a decision on; none if there is none. Nothing behind it is applied.
+    pub activation: Option<AwaitedDecision>,
     /// Open client sessions.
     pub sessions: usize,
     /// Bytes of answers that are kept for them.
@@ -105,6 +108,23 @@ pub struct Status {
     pub quota: Quota,
     /// Ticks that began with commands waiting here because the group had used its bytes up, in this life of the replica.
     pub quota_waits: u64,
+}
+
+/// An activation that is not done on this replica.
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+pub struct AwaitedDecision {
+    /// Its entry.
+    pub index: LogIndex,
+    /// The component that the group is to run.
+    pub component: ComponentId,
+    /// Ticks since this replica met it.
+    pub ticks: u64,
+    /// What was decided; none while nothing is. This replica has yet to do it.
+    pub is_confirmed: Option<bool>,
+    /// How far this replica is; none while its machine is at it.
+    pub here: Option<Readiness>,
+    /// Members that have not said that they are prepared; only the leader knows.
+    pub waits_for: Vec<NodeId>,
 }
 
 /// One member of the group.

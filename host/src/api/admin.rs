@@ -37,6 +37,8 @@ pub mod method {
     /// Between nodes: [`Activate`](crate::host::Activate) → [`Placed`](super::Placed).
     pub const GROUP_ACTIVATE: &str = "group.activate";
     /// [`OfGroup`](super::OfGroup) → [`Placed`](super::Placed).
+    pub const GROUP_ABORT_UPGRADE: &str = "group.abort-upgrade";
+    /// [`OfGroup`](super::OfGroup) → [`Placed`](super::Placed).
     pub const GROUP_RESUME: &str = "group.resume";
     /// [`OfGroupAndNode`](super::OfGroupAndNode) → [`Placed`](super::Placed).
     pub const GROUP_TRUST: &str = "group.trust";

@@ -73,6 +73,10 @@ pub(super) async fn call(
             answer(&host.upgrade_group(request).await?)
         }
         method::GROUP_ACTIVATE => answer(&host.activate(&parse::<Activate>(&body)?, reach).await?),
+        method::GROUP_ABORT_UPGRADE => {
+            let group = parse::<OfGroup>(&body)?.group;
+            answer(&host.abort_upgrade(&group, reach).await?)
+        }
         method::GROUP_RESUME => answer(&host.resume(&parse::<OfGroup>(&body)?.group, reach).await?),
         method::GROUP_TRUST => {
             let request: OfGroupAndNode = parse(&body)?;

@@ -75,6 +75,7 @@ pub fn router(host: Host) -> Router {
         .route("/v1/groups/{group}/transfer", post(transfer))
         .route("/v1/groups/{group}/snapshot", post(snapshot))
         .route("/v1/groups/{group}/upgrade", post(upgrade))
+        .route("/v1/groups/{group}/abort-upgrade", post(abort_upgrade))
         .route("/v1/groups/{group}/resume", post(resume))
         .route("/v1/groups/{group}/trust", post(trust))
         .route("/v1/groups/{group}/members", post(add_member))
@@ -234,6 +235,13 @@ async fn upgrade(
         return Ok(Json(host.rehearse_upgrade(request).await?).into_response());
     }
     Ok(Json(host.upgrade_group(request).await?).into_response())
+}
+
+async fn abort_upgrade(
+    State(host): State<Host>,
+    Path(group): Path<String>,
+) -> Answer<Json<Placed>> {
+    Ok(Json(host.abort_upgrade(&group, Reach::Cluster).await?))
 }
 
 async fn resume(State(host): State<Host>, Path(group): Path<String>) -> Answer<Json<Placed>> {

@@ -130,7 +130,7 @@ fn status(code: &str, unknown: bool) -> StatusCode {
         "digest-mismatch" | "change-refused" | "above-ceiling" => StatusCode::BAD_REQUEST,
         "forbidden" => StatusCode::FORBIDDEN,
         "no-such-group" | "not-found" | "no-such-component" => StatusCode::NOT_FOUND,
-        "group-exists" | "change-in-progress" | "group-removed" | "not-needed"
+        "group-exists" | "change-in-progress" | "group-removed" | "not-aborted" | "not-needed"
         | "not-rehearsed" | "group-paused" => StatusCode::CONFLICT,
         "session-expired" | "answer-expired" | "sequence-closed" => StatusCode::CONFLICT,
         "not-upgraded" => StatusCode::UNPROCESSABLE_ENTITY,

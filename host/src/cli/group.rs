@@ -9,7 +9,7 @@ use skep::api::admin::{
 };
 use skep::{GroupId, NodeId, Rehearsal, Verdict};
 use skep_core::deployment::Quota;
-use skep_core::status::Status;
+use skep_core::status::{AwaitedDecision, Status};
 use skep_machine::state_machine::Memory;
 use skep_machine::wasm::Profile;
 
@@ -56,6 +56,11 @@ enum Verb {
     },
     /// Goes on with another component, profile or quota, while the group serves
     Upgrade(Upgrade),
+    /// Gives up an upgrade that the group waits for; it goes on with what it ran
+    AbortUpgrade {
+        #[command(flatten)]
+        of: Of,
+    },
     /// Lets a group take commands again that was paused because its machine failed on many in a row
     Resume {
         #[command(flatten)]
@@ -207,6 +212,12 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
                 .map(drop)
         }
         Verb::Upgrade(upgrade) => self::upgrade(upgrade).await,
+        Verb::AbortUpgrade { of } => {
+            let placed: Placed = of.call(method::GROUP_ABORT_UPGRADE).await?;
+            output::print(of.remote.form, &placed, |placed| {
+                format!("the upgrade is given up, decided at {}", placed.index)
+            })
+        }
         Verb::Resume { of } => {
             let placed: Placed = of.call(method::GROUP_RESUME).await?;
             output::print(of.remote.form, &placed, |placed| {
@@ -452,6 +463,9 @@ fn text(status: &skep::GroupStatus) -> String {
     if let Some(trouble) = &status.trouble {
         text.push_str(&format!("problem   {trouble}\n"));
     }
+    if let Some(awaited) = &replica.activation {
+        text.push_str(&format!("upgrade   {}\n", waits(awaited)));
+    }
     let rows: Vec<Vec<String>> = replica
         .members
         .iter()
@@ -468,6 +482,28 @@ fn text(status: &skep::GroupStatus) -> String {
         })
         .collect();
     text + &output::table(&["MEMBER", "ROLE", "MATCHED", "ACTIVE"], &rows)
+}
+
+fn waits(awaited: &AwaitedDecision) -> String {
+    let AwaitedDecision {
+        index,
+        component,
+        ticks,
+        ..
+    } = awaited;
+    let what = format!("for {ticks} ticks it has waited at {index} to go on with {component}");
+    match awaited.is_confirmed {
+        Some(_) => {
+            format!("{what}: that is decided, and this node cannot do it yet; see its log lines")
+        }
+        None if awaited.waits_for.is_empty() => {
+            format!("{what}; the leader knows for whom; see `skep group abort-upgrade`")
+        }
+        None => {
+            let nodes = list(&awaited.waits_for);
+            format!("{what}; nodes that are not ready: {nodes}; see `skep group abort-upgrade`")
+        }
+    }
 }
 
 /// The name a value has in JSON.

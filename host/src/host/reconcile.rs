@@ -219,6 +219,11 @@ pub(super) fn tuned(config: &Config, mut group: GroupConfig) -> GroupConfig {
     group.limits.request_ticks = u32::try_from(ticks)
         .unwrap_or(u32::MAX)
         .max(config.raft.election_ticks * 3);
+    // A new leader needs a moment to hear how far the others are.
+    let ticks = config.limits.activation_timeout_ms / config.raft.tick_ms;
+    group.limits.activation_ticks = u32::try_from(ticks)
+        .unwrap_or(u32::MAX)
+        .max(config.raft.election_ticks * 3);
     group
 }
 

@@ -274,6 +274,25 @@ impl Host {
         }
     }
 
+    /// Gives up an upgrade that the group's replicas wait for; they go on with what they ran.
+    pub async fn abort_upgrade(&self, group: &str, reach: Reach) -> Result<Placed, HostError> {
+        let id = self.find(group).await?.id;
+        let asked = &OfGroup {
+            group: id.to_string(),
+        };
+        let here = async || self.inner.node.abort_activation(id).await.map(activated);
+        let aborted = self.served(id, reach, here, |member| async move {
+            let placed = self
+                .ask(&member, method::GROUP_ABORT_UPGRADE, asked)
+                .await?;
+            Ok(Activated::Yes(placed))
+        });
+        match aborted.await? {
+            Activated::Yes(placed) => Ok(placed),
+            Activated::No(why) => Err(HostError::NotAborted(why)),
+        }
+    }
+
     /// Lets a paused group take commands again.
     pub async fn resume(&self, group: &str, reach: Reach) -> Result<Placed, HostError> {
         let id = self.find(group).await?.id;

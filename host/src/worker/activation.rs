@@ -1,13 +1,15 @@
-//! The machine of a group is exchanged for another one, at the same entry on every replica.
+//! The machine of a group is exchanged for another one, at the same entry on every replica: prepared first, and exchanged when
+//! the log says so. Nothing here waits for what this node lacks: the replica asks again.
 
 use std::sync::PoisonError;
 use std::time::Duration;
 
 use bytes::Bytes;
+use skep_core::activation::{Readiness, Refusal};
 use skep_core::deployment::Deployment;
 use skep_core::effect::Work;
-use skep_core::outcome::{EntryContext, Outcome};
-use skep_machine::state_machine::{Applied, MachineError, StateMachine};
+use skep_core::outcome::{EntryContext, GuestFault};
+use skep_machine::state_machine::{MachineError, StateMachine};
 
 use super::calls::{Failed, Machine, failed};
 use super::{Actor, Running};
@@ -15,9 +17,6 @@ use crate::exchange::Exchange;
 
 /// Pause before a machine that could not be made is asked for again.
 const MAKE_AGAIN: Duration = Duration::from_secs(1);
-
-/// Code of the rejection of an activation.
-pub(crate) const REFUSED: u32 = 422;
 
 impl Actor {
     /// Makes sure that the machine is of what the group runs at this place of its log, whatever it was brought up with.
@@ -84,73 +83,192 @@ impl Actor {
         std::mem::replace(&mut machine.machine, made)
     }
 
-    /// Goes on with another machine from the state of this one. What is answered is the same on every replica: only codes,
-    /// never the words of a guest or of this node.
-    pub(super) fn activate(
+    /// Makes another machine that has the state, and keeps it beside the one that runs. Asked again, it goes on where it could
+    /// not before.
+    pub(super) fn prepare(
         &self,
         machine: &mut Machine,
         context: &EntryContext,
         deployment: Deployment,
-    ) -> Result<Applied, Failed> {
-        let answer = |outcome| Applied {
-            outcomes: vec![outcome],
-            fuel: 0,
-        };
-        let refused = |message: String| {
-            answer(Outcome::Refused {
-                code: REFUSED,
-                message,
-            })
-        };
-        let Some(exchange) = &self.exchange else {
-            return Ok(refused(
-                "the machine of this group cannot be exchanged".into(),
-            ));
-        };
-        let (group, name, index) = (self.owner.key.group, &self.owner.name, context.index.0);
-        // Whichever machine goes on, it does so from bytes that nobody keeps.
-        self.recent().forget();
-        let schema = machine.schema();
-        let mut saved = Vec::new();
-        match machine.machine.save(context, &mut saved) {
-            Ok(()) => {}
-            Err(MachineError::Guest { fault, detail, .. }) => {
-                tracing::warn!(group, name, index, %fault, detail, "not upgraded: the running machine failed in save");
-                return Ok(refused(format!(
-                    "the running machine failed in save: {fault}"
-                )));
+    ) -> Readiness {
+        let successor = machine
+            .successor
+            .take_if(|successor| successor.context.index == context.index);
+        let mut successor = successor.unwrap_or_else(|| {
+            // Whichever machine goes on, it does so from bytes that nobody keeps.
+            self.recent().forget();
+            Successor {
+                context: *context,
+                deployment,
+                saved: None,
+                made: None,
+                refusal: None,
             }
-            Err(local) => return Err(failed(local)),
-        }
-        let saved = Bytes::from(saved);
-        let taken = self.make(exchange, &deployment)?.and_then(|mut made| {
-            made.restore(context, schema, saved.clone())?;
-            Ok(made)
         });
-        match taken {
-            Ok(made) => {
-                tracing::info!(group, name, index, component = %deployment.component, "upgraded");
-                exchange.factory.activated(context.index, &deployment);
-                // The former one is dropped here, where its instances cost nobody else time.
-                drop(self.replace(machine, made, deployment));
-                Ok(answer(Outcome::Reply(Bytes::new())))
+        let (group, name, index) = (self.owner.key.group, &self.owner.name, context.index.0);
+        let component = successor.deployment.component;
+        let had = successor.made.is_some();
+        let readiness = match self.make_successor(machine, &mut successor) {
+            Ok(()) if had => Readiness::Prepared,
+            Ok(()) => {
+                tracing::info!(group, name, index, %component, "the new machine has the state, and waits for the decision");
+                Readiness::Prepared
             }
-            Err(MachineError::Guest {
-                call,
-                fault,
-                detail,
-            }) => {
-                tracing::warn!(group, name, index, component = %deployment.component, call, %fault, detail, "not upgraded: the new machine does not take the state");
-                // What ran goes on as it does after every save: from its bytes, in a fresh instance.
-                machine
-                    .machine
-                    .restore(context, schema, saved)
-                    .map_err(failed)?;
-                Ok(refused(format!(
-                    "the new machine failed in {call}: {fault}"
-                )))
+            Err(Lack::Refused(refusal, detail)) => {
+                tracing::warn!(group, name, index, %component, %refusal, detail, "the new machine cannot be had");
+                successor.refusal = Some(refusal);
+                Readiness::Refused(refusal)
             }
-            Err(local) => Err(failed(local)),
+            Err(Lack::Local(reason)) => {
+                tracing::warn!(group, name, index, %component, reason, "this node has not got the new machine yet; it tries again");
+                Readiness::NotYet
+            }
+        };
+        machine.successor = Some(successor);
+        readiness
+    }
+
+    fn make_successor(&self, machine: &mut Machine, successor: &mut Successor) -> Result<(), Lack> {
+        if let Some(refusal) = successor.refusal {
+            return Err(Lack::Refused(refusal, None));
+        }
+        if successor.made.is_some() {
+            return Ok(());
+        }
+        let exchange = self
+            .exchange
+            .as_ref()
+            .ok_or(Lack::Refused(Refusal::Fixed, None))?;
+        let saved = save(machine, successor)?;
+        let mut made = exchange
+            .factory
+            .make(&successor.deployment)
+            .map_err(|error| Lack::of(error, Refusal::Start))?;
+        made.restore(&successor.context, machine.schema(), saved)
+            .map_err(|error| Lack::of(error, Refusal::Restore))?;
+        successor.made = Some(made);
+        Ok(())
+    }
+
+    /// Does what was decided; or says how far this node is, if it cannot.
+    pub(super) fn exchange(
+        &self,
+        machine: &mut Machine,
+        context: &EntryContext,
+        confirmed: bool,
+    ) -> Result<Result<(), Readiness>, Failed> {
+        let Some(deployment) = machine
+            .successor
+            .as_ref()
+            .filter(|successor| successor.context.index == context.index)
+            .map(|successor| successor.deployment.clone())
+        else {
+            return Err(Failed::broken(format!(
+                "nothing was prepared for the activation at {}",
+                context.index
+            )));
+        };
+        if confirmed {
+            let readiness = self.prepare(machine, context, deployment);
+            if readiness != Readiness::Prepared {
+                return Ok(Err(readiness));
+            }
+        }
+        let Some(mut successor) = machine.successor.take() else {
+            return Ok(Err(Readiness::NotYet));
+        };
+        if let (true, Some(made), Some(exchange)) =
+            (confirmed, successor.made.take(), &self.exchange)
+        {
+            let (group, name, index) = (self.owner.key.group, &self.owner.name, context.index.0);
+            let deployment = successor.deployment;
+            tracing::info!(group, name, index, component = %deployment.component, "upgraded");
+            exchange.factory.activated(context.index, &deployment);
+            // The former one is dropped here, where its instances cost nobody else time.
+            drop(self.replace(machine, made, deployment));
+        } else if let Err(reason) = self.keep_old(machine, &mut successor) {
+            let (group, name, index) = (self.owner.key.group, &self.owner.name, context.index.0);
+            tracing::warn!(
+                group,
+                name,
+                index,
+                reason,
+                "the group waits until its machine can go on as it was"
+            );
+            machine.successor = Some(successor);
+            return Ok(Err(Readiness::NotYet));
+        }
+        machine.applied = context.index;
+        Ok(Ok(()))
+    }
+
+    /// What ran goes on as it does after every save: from its bytes, in a fresh instance. So do the others, whether or not
+    /// they had got as far as that.
+    fn keep_old(&self, machine: &mut Machine, successor: &mut Successor) -> Result<(), String> {
+        // The memory that it takes may be what the one that ran needs.
+        successor.made = None;
+        if self.exchange.is_none() {
+            return Ok(());
+        }
+        let saved = match save(machine, successor) {
+            Ok(saved) => saved,
+            // It did so on every replica.
+            Err(Lack::Refused(..)) => return Ok(()),
+            Err(Lack::Local(reason)) => return Err(reason),
+        };
+        let schema = machine.schema();
+        match machine.machine.restore(&successor.context, schema, saved) {
+            Ok(()) => Ok(()),
+            Err(MachineError::Guest { fault, detail, .. }) => {
+                let (group, name) = (self.owner.key.group, &self.owner.name);
+                tracing::error!(group, name, index = successor.context.index.0, %fault, detail, "the machine does not take what it saved, and goes on without");
+                Ok(())
+            }
+            Err(local) => Err(local.to_string()),
         }
     }
+}
+
+/// Another machine for the group, on its way.
+pub(super) struct Successor {
+    context: EntryContext,
+    deployment: Deployment,
+    /// What the machine that runs has saved.
+    saved: Option<Bytes>,
+    made: Option<Box<dyn StateMachine>>,
+    /// It can never be had.
+    refusal: Option<Refusal>,
+}
+
+/// Why there is no other machine.
+enum Lack {
+    /// The same on every replica. With the words of the machine, for this node's log lines only.
+    Refused(Refusal, Option<String>),
+    /// Of this node.
+    Local(String),
+}
+
+impl Lack {
+    fn of(error: MachineError, refusal: impl Fn(GuestFault) -> Refusal) -> Self {
+        match error {
+            MachineError::Guest { fault, detail, .. } => Self::Refused(refusal(fault), detail),
+            local => Self::Local(local.to_string()),
+        }
+    }
+}
+
+/// The bytes of the machine that runs. It is saved once: the bytes are what all go on from.
+fn save(machine: &mut Machine, successor: &mut Successor) -> Result<Bytes, Lack> {
+    if let Some(saved) = &successor.saved {
+        return Ok(saved.clone());
+    }
+    if let Some(refusal @ Refusal::Save(_)) = successor.refusal {
+        return Err(Lack::Refused(refusal, None));
+    }
+    let mut saved = Vec::new();
+    machine
+        .machine
+        .save(&successor.context, &mut saved)
+        .map_err(|error| Lack::of(error, Refusal::Save))?;
+    Ok(successor.saved.insert(saved.into()).clone())
 }

@@ -10,12 +10,16 @@ use skep_core::id::{ComponentId, LogIndex};
 use skep_core::outcome::{EntryContext, Outcome};
 use skep_machine::state_machine::{Applied, MachineError, StateMachine};
 
+use super::activation::Successor;
+
 /// A machine and how far it is.
 pub(super) struct Machine {
     pub(super) machine: Box<dyn StateMachine>,
     /// What it runs; none for one that is never exchanged.
     pub(super) deployment: Option<Deployment>,
     pub(super) applied: LogIndex,
+    /// Another one that is prepared, or is to be.
+    pub(super) successor: Option<Successor>,
     /// It was given work.
     pub(super) begun: bool,
 }
@@ -53,6 +57,7 @@ impl Machine {
             machine,
             deployment,
             applied: LogIndex(0),
+            successor: None,
             begun: false,
         }
     }
@@ -116,7 +121,6 @@ impl Machine {
                     fuel: 0,
                 }),
             },
-            Call::Activate(_) => Err(Failed::broken("a machine cannot exchange itself")),
             Call::StatusChange(event) => {
                 let fuel = match self.machine.process_status_change(context, &event) {
                     Ok(applied) => applied.fuel,

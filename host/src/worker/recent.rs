@@ -112,7 +112,6 @@ fn size(call: &Call) -> usize {
             Call::Commands(commands) => commands.iter().map(|bytes| ITEM_BYTES + bytes.len()).sum(),
             Call::ConfChange(change) => conf_change_size(change),
             Call::StatusChange(_) => 0,
-            Call::Activate(deployment) => deployment.size(),
         }
 }
 

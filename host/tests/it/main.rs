@@ -1,5 +1,6 @@
 //! Clusters of real nodes in one process: real cores, logs, threads and files; only the network is in memory.
 
+mod activation;
 mod divergence;
 mod group_lifecycle;
 mod healing;

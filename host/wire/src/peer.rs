@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use raft::eraftpb::MessageType;
+use skep_core::activation::Readiness;
 use skep_core::attestation::Attestation;
 use skep_core::id::{GroupId, Incarnation, LogIndex, NodeId, ReplicaId, Term};
 use skep_core::message::{Answer, Batch, Body, Forward, PeerMessage, Priority, SnapshotName};
@@ -150,6 +151,10 @@ pub fn message_to_wire(message: PeerMessage) -> Result<proto::PeerMessage, WireE
             })
         }
         Body::AskSnapshot { after } => peer_message::Body::AskSnapshot(after.0),
+        Body::Readiness { index, readiness } => peer_message::Body::Readiness(proto::Readiness {
+            index: index.0,
+            code: readiness.code(),
+        }),
         Body::Attestations { nonce, said } => {
             peer_message::Body::Attestations(proto::Attestations {
                 attestations: said.iter().map(proto::Attestation::from).collect(),
@@ -213,6 +218,13 @@ impl TryFrom<proto::PeerMessage> for PeerMessage {
             },
             peer_message::Body::AskSnapshot(after) => Body::AskSnapshot {
                 after: LogIndex(after),
+            },
+            peer_message::Body::Readiness(said) => Body::Readiness {
+                index: LogIndex(said.index),
+                readiness: Readiness::from_code(said.code).ok_or(WireError::UnknownValue {
+                    what: "readiness for an activation",
+                    value: said.code.into(),
+                })?,
             },
             peer_message::Body::Attestations(said) => Body::Attestations {
                 nonce: said.nonce,

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 use prost::Message as _;
 use raft::eraftpb::{self, EntryType, MessageType};
+use skep_core::activation::Refusal;
 use skep_core::deployment::{Deployment, Quota};
 use skep_core::id::{ComponentId, RequestId, SessionId};
 use skep_core::outcome::{GuestFault, Outcome};
@@ -326,6 +327,14 @@ fn what_replicas_say_of_barriers_survives() {
             nonce: u64::MAX,
         },
         Body::AskSnapshot { after: LogIndex(9) },
+        Body::Readiness {
+            index: LogIndex(9),
+            readiness: Readiness::NotYet,
+        },
+        Body::Readiness {
+            index: LogIndex(9),
+            readiness: Readiness::Refused(Refusal::Restore(GuestFault::OutOfFuel)),
+        },
         Body::Attestations {
             nonce: 7,
             said: vec![
@@ -367,6 +376,18 @@ fn what_replicas_say_of_barriers_survives() {
     assert!(matches!(
         PeerMessage::try_from(short),
         Err(WireError::BadLength { .. })
+    ));
+    let unknown = proto::Readiness { index: 1, code: 0 };
+    let unknown = proto::PeerMessage {
+        group: 1,
+        incarnation: 1,
+        from: 1,
+        to: 2,
+        body: Some(peer_message::Body::Readiness(unknown)),
+    };
+    assert!(matches!(
+        PeerMessage::try_from(unknown),
+        Err(WireError::UnknownValue { .. })
     ));
 }
 
@@ -410,6 +431,7 @@ fn every_proposal_survives() {
             },
         }),
         Proposal::Resume,
+        Proposal::AbortActivation,
         Proposal::Trust { node },
     ];
     let forwards = proposals

@@ -23,6 +23,7 @@ impl From<Proposal> for proto::Proposal {
             Proposal::OpenSession => proposal::Body::OpenSession(proto::Nothing {}),
             Proposal::Barrier => proposal::Body::Barrier(proto::Nothing {}),
             Proposal::Resume => proposal::Body::Resume(proto::Nothing {}),
+            Proposal::AbortActivation => proposal::Body::AbortActivation(proto::Nothing {}),
             Proposal::Trust { node } => proposal::Body::Trust(node.0),
             Proposal::Activate(deployment) => proposal::Body::Activate(proto::Deployment {
                 component: Bytes::copy_from_slice(&deployment.component.0),
@@ -64,6 +65,7 @@ impl TryFrom<proto::Proposal> for Proposal {
                 proposal::Body::OpenSession(_) => Self::OpenSession,
                 proposal::Body::Barrier(_) => Self::Barrier,
                 proposal::Body::Resume(_) => Self::Resume,
+                proposal::Body::AbortActivation(_) => Self::AbortActivation,
                 proposal::Body::Trust(node) => Self::Trust { node: NodeId(node) },
                 proposal::Body::Activate(deployment) => Self::Activate(Deployment {
                     component: ComponentId(fixed("a component id", &deployment.component)?),

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use skep_core::activation::{Decision, Readiness, Refusal};
 use skep_core::effect::Call;
-use skep_core::id::LogIndex;
-use skep_core::outcome::{EntryContext, Outcome};
+use skep_core::id::{ComponentId, LogIndex};
+use skep_core::outcome::{EntryContext, GuestFault, Outcome};
 
 use crate::trace::digest;
 
@@ -68,6 +69,56 @@ pub struct Applied {
     pub input: u64,
 }
 
+impl Applied {
+    fn at(context: &EntryContext) -> Self {
+        Self {
+            outcomes: Vec::new(),
+            commands: Vec::new(),
+            input: digest((
+                context.index.0,
+                context.term.0,
+                context.now,
+                context.entropy,
+            )),
+        }
+    }
+}
+
+/// What a component is like; drawn by who asks for it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Nature {
+    /// Every node has it at once.
+    Easy,
+    /// No machine of it takes any state.
+    Refuses,
+    /// A node has it after about so many seconds.
+    Slow(u64),
+}
+
+impl Nature {
+    /// The nature of a component.
+    pub fn of(component: ComponentId) -> Self {
+        match component.0[0] % 4 {
+            0 => Self::Easy,
+            1 => Self::Refuses,
+            2 => Self::Slow(2),
+            _ => Self::Slow(20),
+        }
+    }
+
+    /// How far a node is with it that asks at this time.
+    pub fn readiness(self, node: u64, now: u64) -> Readiness {
+        match self {
+            Self::Easy => Readiness::Prepared,
+            Self::Refuses => Readiness::Refused(Refusal::Restore(GuestFault::Unreachable)),
+            Self::Slow(seconds) if !digest((node, now)).is_multiple_of(seconds) => {
+                Readiness::NotYet
+            }
+            Self::Slow(_) => Readiness::Prepared,
+        }
+    }
+}
+
 impl Machine {
     /// Everything the machine ever saw, as one number.
     pub fn state(&self) -> u64 {
@@ -81,16 +132,7 @@ impl Machine {
 
     /// Applies an entry. A reply is the count and the cell after the command.
     pub fn apply(&mut self, context: &EntryContext, calls: Vec<Call>) -> Applied {
-        let mut applied = Applied {
-            outcomes: Vec::new(),
-            commands: Vec::new(),
-            input: digest((
-                context.index.0,
-                context.term.0,
-                context.now,
-                context.entropy,
-            )),
-        };
+        let mut applied = Applied::at(context);
         for call in calls {
             match call {
                 Call::Init(bytes) => self.note(&mut applied, (0_u8, &bytes[..])),
@@ -111,20 +153,26 @@ impl Machine {
                     let what = (3_u8, changed.old.0, changed.new.0, changed.term.0);
                     self.note(&mut applied, what);
                 }
-                // Of two components one refuses, on every replica alike.
-                Call::Activate(deployment) => {
-                    let component = deployment.component.0;
-                    self.note(&mut applied, (4_u8, component));
-                    applied.outcomes.push(match component[0] % 2 {
-                        0 => Outcome::Reply(Bytes::new()),
-                        _ => Outcome::Rejected {
-                            code: 1,
-                            message: "another schema".to_owned(),
-                        },
-                    });
-                }
             }
         }
+        self.hash = digest((self.hash, applied.input));
+        self.applied = context.index;
+        applied
+    }
+
+    /// Goes on with another component, or as it was.
+    pub fn exchange(
+        &mut self,
+        context: &EntryContext,
+        component: ComponentId,
+        decision: Decision,
+    ) -> Applied {
+        let mut applied = Applied::at(context);
+        let reason = match decision {
+            Decision::Confirmed => 0,
+            Decision::Aborted(reason) => reason.code(),
+        };
+        self.note(&mut applied, (4_u8, component.0, reason));
         self.hash = digest((self.hash, applied.input));
         self.applied = context.index;
         applied

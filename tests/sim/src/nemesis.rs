@@ -38,6 +38,8 @@ pub enum Fault {
     Campaign,
     /// Somebody asks for a snapshot.
     Snapshot,
+    /// Somebody wants a group to go on with another component, and sometimes thinks better of it.
+    Upgrade,
     /// A group is removed and created again under its id.
     Recreate,
     /// A node's wall clock jumps.
@@ -46,7 +48,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Crash,
         Self::Kill,
         Self::Flap,
@@ -64,6 +66,7 @@ impl Fault {
         Self::Transfer,
         Self::Campaign,
         Self::Snapshot,
+        Self::Upgrade,
         Self::Recreate,
         Self::Clock,
     ];

@@ -53,7 +53,7 @@ pub fn hunt(defect: Defect, first: u64, threads: usize, most: u64, enough: usize
     }
 }
 
-/// Two defects need a meeting of rare events. Their scenarios are what a seed draws, with the odds of those events raised.
+/// Some defects need a meeting of rare events. Their scenarios are what a seed draws, with the odds of those events raised.
 fn directed(defect: Defect, seed: u64) -> Scenario {
     let mut scenario = Scenario::draw(seed);
     // Lives so short that two of them hand on equally many requests, and answers slow enough to come to the next.
@@ -67,6 +67,16 @@ fn directed(defect: Defect, seed: u64) -> Scenario {
         scenario.delay = 5_000;
         scenario.fault = 2 * SECOND;
         scenario.faults = vec![Fault::Flap, Fault::DiskSlow, Fault::OneWay];
+    }
+    // Two decisions on their way to the log at once, and nodes that see more of the log than others when they look.
+    if defect == Defect::LastDecisionCounts {
+        scenario.nodes = 3;
+        scenario.groups = 1;
+        scenario.voters = 3;
+        scenario.delay = 5_000;
+        scenario.disk = 30_000;
+        scenario.fault = SECOND;
+        scenario.faults = vec![Fault::Upgrade, Fault::Kill, Fault::Campaign, Fault::OneWay];
     }
     // Members that come and go, and nodes away while they go: the one that is removed hears of it late.
     if defect == Defect::RemovedLeaderServes {

@@ -57,6 +57,8 @@ pub struct Scenario {
     pub ballast: usize,
     /// The quota of each group; 0 is none.
     pub bytes_per_second: u64,
+    /// Ticks until an activation is given up.
+    pub activation_ticks: u32,
 }
 
 impl Scenario {
@@ -125,6 +127,7 @@ impl Scenario {
                 0 => random.range(500, 20_000),
                 _ => 0,
             },
+            activation_ticks: random.range(20, 300) as u32,
             // Often next to nothing, so that nearly all that members lack is read back.
             log_memory_bytes: match random.below(3) {
                 0 => 32 << 20,
@@ -145,6 +148,7 @@ impl Scenario {
         config.snapshot_entries = self.snapshot_entries;
         config.max_message_bytes = 4 << 10;
         config.limits.request_ticks = 50;
+        config.limits.activation_ticks = self.activation_ticks;
         config.limits.log_memory_bytes = self.log_memory_bytes;
         config.limits.log_retained_bytes = self.log_retained_bytes;
         if self.bytes_per_second != 0 {

@@ -1,5 +1,5 @@
 //! Random runs: crashes that lose what was not synced, cuts, loss, duplication, reordering across lanes, slow disks and
-//! machines, membership changes, snapshots all the time. Then everything heals, and the promises are checked.
+//! machines, membership changes, activations that some nodes cannot do, snapshots all the time. Then everything heals, and the promises are checked.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use skep_core::input::{Input, Waiter};
 use skep_core::proposal::{Change, Proposal, ProposalError};
 use skep_core::status::Part;
 
-use crate::cluster::{Cluster, in_session};
+use crate::cluster::{Cluster, activate, in_session};
 
 /// Seeds of one run of the test; a failure prints its seed.
 const SEEDS: u64 = 600;
@@ -101,6 +101,7 @@ fn run(seed: u64) {
     let mut cluster = Cluster::with(voters, |config| {
         config.snapshot_entries = 12;
         config.limits.request_ticks = 30;
+        config.limits.activation_ticks = 15;
         config.max_message_bytes = 400;
     });
     for spare in 0..spares {
@@ -174,6 +175,18 @@ fn run(seed: u64) {
             15 if rng.one_in(10) => {
                 let (at, to) = (1 + rng.below(nodes), NodeId(1 + rng.below(nodes)));
                 cluster.input(at, Input::Transfer { to });
+            }
+            26 if rng.one_in(12) => {
+                let (at, component) = (1 + rng.below(nodes), 10 + rng.below(4) as u8);
+                cluster.propose(at, activate(component));
+            }
+            27 if rng.one_in(20) => {
+                let at = 1 + rng.below(nodes);
+                cluster.propose(at, Proposal::AbortActivation);
+            }
+            28 if rng.one_in(6) => {
+                let machine = &mut cluster.node(1 + rng.below(nodes)).machine;
+                machine.lacks = !machine.lacks;
             }
             16..=25 => {
                 let id = 1 + rng.below(nodes);
@@ -253,6 +266,9 @@ fn heal(
     for id in down {
         start(cluster, *id, members);
     }
+    for node in cluster.nodes.values_mut() {
+        node.machine.lacks = false;
+    }
     cluster.tick(60);
     for _ in 0..40 {
         for client in clients.iter_mut() {
@@ -278,6 +294,7 @@ fn check(cluster: &mut Cluster, clients: &[Client], nodes: u64) {
         .leader()
         .expect("after everything healed there is a leader");
     let reference = cluster.commands(leader);
+    let runs = cluster.node(leader).machine.runs;
     let members: Vec<_> = cluster
         .status(leader)
         .expect("runs")
@@ -287,6 +304,7 @@ fn check(cluster: &mut Cluster, clients: &[Client], nodes: u64) {
         .collect();
     for id in (1..=nodes).filter(|id| members.contains(id)) {
         assert!(cluster.node(id).group.is_some(), "member {id} runs");
+        assert_eq!(cluster.node(id).machine.runs, runs, "node {id}");
         assert_eq!(
             cluster.commands(id),
             reference,

@@ -5,10 +5,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use raft::eraftpb::{Entry, HardState};
 use sha2::{Digest as _, Sha256};
+use skep_core::activation::{Decision, Readiness, Refusal};
 use skep_core::attestation::Deed;
+use skep_core::deployment::{Deployment, Quota};
 use skep_core::effect::{Call, Effect, Persist, Work};
 use skep_core::id::{
-    GroupId, Incarnation, LogIndex, NodeId, ReplicaId, RequestId, SessionId, Term,
+    ComponentId, GroupId, Incarnation, LogIndex, NodeId, ReplicaId, RequestId, SessionId, Term,
 };
 use skep_core::input::{Input, LogRead, Waiter};
 use skep_core::message::{ArrivedSnapshot, Body, PeerMessage, SnapshotName};
@@ -91,6 +93,14 @@ pub struct Machine {
     /// What it runs, by the first byte of the component's name.
     pub runs: u8,
     pub sick: Sick,
+    /// What it was asked to prepare.
+    asked: u8,
+    /// The activation that is not decided.
+    undecided: Option<LogIndex>,
+    /// Its node cannot make any other machine, and tries again.
+    pub lacks: bool,
+    /// No other machine takes its state.
+    pub refuses: bool,
     /// Its node has no room for the files of its snapshots.
     pub cannot_write: bool,
 }
@@ -582,6 +592,10 @@ impl Machine {
         disk: &mut Disk,
         queries: &mut BTreeMap<Waiter, Result<Vec<Bytes>, ProposalError>>,
     ) -> Option<Input> {
+        if let Work::Apply { context, .. } | Work::Barrier { context, .. } = &work {
+            let (index, undecided) = (context.index, self.undecided);
+            assert_eq!(undecided, None, "{index} is behind what is not decided");
+        }
         match work {
             Work::Apply {
                 context,
@@ -628,16 +642,6 @@ impl Machine {
                             outcomes.push(Outcome::Reply(change.data));
                         }
                         Call::StatusChange(changed) => self.leaders.push(changed),
-                        Call::Activate(deployment) if deployment.component.0[0] == REFUSED => {
-                            outcomes.push(Outcome::Refused {
-                                code: 7,
-                                message: format!("another schema {}", self.words),
-                            });
-                        }
-                        Call::Activate(deployment) => {
-                            self.runs = deployment.component.0[0];
-                            outcomes.push(Outcome::Reply(Bytes::new()));
-                        }
                     }
                 }
                 Some(Input::Applied {
@@ -674,11 +678,35 @@ impl Machine {
                     },
                 })
             }
+            Work::Prepare {
+                context,
+                deployment,
+            } => {
+                self.asked = deployment.component.0[0];
+                self.undecided = Some(context.index);
+                Some(Input::Prepared {
+                    index: context.index,
+                    readiness: self.readiness(),
+                })
+            }
+            Work::Decide { context, decision } => {
+                let (index, readiness) = (context.index, self.readiness());
+                assert_eq!(self.undecided, Some(index), "it was prepared");
+                if decision == Decision::Confirmed {
+                    if readiness != Readiness::Prepared {
+                        return Some(Input::Prepared { index, readiness });
+                    }
+                    self.runs = self.asked;
+                }
+                self.undecided = None;
+                Some(Input::Exchanged { index })
+            }
             Work::Restore {
                 context,
                 snapshot,
                 deployment,
             } => {
+                self.undecided = None;
                 self.runs = deployment.map_or(0, |deployment| deployment.component.0[0]);
                 self.commands = disk.files[&snapshot.index].2.clone();
                 Some(Input::Restored {
@@ -694,6 +722,27 @@ impl Machine {
             }
         }
     }
+}
+
+impl Machine {
+    fn readiness(&self) -> Readiness {
+        if self.asked == REFUSED || self.refuses {
+            Readiness::Refused(Refusal::Restore(GuestFault::Unreachable))
+        } else if self.lacks {
+            Readiness::NotYet
+        } else {
+            Readiness::Prepared
+        }
+    }
+}
+
+/// Asks for the component of this name.
+pub fn activate(component: u8) -> Proposal {
+    Proposal::Activate(Deployment {
+        component: ComponentId([component; 32]),
+        profile: Bytes::from_static(b"limits"),
+        quota: Quota::default(),
+    })
 }
 
 pub fn anonymous(text: &str) -> Proposal {

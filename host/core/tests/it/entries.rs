@@ -5,7 +5,7 @@ use prost::Message;
 use raft::eraftpb::{Entry, EntryType};
 use skep_core::deployment::DeploymentRecord;
 use skep_core::payload::{
-    Barrier, ChangeRecord, Commands, Item, Kind, Pause, Payload, Report, Verdict,
+    Abort, Barrier, ChangeRecord, Commands, Item, Kind, Pause, Payload, Report, Verdict,
 };
 use skep_core::status::Health;
 
@@ -127,6 +127,14 @@ fn strange() -> Vec<(&'static str, Entry)> {
         ("entropy", normal(short.encode_to_vec())),
         ("a component", kind(Kind::Activate(named(31)))),
         ("no component", kind(Kind::Activate(named(0)))),
+        ("a reason", kind(Kind::Abort(Abort { index: 1, code: 4 }))),
+        (
+            "a fault",
+            kind(Kind::Abort(Abort {
+                index: 1,
+                code: 0x1ff,
+            })),
+        ),
         ("a snapshot's hash", kind(Kind::Verdict(report(31, 16)))),
         ("a chain", kind(Kind::Verdict(report(32, 17)))),
         ("a context", context),

@@ -1,5 +1,6 @@
 //! Tests of the replica as a value: a few groups of replicas, a network and a disk that do as they are told.
 
+mod activation;
 mod catch_up;
 mod chaos;
 mod cluster;

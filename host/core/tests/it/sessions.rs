@@ -164,7 +164,7 @@ fn the_words_of_the_host_are_in_no_hash_and_no_snapshot() {
         quota: Quota::default(),
     });
     let activated = cluster.ask(1, activation).expect("applied").outcome;
-    assert!(matches!(activated, Outcome::Refused { code: 7, .. }));
+    assert!(matches!(activated, Outcome::Refused { code: 422, .. }));
     let barrier = cluster.ask(1, Proposal::Barrier).expect("a barrier").index;
     cluster.until("the replicas agree", |cluster| {
         cluster.status(1).expect("runs").verified >= barrier

@@ -3,10 +3,11 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+use skep_core::activation::{Decision, Readiness};
 use skep_core::attestation::Deed;
 use skep_core::effect::{Effect, Work};
 use skep_core::group::Group;
-use skep_core::id::{GroupId, LogIndex};
+use skep_core::id::{ComponentId, GroupId, LogIndex};
 use skep_core::input::Input;
 use skep_core::message::SnapshotName;
 use skep_core::proposal::ProposalError;
@@ -15,7 +16,7 @@ use skep_store::convert;
 
 use super::{Context, Out, violation};
 use crate::invariant::{Place, Queues, Violation};
-use crate::machine::Machine;
+use crate::machine::{Machine, Nature};
 
 /// A replica, its machine, and what that still has to do.
 pub(super) struct Replica {
@@ -23,6 +24,8 @@ pub(super) struct Replica {
     pub(super) life: u64,
     pub(super) group: Group,
     pub(super) machine: Option<Machine>,
+    /// What it is to go on with, since which entry, and whether it could.
+    pub(super) successor: Option<(LogIndex, ComponentId, Readiness)>,
     pub(super) work: VecDeque<Work>,
     pub(super) working: bool,
     /// Snapshots whose record is not durable yet.
@@ -114,7 +117,61 @@ impl Replica {
         let failed = |error: LogError| Input::MachineFailed {
             reason: error.to_string(),
         };
+        let goes_on = match &work {
+            Work::Apply { context, .. } | Work::Barrier { context, .. } => Some(context.index),
+            _ => None,
+        };
+        if let (Some(index), Some((undecided, ..))) = (goes_on, &self.successor) {
+            return Err(violation(
+                "nothing behind what is undecided",
+                place,
+                format!("{index} follows the activation at {undecided}, which is undecided"),
+            ));
+        }
         match work {
+            Work::Prepare {
+                context: at,
+                deployment,
+            } => {
+                let component = deployment.component;
+                let readiness = Nature::of(component).readiness(place.node, context.now);
+                self.successor = Some((at.index, component, readiness));
+                Ok(Some(Input::Prepared {
+                    index: at.index,
+                    readiness,
+                }))
+            }
+            Work::Decide {
+                context: at,
+                decision,
+            } => {
+                let index = at.index;
+                let Some((_, component, readiness)) =
+                    self.successor.take().filter(|(of, ..)| *of == index)
+                else {
+                    let text = format!("{index} is decided and was not prepared");
+                    return Err(violation("a decision follows an activation", place, text));
+                };
+                let readiness = match readiness {
+                    Readiness::NotYet => Nature::of(component).readiness(place.node, context.now),
+                    known => known,
+                };
+                if decision == Decision::Confirmed && readiness != Readiness::Prepared {
+                    self.successor = Some((index, component, readiness));
+                    return Ok(Some(Input::Prepared { index, readiness }));
+                }
+                let exchanged = machine.exchange(&at, component, decision);
+                context
+                    .checker
+                    .applied(place, index.0, &exchanged, machine.state())?;
+                context.trace.line(context.now, || {
+                    format!(
+                        "node {}: {} goes on behind the activation at {index}: {decision:?}",
+                        place.node, place.key
+                    )
+                });
+                Ok(Some(Input::Exchanged { index }))
+            }
             Work::Apply {
                 context: at,
                 entry,
@@ -177,6 +234,7 @@ impl Replica {
                 }))
             }
             Work::Restore { snapshot, .. } => {
+                self.successor = None;
                 let opened = snapshots.open(place.key, &convert::mark(&snapshot));
                 match opened.and_then(|file| file.guest()) {
                     Ok(guest) => {

@@ -152,6 +152,7 @@ impl Running {
                 life: self.next_life,
                 group,
                 machine: Some(Machine::default()),
+                successor: None,
                 work: VecDeque::new(),
                 working: false,
                 marks: VecDeque::new(),

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::io;
 
-use skep_core::id::{GroupId, NodeId};
+use bytes::Bytes;
+use skep_core::deployment::{Deployment, Quota};
+use skep_core::id::{ComponentId, GroupId, NodeId};
 use skep_core::input::Input;
 use skep_core::proposal::Proposal;
 use skep_core::state::Role;
@@ -13,6 +15,7 @@ use skep_log::sim::Crash;
 use super::event::{Event, Mend};
 use super::{NODES_MAX, World};
 use crate::invariant::Violation;
+use crate::machine::Nature;
 use crate::nemesis::Fault;
 use crate::scenario::SECOND;
 use crate::trace::list;
@@ -121,6 +124,7 @@ impl World {
                 let waiter = 0;
                 self.request(id, GroupId(group), Input::Propose { waiter, proposal });
             }
+            Fault::Upgrade => self.upgrade(id, group),
             Fault::Recreate => {
                 let founders = self.draw_founders();
                 self.trace.line(self.now, || {
@@ -141,6 +145,44 @@ impl World {
             }
         }
         Ok(true)
+    }
+
+    /// Somebody wants another component, of any nature; and often somebody else wants to give it up at about the time at which
+    /// it is decided.
+    fn upgrade(&mut self, node: u64, group: u64) {
+        let mut component = [0; 32];
+        component[..8].copy_from_slice(&self.random.word().to_le_bytes());
+        let deployment = Deployment {
+            component: ComponentId(component),
+            profile: Bytes::new(),
+            quota: Quota {
+                bytes_per_second: self.scenario.bytes_per_second,
+                ..Quota::default()
+            },
+        };
+        self.trace.line(self.now, || {
+            let nature = Nature::of(deployment.component);
+            format!("group {group} is to go on with another component: {nature:?}")
+        });
+        let (waiter, proposal) = (0, Proposal::Activate(deployment));
+        self.request(node, GroupId(group), Input::Propose { waiter, proposal });
+        for _ in 0..self.random.below(3) {
+            let Some(node) = self.catalogue.key(group).and_then(|key| self.a_host(key)) else {
+                return;
+            };
+            let after = self
+                .random
+                .around(8 * self.scenario.delay + self.scenario.disk);
+            let boot = self.nodes[&node].boots;
+            let (waiter, proposal) = (0, Proposal::AbortActivation);
+            let abort = Event::Request {
+                node,
+                boot,
+                group: GroupId(group),
+                input: Input::Propose { waiter, proposal },
+            };
+            self.after(after, abort);
+        }
     }
 
     pub(super) fn draw_founders(&mut self) -> Vec<u64> {

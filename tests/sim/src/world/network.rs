@@ -153,6 +153,9 @@ fn describe(message: &PeerMessage) -> String {
         Body::AskAttestations { after, .. } => format!("{head} asks of barriers after {after}"),
         Body::Attestations { said, .. } => format!("{head} speaks of {} barriers", said.len()),
         Body::AskSnapshot { after } => format!("{head} asks for a snapshot after {after}"),
+        Body::Readiness { index, readiness } => {
+            format!("{head} is {readiness:?} for the activation at {index}")
+        }
         Body::AskStanding { .. } => format!("{head} asks how it stands"),
         Body::Standing(standing) => format!("{head} {standing:?}"),
     }

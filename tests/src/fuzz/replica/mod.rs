@@ -15,6 +15,7 @@ use bytes::Bytes;
 use prost::Message;
 use raft::eraftpb::{Entry, HardState, MessageType};
 use sha2::{Digest, Sha256};
+use skep_core::activation::Readiness;
 use skep_core::attestation::Deed;
 use skep_core::effect::{Call, Effect, Persist, Work};
 use skep_core::id::{GroupId, Incarnation, LogIndex, NodeId};
@@ -462,7 +463,6 @@ impl Replica {
                             Outcome::Reply(self.commands.to_string().into())
                         })),
                         Call::ConfChange(change) => outcomes.push(Outcome::Reply(change.data)),
-                        Call::Activate(_) => outcomes.push(Outcome::Reply(Bytes::new())),
                         Call::Init(_) | Call::StatusChange(_) => {}
                     }
                 }
@@ -486,6 +486,20 @@ impl Replica {
                 Input::Snapshotted {
                     index: context.index,
                     snapshot: Some(name),
+                }
+            }
+            Work::Prepare { context, .. } => {
+                assert!(context.index >= self.worked, "the machine was led back");
+                self.worked = context.index;
+                Input::Prepared {
+                    index: context.index,
+                    readiness: Readiness::Prepared,
+                }
+            }
+            Work::Decide { context, .. } => {
+                assert_eq!(context.index, self.worked, "nothing comes between");
+                Input::Exchanged {
+                    index: context.index,
                 }
             }
             Work::Restore {

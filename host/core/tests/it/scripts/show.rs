@@ -110,6 +110,9 @@ impl Names {
                 standing.term, standing.member, standing.removed, standing.matched, standing.well
             ),
             Body::AskSnapshot { after } => format!("{ends} AskSnapshot after={after}"),
+            Body::Readiness { index, readiness } => {
+                format!("{ends} Readiness @{index} {readiness:?}")
+            }
             Body::Attestations { said, .. } => {
                 let barriers = words(said.iter().map(|said| format!("@{}", said.index)));
                 format!("{ends} Attestations {barriers}")
@@ -340,6 +343,10 @@ fn work_line(work: &Work) -> String {
             )
         }
         Work::Restore { context, .. } => format!("restore {}/{}", context.term, context.index),
+        Work::Prepare { context, .. } => format!("prepare {}/{}", context.term, context.index),
+        Work::Decide { context, decision } => {
+            format!("decide {}/{} {decision:?}", context.term, context.index)
+        }
         Work::Query { waiter, index, .. } => format!("query w{waiter} at {index}"),
     }
 }
@@ -355,7 +362,6 @@ fn call_line(call: &Call) -> String {
                 changed.old, changed.new, changed.term
             )
         }
-        Call::Activate(deployment) => format!("activate {}", deployment.component),
     }
 }
 
@@ -379,6 +385,8 @@ fn payload_line(payload: Payload) -> String {
         Some(Kind::Verdict(verdict)) => format!("verdict on @{}", verdict.index),
         Some(Kind::Pause(pause)) => if pause.on { "pause" } else { "resume" }.into(),
         Some(Kind::Activate(_)) => "activate".into(),
+        Some(Kind::Confirm(confirm)) => format!("confirm @{}", confirm.index),
+        Some(Kind::Abort(abort)) => format!("abort @{} for {}", abort.index, abort.code),
         None => "of a kind that is not known".into(),
     }
 }
@@ -406,6 +414,7 @@ fn proposal(proposal: &Proposal) -> String {
         Proposal::Change(Change::Remove { node, .. }) => format!("remove n{node}"),
         Proposal::Barrier => "barrier".into(),
         Proposal::Activate(deployment) => format!("activate {}", deployment.component),
+        Proposal::AbortActivation => "abort".into(),
         Proposal::Resume => "resume".into(),
         Proposal::Trust { node } => format!("trust n{node}"),
     }

@@ -327,6 +327,7 @@ pub fn kind_of(message: &PeerMessage) -> String {
         Body::AskStanding { .. } => "AskStanding".into(),
         Body::Standing(_) => "Standing".into(),
         Body::AskSnapshot { .. } => "AskSnapshot".into(),
+        Body::Readiness { .. } => "Readiness".into(),
     }
 }
 

@@ -1,0 +1,610 @@
+//! Another machine for a group, in two steps of the log.
+//!
+//! An `Activate` entry changes nothing. Each replica saves its machine there, restores another one from the bytes, keeps both,
+//! and applies nothing behind the entry. It tells the leader how that went. The leader puts the decision into the log: a
+//! `Confirm` when a majority of the voters has the new machine, an `Abort` when no majority can have it, at a deadline, or when
+//! an operator asks. The first decision in the log counts, whoever proposed it; a waiting replica looks ahead for it. Then all go on from
+//! the same bytes: with the new machine, or with a fresh one of the old.
+//!
+//! So an activation that nobody can do costs the group the time until the deadline, and one that few cannot do costs only those
+//! few: they wait until they can, or take a snapshot of a later point.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use crate::attestation::Deed;
+use crate::deployment::Deployment;
+use crate::effect::{Effect, Work};
+use crate::entry;
+use crate::group::Group;
+use crate::id::{LogIndex, NodeId, ReplicaId, Term};
+use crate::message::Body;
+use crate::outcome::{EntryContext, GuestFault, Outcome};
+use crate::payload::{Abort, Confirm, Kind};
+use crate::planted::{self, Defect};
+use crate::proposal::{ProposalError, Response};
+use crate::proposals::Asker;
+use crate::status::AwaitedDecision;
+
+/// Code of the rejection that answers for an activation that was given up.
+pub const NOT_ACTIVATED: u32 = 422;
+/// Code of the rejection of an abort that came too late.
+pub const CONFIRMED_BEFORE: u32 = 409;
+
+/// What a machine makes of an activation; the same on every replica.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Refusal {
+    /// The machine of the group is never exchanged.
+    Fixed,
+    /// The running machine failed to save itself.
+    Save(GuestFault),
+    /// The new machine failed to start.
+    Start(GuestFault),
+    /// The new machine failed to take the state.
+    Restore(GuestFault),
+}
+
+/// How far a replica is with an activation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Readiness {
+    /// It has the new machine, with the state.
+    Prepared,
+    /// For a reason of its own it has not got it yet, and tries again.
+    NotYet,
+    /// It can never have it.
+    Refused(Refusal),
+}
+
+/// Why an activation was given up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AbortReason {
+    /// No majority had the new machine in time.
+    Deadline,
+    /// An operator wanted it.
+    Operator,
+    /// No majority could ever have it.
+    Refused(Refusal),
+}
+
+/// What the log says of an activation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Decision {
+    /// The group goes on with the new machine.
+    Confirmed,
+    /// It goes on with what it ran.
+    Aborted(AbortReason),
+}
+
+impl Refusal {
+    const FIXED: u32 = 3;
+    const SAVE: u32 = 0x100;
+    const START: u32 = 0x200;
+    const RESTORE: u32 = 0x300;
+
+    fn code(self) -> u32 {
+        match self {
+            Self::Fixed => Self::FIXED,
+            Self::Save(fault) => Self::SAVE | u32::from(fault.code()),
+            Self::Start(fault) => Self::START | u32::from(fault.code()),
+            Self::Restore(fault) => Self::RESTORE | u32::from(fault.code()),
+        }
+    }
+
+    fn from_code(code: u32) -> Option<Self> {
+        if code == Self::FIXED {
+            return Some(Self::Fixed);
+        }
+        let fault = GuestFault::from_code(u8::try_from(code & 0xff).ok()?)?;
+        match code & !0xff {
+            Self::SAVE => Some(Self::Save(fault)),
+            Self::START => Some(Self::Start(fault)),
+            Self::RESTORE => Some(Self::Restore(fault)),
+            _ => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Fixed => f.write_str("the machine of this group cannot be exchanged"),
+            Self::Save(fault) => write!(f, "the running machine failed in save: {fault}"),
+            Self::Start(fault) => write!(f, "the new machine failed to start: {fault}"),
+            Self::Restore(fault) => write!(f, "the new machine failed in restore: {fault}"),
+        }
+    }
+}
+
+impl Readiness {
+    /// The number that is sent.
+    pub fn code(self) -> u32 {
+        match self {
+            Self::Prepared => 1,
+            Self::NotYet => 2,
+            Self::Refused(refusal) => refusal.code(),
+        }
+    }
+
+    /// The readiness of a number, if it is known.
+    pub fn from_code(code: u32) -> Option<Self> {
+        match code {
+            1 => Some(Self::Prepared),
+            2 => Some(Self::NotYet),
+            code => Refusal::from_code(code).map(Self::Refused),
+        }
+    }
+}
+
+impl AbortReason {
+    /// The number in the log.
+    pub fn code(self) -> u32 {
+        match self {
+            Self::Deadline => 1,
+            Self::Operator => 2,
+            Self::Refused(refusal) => refusal.code(),
+        }
+    }
+
+    /// The reason of a number, if it is known.
+    pub fn from_code(code: u32) -> Option<Self> {
+        match code {
+            1 => Some(Self::Deadline),
+            2 => Some(Self::Operator),
+            code => Refusal::from_code(code).map(Self::Refused),
+        }
+    }
+}
+
+impl std::fmt::Display for AbortReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Deadline => f.write_str(
+                "no majority of the replicas had the new machine in time; see the log lines of the nodes, and try again",
+            ),
+            Self::Operator => f.write_str("an operator gave it up"),
+            Self::Refused(refusal) => refusal.fmt(f),
+        }
+    }
+}
+
+impl Decision {
+    /// What whoever asked is told.
+    pub fn outcome(self) -> Outcome {
+        match self {
+            Self::Confirmed => Outcome::Reply(Bytes::new()),
+            Self::Aborted(reason) => Outcome::Refused {
+                code: NOT_ACTIVATED,
+                message: reason.to_string(),
+            },
+        }
+    }
+
+    /// What replicas compare: no sentences.
+    fn deed(self, entry: &[u8]) -> Deed {
+        let outcome = match self {
+            Self::Confirmed => Outcome::Reply(Bytes::new()),
+            Self::Aborted(reason) => Outcome::Refused {
+                code: reason.code(),
+                message: String::new(),
+            },
+        };
+        Deed::of(entry, &[outcome], 0)
+    }
+}
+
+/// An activation that has not been done for longer than an election timeout.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Overdue {
+    /// Its entry.
+    pub index: LogIndex,
+    /// It is decided, and this replica cannot do that yet.
+    pub is_decided: bool,
+}
+
+/// An activation that is not done.
+#[derive(Debug)]
+pub(crate) struct Activation {
+    context: EntryContext,
+    deployment: Deployment,
+    /// Its bytes in the log.
+    entry: Bytes,
+    /// The tick at which it was met here.
+    since: u64,
+    /// The tick from which this leader counts to the deadline.
+    counted_from: u64,
+    /// Answers that the machine owes.
+    asked: u32,
+    /// How far this replica is; none before its machine has answered.
+    own: Option<Readiness>,
+    /// What the others told this leader.
+    reports: BTreeMap<ReplicaId, Readiness>,
+    /// The term in which this leader has put a decision into the log.
+    proposed: Option<Term>,
+    decision: Option<Decision>,
+    /// Entries up to here hold no decision on it.
+    looked_through: LogIndex,
+}
+
+impl Group {
+    /// The log holds an activation.
+    pub(crate) fn begin_activation(
+        &mut self,
+        context: EntryContext,
+        deployment: Deployment,
+        entry: Bytes,
+    ) {
+        self.activation = Some(Activation {
+            context,
+            deployment,
+            entry,
+            since: self.ticks,
+            counted_from: self.ticks,
+            asked: 0,
+            own: None,
+            reports: BTreeMap::new(),
+            proposed: None,
+            decision: None,
+            looked_through: context.index,
+        });
+        self.ask_machine();
+    }
+
+    /// Asks the machine to prepare what is undecided, or to do what is decided.
+    fn ask_machine(&mut self) {
+        let Some(activation) = &mut self.activation else {
+            return;
+        };
+        activation.asked += 1;
+        let context = activation.context;
+        self.effects
+            .push(Effect::Machine(match activation.decision {
+                None => Work::Prepare {
+                    context,
+                    deployment: activation.deployment.clone(),
+                },
+                Some(decision) => Work::Decide { context, decision },
+            }));
+    }
+
+    /// A waiting replica looks for the decision among the entries that it does not process.
+    pub(crate) fn look_for_decision(&mut self) {
+        let Some(activation) = &mut self.activation else {
+            return;
+        };
+        if activation.decision.is_some() {
+            return;
+        }
+        let looked = activation.looked_through.0;
+        let from = self
+            .committed
+            .partition_point(|entry| entry.index <= looked);
+        let decides = |entry| {
+            let (index, decision) = entry::decision(entry)?;
+            (index == activation.context.index).then_some(decision)
+        };
+        let mut unseen = self.committed.range(from..);
+        activation.decision = if planted::has(Defect::LastDecisionCounts) {
+            unseen.rev().find_map(decides)
+        } else {
+            unseen.find_map(decides)
+        };
+        if let Some(last) = self.committed.back() {
+            activation.looked_through = LogIndex(last.index);
+        }
+        if activation.decision.is_some() {
+            self.ask_machine();
+        }
+    }
+
+    /// The machine says how far it is.
+    pub(crate) fn machine_prepared(&mut self, index: LogIndex, readiness: Readiness) {
+        if index <= self.superseded_through || self.is_faulted() {
+            return;
+        }
+        let Some(activation) = self.activation_at(index) else {
+            return;
+        };
+        activation.asked = activation.asked.saturating_sub(1);
+        activation.own = Some(readiness);
+        let is_confirmed = activation.decision == Some(Decision::Confirmed);
+        let is_last_word = activation.asked == 0;
+        match readiness {
+            // The machines of a majority took the state that this one does not.
+            Readiness::Refused(_) if is_confirmed && is_last_word => {
+                self.effects.push(Effect::Diverged {
+                    index,
+                    decided: true,
+                    here: true,
+                });
+                self.activation = None;
+                self.quarantine(index);
+            }
+            _ => self.report_readiness(),
+        }
+    }
+
+    /// The machine has done what was decided.
+    pub(crate) fn machine_exchanged(&mut self, index: LogIndex) {
+        if index <= self.superseded_through || self.is_faulted() {
+            return;
+        }
+        self.complete_idle();
+        let activation = self.activation.take_if(|it| it.context.index == index);
+        let decided = activation.and_then(|activation| {
+            let decision = activation.decision?;
+            Some((activation, decision))
+        });
+        let Some((activation, decision)) = decided else {
+            self.halt(format!(
+                "the machine answered for activation {index} out of order"
+            ));
+            return;
+        };
+        let deed = decision.deed(&activation.entry);
+        self.attestations.chain.extend(index, deed);
+        self.decided = Some((index, decision));
+        if decision == Decision::Confirmed {
+            self.state.deployment = Some(activation.deployment);
+            self.state.paused = false;
+            self.forget_fullness();
+            // So that no replica needs the former code for long.
+            self.since_barrier.wanted = true;
+        }
+        self.complete_activation(index, decision.outcome());
+    }
+
+    fn activation_at(&mut self, index: LogIndex) -> Option<&mut Activation> {
+        let activation = self.activation.as_mut();
+        activation.filter(|activation| activation.context.index == index)
+    }
+
+    /// Tells the leader how far this replica is.
+    fn report_readiness(&mut self) {
+        let Some(activation) = self.activation.as_ref().filter(|it| it.decision.is_none()) else {
+            return;
+        };
+        let (index, own) = (activation.context.index, activation.own);
+        if let Some(readiness) = own
+            && let Some(leader) = self.leader_replica()
+            && leader != self.replica
+            && let Some(node) = self.node_of(leader)
+        {
+            self.send(leader, node, Body::Readiness { index, readiness });
+        }
+    }
+
+    /// A member says how far it is.
+    pub(crate) fn readiness_reported(
+        &mut self,
+        from: ReplicaId,
+        index: LogIndex,
+        readiness: Readiness,
+    ) {
+        if !self.leads() || self.state.membership.member(from).is_none() {
+            return;
+        }
+        if let Some(activation) = self.activation_at(index) {
+            activation.reports.insert(from, readiness);
+        }
+    }
+
+    /// Another replica leads, or another term has begun: a new leader knows nothing, and counts anew.
+    pub(crate) fn leader_changed_for_activation(&mut self) {
+        let ticks = self.ticks;
+        if let Some(activation) = &mut self.activation {
+            activation.reports.clear();
+            activation.proposed = None;
+            activation.counted_from = ticks;
+        }
+        self.report_readiness();
+    }
+
+    /// With every election timeout: reports may be lost, and what was not to be had may be there now.
+    pub(crate) fn tend_activation(&mut self) {
+        let is_due = self
+            .ticks
+            .is_multiple_of(u64::from(self.config.election_ticks));
+        let Some(activation) = self.activation.as_ref().filter(|_| is_due) else {
+            return;
+        };
+        let lacks = activation.own == Some(Readiness::NotYet) && activation.asked == 0;
+        if lacks && !self.is_faulted() {
+            self.ask_machine();
+        }
+        if self.lacks_what_was_decided() && self.leads() {
+            self.transfer_to_best_follower();
+        }
+        self.report_readiness();
+    }
+
+    /// The activation that this replica has waited for longer than an election timeout.
+    pub fn overdue(&self) -> Option<Overdue> {
+        let activation = self.activation.as_ref()?;
+        let patience = u64::from(self.config.election_ticks);
+        (self.ticks > activation.since + patience).then_some(Overdue {
+            index: activation.context.index,
+            is_decided: activation.decision.is_some(),
+        })
+    }
+
+    /// Whether an activation is not done.
+    pub(crate) fn awaits_decision(&self) -> bool {
+        self.activation.is_some()
+    }
+
+    /// Whether this replica cannot do what was decided, and is left behind.
+    pub(crate) fn lacks_what_was_decided(&self) -> bool {
+        self.activation.as_ref().is_some_and(|activation| {
+            activation.decision.is_some() && activation.own == Some(Readiness::NotYet)
+        })
+    }
+
+    /// A leader decides as soon as it can tell. `true` if there was something to propose.
+    pub(crate) fn propose_decision_if_due(&mut self) -> bool {
+        if !self.leads() || !self.can_propose() || self.proposals.elected {
+            return false;
+        }
+        let (term, index) = (
+            self.term(),
+            self.activation.as_ref().map(|it| it.context.index),
+        );
+        let (Some(index), Some(decision)) = (index, self.due_decision(term)) else {
+            return false;
+        };
+        let kind = match decision {
+            Decision::Confirmed => Kind::Confirm(Confirm { index: index.0 }),
+            Decision::Aborted(reason) => abort(index, reason),
+        };
+        self.put_decision(kind, Vec::new()).is_ok()
+    }
+
+    fn put_decision(&mut self, kind: Kind, askers: Vec<Asker>) -> Result<(), Vec<Asker>> {
+        self.propose_entry(kind, askers)?;
+        let term = self.term();
+        if let Some(activation) = &mut self.activation {
+            activation.proposed = Some(term);
+        }
+        Ok(())
+    }
+
+    fn due_decision(&self, term: Term) -> Option<Decision> {
+        let activation = self.activation.as_ref()?;
+        if activation.decision.is_some() || activation.proposed == Some(term) {
+            return None;
+        }
+        let voters: Vec<_> = self.state.membership.voters().collect();
+        let majority = voters.len() / 2 + 1;
+        let said = |voter: &ReplicaId| match *voter == self.replica {
+            true => activation.own,
+            false => activation.reports.get(voter).copied(),
+        };
+        let said: Vec<_> = voters.iter().filter_map(said).collect();
+        let prepared = said.iter().filter(|said| **said == Readiness::Prepared);
+        if prepared.count() >= majority {
+            return Some(Decision::Confirmed);
+        }
+        let mut refusals = BTreeMap::<_, usize>::new();
+        for said in &said {
+            if let Readiness::Refused(refusal) = said {
+                *refusals.entry(*refusal).or_default() += 1;
+            }
+        }
+        if voters.len() - refusals.values().sum::<usize>() < majority {
+            let most = refusals.into_iter().max_by_key(|(_, count)| *count);
+            return most.map(|(refusal, _)| Decision::Aborted(AbortReason::Refused(refusal)));
+        }
+        let deadline = activation.counted_from + u64::from(self.config.limits.activation_ticks);
+        (self.ticks >= deadline).then_some(Decision::Aborted(AbortReason::Deadline))
+    }
+
+    /// An operator gives an activation up.
+    pub(crate) fn propose_abort(&mut self, asker: Asker) {
+        let undecided = self.activation.as_ref().filter(|it| it.decision.is_none());
+        let Some(index) = undecided.map(|activation| activation.context.index) else {
+            self.reply(asker, Err(ProposalError::NotNeeded));
+            return;
+        };
+        if let Err(askers) = self.put_decision(abort(index, AbortReason::Operator), vec![asker]) {
+            self.reply_all(askers, &ProposalError::Busy);
+        }
+    }
+
+    /// The log holds a decision, which was looked for before: whoever asked for it learns which one came first.
+    pub(crate) fn process_decision(
+        &mut self,
+        of: LogIndex,
+        wanted: Decision,
+        askers: Vec<Asker>,
+        at: (LogIndex, Term),
+    ) {
+        let first = self.decided.filter(|(index, _)| *index == of);
+        let outcome = match (first, wanted) {
+            (Some((_, Decision::Confirmed)), Decision::Aborted(_)) => Outcome::Refused {
+                code: CONFIRMED_BEFORE,
+                message: "the group goes on with the new machine: that was decided before".into(),
+            },
+            (Some(_), _) => Outcome::Reply(Bytes::new()),
+            (None, _) => {
+                self.reply_all(askers, &ProposalError::NotNeeded);
+                return;
+            }
+        };
+        let (index, term) = at;
+        for asker in askers {
+            let response = Response {
+                request: crate::id::RequestId::ANONYMOUS,
+                index,
+                term,
+                outcome: outcome.clone(),
+            };
+            self.reply(asker, Ok(response));
+        }
+    }
+
+    /// For the status.
+    pub(crate) fn awaited_decision(&self) -> Option<AwaitedDecision> {
+        let activation = self.activation.as_ref()?;
+        let members = self.state.membership.members().iter();
+        let lacks = |replica: &ReplicaId| match *replica == self.replica {
+            true => activation.own != Some(Readiness::Prepared),
+            false => activation.reports.get(replica) != Some(&Readiness::Prepared),
+        };
+        let waits_for: Vec<NodeId> = members
+            .filter(|(replica, _)| self.leads() && lacks(replica))
+            .map(|(_, member)| member.node)
+            .collect();
+        Some(AwaitedDecision {
+            index: activation.context.index,
+            component: activation.deployment.component,
+            ticks: self.ticks - activation.since,
+            is_confirmed: activation
+                .decision
+                .map(|decision| decision == Decision::Confirmed),
+            here: activation.own,
+            waits_for,
+        })
+    }
+}
+
+fn abort(index: LogIndex, reason: AbortReason) -> Kind {
+    Kind::Abort(Abort {
+        index: index.0,
+        code: reason.code(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_word_has_a_number_of_its_own() {
+        let steps: [fn(GuestFault) -> Refusal; 3] =
+            [Refusal::Save, Refusal::Start, Refusal::Restore];
+        let refusals: Vec<_> = GuestFault::ALL
+            .into_iter()
+            .flat_map(|fault| steps.map(|step| step(fault)))
+            .chain([Refusal::Fixed])
+            .collect();
+        for refusal in refusals {
+            let (readiness, reason) = (Readiness::Refused(refusal), AbortReason::Refused(refusal));
+            assert_eq!(Readiness::from_code(readiness.code()), Some(readiness));
+            assert_eq!(AbortReason::from_code(reason.code()), Some(reason));
+        }
+        for readiness in [Readiness::Prepared, Readiness::NotYet] {
+            assert_eq!(Readiness::from_code(readiness.code()), Some(readiness));
+        }
+        for reason in [AbortReason::Deadline, AbortReason::Operator] {
+            assert_eq!(AbortReason::from_code(reason.code()), Some(reason));
+        }
+        for unknown in [0, 4, 0xff, 0x100, 0x1ff, 0x401, u32::MAX] {
+            assert_eq!(AbortReason::from_code(unknown), None, "{unknown}");
+            assert_eq!(Readiness::from_code(unknown), None, "{unknown}");
+        }
+    }
+}
