@@ -249,7 +249,7 @@ pub const BUDGETS: &[Budget] = &[
     row("lane-queues", "bytes queued to one node: high; normal; low", Words("8; 64; 8 MiB"), ("host/src/transport/tcp.rs", "TcpLimits"), Otherwise("more are dropped, counted and reported")),
     row("snapshot-rate", "bytes of snapshots sent in a second", Bytes(100 << 20), ("host/src/transport/tcp.rs", "snapshot_rate"), Otherwise("they wait")),
     row("snapshots-sent", "snapshots sent at once", Count(4), ("host/src/transport/tcp.rs", "snapshots_at_once"), Otherwise("others wait")),
-    row("snapshots-waiting", "snapshots that wait to be sent", Count(1024), ("host/src/transport/snapshot.rs", "MAX_WAITING"), Otherwise("more are reported as failed")),
+    row("snapshots-waiting", "snapshots that wait to be sent", Count(64), ("host/src/transport/snapshot.rs", "MAX_WAITING"), Otherwise("more are reported as failed")),
     row("peer-connections", "connections of other nodes", Words("8 for each node, for 16 nodes at the least"), ("host/src/descriptors.rs", "EACH_PEER"), Otherwise("more are refused and counted")),
     row("peer-introductions", "connections to the port for nodes that have not said who they are", Count(64), ("host/src/descriptors.rs", "UNKNOWN_PEERS"), Otherwise("the oldest is closed")),
     row("peer-frame-time", "a frame between nodes that was begun and does not go on", Milliseconds(30_000), ("host/src/transport/connection.rs", "FRAME_TIMEOUT"), Otherwise("the connection ends")),
