@@ -50,7 +50,7 @@ fn is_ours(named: &str, config: &Config, settings: &HttpSection) -> Result<(), P
     if settings.hosts.is_empty() && !is_loopback(config.listen_http()) {
         return Ok(());
     }
-    let name = host_of(named);
+    let name = &host_of(named).to_ascii_lowercase();
     let ours = [&config.own().http, config.listen_http()];
     let is_known = is_loopback(&format!("{name}:1"))
         || ours.iter().any(|own| same(host_of(own), name))

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use skep::api::admin::{
-    self, CreateGroup, Done, GroupInfo, OfGroup, OfGroupAndNode, Placed, QuotaChange, Rehearsed,
-    Upgraded, method,
+    self, CreateGroup, Done, GroupInfo, LIST_MAX, OfGroup, OfGroupAndNode, Page, Placed,
+    QuotaChange, Rehearsed, Upgraded, method,
 };
 use skep::{GroupId, NodeId, Rehearsal, Verdict};
 use skep_core::deployment::Quota;
@@ -166,14 +166,28 @@ struct Create {
     remote: Remote,
 }
 
+/// All groups, a page at a time.
+async fn all(connection: &Connection) -> anyhow::Result<Vec<GroupInfo>> {
+    let mut groups: Vec<GroupInfo> = Vec::new();
+    loop {
+        let page = Page {
+            after: groups.last().map(|group| group.id),
+            limit: None,
+        };
+        let more: Vec<GroupInfo> = connection.call(method::GROUP_LIST, &page).await?;
+        let is_last = more.len() < LIST_MAX;
+        groups.extend(more);
+        if is_last {
+            return Ok(groups);
+        }
+    }
+}
+
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.verb {
         Verb::Create(create) => self::create(create).await,
         Verb::List { remote } => {
-            let groups: Vec<GroupInfo> = Connection::open(&remote)
-                .await?
-                .call(method::GROUP_LIST, &())
-                .await?;
+            let groups = all(&Connection::open(&remote).await?).await?;
             output::print(remote.form, &groups, |groups| table(groups))
         }
         Verb::Status { of } => {
