@@ -8,6 +8,7 @@ pub mod command;
 pub mod machine;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -228,6 +229,14 @@ impl Catalog {
     /// All groups, by id.
     pub fn groups(&self) -> impl ExactSizeIterator<Item = &Arc<GroupRecord>> {
         self.groups.values()
+    }
+
+    /// The groups behind this id, by id.
+    pub fn groups_after(&self, id: Option<GroupId>) -> impl Iterator<Item = &Arc<GroupRecord>> {
+        let from = id.map_or(Bound::Unbounded, Bound::Excluded);
+        self.groups
+            .range((from, Bound::Unbounded))
+            .map(|(_, group)| group)
     }
 
     /// The component of an id.

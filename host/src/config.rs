@@ -215,6 +215,11 @@ pub struct LimitsSection {
     /// Bytes of log that a group keeps on disk behind its snapshot for members that are catching up, at the most. One that needs
     /// more is sent a snapshot.
     pub log_retained_bytes: u64,
+    /// Milliseconds for which a member may be behind without coming nearer; then it is left behind for a while.
+    pub catch_up_timeout_ms: u64,
+    /// The share of what is usual, in percent, that is taken of clients at the least while a member is behind and does not come
+    /// nearer; 100 holds nothing back.
+    pub catch_up_share_percent: u32,
     /// Milliseconds that the compilation of one component may take.
     pub compile_timeout_ms: u64,
     /// Bytes of memory that it may take.
@@ -304,6 +309,8 @@ impl Default for LimitsSection {
             frame_ms: 30_000,
             requests_per_connection: 1024,
             log_retained_bytes: 1 << 30,
+            catch_up_timeout_ms: 30_000,
+            catch_up_share_percent: 25,
             compile_timeout_ms: 120_000,
             compile_memory_bytes: 1 << 30,
             activation_timeout_ms: 60_000,
@@ -655,6 +662,16 @@ impl Config {
             (100..=3_600_000).contains(&limits.compile_timeout_ms),
             "limits.compile_timeout_ms",
             || "use 100 to 3600000 milliseconds".into(),
+        )?;
+        require(
+            (1000..=3_600_000).contains(&limits.catch_up_timeout_ms),
+            "limits.catch_up_timeout_ms",
+            || "use 1000 to 3600000 milliseconds".into(),
+        )?;
+        require(
+            (1..=100).contains(&limits.catch_up_share_percent),
+            "limits.catch_up_share_percent",
+            || "use 1 to 100; 100 holds nothing back".into(),
         )?;
         require(
             (100..=3_600_000).contains(&limits.activation_timeout_ms),

@@ -25,7 +25,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::MultiNode;
-use crate::api::admin::{GroupInfo, NodeInfo};
+use crate::api::admin::{GroupInfo, LIST_MAX, NodeInfo, Page};
 use crate::api::doors::Doors;
 use crate::catalog::command::{Command, Refusal, Reply};
 use crate::catalog::{self, Catalog, GroupRecord};
@@ -52,6 +52,9 @@ const CATALOG_ATTEMPT: Duration = Duration::from_secs(5);
 const PATIENT_ATTEMPTS: u32 = 6;
 /// Attempts to change the catalogue, all under one request id.
 const CATALOG_RETRIES: i32 = 3;
+
+/// Reasons why a node is not ready that it names.
+const REASONS_MAX: usize = 64;
 
 /// A running node. Cheap to clone; all clones are the same node.
 #[derive(Clone)]
@@ -234,6 +237,11 @@ impl Host {
             }
         }
         reasons.extend(self.inner.supervisor.missing());
+        let more = reasons.len().saturating_sub(REASONS_MAX);
+        if more > 0 {
+            reasons.truncate(REASONS_MAX);
+            reasons.push(format!("{more} more"));
+        }
         reasons
     }
 
@@ -286,10 +294,8 @@ impl Host {
         let waiting_for = self.waiting_for();
         let catalog = self.catalog();
         let status = self.inner.node.node_status();
-        let mut groups = Vec::with_capacity(catalog.groups().len());
-        for record in catalog.groups() {
-            groups.push(self.group_info(record).await);
-        }
+        let mut troubled = self.troubled();
+        troubled.truncate(LIST_MAX);
         let log = self.inner.node.log_stats();
         Ok(NodeInfo {
             id: self.id(),
@@ -298,7 +304,7 @@ impl Host {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ready: waiting_for.is_empty(),
             waiting_for,
-            troubled: self.troubled(),
+            troubled,
             replicas: status.groups,
             leading: status.leading,
             snapshots_received: self
@@ -308,7 +314,8 @@ impl Host {
                 .snapshots_received
                 .load(Ordering::Relaxed),
             nodes: catalog.nodes().map(|node| (**node).clone()).collect(),
-            groups,
+            groups: self.group_infos(&catalog, Page::default()).await,
+            group_count: catalog.groups().len(),
             log: serde_json::json!({
                 "bytes": log.bytes,
                 "segments": log.segments,
@@ -346,15 +353,19 @@ impl Host {
         info
     }
 
-    /// All groups, as the catalogue has them after it was refreshed.
-    pub async fn groups(&self) -> Result<Vec<GroupInfo>, HostError> {
+    /// Groups, as the catalogue has them after it was refreshed.
+    pub async fn groups(&self, page: Page) -> Result<Vec<GroupInfo>, HostError> {
         self.refresh().await?;
-        let catalog = self.catalog();
-        let mut groups = Vec::with_capacity(catalog.groups().len());
-        for record in catalog.groups() {
+        Ok(self.group_infos(&self.catalog(), page).await)
+    }
+
+    async fn group_infos(&self, catalog: &Catalog, page: Page) -> Vec<GroupInfo> {
+        let limit = page.limit.unwrap_or(LIST_MAX).min(LIST_MAX);
+        let mut groups = Vec::new();
+        for record in catalog.groups_after(page.after).take(limit) {
             groups.push(self.group_info(record).await);
         }
-        Ok(groups)
+        groups
     }
 
     /// The group of a name or id. Asks the other nodes if this one does not know it, so that a group that was just

@@ -240,6 +240,11 @@ impl prometheus_client::collector::Collector for NodeCollector {
         counter(&mut encoder, "distrusted_messages", help, None, distrusted)?;
         let help = "Ticks in which commands or queries of a group waited for its quota of bytes";
         counter(&mut encoder, "quota_waits", help, None, status.quota_waits)?;
+        let help = "Ticks in which commands of a group waited so that members that are behind could catch up";
+        let waits = status.catch_up_waits;
+        counter(&mut encoder, "catch_up_throttled_ticks", help, None, waits)?;
+        let help = "Members that did not catch up and were left behind for a while";
+        counter(&mut encoder, "left_behind", help, None, status.left_behind)?;
         let help = "Messages dropped because a shard was behind";
         counter(
             &mut encoder,

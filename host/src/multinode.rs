@@ -399,6 +399,8 @@ impl MultiNode {
             divergences: router.divergences.load(Relaxed),
             distrusted_messages: router.distrusted.load(Relaxed),
             quota_waits: router.quota_waits.load(Relaxed),
+            catch_up_waits: router.catch_up_waits.load(Relaxed),
+            left_behind: router.left_behind.load(Relaxed),
             dropped_messages: router.dropped.load(Relaxed),
             receiving_snapshots: router.receiving(),
             stopped: *self.inner.stopped.borrow(),

@@ -12,7 +12,7 @@ use skep_core::id::{GroupId, LogIndex, NodeId, ReplicaId};
 use skep_core::input::{Input, Waiter};
 use skep_core::message::SnapshotName;
 use skep_core::proposal::{ProposalError, Response};
-use skep_core::status::{Health, Status};
+use skep_core::status::{CatchUpStatus, Health, Status};
 use skep_log::GroupKey;
 use tokio::sync::oneshot;
 
@@ -27,6 +27,17 @@ use crate::worker::{Worker, panic_text};
 
 /// Ticks until a snapshot that could not be sent for want of something is asked for again.
 const SEND_AGAIN: u64 = 10;
+
+/// What waited for what when a tick began.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Waits {
+    /// Commands or queries for the group's quota.
+    pub(crate) quota: bool,
+    /// Commands for members that are behind.
+    pub(crate) catch_up: bool,
+    /// Members that were left behind with this tick.
+    pub(crate) left_behind: u64,
+}
 
 /// Numbers the replicas a node brings up, so that what was begun for one never reaches its successor.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -149,16 +160,54 @@ impl Replica {
         self.unsent.push((self.ticks + SEND_AGAIN, reporter));
     }
 
-    /// Time passes. Tells whether commands or queries waited here for the group's quota.
-    pub(crate) fn tick(&mut self, now: u64) -> bool {
+    /// Time passes.
+    pub(crate) fn tick(&mut self, now: u64) -> Waits {
         let State::Running(group) = &self.state else {
-            return false;
+            return Waits::default();
         };
         self.ticks += 1;
         self.unsent.retain(|(due, _)| *due > self.ticks);
         let (rates, commands_waited) = (group.rates(), group.waits_for_quota());
+        let before = group.catch_up_status();
         self.handle(Input::Tick { now });
-        self.worker.tick(now, rates) || commands_waited
+        let quota = self.worker.tick(now, rates) || commands_waited;
+        let State::Running(group) = &self.state else {
+            return Waits::default();
+        };
+        let after = group.catch_up_status();
+        self.tell_of_catch_up(&before, &after);
+        Waits {
+            quota,
+            catch_up: after.waits > before.waits,
+            left_behind: after.left_behind - before.left_behind,
+        }
+    }
+
+    fn tell_of_catch_up(&self, before: &CatchUpStatus, after: &CatchUpStatus) {
+        let (group, name) = (self.key.group, &self.route.name);
+        if after.left_behind > before.left_behind {
+            tracing::warn!(
+                group,
+                name,
+                "a member does not catch up with what is written and is left behind for a while; it is tried again, at once if less is \
+                 written (`skep group status` shows which)"
+            );
+        }
+        let (share, was) = (after.share_percent, before.share_percent);
+        match share == 100 {
+            _ if share == was => {}
+            true => tracing::info!(
+                group,
+                name,
+                "commands are no longer held back for members that are behind"
+            ),
+            false => tracing::info!(
+                group,
+                name,
+                share,
+                "a member is behind and does not come nearer: commands wait, and this share in percent of what is usual is taken"
+            ),
+        }
     }
 
     /// Takes something in. A bug in there halts this replica only.

@@ -62,6 +62,10 @@ pub(crate) struct Router {
     pub(crate) distrusted: AtomicU64,
     /// Ticks in which commands or queries of a group waited for its quota of bytes, of all groups.
     pub(crate) quota_waits: AtomicU64,
+    /// Ticks in which commands of a group waited for members that are behind, of all groups.
+    pub(crate) catch_up_waits: AtomicU64,
+    /// Members that were left behind, of all groups led here.
+    pub(crate) left_behind: AtomicU64,
     pub(crate) dropped: AtomicU64,
 }
 
@@ -98,6 +102,8 @@ impl Router {
             divergences: AtomicU64::new(0),
             distrusted: AtomicU64::new(0),
             quota_waits: AtomicU64::new(0),
+            catch_up_waits: AtomicU64::new(0),
+            left_behind: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
         }
     }

@@ -93,9 +93,13 @@ impl Shard {
     fn take_in(&mut self, round: Round) {
         if let Some(now) = round.tick {
             for (group, replica) in &mut self.replicas {
-                if replica.tick(now) {
-                    self.router.quota_waits.fetch_add(1, Relaxed);
-                }
+                let waits = replica.tick(now);
+                let router = &self.router;
+                router.quota_waits.fetch_add(waits.quota.into(), Relaxed);
+                router
+                    .catch_up_waits
+                    .fetch_add(waits.catch_up.into(), Relaxed);
+                router.left_behind.fetch_add(waits.left_behind, Relaxed);
                 touch(&mut self.touched, *group, replica);
             }
         }
@@ -134,6 +138,7 @@ impl Shard {
             Event::Broken { reason } => replica.halt(reason),
             Event::NotSent(reporter) => replica.not_sent(reporter),
             Event::Heavy => {
+                replica.handle(Input::LogCrowded);
                 // Only the leader's request makes a barrier; its followers have the same log, so they ask it in vain.
                 if replica.route.leader() == self.router.node && replica.heavy.is_none() {
                     let waiter = self.router.next_waiter();

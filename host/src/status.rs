@@ -133,6 +133,12 @@ pub struct NodeStatus {
     /// Ticks in which commands or queries of a group waited for its quota of bytes, of all groups.
     #[serde(default)]
     pub quota_waits: u64,
+    /// Ticks in which commands of a group waited so that members that are behind could catch up, of all groups.
+    #[serde(default)]
+    pub catch_up_waits: u64,
+    /// Members that did not catch up and were left behind for a while, of all groups led here.
+    #[serde(default)]
+    pub left_behind: u64,
     /// Messages dropped because a shard was behind.
     pub dropped_messages: u64,
     /// Snapshots being received.

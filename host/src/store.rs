@@ -366,3 +366,56 @@ fn on_event(router: &Arc<Router>, event: WriterEvent<Token>) {
 pub(crate) fn no_thread(what: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Start { what, source }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use skep_core::id::Term;
+    use skep_log::DiskVfs;
+
+    use super::*;
+
+    #[test]
+    fn a_disk_below_its_reserve_takes_no_snapshot_of_a_group_that_is_new() {
+        let home = tempfile::tempdir().unwrap();
+        let open = |reserve| {
+            let config = DiskConfig {
+                vfs: Arc::new(DiskVfs),
+                dir: home.path(),
+                cluster: "test",
+                node: NodeId(1),
+                sync_delay: Duration::ZERO,
+                store: None,
+                reserve,
+            };
+            Disk::open(config, &Arc::new(Router::new(NodeId(1), 1))).unwrap()
+        };
+        let key = |group| GroupKey {
+            group,
+            incarnation: 1,
+        };
+        let name = SnapshotName {
+            index: LogIndex(5),
+            term: Term(1),
+            size: 100,
+            digest: [0; 32],
+        };
+        let plenty = open(0);
+        drop(plenty.receive_snapshot(key(2), &name).unwrap());
+        plenty.stop(true);
+        let short = open(u64::MAX / 2);
+        let kept = short.snapshots.create(SnapshotMeta {
+            key: key(1),
+            position: LogPosition { index: 4, term: 1 },
+            state: Bytes::new(),
+            schema: 1,
+            component: [0; 32],
+        });
+        kept.unwrap().finish().unwrap();
+        let refused = short.receive_snapshot(key(2), &name).unwrap_err();
+        assert_eq!(refused.code(), "disk-full", "{refused}");
+        // What is here cannot do without.
+        drop(short.receive_snapshot(key(1), &name).unwrap());
+        short.stop(true);
+    }
+}

@@ -1,10 +1,14 @@
-//! Members that are behind, and what of the log is kept for them.
+//! Members that are behind: what of the log is kept for them, what is held back for their sake, and when they are left behind.
 //!
 //! Behind a snapshot a little of the log stays in any case. More stays while somebody needs it: a member that answers, from
 //! the snapshot on that it was sent; and one that is silent, as long as the log is cheaper for it than the snapshot. It stays
 //! in the files, within [`Limits::log_retained_bytes`](crate::Limits). Beyond that the member needs a snapshot.
+//!
+//! While a member does not come nearer this leader takes less of its clients. One that does not come nearer for
+//! [`Limits::catch_up_ticks`](crate::Limits) even so is left behind: nothing is kept for it and no snapshot is sent to it for a
+//! while, each time for longer. Nothing of this is replicated.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use raft::ProgressState;
 
@@ -12,12 +16,29 @@ use crate::changes::PROMOTION_LAG;
 use crate::effect::Persist;
 use crate::group::{Group, Raft};
 use crate::id::{LogIndex, ReplicaId};
+use crate::status::{CatchUpStatus, CatchingUp};
+use crate::throttle::Throttle;
 
 /// Bytes that a member may lack and be taken for caught up: what is on its way at any time.
 const CAUGHT_UP_BYTES: u64 = 1 << 20;
 
 /// Bytes of log that nobody needs any more for which no record of their own is written.
 const RELEASE_BYTES: u64 = 1 << 20;
+
+/// Ticks after which it is looked whether a member has come nearer.
+const WINDOW_TICKS: u64 = 10;
+
+/// The part of what it lacks that a member is to come nearer by in that time, so that it is there after some ten times that.
+const WINDOW_PART: u64 = 8;
+
+/// Bytes of a snapshot for which a member has a tick more: a tenth of what the transport sends.
+const SNAPSHOT_TICK_BYTES: u64 = 1 << 20;
+
+/// Snapshots that are sent to a member before it is left behind; one is needed, and another if the budget did not do.
+const SNAPSHOTS_MAX: u32 = 3;
+
+/// A member that was left behind is tried again after so many times what it had, twice as many each time.
+const RETRIES: std::ops::RangeInclusive<u64> = 1..=8;
 
 /// Who needs entries of the log that the snapshot covers.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -26,13 +47,46 @@ pub(crate) enum Needer {
     Member(ReplicaId),
 }
 
-/// Who needs what of the log.
+/// Who needs what of the log, and who is behind.
 #[derive(Debug, Default)]
 pub(crate) struct CatchUp {
     /// Entries after these places are needed.
     needs: BTreeMap<Needer, LogIndex>,
-    /// Members that are catching up: from where on the log is kept for each.
-    behind: BTreeMap<ReplicaId, LogIndex>,
+    behind: BTreeMap<ReplicaId, Behind>,
+    left: BTreeMap<ReplicaId, Left>,
+    pub(crate) throttle: Throttle,
+    /// Members that were left behind by this replica, in all.
+    pub(crate) left_in_all: u64,
+    /// Ticks that began with commands waiting for the sake of members that are behind.
+    pub(crate) waits: u64,
+}
+
+/// A member that is catching up.
+#[derive(Clone, Copy, Debug)]
+struct Behind {
+    /// The log is kept for it from here on.
+    from: LogIndex,
+    /// Bytes that it lacks.
+    lacks: u64,
+    /// The snapshot that is on its way to it.
+    snapshot: Option<LogIndex>,
+    snapshots: u32,
+    /// Bytes that it lacked at the least, and the tick since when it has not come nearer.
+    least: u64,
+    since: u64,
+    /// Bytes that it lacked when this window of time began.
+    before: u64,
+}
+
+/// A member that was left behind.
+#[derive(Clone, Copy, Debug)]
+struct Left {
+    /// Until this tick nothing is done for it.
+    until: u64,
+    /// How long that is, in times of what it had.
+    times: u64,
+    /// What was usual then: with half of it or nothing, it is tried at once.
+    usual: u64,
 }
 
 /// A member as Raft sees it.
@@ -49,25 +103,104 @@ impl CatchUp {
     fn floor(&self) -> Option<LogIndex> {
         self.needs.values().min().copied()
     }
+
+    fn is_left(&self, replica: ReplicaId, ticks: u64) -> bool {
+        let left = self.left.get(&replica);
+        left.is_some_and(|left| ticks < left.until)
+    }
+
+    fn note(&mut self, seen: Seen, from: LogIndex, lacks: u64, ticks: u64) {
+        let behind = self.behind.entry(seen.replica).or_insert(Behind {
+            from,
+            lacks,
+            snapshot: None,
+            snapshots: 0,
+            least: lacks,
+            since: ticks,
+            before: lacks,
+        });
+        let is_another = seen.snapshot.is_some() && behind.snapshot != seen.snapshot;
+        behind.snapshots += u32::from(is_another);
+        // While a snapshot is on its way more and more is lacking, and what counts is that it arrives.
+        let arrives = seen.snapshot.is_none() && behind.snapshot.is_some();
+        if is_another || arrives || lacks + behind.least / 32 < behind.least {
+            behind.since = ticks;
+        }
+        behind.least = match seen.snapshot.is_some() || arrives {
+            true => lacks,
+            false => behind.least.min(lacks),
+        };
+        (behind.from, behind.lacks, behind.snapshot) = (from, lacks, seen.snapshot);
+    }
 }
 
 impl Group {
     /// Looks after members that are behind, once in a tick.
     pub(crate) fn follow_members(&mut self) {
+        self.catch_up.waits += u64::from(self.waits_for_members());
+        self.catch_up.throttle.tick();
         self.note_needs();
+        self.leave_behind();
+        if self.ticks.is_multiple_of(WINDOW_TICKS) {
+            self.hold_back();
+        }
+        let ticks = self.ticks;
+        let barred: BTreeSet<_> = (self.catch_up.left.iter())
+            .filter(|(_, left)| ticks < left.until)
+            .map(|(replica, _)| replica.0)
+            .collect();
+        if let Some(Raft(node)) = &mut self.raft {
+            node.mut_store().bar(barred);
+        }
         self.release_log();
+    }
+
+    /// Whether commands wait here for the sake of members that are behind.
+    fn waits_for_members(&self) -> bool {
+        self.leads() && self.proposals.len() > 0 && self.catch_up.throttle.holds_back()
+    }
+
+    /// What is done for members that are behind.
+    pub fn catch_up_status(&self) -> CatchUpStatus {
+        CatchUpStatus {
+            share_percent: self.catch_up.throttle.percent(),
+            waits: self.catch_up.waits,
+            left_behind: self.catch_up.left_in_all,
+        }
+    }
+
+    /// How a member is catching up, if it is.
+    pub(crate) fn catching_up(&self, replica: ReplicaId) -> Option<CatchingUp> {
+        if self.catch_up.is_left(replica, self.ticks) {
+            return Some(CatchingUp::LeftBehind);
+        }
+        let behind = self.catch_up.behind.get(&replica)?;
+        Some(match behind.snapshot {
+            Some(_) => CatchingUp::Snapshot,
+            None => CatchingUp::Log {
+                lacks: behind.lacks,
+            },
+        })
     }
 
     /// Finds out who needs what of the log now.
     pub(crate) fn note_needs(&mut self) {
         self.catch_up.needs.clear();
         if !self.leads() {
-            self.catch_up = CatchUp::default();
+            let CatchUp {
+                left_in_all, waits, ..
+            } = self.catch_up;
+            self.catch_up = CatchUp {
+                left_in_all,
+                waits,
+                ..CatchUp::default()
+            };
             return;
         }
         let members = self.seen_members();
         let known = |replica: &ReplicaId| members.iter().any(|seen| seen.replica == *replica);
         self.catch_up.behind.retain(|replica, _| known(replica));
+        self.catch_up.left.retain(|replica, _| known(replica));
         for seen in members {
             if let Some(from) = self.needed_by(seen) {
                 let needer = Needer::Member(seen.replica);
@@ -81,12 +214,9 @@ impl Group {
         let Some(Raft(node)) = &self.raft else {
             return Vec::new();
         };
-        let others = node
-            .raft
-            .prs()
-            .iter()
-            .filter(|(id, _)| **id != node.raft.id);
+        let others = node.raft.prs().iter();
         others
+            .filter(|(id, _)| **id != node.raft.id)
             .map(|(id, progress)| Seen {
                 replica: ReplicaId(*id),
                 matched: LogIndex(progress.matched),
@@ -104,8 +234,9 @@ impl Group {
             matched,
             snapshot,
         } = seen;
-        let tracked = self.catch_up.behind.get(&replica).copied();
-        let active = self.is_active(replica);
+        let ticks = self.ticks;
+        let tracked = self.catch_up.behind.get(&replica).map(|behind| behind.from);
+        let is_waited_for = self.is_active(replica) && !self.catch_up.is_left(replica, ticks);
         let cheap = self.snapshot_name().map_or(0, |name| name.size);
         let Some(Raft(node)) = &mut self.raft else {
             return None;
@@ -120,16 +251,77 @@ impl Group {
             && matched.0 >= view.evicted()
             && (lacks <= CAUGHT_UP_BYTES || matched.0 + PROMOTION_LAG >= view.last().0);
         let is_known = matched.0 > 0 || snapshot.is_some();
-        let catches_up = is_known
-            && !has_caught_up
-            && (snapshot.is_some() || active && (tracked.is_some() || matched.0 < view.evicted()));
-        if catches_up {
-            self.catch_up.behind.insert(replica, from);
+        let is_on_its_way = snapshot.is_some() && !self.catch_up.is_left(replica, ticks);
+        let is_behind = tracked.is_some() || matched.0 < view.evicted();
+        if is_known && !has_caught_up && (is_on_its_way || is_waited_for && is_behind) {
+            self.catch_up.note(seen, from, lacks, ticks);
         } else {
             self.catch_up.behind.remove(&replica);
         }
+        if has_caught_up {
+            self.catch_up.left.remove(&replica);
+        }
         let is_there = from.0 + 1 >= view.first().0 && from.0 >= view.read_back().lost();
-        (is_known && is_there && (active || catches_up || lacks <= cheap)).then_some(from)
+        let is_needed = is_waited_for || is_on_its_way || lacks <= cheap;
+        (is_known && is_there && is_needed).then_some(from)
+    }
+
+    /// Gives up on members that do not come nearer.
+    fn leave_behind(&mut self) {
+        let ticks = self.ticks;
+        let usual = self.catch_up.throttle.usual();
+        if self.catch_up.throttle.is_open() {
+            let lull = |left: &Left| usual <= left.usual / 2;
+            let left = self.catch_up.left.values_mut();
+            left.filter(|left| lull(left))
+                .for_each(|left| left.until = ticks);
+        }
+        let size = self.snapshot_name().map_or(0, |name| name.size);
+        let patience = u64::from(self.config.limits.catch_up_ticks);
+        let patience = patience + size / SNAPSHOT_TICK_BYTES;
+        let is_late =
+            |behind: &Behind| ticks - behind.since > patience || behind.snapshots > SNAPSHOTS_MAX;
+        let late: Vec<_> = (self.catch_up.behind.iter())
+            .filter(|(_, behind)| is_late(behind))
+            .map(|(replica, _)| *replica)
+            .collect();
+        for replica in late {
+            let before = self.catch_up.left.get(&replica);
+            let times = before.map_or(*RETRIES.start(), |left| left.times * 2);
+            let left = Left {
+                until: ticks + patience * times.min(*RETRIES.end()),
+                times,
+                usual,
+            };
+            self.catch_up.left.insert(replica, left);
+            self.catch_up.behind.remove(&replica);
+            self.catch_up.needs.remove(&Needer::Member(replica));
+            self.catch_up.left_in_all += 1;
+        }
+    }
+
+    /// Takes less of the clients if a member has not come nearer, and all again when nobody is behind.
+    fn hold_back(&mut self) {
+        let limits = &self.config.limits;
+        let half = limits.log_retained_bytes / 2;
+        let mut is_due = false;
+        for behind in self.catch_up.behind.values_mut() {
+            is_due |= match behind.snapshot {
+                // There must be something left to catch up with when it is restored.
+                Some(_) => behind.lacks > half,
+                None => {
+                    behind.lacks > CAUGHT_UP_BYTES
+                        && behind.lacks > behind.before - behind.before / WINDOW_PART
+                }
+            };
+            behind.before = behind.lacks;
+        }
+        if self.catch_up.behind.is_empty() {
+            self.catch_up.throttle.open();
+        } else if is_due {
+            let share = u64::from(limits.catch_up_share_percent);
+            self.catch_up.throttle.tighten(share);
+        }
     }
 
     /// Drops the needs of those who lack most, until what is kept for the others is within its bounds.
@@ -142,6 +334,13 @@ impl Group {
         {
             self.catch_up.needs.retain(|_, from| *from != floor);
         }
+    }
+
+    /// Forgets what is kept for members, even if they need it: the log's files hold too much for its sake, and it would be copied
+    /// forward whole otherwise. Who needed it is sent a snapshot.
+    pub(crate) fn release_all_log(&mut self) {
+        self.catch_up.needs.clear();
+        self.release_log();
     }
 
     /// The last entry at or below a snapshot that nobody needs.

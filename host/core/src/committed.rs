@@ -277,8 +277,11 @@ impl Group {
                 self.work(applying, context, entry, calls);
             }
             Order::Barrier => {
-                let wanted = SinceBarrier::default();
-                self.since_barrier = wanted;
+                self.since_barrier = SinceBarrier {
+                    began: self.ticks,
+                    took: self.since_barrier.took,
+                    ..SinceBarrier::default()
+                };
                 applying.works = true;
                 let conf_state = self.state.membership.conf_state();
                 applying.what = What::Barrier { askers, conf_state };
@@ -547,6 +550,7 @@ impl Group {
         };
         self.unapplied_bytes = self.unapplied_bytes.saturating_sub(front.weight);
         self.applied = index;
+        self.since_barrier.took = self.ticks - front.since;
         self.attest(index, saved.name());
         self.unwritten = None;
         match saved {

@@ -160,8 +160,8 @@ pub struct Limits {
     /// Bytes in a second of commands and replies longer than [`SHORT`](crate::allowance::SHORT), where the group's
     /// [`Quota`](crate::deployment::Quota) names no bytes; 0 is no limit.
     pub long_bytes_per_second: u64,
-    /// Bytes of committed entries the machine has not applied yet; a leader stops packing above it, a follower whose
-    /// machine has failed stops taking appends.
+    /// Bytes of committed entries the machine has not applied yet; a leader stops packing above it, a follower stops taking
+    /// appends of what is committed already, and any, if its machine has failed.
     pub unapplied_bytes: u64,
     /// Bytes of entries proposed and not yet committed.
     pub uncommitted_bytes: u64,
@@ -183,6 +183,11 @@ pub struct Limits {
     pub log_kept_bytes: u64,
     /// Bytes of log behind a snapshot that are kept for members that are catching up, at the most.
     pub log_retained_bytes: u64,
+    /// Ticks for which a member may be behind without coming nearer; then it is left behind.
+    pub catch_up_ticks: u32,
+    /// The share of what is usual, in percent, that a leader takes of its clients at the least while a member is behind and
+    /// does not come nearer. 100 holds nothing back.
+    pub catch_up_share_percent: u32,
     /// Fuel since the last barrier that makes the leader propose one: the cost of a rebuild.
     pub barrier_fuel: u64,
     /// Faults since the last barrier that make the leader propose one: each fault costs a rebuild since the barrier.
@@ -210,6 +215,8 @@ impl Default for Limits {
             log_memory_bytes: 32 << 20,
             log_kept_bytes: 8 << 20,
             log_retained_bytes: 1 << 30,
+            catch_up_ticks: 300,
+            catch_up_share_percent: 25,
             barrier_fuel: 20_000_000_000,
             barrier_faults: 4,
             pause_faults: 1000,

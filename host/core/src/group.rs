@@ -146,6 +146,9 @@ pub(crate) struct SinceBarrier {
     pub(crate) proposed: bool,
     /// Somebody asked for one.
     pub(crate) wanted: bool,
+    /// The tick at which it began, and the ticks that it took.
+    pub(crate) began: u64,
+    pub(crate) took: u64,
 }
 
 impl Group {
@@ -310,6 +313,7 @@ impl Group {
                     role: member.role,
                     matched: progress.map(|progress| LogIndex(progress.matched)),
                     active: self.activity(*replica),
+                    catching_up: self.catching_up(*replica),
                 }
             })
             .collect();
@@ -355,6 +359,7 @@ impl Group {
             queued: self.proposals.len(),
             quota: self.quota(),
             quota_waits: self.quota_waits,
+            catch_up: self.catch_up_status(),
         }
     }
 
@@ -526,6 +531,7 @@ impl Group {
                 }
             }
             Input::Persisted { number } => self.persisted(number),
+            Input::LogCrowded => self.release_all_log(),
             Input::LogRead { from, read } => self.log_read(from, read),
             Input::Applied {
                 index,

@@ -99,6 +99,8 @@ impl Group {
         use eraftpb::MessageType as Type;
         let backlog = self.unapplied_bytes > self.config.limits.unapplied_bytes;
         let applies_nothing = self.is_faulted() || self.lacks_what_was_decided();
+        // What waits for something in the log takes the log.
+        let goes_on = self.serves() && !self.awaits_decision();
         let kind = message.msg_type;
         if kind == Type::MsgTimeoutNow && !self.may_campaign() {
             return;
@@ -121,7 +123,12 @@ impl Group {
         if Self::leads_without_progress(node) && message.term <= node.raft.term {
             return;
         }
-        if kind == Type::MsgAppend && applies_nothing && backlog {
+        // Nobody waits for this replica to store what is committed already; it is sent again when this one has applied more.
+        let is_history = |append: &eraftpb::Message| {
+            let last = append.entries.last();
+            goes_on && last.is_some_and(|last| last.index <= append.commit)
+        };
+        if kind == Type::MsgAppend && backlog && (applies_nothing || is_history(&message)) {
             return;
         }
         let last = node.raft.raft_log.last_index();

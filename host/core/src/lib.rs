@@ -19,7 +19,7 @@
 //! * [`printable`]: text of strangers, fit to be shown.
 //! * [`sessions`], [`state`]: what is replicated beside the machine's state.
 //! * `log_view`: the log as Raft reads it; `read_back`: entries that are not in memory.
-//! * `catch_up`: members that are behind, and what of the log is kept for them.
+//! * `catch_up`: members that are behind, what of the log is kept for them, and what is held back; `throttle`: how much.
 //! * `election`: timeouts without randomness.
 //!
 //! # What is absent
@@ -66,6 +66,7 @@ pub mod standing;
 pub mod state;
 pub mod status;
 mod suspects;
+mod throttle;
 
 pub use config::{GroupConfig, Limits, Member};
 pub use group::{Group, Recovered};

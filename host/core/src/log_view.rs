@@ -5,7 +5,7 @@
 //! background. The bytes of entries are shared with the messages and with the machine's journal.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot, SnapshotMetadata};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
@@ -52,6 +52,8 @@ pub(crate) struct LogView {
     start: RaftState,
     /// A follower needs a newer snapshot than there is.
     wanted: Cell<bool>,
+    /// Members that are offered no snapshot now.
+    barred: BTreeSet<u64>,
     read_back: RefCell<ReadBack>,
 }
 
@@ -77,6 +79,7 @@ impl LogView {
                 conf_state,
             },
             wanted: Cell::new(false),
+            barred: BTreeSet::new(),
             read_back: RefCell::default(),
         };
         view.push(entries);
@@ -118,6 +121,11 @@ impl LogView {
 
     pub(crate) fn read_back(&mut self) -> &mut ReadBack {
         self.read_back.get_mut()
+    }
+
+    /// Members that are offered no snapshot from now on.
+    pub(crate) fn bar(&mut self, members: BTreeSet<u64>) {
+        self.barred = members;
     }
 
     /// Bytes of the entries after `index`; of some more, if it is not in memory.
@@ -362,6 +370,9 @@ impl Storage for LogView {
     }
 
     fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        if self.barred.contains(&to) {
+            return Err(StorageError::SnapshotTemporarilyUnavailable.into());
+        }
         let lost = self.read_back.borrow().lost();
         let fits = |snapshot: &&Snapshotted| {
             let conf = &snapshot.conf_state;
@@ -547,5 +558,7 @@ mod tests {
             conf_state,
         });
         assert!(Storage::snapshot(&view, 0, 2).is_ok());
+        view.bar(BTreeSet::from([2]));
+        assert!(Storage::snapshot(&view, 0, 2).is_err() && !view.take_wanted());
     }
 }

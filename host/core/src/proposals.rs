@@ -28,6 +28,14 @@ const CHANGE_BYTES_MAX: u64 = MEMBER_DATA_BYTES_MAX as u64;
 /// A membership change may include a snapshot transfer; it is given this many times the deadline of a command.
 const CHANGE_DEADLINES: u64 = 12;
 
+/// Bytes of log between two barriers are as many as the snapshot has, but not more than this many times
+/// `Limits::barrier_log_bytes_max`: the machine keeps the commands in memory.
+const LARGE_STATE: u64 = 4;
+
+/// Between two barriers that the length of the log asks for there is this many times what the last one took, unless the log
+/// is twice as long by then.
+const REST: u64 = 4;
+
 /// Who waits for a proposal.
 #[derive(Debug, Clone)]
 pub(crate) struct Asker {
@@ -242,6 +250,7 @@ impl Group {
     fn has_room_for_commands(&self) -> bool {
         !self.awaits_decision()
             && !self.allowance.owes_bytes(self.rates())
+            && !self.catch_up.throttle.holds_back()
             && self.has_room_for_entry()
     }
 
@@ -344,6 +353,7 @@ impl Group {
             let rates = self.rates();
             for item in items {
                 self.allowance.take_bytes(rates, item.data.len());
+                self.catch_up.throttle.take(item.data.len() as u64);
             }
         }
         self.note_proposed(askers);
@@ -439,19 +449,32 @@ impl Group {
             return false;
         }
         let limits = &self.config.limits;
-        let snapshot_bytes = self.snapshot_name().map_or(0, |name| name.size);
-        let bytes_max =
-            (4 * snapshot_bytes).clamp(limits.barrier_log_bytes_min, limits.barrier_log_bytes_max);
         let since = &self.since_barrier;
         let due = (since.wanted && self.may_take_another_snapshot())
-            || since.entries >= self.config.snapshot_entries
-            || since.bytes >= bytes_max
+            || self.log_is_long()
             || since.fuel >= limits.barrier_fuel
             || since.faults >= limits.barrier_faults;
         if due {
             self.propose_barrier(None);
         }
         due && self.since_barrier.proposed
+    }
+
+    /// Whether so much was logged since the last barrier that another one is worth what it costs. The machine stands still for
+    /// it, so that barriers of a large state are further apart: by bytes of log, and by the time that the last one took.
+    fn log_is_long(&self) -> bool {
+        let limits = &self.config.limits;
+        let since = &self.since_barrier;
+        let size = self.snapshot_name().map_or(0, |name| name.size);
+        let most = limits.barrier_log_bytes_max;
+        let most = size.clamp(most, most.saturating_mul(LARGE_STATE));
+        let bytes_max = (4 * size).clamp(limits.barrier_log_bytes_min.min(most), most);
+        let entries_max = self.config.snapshot_entries;
+        let long = |times| {
+            since.bytes >= bytes_max * times || since.entries >= entries_max.saturating_mul(times)
+        };
+        let has_rested = self.ticks >= since.began + REST * since.took;
+        long(1) && has_rested || long(2)
     }
 
     /// Who waits for a committed entry. If another entry was committed in its place, they are told.

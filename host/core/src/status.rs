@@ -108,6 +108,9 @@ pub struct Status {
     pub quota: Quota,
     /// Ticks that began with commands waiting here because the group had used its bytes up, in this life of the replica.
     pub quota_waits: u64,
+    /// What this leader does for members that are behind.
+    #[serde(default)]
+    pub catch_up: CatchUpStatus,
 }
 
 /// An activation that is not done on this replica.
@@ -140,4 +143,43 @@ pub struct MemberStatus {
     pub matched: Option<LogIndex>,
     /// Whether it answered within the last election timeout; only the leader knows, and not of everybody when it is new.
     pub active: Option<bool>,
+    /// How it is catching up, if it is behind; only the leader knows.
+    #[serde(default)]
+    pub catching_up: Option<CatchingUp>,
+}
+
+/// How a member that is behind is catching up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(tag = "by", rename_all = "kebab-case")]
+pub enum CatchingUp {
+    /// A snapshot is on its way to it.
+    Snapshot,
+    /// It is served from the log.
+    Log {
+        /// Bytes of log that it lacks.
+        lacks: u64,
+    },
+    /// It did not come nearer for too long: nothing is done for it for a while, or until less is written.
+    LeftBehind,
+}
+
+/// What a leader does for members that are behind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+pub struct CatchUpStatus {
+    /// Percent of what is usual that is taken of clients, so that members can catch up; 100 if nothing is held back.
+    pub share_percent: u8,
+    /// Ticks that began with commands waiting for that reason, in this life of the replica.
+    pub waits: u64,
+    /// Members that were left behind, in this life of the replica.
+    pub left_behind: u64,
+}
+
+impl Default for CatchUpStatus {
+    fn default() -> Self {
+        Self {
+            share_percent: 100,
+            waits: 0,
+            left_behind: 0,
+        }
+    }
 }

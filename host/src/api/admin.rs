@@ -18,7 +18,7 @@ pub mod method {
     pub const STATUS: &str = "status";
     /// [`CreateGroup`](super::CreateGroup) → [`GroupInfo`](super::GroupInfo).
     pub const GROUP_CREATE: &str = "group.create";
-    /// Nothing → list of [`GroupInfo`](super::GroupInfo).
+    /// Nothing or [`Page`](super::Page) → list of [`GroupInfo`](super::GroupInfo), by id, at most [`LIST_MAX`](super::LIST_MAX).
     pub const GROUP_LIST: &str = "group.list";
     /// [`OfGroup`](super::OfGroup) → [`GroupInfo`](super::GroupInfo).
     pub const GROUP_INFO: &str = "group.info";
@@ -169,6 +169,19 @@ pub struct Collect {
     pub older_than_seconds: Option<u64>,
 }
 
+/// Most groups in one answer: what a client that does not read holds of a node's memory is this for each of its requests.
+pub const LIST_MAX: usize = 1024;
+
+/// Which part of the list of groups.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Page {
+    /// Those behind this id; from the first one on if absent.
+    pub after: Option<GroupId>,
+    /// So many; [`LIST_MAX`] if absent, and at most.
+    pub limit: Option<usize>,
+}
+
 /// How far a node is with a component.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Prepared {
@@ -283,7 +296,7 @@ pub struct NodeInfo {
     pub ready: bool,
     /// What it waits for; empty if ready.
     pub waiting_for: Vec<String>,
-    /// Groups whose replica here is in trouble.
+    /// Groups whose replica here is in trouble, at most [`LIST_MAX`].
     #[serde(default)]
     pub troubled: Vec<Troubled>,
     /// Replicas on this node, the catalogue's included.
@@ -294,8 +307,11 @@ pub struct NodeInfo {
     pub snapshots_received: u64,
     /// All nodes of the cluster.
     pub nodes: Vec<NodeRecord>,
-    /// All groups of the cluster.
+    /// The first groups of the cluster by their ids, at most [`LIST_MAX`]; the others are in the list of groups.
     pub groups: Vec<GroupInfo>,
+    /// How many groups the cluster has.
+    #[serde(default)]
+    pub group_count: usize,
     /// The log of this node.
     pub log: serde_json::Value,
 }

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 
 use skep_core::id::as_text;
 
-use super::admin::{Collect, CreateGroup, OfGroup, OfGroupAndNode, Prepare, Upgrade, method};
+use super::admin::{Collect, CreateGroup, OfGroup, OfGroupAndNode, Page, Prepare, Upgrade, method};
 use super::problem::quoted;
 use super::requests::Caller;
 use crate::components::Upload;
@@ -30,7 +30,13 @@ pub(super) async fn call(
     match name {
         method::STATUS => answer(&host.info().await?),
         method::GROUP_CREATE => answer(&host.create_group(parse::<CreateGroup>(&body)?).await?),
-        method::GROUP_LIST => answer(&host.groups().await?),
+        method::GROUP_LIST => {
+            let page = match body.is_empty() {
+                true => None,
+                false => parse::<Option<Page>>(&body)?,
+            };
+            answer(&host.groups(page.unwrap_or_default()).await?)
+        }
         method::GROUP_INFO => {
             let record = host.find(&parse::<OfGroup>(&body)?.group).await?;
             answer(&host.group_info(&record).await)

@@ -20,7 +20,7 @@ use skep_core::id::{ComponentId, LogIndex, NodeId, RequestId, SessionId, Term, a
 use skep_core::outcome::Outcome;
 use skep_core::proposal::Command;
 
-use super::admin::{Collect, CreateGroup, Done, GroupInfo, OfGroupAndNode, Placed, Upgrade};
+use super::admin::{Collect, CreateGroup, Done, GroupInfo, OfGroupAndNode, Page, Placed, Upgrade};
 use super::origin;
 use super::problem::{Problem, quoted};
 use crate::catalog::ComponentRecord;
@@ -167,8 +167,12 @@ async fn open_session(
     ))
 }
 
-async fn groups(State(host): State<Host>) -> Answer<Json<Vec<GroupInfo>>> {
-    Ok(Json(host.groups().await?))
+async fn groups(
+    State(host): State<Host>,
+    page: Result<Query<Page>, axum::extract::rejection::QueryRejection>,
+) -> Answer<Json<Vec<GroupInfo>>> {
+    let Query(page) = page.map_err(|error| bad_request(error.body_text()))?;
+    Ok(Json(host.groups(page).await?))
 }
 
 async fn create_group(

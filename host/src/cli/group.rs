@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use skep::api::admin::{
-    self, CreateGroup, Done, GroupInfo, OfGroup, OfGroupAndNode, Placed, QuotaChange, Rehearsed,
-    Upgraded, method,
+    self, CreateGroup, Done, GroupInfo, LIST_MAX, OfGroup, OfGroupAndNode, Page, Placed,
+    QuotaChange, Rehearsed, Upgraded, method,
 };
 use skep::{GroupId, NodeId, Rehearsal, Verdict};
 use skep_core::deployment::Quota;
-use skep_core::status::{AwaitedDecision, Status};
+use skep_core::status::{AwaitedDecision, CatchingUp, Status};
 use skep_machine::state_machine::Memory;
 use skep_machine::wasm::Profile;
 
@@ -166,14 +166,28 @@ struct Create {
     remote: Remote,
 }
 
+/// All groups, a page at a time.
+async fn all(connection: &Connection) -> anyhow::Result<Vec<GroupInfo>> {
+    let mut groups: Vec<GroupInfo> = Vec::new();
+    loop {
+        let page = Page {
+            after: groups.last().map(|group| group.id),
+            limit: None,
+        };
+        let more: Vec<GroupInfo> = connection.call(method::GROUP_LIST, &page).await?;
+        let is_last = more.len() < LIST_MAX;
+        groups.extend(more);
+        if is_last {
+            return Ok(groups);
+        }
+    }
+}
+
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.verb {
         Verb::Create(create) => self::create(create).await,
         Verb::List { remote } => {
-            let groups: Vec<GroupInfo> = Connection::open(&remote)
-                .await?
-                .call(method::GROUP_LIST, &())
-                .await?;
+            let groups = all(&Connection::open(&remote).await?).await?;
             output::print(remote.form, &groups, |groups| table(groups))
         }
         Verb::Status { of } => {
@@ -449,6 +463,12 @@ fn text(status: &skep::GroupStatus) -> String {
     if let Some(trouble) = &status.trouble {
         text.push_str(&format!("problem   {trouble}\n"));
     }
+    if replica.catch_up.share_percent < 100 {
+        text.push_str(&format!(
+            "held back commands, to {} % of what is usual, so that members can catch up\n",
+            replica.catch_up.share_percent
+        ));
+    }
     if let Some(awaited) = &replica.activation {
         text.push_str(&format!("upgrade   {}\n", waits(awaited)));
     }
@@ -464,10 +484,22 @@ fn text(status: &skep::GroupStatus) -> String {
                 word(&member.role),
                 or_dash(member.matched),
                 or_dash(active),
+                or_dash(member.catching_up.as_ref().map(catching_up)),
             ]
         })
         .collect();
-    text + &output::table(&["MEMBER", "ROLE", "MATCHED", "ACTIVE"], &rows)
+    let head = ["MEMBER", "ROLE", "MATCHED", "ACTIVE", "CATCHING UP"];
+    text + &output::table(&head, &rows)
+}
+
+fn catching_up(how: &CatchingUp) -> String {
+    match how {
+        CatchingUp::Snapshot => "a snapshot is on its way".to_owned(),
+        CatchingUp::Log { lacks } => format!("lacks {} KiB of log", lacks >> 10),
+        CatchingUp::LeftBehind => {
+            "left behind; tried again later, or when less is written".to_owned()
+        }
+    }
 }
 
 fn waits(awaited: &AwaitedDecision) -> String {

@@ -44,8 +44,12 @@ fn text(info: &NodeInfo) -> String {
         .iter()
         .map(|troubled| format!("{troubled}\n"))
         .collect();
+    let more = match info.group_count.saturating_sub(info.groups.len()) {
+        0 => String::new(),
+        more => format!("{more} more; see `skep group list`\n"),
+    };
     format!(
-        "node {} ({}) of cluster {}, skep {}: {state}\n{} replicas, {} of them lead\n{troubled}\n{}\n{}",
+        "node {} ({}) of cluster {}, skep {}: {state}\n{} replicas, {} of them lead\n{troubled}\n{}\n{}{more}",
         info.id,
         info.name,
         info.cluster,

@@ -214,6 +214,9 @@ pub(super) fn tuned(config: &Config, mut group: GroupConfig) -> GroupConfig {
     group.limits.command_bytes = config.limits.command_bytes;
     group.limits.long_bytes_per_second = config.limits.long_bytes_per_second;
     group.limits.log_retained_bytes = config.limits.log_retained_bytes;
+    group.limits.catch_up_share_percent = config.limits.catch_up_share_percent;
+    let ticks = config.limits.catch_up_timeout_ms / config.raft.tick_ms;
+    group.limits.catch_up_ticks = u32::try_from(ticks).unwrap_or(u32::MAX).max(1);
     // A request without a deadline of its own is answered within this.
     let ticks = config.limits.request_timeout_ms / config.raft.tick_ms;
     group.limits.request_ticks = u32::try_from(ticks)

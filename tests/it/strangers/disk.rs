@@ -148,6 +148,29 @@ async fn beyond_a_budget_nothing_is_proposed_and_the_key_is_named() {
     let deleted = cluster.http(1, "DELETE", "/v1/groups/c", "").await;
     assert_eq!(deleted.status, 200, "{}", deleted.text());
     assert_eq!(create(&cluster, "d", "").await.status, 201);
+    // M9: a list has a bound too, and goes on where it ended.
+    let names = async |query: &str| {
+        let path = format!("/v1/groups{query}");
+        let answer = cluster.http(1, "GET", &path, "").await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let groups = answer.json().as_array().expect("a list").clone();
+        let name = |group: &serde_json::Value| group["name"].as_str().map(str::to_owned);
+        groups.iter().filter_map(name).collect::<Vec<_>>().concat()
+    };
+    assert_eq!(names("").await, "abd");
+    assert_eq!(names("?limit=2").await, "ab");
+    assert_eq!(names("?after=2&limit=999999").await, "d");
+    let wrong = cluster.http(1, "GET", "/v1/groups?limit=all", "").await;
+    assert_eq!(
+        (wrong.status, wrong.code().as_str()),
+        (400, "invalid-request")
+    );
+    let listed = process::run(&["group", "list", "-o", "json", "--at", &at]).await;
+    assert_eq!(
+        listed.stdout.matches("\"incarnation\"").count(),
+        3,
+        "{listed:?}"
+    );
     cluster.kill(1);
     cluster.restart(1).await;
     cluster.assert_no_panic();

@@ -162,6 +162,9 @@ pub struct Cluster {
     pub config: fn(&mut GroupConfig),
     next_waiter: Waiter,
     pub now: u64,
+    /// Snapshots are on their way until [`Cluster::deliver_late`].
+    pub late_snapshots: bool,
+    late: Vec<InFlight>,
 }
 
 pub type SnapshotTransfer = (SnapshotName, Bytes, Vec<Bytes>);
@@ -185,6 +188,8 @@ impl Cluster {
             config,
             next_waiter: 0,
             now: 1_000,
+            late_snapshots: false,
+            late: Vec::new(),
         };
         for id in 1..=nodes {
             cluster.add(id, nodes);
@@ -313,6 +318,24 @@ impl Cluster {
                 self.input(id, Input::Tick { now });
             }
             self.run();
+        }
+    }
+
+    /// A tick for all, and nothing else.
+    pub fn tick_without_rest(&mut self) {
+        self.now += 100;
+        let now = self.now;
+        for id in self.nodes.keys().copied().collect::<Vec<_>>() {
+            self.input(id, Input::Tick { now });
+        }
+    }
+
+    /// Snapshots that were late arrive.
+    pub fn deliver_late(&mut self) {
+        for (from, to, message, file) in std::mem::take(&mut self.late) {
+            let late = std::mem::replace(&mut self.late_snapshots, false);
+            self.deliver(from, to, message, file);
+            self.late_snapshots = late;
         }
     }
 
@@ -525,6 +548,10 @@ impl Cluster {
         message: PeerMessage,
         transfer: Option<SnapshotTransfer>,
     ) {
+        if self.late_snapshots && transfer.is_some() {
+            self.late.push((from, to, message, transfer));
+            return;
+        }
         let (a, b) = (from.0.min(to.0), from.0.max(to.0));
         let lost = self.cut.contains(&(a, b))
             || (self.drop)(&message)
