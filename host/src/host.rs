@@ -2,6 +2,7 @@
 //! catalogue puts on it.
 
 mod collection;
+mod disk;
 mod groups;
 mod members;
 mod reconcile;

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::reconcile::blocking;
 use super::roster::{Owner, Roster};
-use super::{Host, Inner, collection, reconcile, restarts};
+use super::{Host, Inner, collection, disk, reconcile, restarts};
 use crate::api::doors::Doors;
 use crate::catalog::command::Command;
 use crate::catalog::{Catalog, NodeRecord};
@@ -27,9 +27,6 @@ use crate::room::DiskRoom;
 use crate::supervisor::Supervisor;
 use crate::transport::{PeerCheck, RequestHandler, TcpConfig, TcpLimits, TcpTransport};
 use crate::{Inbound, MultiNode, Ticker, Transport, clock};
-
-/// How often the disk is looked at: so long commands may go on that it has no room for.
-const LOOK_AT_THE_DISK: Duration = Duration::from_secs(1);
 
 pub(super) async fn start(config: Config, compiler: Arc<dyn Compiler>) -> Result<Host, HostError> {
     let supervisor = Supervisor::default();
@@ -100,7 +97,7 @@ pub(super) async fn start(config: Config, compiler: Arc<dyn Compiler>) -> Result
     host.keep("collector", collection::run);
     host.keep("restarts", restarts::run);
     host.keep("registration", register);
-    host.keep("disk", look_at_the_disk);
+    host.keep("disk", disk::look_after);
     Ok(host)
 }
 
@@ -116,19 +113,6 @@ impl Host {
             let kept = host.inner.supervisor.keep(name, || make(host.clone()));
             host.inner.stopping.run_until_cancelled(kept).await;
         });
-    }
-}
-
-/// Knows how full the disk is, and keeps a reserve on it.
-async fn look_at_the_disk(host: Host) {
-    loop {
-        let room = Arc::clone(&host.inner.room);
-        match blocking(move || room.keep_up()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "no reserve is kept on the disk"),
-            Err(error) => tracing::warn!(error = %error.chain(), "the disk is not looked at"),
-        }
-        clock::sleep(LOOK_AT_THE_DISK).await;
     }
 }
 

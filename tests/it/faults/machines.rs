@@ -16,7 +16,7 @@ use crate::load::{propose, text};
 const FILE_BYTES: u64 = 1 << 20;
 
 /// Size of the small disk: room for the components and for the log of one scenario.
-const DISK: &str = "size=256m";
+const DISK: &str = "size=512m";
 
 /// A node whose files cannot grow says so, ends with exit code 1, and is well when there is room again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -31,7 +31,7 @@ const PROBLEM_BYTES: usize = 4 << 10;
 const GROUPS: usize = 4;
 
 /// Every code that a request at a port may be answered with, whatever its bytes.
-const CODES: [&str; 29] = [
+const CODES: [&str; 35] = [
     "invalid-request",
     "invalid-config",
     "no-such-group",
@@ -61,6 +61,12 @@ const CODES: [&str; 29] = [
     "guest-fault",
     "no-leader",
     "outcome-unknown",
+    "wrong-host",
+    "cross-origin",
+    "forbidden",
+    "above-ceiling",
+    "out-of-budget",
+    "query-failed",
 ];
 
 /// Requests at the HTTP port: method, path with a place, headers.
@@ -163,7 +169,8 @@ impl Node {
             true => path.replace("{}", &escaped(line())),
             false => path.to_owned(),
         };
-        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: node\r\nconnection: close\r\n");
+        let mut head =
+            format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n");
         for header in headers {
             let visible = |byte: &&u8| (b' '..=b'~').contains(*byte);
             let value: String = line()

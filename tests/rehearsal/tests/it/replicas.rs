@@ -109,7 +109,7 @@ impl Record {
                 figures.commands += 1;
                 match outcome {
                     Outcome::Fault(GuestFault::OutOfFuel) => figures.out_of_fuel += 1,
-                    Outcome::Fault(GuestFault::Unreachable) => figures.over_memory += 1,
+                    Outcome::Fault(GuestFault::OutOfMemory) => figures.over_memory += 1,
                     _ => {}
                 }
             }
