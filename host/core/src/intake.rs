@@ -139,9 +139,11 @@ impl Group {
             Type::MsgHeartbeat if message.term >= node.raft.term && message.commit > last => {
                 Some(Distrust::Commit)
             }
-            // raft-rs would look for an entry of so low a term below the start of the log, and panic.
+            // raft-rs would look for an entry of so low a term below the start of the log, and panic. A late append of a former
+            // leader may say so in good faith; Raft does not look at its entries.
             Type::MsgAppend
-                if message.index >= log.committed
+                if message.term >= node.raft.term
+                    && message.index >= log.committed
                     && message.log_term < log.term(log.committed).unwrap_or_default() =>
             {
                 Some(Distrust::Term)
