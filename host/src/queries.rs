@@ -167,6 +167,10 @@ impl Actor {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn is_halted(&self) -> bool {
+        self.lock().halted
+    }
+
     fn schedule(self: &Arc<Self>, mut queue: MutexGuard<'_, Queue>) {
         if !std::mem::replace(&mut queue.scheduled, true) {
             drop(queue);
@@ -246,6 +250,8 @@ impl Actor {
                     term: query.term,
                 }));
             }
+            // It was interrupted, or might as well have been.
+            Err(_) if self.is_halted() => self.refuse(query, None),
             // What applies commands is untouched, and so is the reader: the query failed, and not its group.
             Err(Failed { reason, .. }) => {
                 let (group, name) = (self.owner.key.group, &self.owner.name);

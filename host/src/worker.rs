@@ -12,7 +12,7 @@ mod snapshots;
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
 use skep_core::activation::Decision;
 use skep_core::allowance::Rates;
@@ -24,7 +24,7 @@ use skep_core::message::SnapshotName;
 use skep_core::outcome::EntryContext;
 use skep_core::proposal::ProposalError;
 use skep_log::GroupKey;
-use skep_machine::state_machine::{Applied, Descriptor, StateMachine};
+use skep_machine::state_machine::{Applied, Descriptor, Interrupter, StateMachine};
 use tokio::sync::oneshot;
 
 use self::calls::{Machine, failed};
@@ -136,6 +136,8 @@ struct Queue {
     jobs: VecDeque<Job>,
     /// Answers queries, if the machine can have that done beside its commands.
     queries: Option<Queries>,
+    /// Of the machines that there are: the one that runs, and one that is to.
+    interrupters: Vec<Weak<dyn Interrupter>>,
     /// Jobs that change the state and are not done: queued, or in hand.
     unapplied: usize,
     /// Snapshots of barriers that are being made durable, each by a task of its own.
@@ -182,6 +184,7 @@ impl Worker {
             machine: Mutex::default(),
         };
         actor.lock().queries = actor.queries_of(&*machine);
+        actor.may_interrupt(&*machine);
         actor.owner.memory.set(&*machine);
         let exchange = actor.exchange.as_ref();
         let machine = Machine::new(machine, exchange.map(|exchange| exchange.current.clone()));
@@ -247,7 +250,8 @@ impl Worker {
         self.actor.router.divergences.fetch_add(1, Relaxed);
     }
 
-    /// Ends the actor: nothing queued is run any more, and the machine is dropped once its present call returns.
+    /// Ends the actor: nothing queued is run any more, and the machine is dropped once its present call returns. A guest's call
+    /// is made to return.
     pub(crate) fn halt(&self) {
         let mut queue = self.actor.lock();
         queue.halted = true;
@@ -262,6 +266,7 @@ impl Worker {
         if let Some(queries) = queries {
             queries.halt();
         }
+        self.actor.interrupt();
     }
 
     /// Deletes the snapshot files of the group, when its present call has returned; for a halted actor.
@@ -315,6 +320,10 @@ impl Actor {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn is_halted(&self) -> bool {
+        self.lock().halted
+    }
+
     fn schedule(self: &Arc<Self>, mut queue: MutexGuard<'_, Queue>) {
         if !std::mem::replace(&mut queue.scheduled, true) {
             drop(queue);
@@ -336,9 +345,7 @@ impl Actor {
                             let ran = self.run(machine, job, &mut meter);
                             self.owner.memory.set(&*machine.machine);
                             if let Err(failed) = ran {
-                                self.let_go(&mut cell, &failed);
-                                let reason = failed.reason;
-                                self.push(Input::MachineFailed { reason });
+                                self.let_go(&mut cell, failed);
                             }
                         }
                         None => self.refuse(job),
@@ -551,6 +558,27 @@ impl Actor {
         })
     }
 
+    /// Has the calls of a machine end with the actor.
+    fn may_interrupt(&self, machine: &dyn StateMachine) {
+        let Some(interrupter) = machine.interrupter() else {
+            return;
+        };
+        let mut queue = self.lock();
+        if queue.halted {
+            interrupter.interrupt();
+        }
+        queue.interrupters.retain(|other| other.strong_count() > 0);
+        queue.interrupters.push(Arc::downgrade(&interrupter));
+    }
+
+    /// Ends what the machines do.
+    fn interrupt(&self) {
+        let interrupters = self.lock().interrupters.clone();
+        for interrupter in interrupters.iter().filter_map(Weak::upgrade) {
+            interrupter.interrupt();
+        }
+    }
+
     /// Answers a query between entries, from the one state that the machine has.
     fn query(&self, machine: &mut Machine, query: Query) -> Result<(), Failed> {
         let Query {
@@ -586,17 +614,22 @@ impl Actor {
         }
     }
 
-    /// Drops a machine that can no longer be run.
-    fn let_go(&self, cell: &mut Option<Machine>, failed: &Failed) {
-        let reason = &failed.reason;
-        self.broken.store(failed.is_broken, Release);
-        tracing::error!(group = self.owner.key.group, name = %self.owner.name, reason, "the machine of a group has failed on this node");
+    /// Drops a machine that can no longer be run, and says so if anybody wants it.
+    fn let_go(&self, cell: &mut Option<Machine>, failed: Failed) {
         *cell = None;
+        if self.is_halted() {
+            return;
+        }
+        self.broken.store(failed.is_broken, Release);
+        let reason = failed.reason;
+        tracing::error!(group = self.owner.key.group, name = %self.owner.name, reason, "the machine of a group has failed on this node");
         self.recent().forget();
         // Not taken away: it refuses queries that come from now on.
         if let Some(queries) = &self.lock().queries {
             queries.halt();
         }
+        self.interrupt();
+        self.push(Input::MachineFailed { reason });
     }
 
     /// Drops a job; if somebody waits for it, says why.

@@ -11,5 +11,5 @@ pub mod state_machine;
 pub mod wasm;
 
 pub use state_machine::{
-    Answer, Applied, Descriptor, LocalCode, MachineError, Memory, Reader, StateMachine,
+    Answer, Applied, Descriptor, Interrupter, LocalCode, MachineError, Memory, Reader, StateMachine,
 };

@@ -1,6 +1,7 @@
 //! The contract between the host and a state machine, native or in a sandbox.
 
 use std::io::Write;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use skep_core::id::LogIndex;
@@ -212,6 +213,11 @@ pub trait StateMachine: Send {
         None
     }
 
+    /// What ends its calls from outside, if they can be ended so. Asked once, before the first call.
+    fn interrupter(&self) -> Option<Arc<dyn Interrupter>> {
+        None
+    }
+
     /// Writes the whole state. The same bytes for the same state. After [`MachineError::Guest`] the machine is as if
     /// `save` had not been called.
     fn save(&mut self, context: &EntryContext, to: &mut dyn Write) -> Result<(), MachineError>;
@@ -256,6 +262,13 @@ pub trait Reader: Send {
 
     /// Frees what the next query can make again, for a machine that is no longer asked.
     fn release(&mut self);
+}
+
+/// Ends the calls of one [`StateMachine`] and of its [`Reader`] that its node has let go.
+pub trait Interrupter: Send + Sync {
+    /// The present call of each soon fails with [`LocalCode::Interrupted`], and so does every call from now on that has far to
+    /// go. Nothing of them is an outcome. Called from any thread, any number of times.
+    fn interrupt(&self);
 }
 
 #[cfg(test)]

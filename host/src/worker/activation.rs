@@ -35,6 +35,7 @@ impl Actor {
         };
         if machine.deployment.as_ref() != Some(wanted) {
             let made = self.make(exchange, wanted)?.map_err(failed)?;
+            self.may_interrupt(&*made);
             self.replace(machine, made, wanted.clone());
         }
         Ok(())
@@ -144,6 +145,7 @@ impl Actor {
             .factory
             .make(&successor.deployment)
             .map_err(|error| Lack::of(error, Refusal::Start))?;
+        self.may_interrupt(&*made);
         made.restore(&successor.context, machine.schema(), saved)
             .map_err(|error| Lack::of(error, Refusal::Restore))?;
         successor.made = Some(made);

@@ -373,3 +373,54 @@ async fn a_command_that_finds_no_room_says_so_and_others_go_on() {
     assert_eq!(answer(&client, group, "get after-1").await, value);
     cluster.assert_no_panic();
 }
+
+/// Threads of a node that run a machine at this moment.
+#[cfg(target_os = "linux")]
+fn busy_machines(process: u32) -> usize {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).expect("threads");
+    let stats = tasks.filter_map(|task| {
+        // It may end meanwhile.
+        std::fs::read_to_string(task.ok()?.path().join("stat")).ok()
+    });
+    stats
+        .filter(|stat| stat.contains(" (skep-machine) R "))
+        .count()
+}
+
+/// A command, or a query, could loop on for as long as its fuel lasted, minutes at the ceiling, after its group was deleted.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn loops_end_when_their_group_is_deleted() {
+    let cluster = Cluster::start(&Settings {
+        nodes: 1,
+        ..Settings::default()
+    })
+    .await;
+    let most: u64 = 100_000_000_000;
+    let process = cluster.process_id(1);
+    for (guest, verb) in [("apply_loops", "propose"), ("query_loops", "query")] {
+        let component = cluster.upload(1, &guests::component(guest)).await;
+        let group = json!({
+            "name": guest,
+            "component": component.to_string(),
+            "profile": {"command-fuel": most, "query-fuel": most},
+        });
+        let created = create(&cluster, &group).await;
+        assert_eq!(created.status, 201, "{}", created.text());
+        let path = format!("/v1/groups/{guest}/{verb}");
+        let asked = cluster.http(1, "POST", &path, "x");
+        let removed = async {
+            clock::until("it loops", || busy_machines(process) > 0).await;
+            let since = Stopwatch::start();
+            let path = format!("/v1/groups/{guest}");
+            let removed = cluster.http(1, "DELETE", &path, "").await;
+            assert_eq!(removed.status, 200, "{}", removed.text());
+            clock::until("its thread is free", || busy_machines(process) == 0).await;
+            since.elapsed()
+        };
+        let (asked, took) = futures::future::join(asked, removed).await;
+        assert!(took < Duration::from_secs(10), "{guest}: {took:?}");
+        assert!(asked.status >= 400, "{}", asked.text());
+    }
+    cluster.assert_no_panic();
+}

@@ -8,6 +8,7 @@ use wasmtime::component::{ComponentExportIndex, InstancePre};
 use super::budget::{MachineBudget, Purpose, Share};
 use super::cache::Cache;
 use super::compiler::{CompileError, Compiler, InProcess};
+use super::ending::Ending;
 use super::engine::{APPLY_THREAD_STACK_BYTES, Engine, Layout};
 use super::expansion::{Size, size_of};
 use super::fault::{self, Failure};
@@ -330,8 +331,10 @@ impl Component {
         let logbook = Arc::new(Logbook::new(label, profile.log_lines_per_second));
         let asked = || {
             let context = &Default::default();
-            let mut scratch = Instance::new(self, &profile, context, &logbook, Purpose::New)
-                .map_err(describe_error)?;
+            let ending = Ending::new(self.pre().engine());
+            let mut scratch =
+                Instance::new(self, &profile, context, &logbook, &ending, Purpose::New)
+                    .map_err(describe_error)?;
             scratch
                 .check_types()
                 .map_err(|error| ComponentError::Mismatch(format!("{error:#}")))?;

@@ -776,6 +776,7 @@ mod tests {
                 let component = wasmtime::component::Component::new(engine.inner(), bytes).unwrap();
                 let mut store = Store::new(engine.inner(), ());
                 store.set_fuel(1_000_000_000).unwrap();
+                store.set_epoch_deadline(1);
                 let instance = Linker::new(engine.inner())
                     .instantiate(&mut store, &component)
                     .unwrap();

@@ -203,7 +203,8 @@ fn config(layout: Layout) -> wasmtime::Result<Config> {
         },
         ..OperatorCost::new()
     });
-    config.epoch_interruption(false);
+    // For machines whose group has gone, and nobody else: see `Ending`.
+    config.epoch_interruption(true);
     config.concurrency_support(false);
 
     // Where it runs.
@@ -295,12 +296,44 @@ mod tests {
         );
     }
 
+    /// What a machine may do is counted in fuel alone.
+    #[test]
+    fn epochs_use_no_fuel() {
+        let text = r#"(module (func $f (param i32) (result i32) (i32.add (local.get 0) (i32.const 1)))
+            (func (export "run") (param i32) (result i32) (local $i i32)
+              (loop $l
+                (local.set $i (call $f (local.get $i)))
+                (br_if $l (i32.lt_u (local.get $i) (local.get 0))))
+              (local.get $i)))"#;
+        let used = [false, true].map(|epochs| {
+            let mut config = config(Layout::ROOMY).unwrap();
+            config.epoch_interruption(epochs);
+            let engine = wasmtime::Engine::new(&config).unwrap();
+            let module = wasmtime::Module::new(&engine, wat::parse_str(text).unwrap()).unwrap();
+            let mut store = wasmtime::Store::new(&engine, ());
+            if epochs {
+                store.set_epoch_deadline(1);
+                store.epoch_deadline_callback(|_| Ok(wasmtime::UpdateDeadline::Continue(1)));
+                engine.increment_epoch();
+            }
+            store.set_fuel(1_000_000).unwrap();
+            let instance = wasmtime::Instance::new(&mut store, &module, &[]).unwrap();
+            let run = instance
+                .get_typed_func::<i32, i32>(&mut store, "run")
+                .unwrap();
+            assert_eq!(run.call(&mut store, 1000).unwrap(), 1000);
+            1_000_000 - store.get_fuel().unwrap()
+        });
+        assert_eq!(used[0], used[1]);
+        assert!(used[0] > 1000, "{used:?}");
+    }
+
     #[test]
     fn the_engine_has_the_settings_that_replicas_agree_on() {
         let engine = Engine::new().unwrap();
         let engine = engine.inner();
         assert!(engine.get_consume_fuel());
-        assert!(!engine.get_epoch_interruption());
+        assert!(engine.get_epoch_interruption());
         assert!(!engine.get_concurrency_support());
         assert_eq!(engine.get_cranelift_nan_canonicalization(), Some(true));
         assert!(engine.get_relaxed_simd_deterministic());

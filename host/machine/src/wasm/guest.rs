@@ -6,6 +6,7 @@ use skep_core::id::GroupId;
 
 use super::budget::Purpose;
 use super::component::Component;
+use super::ending::Ending;
 use super::fault::Failure;
 use super::instance::Instance;
 use super::journal::{Base, Record};
@@ -35,6 +36,7 @@ pub(super) struct Guest {
     pub(super) component: Arc<Component>,
     pub(super) profile: Profile,
     pub(super) logbook: Arc<Logbook>,
+    pub(super) ending: Arc<Ending>,
 }
 
 impl Guest {
@@ -50,6 +52,7 @@ impl Guest {
             &self.profile,
             &base.context,
             &self.logbook,
+            &self.ending,
             purpose,
         )?;
         instance.mute(muted);

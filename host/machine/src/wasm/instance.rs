@@ -11,6 +11,7 @@ use wasmtime::component::{ComponentExportIndex, ComponentNamedList, Func, Lift, 
 
 use super::budget::Purpose;
 use super::component::Component;
+use super::ending::Ending;
 use super::engine::APPLY_THREAD_STACK_BYTES;
 use super::fault::Failure;
 use super::host::Host;
@@ -124,6 +125,7 @@ impl Instance {
         profile: &Profile,
         context: &EntryContext,
         logbook: &Arc<Logbook>,
+        ending: &Arc<Ending>,
         purpose: Purpose,
     ) -> Result<Self, Failure> {
         let share = component.share(profile, purpose)?;
@@ -138,6 +140,7 @@ impl Instance {
             ),
         );
         store.limiter(|host| &mut host.limits);
+        ending.watch(&mut store)?;
         store.set_max_component_handles(MAX_HANDLES);
         store.set_hostcall_fuel(CALL_OVERHEAD);
         store.set_fuel(profile.snapshot_fuel)?;

@@ -9,6 +9,7 @@ use skep_core::outcome::{ConfChange, EntryContext, GuestFault, LeaderChanged, Ou
 
 use super::budget::Purpose;
 use super::component::Component;
+use super::ending::Ending;
 use super::fault::Failure;
 use super::guest::{ATTEMPTS, Guest, Likeness, MachineLabel, again, no_attempt, replay};
 use super::instance::{Call, Instance, MAX_ENTRY_REPLY_BYTES, Ran};
@@ -16,7 +17,9 @@ use super::journal::{Base, Journal, Record};
 use super::limits::Profile;
 use super::logbook::Logbook;
 use super::reader::WasmReader;
-use crate::{Applied, Descriptor, MachineError, Memory, Reader, StateMachine};
+use crate::{
+    Applied, Descriptor, Interrupter, LocalCode, MachineError, Memory, Reader, StateMachine,
+};
 
 /// Code of a rejection that the host makes for a machine that lacks an optional interface. The number the SDK uses for
 /// a bad request.
@@ -70,6 +73,7 @@ impl WasmMachine {
     ) -> Result<Self, MachineError> {
         let logbook = Arc::new(Logbook::new(label, profile.log_lines_per_second));
         let guest = Guest {
+            ending: Ending::new(component.pre().engine()),
             component,
             profile,
             logbook,
@@ -175,6 +179,13 @@ impl WasmMachine {
                     }
                     return Ok(Err(fault));
                 }
+                // Nobody waits for it any more.
+                Err(
+                    interrupted @ Failure::Local {
+                        code: LocalCode::Interrupted,
+                        ..
+                    },
+                ) => return Err(interrupted.into_error(name)),
                 Err(Failure::Local { code, reason }) => {
                     tracing::error!(
                         target: "skep::machine", group = %label.group, machine = %label.name,
@@ -313,6 +324,10 @@ impl StateMachine for WasmMachine {
         Some(Box::new(self.wasm_reader()))
     }
 
+    fn interrupter(&self) -> Option<Arc<dyn Interrupter>> {
+        Some(self.guest.ending.clone())
+    }
+
     fn save(&mut self, context: &EntryContext, to: &mut dyn Write) -> Result<(), MachineError> {
         self.saved = None;
         self.take_live()
@@ -372,7 +387,6 @@ pub(super) fn rejected(message: &str) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::LocalCode;
     use crate::wasm::{APPLY_THREAD_STACK_BYTES, Engine};
 
     fn guest() -> Vec<u8> {

@@ -9,6 +9,7 @@ mod compiler;
 mod complexity;
 mod component;
 mod depth;
+mod ending;
 mod engine;
 mod expansion;
 mod fault;

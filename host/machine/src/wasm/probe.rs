@@ -8,6 +8,7 @@ use skep_core::outcome::{ConfChange, EntryContext, LeaderChanged, Outcome};
 
 use super::budget::Purpose;
 use super::component::Component;
+use super::ending::Ending;
 use super::guest::MachineLabel;
 use super::instance::{Call, Instance};
 use super::limits::Profile;
@@ -41,8 +42,10 @@ impl Probe {
         genesis: &EntryContext,
     ) -> Result<Self, MachineError> {
         let logbook = Arc::new(Logbook::new(MachineLabel::default(), 0));
-        let mut instance = Instance::new(component, profile, genesis, &logbook, Purpose::New)
-            .map_err(|failure| failure.into_error("instantiate"))?;
+        let ending = Ending::new(component.pre().engine());
+        let mut instance =
+            Instance::new(component, profile, genesis, &logbook, &ending, Purpose::New)
+                .map_err(|failure| failure.into_error("instantiate"))?;
         instance.mute(true);
         Ok(Self { instance })
     }

@@ -1,9 +1,12 @@
 //! Every way for a guest to fail: the code that is replicated, and a state without a trace of it.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use skep_core::id::{NodeId, Term};
 use skep_core::outcome::{ChangeKind, ConfChange, GuestFault, LeaderChanged, Outcome};
-use skep_machine::StateMachine;
+use skep_machine::wasm::{APPLY_THREAD_STACK_BYTES, MachineLabel, Profile, WasmMachine};
+use skep_machine::{LocalCode, MachineError, StateMachine};
 
 use crate::guest::{
     FULL, PLAIN, apply, compile, context, machine, miscounting, number, on_apply_thread, profile,
@@ -301,4 +304,63 @@ fn a_component_that_does_not_fit_its_profile_does_not_start() {
         ),
         "{error}"
     );
+}
+
+/// Fuel for minutes.
+fn patient() -> WasmMachine {
+    let profile = Profile {
+        command_fuel: 100_000_000_000,
+        query_fuel: 100_000_000_000,
+        ..profile()
+    };
+    WasmMachine::new(FULL.clone(), profile, context(0), MachineLabel::default()).unwrap()
+}
+
+fn is_interrupted<T>(ran: Result<T, MachineError>) -> bool {
+    matches!(
+        ran,
+        Err(MachineError::Local {
+            code: LocalCode::Interrupted,
+            ..
+        })
+    )
+}
+
+#[test]
+fn calls_of_a_machine_that_is_let_go_end_and_no_other_machine_sees_it() {
+    on_apply_thread(|| {
+        let mut machine = patient();
+        let mut asked = patient();
+        let mut reader = asked.reader().unwrap();
+        let interrupters = [&machine, &asked].map(|of| of.interrupter().unwrap());
+        let apply_thread = || std::thread::Builder::new().stack_size(APPLY_THREAD_STACK_BYTES);
+        let looping = apply_thread()
+            .spawn(move || {
+                let interrupted = is_interrupted(machine.apply(&context(1), &["loop".into()]));
+                // It is over for good: nothing is built again.
+                interrupted && is_interrupted(machine.apply(&context(2), &["add".into()]))
+            })
+            .unwrap();
+        let querying = apply_thread()
+            .spawn(move || is_interrupted(reader.query(&"loop".into())))
+            .unwrap();
+
+        // On the same engine, while its epoch moves.
+        let (mut still, mut moved) = (self::machine(&FULL), self::machine(&FULL));
+        for index in 1..100 {
+            let command = [["add", "loop", "get", "memory"][index as usize % 4].into()];
+            let before = still.apply(&context(index), &command).unwrap();
+            let mover = Arc::clone(&interrupters[0]);
+            let after = std::thread::scope(|scope| {
+                scope.spawn(move || (0..100).for_each(|_| mover.interrupt()));
+                moved.apply(&context(index), &command).unwrap()
+            });
+            assert_eq!(before, after, "{command:?}");
+        }
+        interrupters[1].interrupt();
+        assert!(looping.join().unwrap());
+        assert!(querying.join().unwrap());
+        // Its commands were another matter than its reader, and are over as well.
+        assert!(is_interrupted(asked.apply(&context(1), &["loop".into()])));
+    });
 }
