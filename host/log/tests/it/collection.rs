@@ -293,9 +293,7 @@ fn collection_waits_while_there_is_no_descriptor() {
         state.apply(&record);
     };
     write(&mut log, entries(1, 1..=3, 50));
-    let mut index = 0;
-    while !log.wants_collect() {
-        index += 1;
+    for index in 1..=100 {
         write(&mut log, entries(4, index..=index, 100));
         write(&mut log, compaction(4, index));
     }
