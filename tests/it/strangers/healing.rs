@@ -10,7 +10,7 @@ use skep_client::{ComponentId, GroupId, Outcome};
 use skep_core::status::Health;
 use skep_examples::KV;
 use skep_tests::clock::{Stopwatch, eventually};
-use skep_tests::cluster::{Cluster, Settings, files};
+use skep_tests::cluster::{Cluster, Settings};
 
 use crate::load::propose;
 
@@ -165,8 +165,7 @@ fn short_logs() -> Settings {
     }
 }
 
-/// The snapshot file of a group on a node that runs, when no other one is due or being written. A name is the group, its
-/// life, the index and the term.
+/// The snapshot file of a group on a node that runs, when no other one is due or being written.
 async fn settled_snapshot(
     cluster: &Cluster,
     id: u64,
@@ -176,20 +175,12 @@ async fn settled_snapshot(
     let what = format!("node {id} has one snapshot of group {group}, and none is due");
     eventually(&what, async || {
         let replica = cluster.try_status(id, group).await?.replica;
-        let files: Vec<_> = files(&cluster.node(id).data().join("snap"))
-            .into_iter()
-            .filter_map(|(path, _)| {
-                let name = path.file_name()?.to_str()?.strip_suffix(".snap")?;
-                let numbers = name.split('-').map(str::parse::<u64>);
-                let numbers = numbers.collect::<Result<Vec<_>, _>>().ok()?;
-                (numbers[0] == group.0).then_some((numbers[2], path))
-            })
-            .collect();
         let snapshot = replica.snapshot.0;
         let is_due = replica.applied.0 - snapshot >= settings.snapshot_entries;
-        match files.as_slice() {
-            [(index, path)] if *index == snapshot && !is_due => Ok(path.clone()),
-            files => Err(format!("{files:?}, {replica:?}")),
+        let files = cluster.node(id).snapshots(group);
+        match files.get(&snapshot) {
+            Some(path) if files.len() == 1 && !is_due => Ok(path.clone()),
+            _ => Err(format!("{files:?}, {replica:?}")),
         }
     })
     .await
