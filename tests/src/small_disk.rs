@@ -1,0 +1,94 @@
+//! Small file systems, which are soon full.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+/// A small file system. Unmounted when dropped.
+#[derive(Debug)]
+pub struct SmallDisk {
+    at: PathBuf,
+}
+
+impl SmallDisk {
+    /// Mounts one of this size at a directory, which is made where it is missing.
+    ///
+    /// # Errors
+    /// Where nobody may mount one: that takes root, and Linux.
+    #[cfg(target_os = "linux")]
+    pub fn mount(at: &Path, bytes: u64) -> io::Result<Self> {
+        use std::ffi::CString;
+
+        std::fs::create_dir_all(at)?;
+        let path = c_path(at)?;
+        let options = CString::new(format!("size={bytes}"))?;
+        // SAFETY: four strings that end with a zero and outlive the call.
+        let mounted = unsafe {
+            libc::mount(
+                c"skep-test".as_ptr(),
+                path.as_ptr(),
+                c"tmpfs".as_ptr(),
+                0,
+                options.as_ptr().cast(),
+            )
+        };
+        match mounted {
+            0 => Ok(Self { at: at.to_owned() }),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Mounts one.
+    ///
+    /// # Errors
+    /// Always here.
+    #[cfg(not(target_os = "linux"))]
+    pub fn mount(_: &Path, _: u64) -> io::Result<Self> {
+        Err(ErrorKind::Unsupported.into())
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        if let Ok(path) = c_path(&self.at) {
+            // SAFETY: a string that ends with a zero. Detached, so that a process that is just being killed does not keep it.
+            unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn c_path(path: &Path) -> io::Result<std::ffi::CString> {
+    use std::os::unix::ffi::OsStrExt;
+    Ok(std::ffi::CString::new(path.as_os_str().as_bytes())?)
+}
+
+/// The file that fills a disk.
+const BALLAST: &str = "ballast";
+
+/// Fills the small disk that a directory is on, to the last byte.
+///
+/// # Panics
+/// If its file cannot be made, or writing it fails for another reason.
+pub fn fill(dir: &Path) {
+    let mut file = File::create(dir.join(BALLAST)).expect("a file on the small disk");
+    // Ever smaller pieces, until not even one byte fits.
+    let block = vec![0xaa; 64 << 10];
+    let mut piece = block.len();
+    while piece > 0 {
+        match file.write(&block[..piece]) {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::StorageFull => piece /= 2,
+            Err(error) => panic!("the small disk: {error}"),
+        }
+    }
+}
+
+/// Makes room again on a disk that [`fill`] has filled.
+///
+/// # Panics
+/// If it was not filled.
+pub fn clear(dir: &Path) {
+    std::fs::remove_file(dir.join(BALLAST)).expect("the ballast");
+}
