@@ -508,6 +508,12 @@ mod tests {
         let address = at.local_addr().expect("bound").to_string();
         let (_node, mut requests) = two(at).await;
         let link = link_to(&address).await;
+        // From then on there is a connection.
+        let asked = link.clone();
+        let first = tokio::spawn(async move { asked.ask(0, call("first"), true).await });
+        let (request, answer) = requests.recv().await.expect("asked");
+        answer.send(called(request.id, b"")).expect("awaited");
+        assert!(first.await.expect("ends").is_ok());
         link.probe();
         let (probe, _answer) = requests.recv().await.expect("asked");
         assert_eq!(probe.body, Some(call("")));
