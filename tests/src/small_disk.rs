@@ -85,7 +85,23 @@ pub fn fill(dir: &Path) {
     }
 }
 
-/// Makes room again on a disk that [`fill`] has filled.
+/// Fills the small disk that a directory is on until so many bytes are left.
+///
+/// # Panics
+/// If the disk cannot be looked at, or the file not be written.
+#[cfg(target_os = "linux")]
+pub fn fill_but(dir: &Path, left: u64) {
+    let path = c_path(dir).expect("a path without zeros");
+    // SAFETY: plain numbers, for which zero is a value.
+    let mut found: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: both outlive the call; the path ends with a zero.
+    let looked = unsafe { libc::statvfs(path.as_ptr(), &raw mut found) };
+    assert_eq!(looked, 0, "{}", io::Error::last_os_error());
+    let ballast = (found.f_bavail * found.f_frsize).saturating_sub(left);
+    std::fs::write(dir.join(BALLAST), vec![0; ballast as usize]).expect("there is room");
+}
+
+/// Makes room again on a disk that was filled here.
 ///
 /// # Panics
 /// If it was not filled.

@@ -1,5 +1,7 @@
 //! What strangers bring has its bounds, and a disk that is full does not take the node with it.
 
+use std::path::PathBuf;
+
 use serde_json::json;
 use skep_client::{ComponentId, Consistency, GroupId};
 use skep_examples::KV;
@@ -27,9 +29,13 @@ async fn create(cluster: &Cluster, name: &str, init: &str) -> Answer {
 }
 
 async fn put_value(cluster: &Cluster, group: GroupId, bytes: usize) -> Answer {
+    put_value_at(cluster, 1, group, bytes).await
+}
+
+async fn put_value_at(cluster: &Cluster, node: u64, group: GroupId, bytes: usize) -> Answer {
     let path = format!("/v1/groups/{group}/propose");
     let command = format!("put a {}", "v".repeat(bytes));
-    cluster.http(1, "POST", &path, command).await
+    cluster.http(node, "POST", &path, command).await
 }
 
 fn is_out_of(answer: &Answer, key: &str) {
@@ -249,5 +255,51 @@ async fn uploads_and_commands_fill_no_disk_and_a_full_one_is_started_on_and_empt
     assert_eq!(again.status, 201, "{}", again.text());
     let group = cluster.create_kv(1, "another", &[1]).await;
     assert_eq!(put_value(&cluster, group, 1).await.status, 200);
+    cluster.assert_no_panic();
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_disk_is_nearly_full_has_others_lead() {
+    let mut cluster = Cluster::prepare(&Settings::default());
+    let reserve = PathBuf::from((64_u64 << 20).to_string());
+    let first = cluster.node_mut(1);
+    first
+        .environment
+        .push(("SKEP_LIMITS__DISK_RESERVE_BYTES", reserve));
+    let data = first.data();
+    match SmallDisk::mount(&data, 220 << 20) {
+        Ok(disk) => cluster.keep(disk),
+        Err(error) => {
+            println!("no small disk ({error}): nothing is tested");
+            return;
+        }
+    }
+    cluster.start_all().await;
+    let group = cluster.create_kv(1, "group", &[1, 2, 3]).await;
+    eventually("node 1 leads", async || {
+        let path = format!("/v1/groups/{group}/transfer");
+        cluster.http(1, "POST", &path, r#"{"node": 1}"#).await;
+        match cluster.leader(group).await {
+            1 => Ok(()),
+            other => Err(format!("node {other} leads")),
+        }
+    })
+    .await;
+    assert_eq!(put_value(&cluster, group, 1).await.status, 200);
+
+    // Less than a quarter of the reserve, and enough to follow.
+    small_disk::fill_but(&data, 12 << 20);
+    eventually("another node leads", async || {
+        match cluster.leader(group).await {
+            1 => Err("node 1 leads".to_owned()),
+            _ => Ok(()),
+        }
+    })
+    .await;
+    is_out_of(&put_value(&cluster, group, 1).await, "disk_reserve_bytes");
+    assert_eq!(put_value_at(&cluster, 2, group, 1).await.status, 200);
+    cluster.caught_up(group, &[1, 2, 3]).await;
+    assert!(cluster.node_mut(1).is_running());
     cluster.assert_no_panic();
 }
