@@ -107,7 +107,7 @@ impl Machines {
             self.compiler.clone(),
         );
         let build = move || {
-            let _held = (place, turn);
+            let _place = place;
             let built = Component::build(&engine, &bytes, inspection, &cache, &*compiler);
             if let Err(ComponentError::NotCompiled(error)) = &built {
                 let refusal = Refusal {
@@ -119,10 +119,11 @@ impl Machines {
                 tracing::warn!(component = %id, %error, "a component is not compiled");
                 cache.refuse(&engine, id, refusal);
             }
-            built
+            (built, turn)
         };
-        let component = on_guest_stack("skep-compile", build).await??;
-        Ok(self.keep(component))
+        // Whoever waits for it finds it in use.
+        let (built, _turn) = on_guest_stack("skep-compile", build).await?;
+        Ok(self.keep(built?))
     }
 
     fn compiled(&self) -> MutexGuard<'_, HashMap<ComponentId, Weak<Component>>> {
