@@ -420,6 +420,13 @@ impl NodeCollector {
         )?;
         counter(
             encoder,
+            "log_waits",
+            "Times the log waited for a file descriptor or memory",
+            None,
+            log.waits,
+        )?;
+        counter(
+            encoder,
             "log_appended",
             "Bytes written to the log",
             bytes,

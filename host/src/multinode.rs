@@ -15,6 +15,7 @@ use skep_core::outcome::LeaderChanged;
 use skep_core::proposal::{Change, Command, Proposal, Response};
 use skep_log::LogStats;
 use skep_machine::state_machine::Memory;
+use skep_store::convert;
 use tokio::sync::{broadcast, oneshot};
 
 use crate::error::Error;
@@ -209,6 +210,13 @@ impl MultiNode {
     /// them.
     pub fn dormant_groups(&self) -> Vec<(GroupId, Incarnation)> {
         self.inner.disk.all_dormant()
+    }
+
+    /// Whether this node has a replica of this life of a group, up or on its disk only.
+    pub(crate) fn carries(&self, group: GroupId, incarnation: Incarnation) -> bool {
+        let dormant = self.inner.disk.dormant(group);
+        self.incarnation(group) == Some(incarnation)
+            || dormant.contains(&convert::key(group, incarnation))
     }
 
     /// The leader of the group as this node sees it.

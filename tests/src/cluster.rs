@@ -1,5 +1,6 @@
 //! Clusters of real `skep serve` processes on loopback, each with a data directory of its own.
 
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -92,6 +93,22 @@ impl Node {
     /// Its data directory.
     pub fn data(&self) -> PathBuf {
         self.home.join("data")
+    }
+
+    /// The snapshot files of a group, by the index they are at. Each may be deleted at any moment.
+    pub fn snapshots(&self, group: GroupId) -> BTreeMap<u64, PathBuf> {
+        let prefix = format!("{group}-");
+        let of_the_group = |path: PathBuf| {
+            let name = path.file_name()?.to_str()?;
+            // Behind the group: its life, the index and the term.
+            let place = name.strip_prefix(&prefix)?.strip_suffix(".snap")?;
+            let index = place.split('-').nth(1)?.parse().ok()?;
+            Some((index, path))
+        };
+        std::fs::read_dir(self.data().join("snap"))
+            .expect("a directory")
+            .filter_map(|entry| of_the_group(entry.ok()?.path()))
+            .collect()
     }
 
     /// Everything it has logged so far.

@@ -11,12 +11,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use skep_core::id::{ComponentId, GroupId, Incarnation, NodeId};
+use skep_machine::StateMachine;
+use skep_machine::wasm::Purpose;
 
 use tokio::runtime::Handle;
 
 use super::upgrades::GroupMachines;
 use super::{Host, Hosted};
-use crate::catalog::{Catalog, GroupRecord};
+use crate::catalog::{Catalog, Deployed, GroupRecord};
 use crate::clock;
 use crate::config::Config;
 use crate::exchange::Exchange;
@@ -177,13 +179,12 @@ pub(super) async fn group_config(
     record: &Arc<GroupRecord>,
 ) -> Result<GroupConfig, HostError> {
     let current = record.current();
-    let bytes = component(host, current.component).await?;
-    let component = host.inner.machines.component(bytes).await?;
-    let machine = host
-        .inner
-        .machines
-        .start(record, &current.profile, component)
-        .await?;
+    // After a restart, too, what this node carries is not refused for want of budget.
+    let purpose = match host.inner.node.carries(record.id, record.incarnation) {
+        true => Purpose::Running,
+        false => Purpose::New,
+    };
+    let machine = machine(host, record, &current, purpose).await?;
     let joins = record.joiners.contains(&host.id());
     let founders = if joins {
         Vec::new()
@@ -204,6 +205,21 @@ pub(super) async fn group_config(
     config.incarnation = record.incarnation;
     config.init = record.init.clone().into();
     Ok(tuned(&host.inner.config, config))
+}
+
+/// The machine of a group as it is before the first entry.
+pub(super) async fn machine(
+    host: &Host,
+    record: &GroupRecord,
+    deployed: &Deployed,
+    purpose: Purpose,
+) -> Result<Box<dyn StateMachine>, HostError> {
+    let bytes = component(host, deployed.component).await?;
+    let machines = &host.inner.machines;
+    let component = machines.component_for(bytes, purpose).await?;
+    machines
+        .start(record, &deployed.profile, component, purpose)
+        .await
 }
 
 /// The settings of `[raft]` and `[limits]`.

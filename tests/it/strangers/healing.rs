@@ -165,20 +165,10 @@ fn short_logs() -> Settings {
     }
 }
 
-/// The one snapshot file of a group on a node.
+/// The newest snapshot file of a group on a node.
 fn snapshot_file(cluster: &Cluster, id: u64, group: GroupId) -> PathBuf {
-    let dir = cluster.node(id).data().join("snap");
-    let prefix = format!("{group}-");
-    let mut files: Vec<_> = std::fs::read_dir(&dir)
-        .expect("snapshots")
-        .map(|entry| entry.expect("a file").path())
-        .filter(|path| {
-            let name = path.file_name().and_then(|name| name.to_str());
-            name.is_some_and(|name| name.starts_with(&prefix) && name.ends_with(".snap"))
-        })
-        .collect();
-    files.sort();
-    files.pop().expect("the group has a snapshot")
+    let newest = cluster.node(id).snapshots(group).pop_last();
+    newest.expect("the group has a snapshot").1
 }
 
 /// What may happen to a file.
