@@ -220,6 +220,12 @@ impl Shard {
                     .and_then(|replica| transfer(replica, to));
                 drop(done.send(result));
             }
+            Request::HandOver { group, done } => {
+                let result = self
+                    .running(group)
+                    .map(|replica| replica.handle(Input::HandOver));
+                drop(done.send(result));
+            }
             Request::Status { group, done } => {
                 let node = self.router.node;
                 let status = self.replicas.get(&group).map(Replica::status);
