@@ -22,6 +22,12 @@ pub trait MachineFactory: Send + Sync {
     /// A machine of this deployment, as it is before a group's first entry; the same on every replica.
     fn make(&self, deployment: &Deployment) -> Result<Box<dyn StateMachine>, MachineError>;
 
+    /// As [`make`](Self::make), for a replica that is here already and goes on from what its log says that it runs: what bounds
+    /// new machines must not stop it.
+    fn make_again(&self, deployment: &Deployment) -> Result<Box<dyn StateMachine>, MachineError> {
+        self.make(deployment)
+    }
+
     /// The group runs this since the entry of this index. Called on each replica, and again whenever that entry is applied
     /// anew after a restart; must not block.
     fn activated(&self, index: LogIndex, deployment: &Deployment) {

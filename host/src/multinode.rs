@@ -15,6 +15,7 @@ use skep_core::outcome::LeaderChanged;
 use skep_core::proposal::{Change, Command, Proposal, Response};
 use skep_log::LogStats;
 use skep_machine::state_machine::Memory;
+use skep_store::convert;
 use tokio::sync::{broadcast, oneshot};
 
 use crate::error::Error;
@@ -164,6 +165,15 @@ impl MultiNode {
             .await
     }
 
+    /// If this node leads the group, asks the member to lead that is best fit for it, should there be one.
+    ///
+    /// # Errors
+    /// As [`MultiNode::campaign`].
+    pub(crate) async fn hand_over(&self, group: GroupId) -> Result<(), Error> {
+        self.ask(group, |done| Request::HandOver { group, done })
+            .await
+    }
+
     /// Whether the group is up on this node; `false` once it has stopped.
     pub fn exists(&self, group: GroupId) -> bool {
         self.inner.router.route(group).is_ok()
@@ -209,6 +219,13 @@ impl MultiNode {
     /// them.
     pub fn dormant_groups(&self) -> Vec<(GroupId, Incarnation)> {
         self.inner.disk.all_dormant()
+    }
+
+    /// Whether this node has a replica of this life of a group, up or on its disk only.
+    pub(crate) fn carries(&self, group: GroupId, incarnation: Incarnation) -> bool {
+        let dormant = self.inner.disk.dormant(group);
+        self.incarnation(group) == Some(incarnation)
+            || dormant.contains(&convert::key(group, incarnation))
     }
 
     /// The leader of the group as this node sees it.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 use skep_examples::KV;
-use skep_rehearsal_tests::HIDDEN_STATE;
+use skep_rehearsal_tests::{COUNTER, DISPATCHER, HIDDEN_STATE};
 use skep_tests::process::{self, Ended};
 
 /// A file in a directory of its own.
@@ -53,7 +53,7 @@ async fn a_good_machine_passes_and_the_report_says_what_it_costs() {
         "{report}"
     );
     let checks = report["checks"].as_array().expect("checks");
-    assert_eq!(checks.len(), 12, "{report}");
+    assert_eq!(checks.len(), 13, "{report}");
 }
 
 #[tokio::test]
@@ -91,6 +91,35 @@ async fn a_limit_that_is_met_shows_and_a_mistake_fails() {
         "{}",
         ended.stderr
     );
+}
+
+/// The dispatcher of a newcomer: every reply is `ok` whoever got the job, and no snapshot is in another order.
+#[tokio::test]
+async fn a_query_that_contradicts_the_state_fails_and_the_readmes_counter_passes() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let requests = "?show\nwork w1\nwork w2\nwork w3\nwork w4\nwork w5\nwork w6\nwork w7\njob j1\njob j2\njob j3\n";
+    let requests = file(dir.path(), "requests.txt", requests.as_bytes());
+    let component = file(dir.path(), "dispatcher.wasm", DISPATCHER);
+    let ended = process::run(&["test", &component, "--requests", &requests]).await;
+    assert_eq!(ended.code, Some(1), "{} {}", ended.stdout, ended.stderr);
+    for words in [
+        "FAIL  answers ",
+        "error: line ",
+        "the query `show` is answered with",
+        "verdict: FAIL\n",
+    ] {
+        assert!(ended.stdout.contains(words), "{words}: {}", ended.stdout);
+    }
+
+    let component = file(dir.path(), "counter.wasm", COUNTER);
+    for arguments in [
+        vec!["test", &component, "--strict", "--requests", &requests],
+        vec!["test", &component, "--strict"],
+    ] {
+        let ended = process::run(&arguments).await;
+        assert_eq!(ended.code, Some(0), "{} {}", ended.stdout, ended.stderr);
+        assert!(ended.stdout.contains("ok    answers "), "{}", ended.stdout);
+    }
 }
 
 #[tokio::test]

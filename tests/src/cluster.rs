@@ -1,5 +1,6 @@
 //! Clusters of real `skep serve` processes on loopback, each with a data directory of its own.
 
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -92,6 +93,22 @@ impl Node {
     /// Its data directory.
     pub fn data(&self) -> PathBuf {
         self.home.join("data")
+    }
+
+    /// The snapshot files of a group, by the index they are at. Each may be deleted at any moment.
+    pub fn snapshots(&self, group: GroupId) -> BTreeMap<u64, PathBuf> {
+        let prefix = format!("{group}-");
+        let of_the_group = |path: PathBuf| {
+            let name = path.file_name()?.to_str()?;
+            // Behind the group: its life, the index and the term.
+            let place = name.strip_prefix(&prefix)?.strip_suffix(".snap")?;
+            let index = place.split('-').nth(1)?.parse().ok()?;
+            Some((index, path))
+        };
+        std::fs::read_dir(self.data().join("snap"))
+            .expect("a directory")
+            .filter_map(|entry| of_the_group(entry.ok()?.path()))
+            .collect()
     }
 
     /// Everything it has logged so far.
@@ -720,14 +737,19 @@ pub fn free_port() -> u16 {
     panic!("no port from {FIRST} on is free");
 }
 
-/// The files under a directory, with their sizes, largest first.
+/// The files under a directory, with their sizes, largest first. What a running node removes meanwhile is not among them.
 pub fn files(dir: &Path) -> Vec<(PathBuf, u64)> {
+    assert!(dir.is_dir(), "{} is no directory", dir.display());
     let mut found = Vec::new();
     let mut pending = vec![dir.to_owned()];
     while let Some(dir) = pending.pop() {
-        for entry in std::fs::read_dir(&dir).expect("a directory") {
-            let entry = entry.expect("an entry");
-            let metadata = entry.metadata().expect("metadata");
+        for entry in there_still(std::fs::read_dir(&dir)).into_iter().flatten() {
+            let Some(entry) = there_still(entry) else {
+                continue;
+            };
+            let Some(metadata) = there_still(entry.metadata()) else {
+                continue;
+            };
             if metadata.is_dir() {
                 pending.push(entry.path());
             } else {
@@ -737,4 +759,12 @@ pub fn files(dir: &Path) -> Vec<(PathBuf, u64)> {
     }
     found.sort_by_key(|(_, size)| std::cmp::Reverse(*size));
     found
+}
+
+fn there_still<T>(found: std::io::Result<T>) -> Option<T> {
+    match found {
+        Ok(found) => Some(found),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => panic!("the files of a node: {error}"),
+    }
 }

@@ -23,7 +23,7 @@ use crate::message::Body;
 use crate::outcome::{EntryContext, GuestFault, Outcome};
 use crate::payload::{Abort, Confirm, Kind};
 use crate::planted::{self, Defect};
-use crate::proposal::{ProposalError, Response};
+use crate::proposal::ProposalError;
 use crate::proposals::Asker;
 use crate::status::AwaitedDecision;
 
@@ -351,6 +351,7 @@ impl Group {
         if decision == Decision::Confirmed {
             self.state.deployment = Some(activation.deployment);
             self.state.paused = false;
+            self.faults_in_a_row = 0;
             self.forget_fullness();
             // So that no replica needs the former code for long.
             self.since_barrier.wanted = true;
@@ -416,9 +417,6 @@ impl Group {
         if lacks && !self.is_faulted() {
             self.ask_machine();
         }
-        if self.lacks_what_was_decided() && self.leads() {
-            self.transfer_to_best_follower();
-        }
         self.report_readiness();
     }
 
@@ -435,6 +433,19 @@ impl Group {
     /// Whether an activation is not done.
     pub(crate) fn awaits_decision(&self) -> bool {
         self.activation.is_some()
+    }
+
+    /// Whether the log that this replica has says nothing of an activation that it has met.
+    pub(crate) fn is_undecided(&self) -> bool {
+        let activation = self.activation.as_ref();
+        activation.is_some_and(|activation| activation.decision.is_none())
+    }
+
+    /// The machine has failed, and the one that it had prepared is gone with it.
+    pub(crate) fn forget_readiness(&mut self) {
+        if let Some(activation) = &mut self.activation {
+            activation.own = Some(Readiness::NotYet);
+        }
     }
 
     /// Whether this replica cannot do what was decided, and is left behind.
@@ -534,16 +545,7 @@ impl Group {
                 return;
             }
         };
-        let (index, term) = at;
-        for asker in askers {
-            let response = Response {
-                request: crate::id::RequestId::ANONYMOUS,
-                index,
-                term,
-                outcome: outcome.clone(),
-            };
-            self.reply(asker, Ok(response));
-        }
+        self.answer(askers, at, outcome);
     }
 
     /// For the status.

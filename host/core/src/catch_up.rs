@@ -287,9 +287,10 @@ impl Group {
             .collect();
         for replica in late {
             let before = self.catch_up.left.get(&replica);
-            let times = before.map_or(*RETRIES.start(), |left| left.times * 2);
+            let longer = |left: &Left| (left.times * 2).min(*RETRIES.end());
+            let times = before.map_or(*RETRIES.start(), longer);
             let left = Left {
-                until: ticks + patience * times.min(*RETRIES.end()),
+                until: ticks + patience * times,
                 times,
                 usual,
             };

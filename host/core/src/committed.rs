@@ -150,7 +150,8 @@ impl Group {
         let mut moved = self.take_cure();
         self.look_for_verdict();
         self.look_for_decision();
-        while self.serves() {
+        // What follows an activation depends on what is decided.
+        while self.serves() && !self.awaits_decision() {
             let Some(entry) = self.committed.front() else {
                 break;
             };
@@ -165,10 +166,6 @@ impl Group {
                 }
             };
             let is_barrier = matches!(order, Some((_, Order::Barrier)));
-            // What follows depends on what is decided.
-            if self.awaits_decision() {
-                break;
-            }
             // The host's section of the snapshot must hold every answer up to the barrier, and no later one.
             if is_barrier && !self.applying.is_empty() {
                 break;
@@ -317,11 +314,21 @@ impl Group {
 
     /// Answers whoever asked for an entry that only the host looks at.
     pub(crate) fn acknowledge(&mut self, askers: Vec<Asker>, index: LogIndex, term: Term) {
+        self.answer(askers, (index, term), Outcome::Reply(Bytes::new()));
+    }
+
+    /// Answers whoever asked for the entry at this place.
+    pub(crate) fn answer(
+        &mut self,
+        askers: Vec<Asker>,
+        (index, term): (LogIndex, Term),
+        outcome: Outcome,
+    ) {
         let response = Response {
             request: RequestId::ANONYMOUS,
             index,
             term,
-            outcome: Outcome::Reply(Bytes::new()),
+            outcome,
         };
         for asker in askers {
             self.reply(asker, Ok(response.clone()));
@@ -563,22 +570,15 @@ impl Group {
             Saved::Unwritten(name, reason) => {
                 self.snapshot_unwritten(Snapshotted { name, conf_state }, reason);
             }
-            Saved::Not if self.serves() => {
-                let reason = "the machine failed in save or restore".to_owned();
-                self.health = Health::Degraded { index, reason };
+            Saved::Not => {
+                if self.serves() {
+                    let reason = "the machine failed in save or restore".to_owned();
+                    self.health = Health::Degraded { index, reason };
+                }
+                self.snapshot_came_to_nothing();
             }
-            Saved::Not => {}
         }
-        for asker in askers {
-            let outcome = Outcome::Reply(Bytes::new());
-            let response = Response {
-                request: RequestId::ANONYMOUS,
-                index,
-                term: front.term,
-                outcome,
-            };
-            self.reply(asker, Ok(response));
-        }
+        self.acknowledge(askers, index, front.term);
         self.complete_idle();
     }
 
@@ -611,6 +611,7 @@ impl Group {
 
     pub(crate) fn machine_failed(&mut self, reason: String) {
         self.health = Health::Faulted { reason };
+        self.forget_readiness();
         self.abandon_applying(&ProposalError::Unknown);
         self.refuse_reads(&ProposalError::Faulted);
     }

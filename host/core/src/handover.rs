@@ -21,7 +21,8 @@ pub(crate) struct Handover {
 impl Group {
     /// Asks the voters how they are, in ever longer intervals, and hands over when one of them is well.
     pub(crate) fn give_leadership_away_if_faulted(&mut self) {
-        if !self.is_faulted() || !self.leads() {
+        let is_of_no_use = self.is_faulted() || self.lacks_what_was_decided();
+        if !is_of_no_use || !self.leads() {
             self.handover = Handover::default();
             return;
         }

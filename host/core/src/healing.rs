@@ -126,7 +126,8 @@ impl Group {
         }
     }
 
-    fn snapshot_came_to_nothing(&mut self) {
+    /// As much work as a snapshot is, and nobody has one: the next one is taken later.
+    pub(crate) fn snapshot_came_to_nothing(&mut self) {
         let first = u64::from(self.config.election_ticks);
         let restraint = &mut self.restraint;
         let is_long_ago = self.ticks > restraint.until + 8 * restraint.pause;

@@ -100,7 +100,7 @@ impl Group {
         let backlog = self.unapplied_bytes > self.config.limits.unapplied_bytes;
         let applies_nothing = self.is_faulted() || self.lacks_what_was_decided();
         // What waits for something in the log takes the log.
-        let goes_on = self.serves() && !self.awaits_decision();
+        let goes_on = self.serves() && !self.is_undecided();
         let kind = message.msg_type;
         if kind == Type::MsgTimeoutNow && !self.may_campaign() {
             return;

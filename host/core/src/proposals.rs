@@ -412,6 +412,7 @@ impl Group {
         if limit == 0
             || self.faults_in_a_row < limit
             || self.state.paused
+            || self.awaits_decision()
             || !self.can_propose()
             || self.proposals.elected
         {
@@ -471,7 +472,8 @@ impl Group {
         let bytes_max = (4 * size).clamp(limits.barrier_log_bytes_min.min(most), most);
         let entries_max = self.config.snapshot_entries;
         let long = |times| {
-            since.bytes >= bytes_max * times || since.entries >= entries_max.saturating_mul(times)
+            since.bytes >= bytes_max.saturating_mul(times)
+                || since.entries >= entries_max.saturating_mul(times)
         };
         let has_rested = self.ticks >= since.began + REST * since.took;
         long(1) && has_rested || long(2)

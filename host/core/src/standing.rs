@@ -154,7 +154,7 @@ impl Group {
                 .is_some_and(|member| member.node == node),
             removed: membership.was_removed(replica) && self.may_announce(),
             matched: LogIndex(progress.map_or(0, |progress| progress.matched)),
-            well: !self.is_faulted(),
+            well: !self.is_faulted() && !self.lacks_what_was_decided(),
         };
         self.send(replica, node, Body::Standing(standing));
     }

@@ -1,7 +1,7 @@
 //! A machine that lived through the events one by one in one instance, which nothing but a fault ever ends.
 
 use bytes::Bytes;
-use skep_core::outcome::{GuestFault, Outcome};
+use skep_core::outcome::{EntryContext, GuestFault, Outcome};
 use skep_machine::wasm::Probe;
 use skep_machine::{Applied, MachineError};
 
@@ -127,14 +127,14 @@ impl<'a> Lived<'a> {
         }
     }
 
-    /// Asks in this very instance, behind the first `events` events.
+    /// Asks in this very instance.
     pub(crate) fn query(
         &mut self,
-        events: usize,
+        context: &EntryContext,
         query: &Bytes,
     ) -> Result<Outcome, RehearsalError> {
         let mut probe = self.take()?;
-        match probe.query(&self.world.event(events.saturating_sub(1)), query) {
+        match probe.query(context, query) {
             Ok(outcome) => {
                 self.probe = Some(probe);
                 Ok(outcome)

@@ -64,6 +64,8 @@ pub enum Check {
     Batch,
     /// Queries leave no trace.
     Queries,
+    /// Queries are answered from the state that the log has made.
+    Answers,
     /// What the machine takes from the entry's time and chance.
     TimeAndChance,
     /// What grows under the same commands, repeated.
@@ -84,6 +86,7 @@ impl Check {
             Self::Rejections => "rejections",
             Self::Batch => "batch",
             Self::Queries => "queries",
+            Self::Answers => "answers",
             Self::TimeAndChance => "time-and-chance",
             Self::Growth => "growth",
         }

@@ -47,7 +47,7 @@ impl Actor {
         deployment: &Deployment,
     ) -> Result<Result<Box<dyn StateMachine>, MachineError>, Failed> {
         loop {
-            match exchange.factory.make(deployment) {
+            match exchange.factory.make_again(deployment) {
                 Err(MachineError::Local { reason, .. }) => {
                     let (group, name) = (self.owner.key.group, &self.owner.name);
                     tracing::warn!(group, name, component = %deployment.component, reason, "the group waits for its machine");

@@ -14,8 +14,13 @@ use skep_tests::process;
 
 /// One node that does not run yet, with these settings over the defaults.
 fn node(limits: &[(&'static str, u64)]) -> Cluster {
+    nodes(1, limits)
+}
+
+/// So many nodes that do not run yet, the first with these settings over the defaults.
+fn nodes(nodes: u64, limits: &[(&'static str, u64)]) -> Cluster {
     let mut cluster = Cluster::prepare(&Settings {
-        nodes: 1,
+        nodes,
         ..Settings::default()
     });
     let environment = limits
@@ -48,9 +53,13 @@ async fn create(cluster: &Cluster, name: &str, init: &str) -> Answer {
 }
 
 async fn put_value(cluster: &Cluster, group: GroupId, bytes: usize) -> Answer {
+    put_value_at(cluster, 1, group, bytes).await
+}
+
+async fn put_value_at(cluster: &Cluster, node: u64, group: GroupId, bytes: usize) -> Answer {
     let path = format!("/v1/groups/{group}/propose");
     let command = format!("put a {}", "v".repeat(bytes));
-    cluster.http(1, "POST", &path, command).await
+    cluster.http(node, "POST", &path, command).await
 }
 
 fn is_out_of(answer: &Answer, key: &str) {
@@ -233,6 +242,18 @@ impl SmallDisk {
         (mounted == 0).then(|| Self(at.to_owned()))
     }
 
+    /// Fills it with a file until so many bytes are left.
+    fn fill_but(&self, left: u64) {
+        let path = CString::new(self.0.to_str().expect("a plain name")).expect("no zeros");
+        // SAFETY: plain numbers, for which zero is a value.
+        let mut found: libc::statvfs = unsafe { std::mem::zeroed() };
+        // SAFETY: both outlive the call; the path ends with a zero.
+        let looked = unsafe { libc::statvfs(path.as_ptr(), &raw mut found) };
+        assert_eq!(looked, 0, "{}", std::io::Error::last_os_error());
+        let ballast = (found.f_bavail * found.f_frsize).saturating_sub(left);
+        std::fs::write(self.0.join("ballast"), vec![0; ballast as usize]).expect("there is room");
+    }
+
     /// Fills it to the last byte with a file.
     fn fill(&self) -> PathBuf {
         let path = self.0.join("ballast");
@@ -317,6 +338,43 @@ async fn uploads_and_commands_fill_no_disk_and_a_full_one_is_started_on_and_empt
     assert_eq!(put(&cluster, &padded(20 << 20, 100)).await.status, 201);
     let group = cluster.create_kv(1, "another", &[1]).await;
     assert_eq!(put_value(&cluster, group, 1).await.status, 200);
+    cluster.assert_no_panic();
+    cluster.keep(disk);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_disk_is_nearly_full_has_others_lead() {
+    let mut cluster = nodes(3, &[("SKEP_LIMITS__DISK_RESERVE_BYTES", 64 << 20)]);
+    let Some(disk) = SmallDisk::mount(&cluster.node(1).data(), 220 << 20) else {
+        println!("no small disk without root: nothing is tested");
+        return;
+    };
+    cluster.start_all().await;
+    let group = cluster.create_kv(1, "group", &[1, 2, 3]).await;
+    eventually("node 1 leads", async || {
+        let path = format!("/v1/groups/{group}/transfer");
+        cluster.http(1, "POST", &path, r#"{"node": 1}"#).await;
+        match cluster.leader(group).await {
+            1 => Ok(()),
+            other => Err(format!("node {other} leads")),
+        }
+    })
+    .await;
+    assert_eq!(put_value(&cluster, group, 1).await.status, 200);
+
+    // Less than a quarter of the reserve, and enough to follow.
+    disk.fill_but(12 << 20);
+    eventually("another node leads", async || {
+        match cluster.leader(group).await {
+            1 => Err("node 1 leads".to_owned()),
+            _ => Ok(()),
+        }
+    })
+    .await;
+    is_out_of(&put_value(&cluster, group, 1).await, "disk_reserve_bytes");
+    assert_eq!(put_value_at(&cluster, 2, group, 1).await.status, 200);
+    cluster.caught_up(group, &[1, 2, 3]).await;
+    assert!(cluster.node_mut(1).is_running());
     cluster.assert_no_panic();
     cluster.keep(disk);
 }

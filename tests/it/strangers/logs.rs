@@ -201,10 +201,7 @@ async fn lines_go_on_when_they_are_read_again() {
 /// Who started a node does not read what it says on stdout: it serves, and ends when it is told to.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_serves_although_nobody_reads_that_it_is_ready() {
-    let mut cluster = Cluster::prepare(&Settings {
-        nodes: 1,
-        ..Settings::default()
-    });
+    let mut cluster = Cluster::prepare(&Settings::one_node(""));
     let path = cluster.node(1).home.join("stdout");
     let _unread = pipe(&path);
     fill(&path);
@@ -220,10 +217,7 @@ async fn a_node_serves_although_nobody_reads_that_it_is_ready() {
 /// A node that cannot start says why where nobody reads, and ends all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_ends_although_nobody_reads_why() {
-    let mut cluster = Cluster::prepare(&Settings {
-        nodes: 1,
-        ..Settings::default()
-    });
+    let mut cluster = Cluster::prepare(&Settings::one_node(""));
     let path = cluster.node(1).home.join("stderr");
     let _unread = pipe(&path);
     fill(&path);

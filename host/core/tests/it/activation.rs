@@ -161,6 +161,23 @@ fn a_leader_that_lacks_what_was_confirmed_hands_over() {
 }
 
 #[test]
+fn of_those_that_lack_what_was_confirmed_none_hands_over_to_another() {
+    let mut cluster = cluster(5);
+    lack(&mut cluster, &[4, 5]);
+    cluster.propose(1, activate(5));
+    cluster.until("decided", |cluster| cluster.node(1).machine.runs == 5);
+    hand_over(&mut cluster, 1, 4);
+    cluster.until("one that has it leads", |cluster| {
+        cluster.leader().is_some_and(|leader| leader <= 3)
+    });
+    let leader = cluster.leader().expect("just seen");
+    cluster.ask(leader, anonymous("served")).expect("committed");
+    lack(&mut cluster, &[]);
+    cluster.tick(30);
+    agree(&mut cluster);
+}
+
+#[test]
 fn who_is_left_behind_takes_a_snapshot_of_a_later_point() {
     let mut cluster = Cluster::with(3, |config| {
         config.snapshot_entries = 10;

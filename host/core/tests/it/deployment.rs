@@ -159,6 +159,26 @@ fn an_exchange_resumes_a_paused_group() {
 }
 
 #[test]
+fn a_machine_that_was_exchanged_is_not_paused_for_what_the_former_one_failed_on() {
+    let mut cluster = Cluster::with(3, |config| config.limits.pause_faults = 2);
+    cluster.elect(1);
+    cluster.node(1).machine_stuck = true;
+    for _ in 0..4 {
+        cluster.propose(1, anonymous("fault"));
+        cluster.run();
+    }
+    let waiter = cluster.propose(1, activate(5));
+    cluster.run();
+    cluster.node(1).machine_stuck = false;
+    cluster.until("exchanged", |cluster| cluster.reply(1, waiter).is_some());
+    cluster.tick(5);
+    for id in 1..=3 {
+        assert!(!cluster.status(id).expect("runs").paused, "node {id}");
+    }
+    cluster.ask(1, anonymous("good")).expect("committed");
+}
+
+#[test]
 fn a_quota_is_held_by_whoever_leads() {
     let mut cluster = Cluster::with(3, |config| {
         let quota = Quota {

@@ -315,13 +315,13 @@ impl Component {
             pre,
             exports,
         };
-        component.descriptor = component.describe()?;
+        component.descriptor = component.describe(engine.purpose())?;
         Ok(component)
     }
 
     /// Starts the component once, which also shows that its exports have the right types. On a thread of its own,
     /// because the caller's stack may be too small for a guest.
-    fn describe(&self) -> Result<Descriptor, ComponentError> {
+    fn describe(&self, purpose: Purpose) -> Result<Descriptor, ComponentError> {
         let profile = Profile {
             snapshot_fuel: SCRATCH_START_FUEL,
             ..Profile::default()
@@ -330,7 +330,7 @@ impl Component {
         let logbook = Arc::new(Logbook::new(label, profile.log_lines_per_second));
         let asked = || {
             let context = &Default::default();
-            let mut scratch = Instance::new(self, &profile, context, &logbook, Purpose::New)
+            let mut scratch = Instance::new(self, &profile, context, &logbook, purpose)
                 .map_err(describe_error)?;
             scratch
                 .check_types()

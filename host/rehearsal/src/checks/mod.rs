@@ -1,5 +1,6 @@
 //! The checks, one file each, and what they share.
 
+mod answers;
 mod barriers;
 mod batch;
 mod canonical;
@@ -40,6 +41,7 @@ pub(crate) fn run(mut subject: Subject) -> Result<Report, RehearsalError> {
     checks.push(rejections::check(&subject, &reference)?);
     checks.extend(batch::check(&subject, &reference)?);
     checks.extend(queries::check(&subject, &reference)?);
+    checks.extend(answers::check(&subject)?);
     checks.push(time::check(&subject, &reference)?);
     let (growth, costs) = growth::check(&subject, &reference)?;
     checks.push(growth);

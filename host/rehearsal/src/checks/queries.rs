@@ -22,9 +22,10 @@ pub(crate) fn check(
     let mut result = CheckResult::new(Check::Queries, "");
     let (mut asked, mut fuel) = (0, 0);
     for event in 0..script.len() {
+        let context = World::default().event(event.saturating_sub(1));
         for _ in 0..2 {
             let query = random.pick(&script.queries);
-            let answers = (lived.query(event, query)?, lived.query(event, query)?);
+            let answers = (lived.query(&context, query)?, lived.query(&context, query)?);
             asked += 2;
             if answers.0 != answers.1 && result.findings.is_empty() {
                 let reason = format!(

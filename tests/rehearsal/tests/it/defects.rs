@@ -38,13 +38,21 @@ const fn expect(
     }
 }
 
-const EXPECTED: [Expected; 13] = {
+const EXPECTED: [Expected; 16] = {
     use Check::*;
     use Severity::{Error, Warning};
     use Verdict::{Fail, Warnings};
     [
         expect("batch_differs", &[], Fail, Batch, Error, "apply-batch"),
         expect("clock", &["age"], Fail, Barriers, Error, "loses something"),
+        expect(
+            "dispatcher",
+            &["?show", "work w1", "work w2", "work w3", "job j1", "job j2"],
+            Fail,
+            Answers,
+            Error,
+            "`save` writes",
+        ),
         expect(
             "float",
             &["add 1", "add 123456789"],
@@ -69,6 +77,14 @@ const EXPECTED: [Expected; 13] = {
             Barriers,
             Warning,
             "hash map",
+        ),
+        expect(
+            "hidden_query",
+            &["?count"],
+            Fail,
+            Answers,
+            Error,
+            "`save` writes",
         ),
         expect(
             "hidden_state",
@@ -119,11 +135,22 @@ const EXPECTED: [Expected; 13] = {
             Warning,
             "another order",
         ),
+        expect(
+            "stale_cache",
+            &["?len"],
+            Fail,
+            Answers,
+            Error,
+            "a query must change nothing",
+        ),
     ]
 };
 
 /// Machines without a mistake that anybody could see.
-const HARMLESS: [(&str, &[&str]); 1] = [("nan", &["nan 0", "nan 7", "nan 1048575"])];
+const HARMLESS: [(&str, &[&str]); 2] = [
+    ("counter", &[]),
+    ("nan", &["nan 0", "nan 7", "nan 1048575"]),
+];
 
 /// Puts, gets and pings, with these commands among them.
 fn history(commands: &[&str]) -> History {
@@ -209,6 +236,56 @@ fn what_the_sandbox_makes_harmless_is_no_finding() {
 }
 
 #[test]
+fn the_counter_is_the_one_that_newcomers_copy() {
+    let code = include_str!("../../../machines/counter.rs");
+    let machine = code.find("impl Machine").expect("a machine");
+    let end = code.find("\n}\n").expect("its end");
+    let readme = include_str!("../../../../README.md");
+    assert!(readme.contains(&code[machine..end]));
+}
+
+/// A history so short that no snapshot and no reply of it shows anything.
+#[test]
+fn ten_commands_show_that_queries_are_answered_from_another_state() {
+    let text = "?show\nwork w1\nwork w2\nwork w3\nwork w4\nwork w5\nwork w6\nwork w7\njob j1\njob j2\njob j3\n";
+    let history = History::parse(text.as_bytes()).unwrap();
+    let report = report(component("dispatcher"), history);
+    print("dispatcher", &report);
+    let answers = report.check(Check::Answers).unwrap();
+    let [finding] = &answers.findings[..] else {
+        panic!("{answers:?}");
+    };
+    assert_eq!(finding.severity, Severity::Error);
+    let place = finding.at.as_ref().unwrap();
+    assert!(place.request.starts_with("job j"), "{place:?}");
+    for words in [
+        "the query `show` is answered with `j1=w",
+        "by a replica after this, and with `j1=w",
+        "no replica's state",
+        "the order of a hash map or set",
+    ] {
+        assert!(finding.reason.contains(words), "{words}: {finding:?}");
+    }
+    assert_eq!(report.verdict, Verdict::Fail);
+}
+
+/// Which check finds what a query lists in another order, and how bad that is.
+#[test]
+fn a_query_that_lists_in_the_order_of_a_hash_map_is_warned_of() {
+    let text = "?first 9\nput k1 1\nput k2 1\nput k3 1\nput k4 1\nput k5 1\ndel k2\n";
+    let history = History::parse(text.as_bytes()).unwrap();
+    let report = report(component("hash_map"), history);
+    print("hash_map", &report);
+    let answers = report.check(Check::Answers).unwrap();
+    let [finding] = &answers.findings[..] else {
+        panic!("{answers:?}");
+    };
+    assert_eq!(finding.severity, Severity::Warning);
+    assert!(finding.reason.contains("another order"), "{finding:?}");
+    assert_eq!(report.verdict, Verdict::Warnings);
+}
+
+#[test]
 fn every_machine_has_its_expectation() {
     let mut expected: Vec<&str> = EXPECTED.iter().map(|expected| expected.name).collect();
     expected.extend(HARMLESS.map(|(name, _)| name));
@@ -248,7 +325,7 @@ fn the_key_value_machine_passes() {
     println!("{:#?}", report.costs);
     assert_eq!(report.verdict, Verdict::Pass);
     assert!(report.rejections > 10 && report.replies > 150, "{report:?}");
-    assert!(report.checks.len() == 12, "{report:?}");
+    assert!(report.checks.len() == 13, "{report:?}");
 }
 
 #[test]
