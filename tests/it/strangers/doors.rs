@@ -2,15 +2,12 @@
 
 use std::time::Duration;
 
-use bytes::BytesMut;
 use serde_json::json;
 use skep_client::GroupId;
 use skep_tests::clock::{PATIENCE, Stopwatch, eventually, until, within};
 use skep_tests::cluster::{Cluster, Settings, files};
 use skep_tests::http::{self, Answer};
-use skep_wire::codec::Encoder;
-use skep_wire::proto::{self, client_frame};
-use skep_wire::{CLIENT_PROTOCOL, MAX_CLIENT_FRAME};
+use skep_tests::silent;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -18,14 +15,6 @@ use crate::load::{propose, text};
 
 /// As many as a stranger opens: more than a process with the usual limit may have.
 const STRANGERS: usize = 1060;
-
-fn one_node(more: &str) -> Settings {
-    Settings {
-        nodes: 1,
-        more: more.to_owned(),
-        ..Settings::default()
-    }
-}
 
 /// A connection that is kept and used again and again.
 struct Kept {
@@ -221,7 +210,7 @@ async fn what_never_comes_whole_is_given_up() {
     }
     // The same for the client protocol: silence after the hello, and half a frame.
     for half in [&b""[..], &[0, 0, 1]] {
-        let mut stream = client_connection(&cluster.node(1).client).await;
+        let mut stream = silent::client(&cluster.node(1).client).await;
         stream.write_all(half).await.expect("it reads");
         let mut seen = Vec::new();
         let read = within(PATIENCE, "the end", stream.read_to_end(&mut seen)).await;
@@ -234,27 +223,6 @@ fn text_of(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Introduces itself, and waits for the answer.
-async fn client_connection(address: &str) -> TcpStream {
-    let hello = proto::ClientHello {
-        protocol: CLIENT_PROTOCOL,
-        ..Default::default()
-    };
-    let frame = proto::ClientFrame {
-        body: Some(client_frame::Body::Hello(hello)),
-    };
-    let mut sent = BytesMut::new();
-    Encoder::new(MAX_CLIENT_FRAME)
-        .put(&frame, &mut sent)
-        .expect("a small frame");
-    let mut stream = TcpStream::connect(address).await.expect("it listens");
-    stream.write_all(&sent).await.expect("it reads");
-    let mut hello = BytesMut::new();
-    let read = within(PATIENCE, "a hello", stream.read_buf(&mut hello)).await;
-    assert!(read.expect("it answers") > 0);
-    stream
-}
-
 /// M2: connections of the client protocol that are introduced and silent shut nobody out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn silent_clients_make_room_for_others() {
@@ -262,7 +230,7 @@ async fn silent_clients_make_room_for_others() {
     let group = cluster.create_kv(1, "kv", &[1]).await;
     let mut silent = Vec::new();
     for _ in 0..4 {
-        silent.push(client_connection(&cluster.node(1).client).await);
+        silent.push(silent::client(&cluster.node(1).client).await);
     }
     eventually("a client gets a place", async || {
         let address = cluster.node(1).client.clone();
@@ -518,18 +486,22 @@ async fn the_curl_lines_of_readme_work() {
     let readme = include_str!("../../../README.md");
     let lines: Vec<String> = readme
         .lines()
-        .filter(|line| line.starts_with("curl ") || line.starts_with("S=$(curl"))
+        .filter(|line| line.starts_with("curl ") || line.starts_with("S=$(curl "))
         .map(|line| line.replace("127.0.0.1:7502", &cluster.node(2).http))
         // Another node may be a little behind, and says so.
         .map(|line| match line.contains("stale") {
-            true => format!("until\n{line}\ndo sleep 0.1; done"),
+            true => format!(
+                "told=\nfor _ in $(seq 600); do\nif\n{line}\nthen told=1; break; fi\nsleep 0.1\ndone\ntest \"$told\""
+            ),
             false => line,
         })
         .collect();
-    assert!(lines.len() >= 10, "{lines:#?}");
+    assert!(lines.len() >= 11, "{lines:#?}");
     // Each fails on an answer that is an error, but for the text of the answers they stand as they are.
     let script = format!(
-        "set -e\ncurl() {{ command curl --fail-with-body --silent --show-error \"$@\"; echo; }}\nN=http://{}\n{}",
+        "set -euo pipefail\n\
+         curl() {{ command curl --fail-with-body --silent --show-error \"$@\" && echo; }}\n\
+         N=http://{}\n{}",
         cluster.node(1).http,
         lines.join("\n")
     );
@@ -548,7 +520,14 @@ async fn the_curl_lines_of_readme_work() {
     );
     let answers: Vec<&str> = said.lines().filter(|line| !line.is_empty()).collect();
     assert_eq!(answers[..2], ["OK 1", "hello, world"], "{said}");
+    // The other node has it too.
+    let told = answers.iter().filter(|line| **line == "hello, world");
+    assert_eq!(told.count(), 2, "{said}");
     // A command that is sent twice in a session is applied once.
     let visits = answers.iter().filter(|line| **line == "1").count();
-    assert_eq!(visits, 2, "{said}");
+    assert_eq!(
+        (visits, &answers[answers.len() - 2..]),
+        (2, &["1", "1"][..]),
+        "{said}"
+    );
 }
