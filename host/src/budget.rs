@@ -278,7 +278,7 @@ pub const BUDGETS: &[Budget] = &[
     row("client-connections", "connections of the client protocol", Count(1024), ("host/src/config.rs", "client_connections"), refused("busy", "ask another node")).key("limits.client_connections"),
     row("client-requests", "requests in flight on one client connection", Count(1024), ("host/src/config.rs", "requests_per_connection"), Otherwise("nothing more is read until some are answered")).key("limits.requests_per_connection"),
     row("client-bytes", "their bytes", Bytes(32 << 20), ("host/src/api/client_port.rs", "IN_FLIGHT_BYTES"), Otherwise("nothing more is read until some are answered")),
-    row("client-frame", "a frame of a client", Bytes(16 << 20), ("host/wire/src/lib.rs", "MAX_CLIENT_FRAME"), Otherwise("the connection ends")),
+    row("client-frame", "a frame of a client", Bytes(16 << 20), ("host/wire/src/lib.rs", "MAX_CLIENT_FRAME"), Otherwise("the connection ends; a larger answer becomes `too-large`")),
     row("list", "groups in one answer; `?after=ID` tells the next", Count(1024), ("host/src/api/admin.rs", "LIST_MAX"), Otherwise("the client asks for the next page")),
     row("admin-body", "a JSON body of administration", Bytes(1 << 20), ("host/src/api/http.rs", "ADMIN_BYTES_MAX"), TOO_LARGE),
     row("crate-in-flight", "requests in flight of one `skep-client` (at most 16,384)", Bytes(256 << 20), ("host/client/src/client.rs", "MAX_IN_FLIGHT"), Otherwise("more wait in the client")),

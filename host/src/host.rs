@@ -30,7 +30,7 @@ use crate::api::admin::{GroupInfo, LIST_MAX, NodeInfo, Page};
 use crate::api::doors::Doors;
 use crate::catalog::command::{Command, Refusal, Reply};
 use crate::catalog::{self, Catalog, GroupRecord};
-use crate::clock;
+use crate::clock::{self, Stopwatch};
 use crate::components::ComponentStore;
 use crate::config::Config;
 use crate::host_error::HostError;
@@ -48,9 +48,9 @@ pub use upgrades::Activate;
 
 /// How long one attempt to change the catalogue may take; an election fits into it several times.
 const CATALOG_ATTEMPT: Duration = Duration::from_secs(5);
-/// Failed attempts to bring a group up that hold back a node's readiness: some six seconds. One that fails for longer is
-/// trouble of that group alone, and no reason to send clients of all others away.
-const PATIENT_ATTEMPTS: u32 = 6;
+/// How long a group that fails to come up holds back a node's readiness, from its first failure on. One that fails for longer
+/// is trouble of that group alone, and no reason to send clients of all others away.
+const PATIENCE: Duration = Duration::from_secs(6);
 /// Attempts to change the catalogue, all under one request id.
 const CATALOG_RETRIES: i32 = 3;
 
@@ -98,10 +98,10 @@ struct Inner {
 /// The state of one group on this node.
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Hosted {
-    /// It is being brought up; `reason` is why the last of the attempts failed.
+    /// It is being brought up. It fails since then; `reason` is why the last of the attempts failed.
     Starting {
         incarnation: Incarnation,
-        attempts: u32,
+        fails: Option<Stopwatch>,
         reason: Option<String>,
     },
     /// It runs.
@@ -225,10 +225,8 @@ impl Host {
             .filter(|record| record.members.contains(&own) && !hosted.contains_key(&record.id));
         reasons.extend(to_be_begun.map(|record| format!("group {}", record.id)));
         for (group, hosted) in hosted.iter() {
-            if let Hosted::Starting {
-                reason, attempts, ..
-            } = hosted
-                && *attempts < PATIENT_ATTEMPTS
+            if let Hosted::Starting { reason, fails, .. } = hosted
+                && fails.is_none_or(|since| since.elapsed() < PATIENCE)
             {
                 let reason = reason
                     .as_deref()

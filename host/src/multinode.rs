@@ -165,6 +165,15 @@ impl MultiNode {
             .await
     }
 
+    /// If this node leads the group, asks the member to lead that is best fit for it, should there be one.
+    ///
+    /// # Errors
+    /// As [`MultiNode::campaign`].
+    pub(crate) async fn hand_over(&self, group: GroupId) -> Result<(), Error> {
+        self.ask(group, |done| Request::HandOver { group, done })
+            .await
+    }
+
     /// Whether the group is up on this node; `false` once it has stopped.
     pub fn exists(&self, group: GroupId) -> bool {
         self.inner.router.route(group).is_ok()

@@ -207,6 +207,12 @@ impl Shard {
                     .and_then(|replica| transfer(replica, to));
                 drop(done.send(result));
             }
+            Request::HandOver { group, done } => {
+                let result = self
+                    .running(group)
+                    .map(|replica| replica.handle(Input::HandOver));
+                drop(done.send(result));
+            }
             Request::Status { group, done } => {
                 let node = self.router.node;
                 let status = self.replicas.get(&group).map(Replica::status);
@@ -303,10 +309,9 @@ impl Shard {
         }
     }
 
-    /// Stops a replica for ever; its files go once its tombstone is durable.
-    fn remove(&mut self, mut replica: Replica, done: Option<oneshot::Sender<Result<(), Error>>>) {
-        let group = replica.group();
-        let node = self.router.node;
+    /// Nothing comes to the replica any more, and whoever waits for it is told.
+    fn leave(&self, replica: &mut Replica) {
+        let (group, node) = (replica.group(), self.router.node);
         self.router.leave(group, replica.life);
         replica.fail_all(|waiting| match waiting {
             Waiting::Response(_) => Error::Proposal {
@@ -316,6 +321,12 @@ impl Shard {
             Waiting::Answer(_) => Error::NoSuchGroup { group, node },
         });
         replica.worker.halt();
+    }
+
+    /// Stops a replica for ever; its files go once its tombstone is durable.
+    fn remove(&mut self, mut replica: Replica, done: Option<oneshot::Sender<Result<(), Error>>>) {
+        let group = replica.group();
+        self.leave(&mut replica);
         let worker = replica.worker.clone();
         if replica
             .disk
@@ -348,7 +359,6 @@ impl Shard {
 
     /// Its files stay, and what is in them is kept for whoever brings it up again.
     fn give_up(&mut self, group: GroupId, parked: Parked) {
-        let node = self.router.node;
         let Some(mut replica) = self.replicas.remove(&group) else {
             return;
         };
@@ -361,15 +371,7 @@ impl Shard {
             drop(done.send(Err(error.into())));
             return;
         }
-        self.router.leave(group, replica.life);
-        replica.fail_all(|waiting| match waiting {
-            Waiting::Response(_) => Error::Proposal {
-                group,
-                source: ProposalError::Unknown,
-            },
-            Waiting::Answer(_) => Error::NoSuchGroup { group, node },
-        });
-        replica.worker.halt();
+        self.leave(&mut replica);
         replica.worker.release(done);
     }
 

@@ -23,7 +23,7 @@ use crate::host::Host;
 use crate::host_error::HostError;
 use crate::memory::{KEPT_BY_CLIENT, empty};
 use crate::pot::Portion;
-use crate::transport::size_of_request;
+use crate::transport::{fitting, size_of_request};
 
 /// Bytes of requests in flight on one connection; above it nothing more is read until some are answered.
 const IN_FLIGHT_BYTES: usize = 32 << 20;
@@ -273,7 +273,7 @@ fn server_hello(cluster: String, node: u64, refused: Option<(&str, String)>) -> 
 
 /// Carries out one request; every request has exactly one answer.
 async fn answer(host: &Host, request: proto::Request) -> proto::ServerFrame {
-    let response = requests::answer(host, Caller::Client, request).await;
+    let response = fitting(requests::answer(host, Caller::Client, request).await);
     proto::ServerFrame {
         body: Some(server_frame::Body::Response(response)),
     }
