@@ -254,8 +254,10 @@ async fn silent_clients_make_room_for_others() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bodies_that_do_not_come_whole_have_a_budget() {
     let cluster = Cluster::start(&Settings::one_node("")).await;
+    cluster.create_kv(1, "kv", &[1]).await;
     let component = "0".repeat(64);
-    let body = vec![b'x'; 31 << 20];
+    // Eight of them leave no room for one byte more than they lack.
+    let body = vec![b'x'; (32 << 20) - 1];
     let before = cluster.resident_bytes(1);
     let mut strangers = Vec::new();
     for _ in 0..12 {
@@ -273,12 +275,75 @@ async fn bodies_that_do_not_come_whole_have_a_budget() {
         strangers.push(stream);
     }
     let held = cluster.resident_bytes(1).saturating_sub(before) >> 20;
-    println!("12 bodies of 31 MiB: {held} MiB more");
+    println!("12 bodies of 32 MiB: {held} MiB more");
     assert!(held < 340, "{held} MiB");
+    until_full(&cluster).await;
+    // Who asks for little is served beside them.
+    let command = format!("put a {}", "x".repeat(1000));
+    let answer = cluster
+        .http(1, "POST", "/v1/groups/kv/propose", command)
+        .await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    // A component that is sent is such memory as well.
+    let listed = cluster.http(1, "GET", "/v1/components", "").await.json();
+    let id = listed[0]["id"].as_str().expect("the group's component");
+    let path = format!("/v1/components/{id}");
+    until_full(&cluster).await;
+    let answer = cluster.http(1, "GET", &path, "").await;
+    assert_eq!((answer.status, answer.code().as_str()), (429, "busy"));
     drop(strangers);
+    eventually("a component is sent again", async || {
+        match cluster.http(1, "GET", &path, "").await {
+            answer if answer.status == 200 => Ok(()),
+            answer => Err(answer.text()),
+        }
+    })
+    .await;
     // A digest that is none is refused before anything of the body is read.
     let answer = cluster.http(1, "PUT", "/v1/components/nonsense", "").await;
     assert_eq!(answer.status, 400, "{}", answer.text());
+}
+
+/// Bodies take all the memory that there is for them.
+async fn until_full(cluster: &Cluster) {
+    eventually("bodies take all the memory", async || {
+        match cluster.metric(1, "skep_http_bodies_bytes").await {
+            held if held >= (256 << 20) - 8 => Ok(()),
+            held => Err(format!("{held} bytes")),
+        }
+    })
+    .await;
+}
+
+/// Requests whose bodies do not go on make room for others, as connections do that ask nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn uploads_that_stall_shut_nobody_out() {
+    let cluster = Cluster::start(&Settings::one_node(
+        "[http]\nconnections = 4\nbody_ms = 600000\nidle_ms = 600000\n",
+    ))
+    .await;
+    cluster.create_kv(1, "kv", &[1]).await;
+    let head = "POST /v1/groups/kv/propose HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\nput a";
+    let mut stalled = Vec::new();
+    for _ in 0..4 {
+        let mut kept = Kept::open(&cluster.node(1).http).await;
+        // It is known, and no newcomer that says nothing.
+        assert_eq!(kept.ask("GET", "/livez", "").await.0, 200);
+        kept.stream
+            .write_all(head.as_bytes())
+            .await
+            .expect("it reads");
+        stalled.push(kept);
+    }
+    eventually("an operator has a way in", async || {
+        let asked = http::request(&cluster.node(1).http, "GET", "/v1/status", &[], b"").await;
+        match asked {
+            Ok(answer) if answer.status == 200 => Ok(()),
+            Ok(answer) => Err(answer.text()),
+            Err(error) => Err(error.to_string()),
+        }
+    })
+    .await;
 }
 
 /// H1: what a browser sends for a page of somebody else.

@@ -189,6 +189,35 @@ async fn lines_go_on_when_they_are_read_again() {
     reading.join().expect("it was read");
 }
 
+/// Who started a node does not read what it says on stdout: it serves, and ends when it is told to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_serves_although_nobody_reads_that_it_is_ready() {
+    let mut cluster = Cluster::prepare(&Settings::one_node(""));
+    let path = cluster.node(1).home.join("stdout");
+    let _unread = pipe(&path);
+    fill(&path);
+    cluster.start_all().await;
+    until("the node has said that it is ready", || {
+        cluster.node(1).log().contains("node is ready")
+    })
+    .await;
+    let (status, _) = cluster.stop(1);
+    assert_eq!(status.code(), Some(0));
+}
+
+/// A node that cannot start says why where nobody reads, and ends all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_ends_although_nobody_reads_why() {
+    let mut cluster = Cluster::prepare(&Settings::one_node(""));
+    let path = cluster.node(1).home.join("stderr");
+    let _unread = pipe(&path);
+    fill(&path);
+    let node = cluster.node_mut(1);
+    (node.stderr, node.descriptors) = (Some(path), Some(256));
+    let (code, _) = cluster.refuses_to_start(1).await;
+    assert_eq!(code, Some(1));
+}
+
 /// Case 24: SIGHUP reads the configuration again, and no signal of users ends a node.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn signals_of_users_never_end_a_node() {
