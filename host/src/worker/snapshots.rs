@@ -67,7 +67,10 @@ impl Actor {
             };
             let mut queue = actor.lock();
             queue.settling -= 1;
-            queue.unwritten = unwritten.filter(|_| !queue.halted);
+            // A later barrier, or a restore, has taken its place meanwhile.
+            if queue.newest == index && !queue.halted {
+                queue.unwritten = unwritten;
+            }
             actor.results().settle(settled);
             actor.post();
             // For what had to wait.
@@ -141,6 +144,13 @@ impl Actor {
             }
             actor.schedule(queue);
         });
+    }
+
+    /// The machine goes on from another snapshot: nobody names one before that any more.
+    pub(super) fn supersede_unwritten(&self, by: LogIndex) {
+        let mut queue = self.lock();
+        queue.unwritten = None;
+        queue.newest = by;
     }
 
     /// The guest's bytes of a snapshot, and their version. What the system has no room for now is asked for again; a file that
