@@ -54,7 +54,7 @@ const PATIENCE: Duration = Duration::from_secs(6);
 /// Attempts to change the catalogue, all under one request id.
 const CATALOG_RETRIES: i32 = 3;
 
-/// Reasons why a node is not ready that it names.
+/// Reasons why a node is not ready, and groups in trouble, that it names in one answer.
 const REASONS_MAX: usize = 64;
 
 /// A running node. Cheap to clone; all clones are the same node.
@@ -236,12 +236,7 @@ impl Host {
             }
         }
         reasons.extend(self.inner.supervisor.missing());
-        let more = reasons.len().saturating_sub(REASONS_MAX);
-        if more > 0 {
-            reasons.truncate(REASONS_MAX);
-            reasons.push(format!("{more} more"));
-        }
-        reasons
+        the_first(reasons.into_iter())
     }
 
     /// The groups that this node ought to serve and cannot, or not as it should, in the order of their ids.
@@ -435,5 +430,29 @@ impl Host {
         // The change is made; that this node is slow to see it is no reason to call it failed.
         let _ = clock::timeout(CATALOG_ATTEMPT, seen).await;
         Ok(reply)
+    }
+}
+
+/// The first of these reasons, and how many more there are.
+pub(crate) fn the_first(reasons: impl ExactSizeIterator<Item = String>) -> Vec<String> {
+    let more = reasons.len().saturating_sub(REASONS_MAX);
+    let mut first: Vec<String> = reasons.take(REASONS_MAX).collect();
+    if more > 0 {
+        first.push(format!("{more} more"));
+    }
+    first
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_names_so_many_reasons_and_counts_the_rest() {
+        let named = |reasons: usize| the_first((0..reasons).map(|at| at.to_string()));
+        assert_eq!(named(REASONS_MAX).len(), REASONS_MAX);
+        let many = named(REASONS_MAX + 7);
+        assert_eq!(many.len(), REASONS_MAX + 1);
+        assert_eq!(many.last().map(String::as_str), Some("7 more"));
     }
 }

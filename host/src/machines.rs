@@ -116,7 +116,7 @@ impl Machines {
             .map_err(|error| HostError::Internal(error.to_string()))?;
         let (cache, compiler) = (self.cache.clone(), self.compiler.clone());
         let build = move || {
-            let _held = (place, turn);
+            let _place = place;
             let built = Component::build(&engine, &bytes, inspection, &cache, &*compiler);
             if let Err(ComponentError::NotCompiled(error)) = &built {
                 let refusal = Refusal {
@@ -128,10 +128,11 @@ impl Machines {
                 tracing::warn!(component = %id, %error, "a component is not compiled");
                 cache.refuse(&engine, id, refusal);
             }
-            built
+            (built, turn)
         };
-        let component = on_guest_stack("skep-compile", build).await??;
-        Ok(self.keep(component))
+        // Whoever waits for it finds it in use.
+        let (built, _turn) = on_guest_stack("skep-compile", build).await?;
+        Ok(self.keep(built?))
     }
 
     fn compiled(&self) -> MutexGuard<'_, HashMap<ComponentId, Weak<Component>>> {

@@ -179,7 +179,7 @@ impl prometheus_client::collector::Collector for NodeCollector {
         for (name, help, held) in [
             (
                 "http_bodies",
-                "Bytes of bodies of requests without an answer yet",
+                "Bytes of bodies beyond 64 KiB of requests without an answer yet, and of components that are sent",
                 doors.bodies.held(),
             ),
             (

@@ -78,10 +78,10 @@ impl MultiNode {
     }
 
     /// Brings a replica up again, from its files, whose machine stopped for a reason of this node, as a restart of the process
-    /// would; `config` brings another machine.
+    /// would; `config` brings another machine. Waits until nothing is on the replica's way to the disk.
     ///
     /// # Errors
-    /// [`Error::NoSuchGroup`]; [`Error::Busy`] if the replica did not stop so, or has something on its way to the disk;
+    /// [`Error::NoSuchGroup`]; [`Error::Busy`] if the replica did not stop so, or has not joined its group yet;
     /// otherwise as [`MultiNode::create_group`], which brings it up if this could not.
     pub async fn restart_group(&self, config: GroupConfig) -> Result<(), Error> {
         let group = config.id;

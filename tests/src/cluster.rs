@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use crate::clock::{PATIENCE, Stopwatch, eventually};
 use crate::http::{self, Answer};
-use crate::process::Process;
+use crate::process::{self, Process};
 use crate::proxy::Proxy;
 
 /// How long a node that was told to stop may take.
@@ -53,6 +53,17 @@ impl Default for Settings {
             heartbeat_ticks: 3,
             snapshot_entries: 8192,
             more: String::new(),
+        }
+    }
+}
+
+impl Settings {
+    /// One node, with more of the configuration.
+    pub fn one_node(more: &str) -> Self {
+        Self {
+            nodes: 1,
+            more: more.to_owned(),
+            ..Self::default()
         }
     }
 }
@@ -235,6 +246,14 @@ impl Cluster {
         }
     }
 
+    /// What every node finds in its environment from its next start on, over its configuration: `SKEP_SECTION__KEY`.
+    pub fn set(&mut self, key: &'static str, value: u64) {
+        for node in &mut self.nodes {
+            let value = PathBuf::from(value.to_string());
+            node.environment.push((key, value));
+        }
+    }
+
     /// Starts a node without waiting for anything.
     pub fn spawn(&mut self, id: u64) {
         let node = self.node_mut(id);
@@ -381,11 +400,7 @@ impl Cluster {
     /// Bytes of memory that a running node holds now.
     #[cfg(target_os = "linux")]
     pub fn resident_bytes(&self, id: u64) -> u64 {
-        let path = format!("/proc/{}/status", self.node(id).process().id());
-        let status = std::fs::read_to_string(&path).expect("a running process has a status");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-        kib.unwrap_or_else(|| panic!("no VmRSS in {path}:\n{status}")) * 1024
+        process::resident_bytes(self.process_id(id)).expect("a running process has memory")
     }
 
     /// Sends a signal to a running node.
@@ -479,14 +494,17 @@ impl Cluster {
         answer.unwrap_or_else(|error| panic!("{method} {path} at node {id}: {error}"))
     }
 
+    /// Offers a component to a node, which may refuse it.
+    pub async fn put_component(&self, id: u64, component: &[u8]) -> Answer {
+        let path = format!("/v1/components/{}", ComponentId::of(component));
+        self.http(id, "PUT", &path, component).await
+    }
+
     /// Uploads a component at a node.
     pub async fn upload(&self, id: u64, component: &[u8]) -> ComponentId {
-        let name = ComponentId::of(component);
-        let answer = self
-            .http(id, "PUT", &format!("/v1/components/{name}"), component)
-            .await;
+        let answer = self.put_component(id, component).await;
         assert_eq!(answer.status, 201, "{}", answer.text());
-        name
+        ComponentId::of(component)
     }
 
     /// Creates a group of the built-in machine on these nodes; its id.

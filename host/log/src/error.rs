@@ -303,7 +303,7 @@ fn is_full(error: &io::Error) -> bool {
 
 fn advice(error: &io::Error) -> &'static str {
     if is_full(error) {
-        ". Free some space on this disk, then restart the node"
+        ". Free some space on this disk: a snapshot is then written again by itself, and a node that has ended has to be started"
     } else if error.kind() == io::ErrorKind::PermissionDenied {
         ". Let the node's user read and write its data directory"
     } else {

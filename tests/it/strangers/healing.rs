@@ -362,7 +362,7 @@ async fn a_snapshot_that_is_shortened_under_a_running_node_does_not_end_it() {
         let answer = cluster.http(leader, "POST", &path, "get k7").await;
         assert_eq!((answer.status, answer.text().as_str()), (200, "7"));
     }
-    // A command that fails makes the machine begin again from its last barrier.
+    // Commands go on likewise.
     put(&cluster, group, 150..160).await;
     assert!(cluster.node_mut(leader).is_running());
     holds(&cluster, leader, group, 160).await;

@@ -167,7 +167,7 @@ impl MachineBudget {
         Ok(())
     }
 
-    /// Takes what an instance needs from its start on. Two that start at once may pass the limit together, by one of them.
+    /// Takes what an instance needs from its start on. Those that start at once may pass the limit together.
     pub(super) fn take(
         self: &Arc<Self>,
         cost: Holdings,
