@@ -157,7 +157,7 @@ pub const BUDGETS: &[Budget] = &[
     row("uncommitted", "entries of a group that are proposed and not committed", Bytes(64 << 20), ("host/core/src/config.rs", "uncommitted_bytes"), Otherwise("proposals wait")),
     row("unapplied", "entries of a group that are committed and not applied", Bytes(64 << 20), ("host/core/src/config.rs", "unapplied_bytes"), Otherwise("proposals wait")),
     row("appends-in-flight", "append messages on their way to one follower", Words("256 of 1 MiB"), ("host/core/src/config.rs", "max_in_flight"), Otherwise("the next waits for an answer")),
-    row("committed-at-once", "committed bytes in one `Ready`", Bytes(4 << 20), ("host/core/src/group.rs", "start_raft"), Otherwise("the next takes the rest")),
+    row("committed-at-once", "committed bytes in one `Ready`", Bytes(4 << 20), ("host/core/src/group.rs", "max_committed_size_per_ready"), Otherwise("the next takes the rest")),
     row("records-on-the-way", "records of a replica on their way before it packs again", Count(2), ("host/core/src/proposals.rs", "RECORDS_ON_THE_WAY"), Otherwise("commands wait and share an entry")),
     row("forwards-in-message", "forwards in one message", Count(1024), ("host/core/src/forwards.rs", "FORWARDS_IN_MESSAGE"), Otherwise("the next message takes the rest")),
     row("read-rounds", "read-index rounds in flight of a group", Count(4), ("host/core/src/reads.rs", "ROUNDS_MAX"), Otherwise("queries wait and share a round")),
@@ -205,7 +205,7 @@ pub const BUDGETS: &[Budget] = &[
     row("snapshot-file", "a snapshot taken from a peer", Bytes(16 << 30), ("host/src/store.rs", "SNAPSHOT_BYTES_MAX"), Otherwise("it is refused, and the sender says so")),
     row("peers-pinned", "stores remembered of peers", Count(4096), ("host/log/src/pins.rs", "MAX_PEERS"), Otherwise("the peer is refused")),
     // Shards and machines.
-    row("shards", "shards of a node", Count(256), ("host/src/node_config.rs", "SHARDS_MAX"), refused("invalid-config", "use fewer")).key("raft.shards"),
+    row("shards", "shards of a node, which `[raft] shards` sets", Count(256), ("host/src/node_config.rs", "SHARDS_MAX"), refused("invalid-config", "use fewer")),
     row("shard-round", "requests, and appends, of one round of a shard", Count(4096), ("host/src/mailbox.rs", "ROUND_MAX"), Otherwise("the next round takes the rest")),
     row("shard-appends", "appends that wait for a shard", Bytes(64 << 20), ("host/src/mailbox.rs", "NORMAL_BYTES_MAX"), Otherwise("more are dropped and counted; Raft sends them again")),
     row("shard-urgent", "urgent messages that wait for a shard", Bytes(256 << 20), ("host/src/mailbox.rs", "HIGH_BYTES_MAX"), Otherwise("more are dropped and counted")),
@@ -223,6 +223,9 @@ pub const BUDGETS: &[Budget] = &[
     row("reader-lag-fuel", "the same in fuel", Count(4_000_000_000), ("host/machine/src/wasm/journal.rs", "LAG_FUEL_MAX"), Otherwise("the reader begins anew from a snapshot")),
     row("guest", "a guest: fuel, memory, tables, reply, snapshot, log lines", Words("see `wit/README.md`"), ("host/machine/src/wasm/limits.rs", "Profile"), Otherwise("an outcome, or a failed save")),
     row("profile-ceilings", "what the profile of a group may ask for: one key for each setting", Words("`Profile::CEILING`"), ("host/machine/src/wasm/limits.rs", "CEILING"), refused("above-ceiling", "ask for less, or raise the key")).key("limits.profile_command_fuel"),
+    row("machines-memory", "linear memory of all machines of a node, passed by as many as start at once", Words("three quarters of what the system has"), ("host/machine/src/wasm/budget.rs", "machines_memory_bytes"), refused("out-of-budget", "delete groups, or raise the key")).key("limits.machines_memory_bytes"),
+    row("machines-addresses", "addresses of all machines of a node, likewise", Words("three quarters of what the system has"), ("host/machine/src/wasm/budget.rs", "machines_address_bytes"), refused("out-of-budget", "delete groups, or raise the key")).key("limits.machines_address_bytes"),
+    row("machines-mappings", "mappings of all machines of a node, likewise", Words("three quarters of what the system has"), ("host/machine/src/wasm/budget.rs", "machines_mappings"), refused("out-of-budget", "delete groups, or raise the key")).key("limits.machines_mappings"),
     row("guest-stack", "a guest's counted stack, of all modules of a component and the components in it together", Bytes(2 << 20), ("host/machine/src/wasm/depth.rs", "STACK_LIMIT"), Otherwise("the outcome `unreachable`")),
     row("guest-native-stack", "a guest's native stack", Bytes(8 << 20), ("host/machine/src/wasm/engine.rs", "MAX_WASM_STACK"), Otherwise("a guard page ends the call")),
     row("guest-replies", "replies of one entry", Bytes(64 << 20), ("host/machine/src/wasm/instance.rs", "MAX_ENTRY_REPLY_BYTES"), Otherwise("the outcome is a fault")),
@@ -230,7 +233,8 @@ pub const BUDGETS: &[Budget] = &[
     row("guest-random", "random bytes in one call", Bytes(16 << 20), ("host/machine/src/wasm/random.rs", "MAX_RANDOM_BYTES"), Otherwise("the outcome is a fault")),
     // Components.
     row("component", "bytes of a component", Bytes(32 << 20), ("host/src/config.rs", "component_bytes"), TOO_LARGE).key("limits.component_bytes"),
-    row("component-functions", "functions of a component", Count(65_536), ("host/machine/src/wasm/inspect.rs", "MAX_FUNCTIONS"), refused("invalid-component", "build a smaller one")),
+    row("component-functions", "functions of a component", Count(65_536), ("host/machine/src/wasm/inspect.rs", "MAX_FUNCTIONS"), refused("too-large", "build a smaller one")),
+    row("component-memories", "linear memories of a component that is uploaded, all its instances together", Count(16), ("host/src/config.rs", "component_memories"), refused("too-large", "build it of fewer modules, or raise the key")).key("limits.component_memories"),
     row("component-targets", "targets of all `br_table`s of a component; of one function 65,536", Count(1 << 18), ("host/machine/src/wasm/complexity.rs", "MAX_TARGETS"), refused("compile-too-costly", "split what jumps so much")),
     row("component-merges", "blocks of a function times its locals", Count(1 << 22), ("host/machine/src/wasm/complexity.rs", "MAX_MERGES"), refused("compile-too-costly", "split the function")),
     row("compile-time", "one compilation, of which there is one at a time on a node, in a process of its own", Milliseconds(120_000), ("host/src/config.rs", "compile_timeout_ms"), refused("compile-late", "ask again later, or raise the key")).key("limits.compile_timeout_ms"),
@@ -261,16 +265,16 @@ pub const BUDGETS: &[Budget] = &[
     row("peer-silence", "time in which a node that owes answers says nothing", Milliseconds(1500), ("host/src/peers/link.rs", "SILENT_AFTER"), Otherwise("others are asked first")),
     row("peer-inquiry", "between two questions for the catalogue because of nodes that are not known", Milliseconds(1000), ("host/src/host/roster.rs", "INQUIRY_PAUSE"), Otherwise("the last answer holds")),
     // Connections.
-    row("descriptors", "files and sockets that a process must be allowed to have open", Count(512), ("host/src/descriptors.rs", "FLOOR"), refused("too-few-descriptors", "`ulimit -n 4096`, or LimitNOFILE= of the unit")),
+    row("descriptors", "files and sockets that a process must be allowed to have open, in a cluster of up to 16 nodes; 8 more for each further one", Count(512), ("host/src/descriptors.rs", "FLOOR"), refused("too-few-descriptors", "`ulimit -n 4096`, or LimitNOFILE= of the unit")),
     row("own-descriptors", "those that connections never get: for the log, snapshots and components", Words("192, or a quarter of all"), ("host/src/descriptors.rs", "OWN"), Otherwise("a node takes fewer connections than its configuration says, and logs it")),
     row("http-connections", "HTTP connections of a node", Count(1024), ("host/src/config.rs", "connections"), refused("busy", "try again: who asks nothing makes room")).key("http.connections"),
-    row("http-per-address", "of them from one address of another machine", Count(128), ("host/src/config.rs", "per_address"), refused("busy", "use the connections that are open")).key("http.per_address"),
+    row("http-per-address", "of them from one address of another machine (a /64 of IPv6 is one)", Count(128), ("host/src/config.rs", "per_address"), refused("busy", "use the connections that are open")).key("http.per_address"),
     row("http-head", "bytes of the head of a request", Bytes(64 << 10), ("host/src/api/server.rs", "HEAD_BYTES"), Otherwise("431, and the connection ends")),
     row("http-head-time", "the head of a request", Milliseconds(10_000), ("host/src/config.rs", "header_ms"), Otherwise("the connection ends")).key("http.header_ms"),
     row("http-body-time", "the body of a request", Milliseconds(60_000), ("host/src/config.rs", "body_ms"), refused("body-late", "send it faster, or raise the key")).key("http.body_ms"),
     row("http-idle", "an HTTP connection without a request", Milliseconds(120_000), ("host/src/config.rs", "idle_ms"), Otherwise("the connection ends")).key("http.idle_ms"),
-    row("http-bodies", "bodies of a node's requests that are read, or whose requests are not answered yet", Bytes(256 << 20), ("host/src/api/doors.rs", "BODIES_BYTES"), BUSY),
-    row("client-per-address", "connections of the client protocol from one address of another machine", Count(256), ("host/src/config.rs", "client_per_address"), refused("busy", "use the connections that are open")).key("limits.client_per_address"),
+    row("http-bodies", "bodies of a node's requests that are read, or whose requests are not answered yet, if they are longer than 64 KiB, and components that are sent", Bytes(256 << 20), ("host/src/api/doors.rs", "BODIES_BYTES"), BUSY),
+    row("client-per-address", "connections of the client protocol from one address of another machine (a /64 of IPv6 is one)", Count(256), ("host/src/config.rs", "client_per_address"), refused("busy", "use the connections that are open")).key("limits.client_per_address"),
     row("client-idle", "a client connection without a request in flight", Milliseconds(600_000), ("host/src/config.rs", "client_idle_ms"), Otherwise("the connection ends, and is dialled again")).key("limits.client_idle_ms"),
     row("client-frame-time", "a frame of a client, once it has begun", Milliseconds(30_000), ("host/src/config.rs", "frame_ms"), Otherwise("the connection ends")).key("limits.frame_ms"),
     row("client-half-frames", "frames of clients that have not come whole, of a node", Bytes(256 << 20), ("host/src/api/doors.rs", "CLIENT_FRAMES_BYTES"), Otherwise("the connection that wants more ends")),
@@ -278,7 +282,7 @@ pub const BUDGETS: &[Budget] = &[
     row("client-connections", "connections of the client protocol", Count(1024), ("host/src/config.rs", "client_connections"), refused("busy", "ask another node")).key("limits.client_connections"),
     row("client-requests", "requests in flight on one client connection", Count(1024), ("host/src/config.rs", "requests_per_connection"), Otherwise("nothing more is read until some are answered")).key("limits.requests_per_connection"),
     row("client-bytes", "their bytes", Bytes(32 << 20), ("host/src/api/client_port.rs", "IN_FLIGHT_BYTES"), Otherwise("nothing more is read until some are answered")),
-    row("client-frame", "a frame of a client", Bytes(16 << 20), ("host/wire/src/lib.rs", "MAX_CLIENT_FRAME"), Otherwise("the connection ends")),
+    row("client-frame", "a frame of a client", Bytes(16 << 20), ("host/wire/src/lib.rs", "MAX_CLIENT_FRAME"), Otherwise("the connection ends; a larger answer becomes `too-large`")),
     row("list", "groups in one answer; `?after=ID` tells the next", Count(1024), ("host/src/api/admin.rs", "LIST_MAX"), Otherwise("the client asks for the next page")),
     row("admin-body", "a JSON body of administration", Bytes(1 << 20), ("host/src/api/http.rs", "ADMIN_BYTES_MAX"), TOO_LARGE),
     row("crate-in-flight", "requests in flight of one `skep-client` (at most 16,384)", Bytes(256 << 20), ("host/client/src/client.rs", "MAX_IN_FLIGHT"), Otherwise("more wait in the client")),
@@ -344,8 +348,9 @@ mod tests {
                 Bytes(value) | Count(value) | Milliseconds(value) => value,
                 Words(_) => continue,
             };
-            if let Some(constant) = constant(&text, symbol) {
-                assert_eq!(constant, held, "`{name}`: `{symbol}` in {file}");
+            match constant(&text, symbol) {
+                Some(constant) => assert_eq!(constant, held, "`{name}`: `{symbol}` in {file}"),
+                None => assert!(budget.key.is_some(), "`{name}`: nothing to compare it with"),
             }
         }
     }
@@ -365,7 +370,7 @@ mod tests {
                 .get(section)
                 .and_then(|section| section.get(key))
                 .unwrap_or_else(|| panic!("`{}`: there is no key {section}.{key}", budget.name));
-            if let Bytes(held) | Milliseconds(held) = budget.most {
+            if let Bytes(held) | Count(held) | Milliseconds(held) = budget.most {
                 assert_eq!(value.as_integer(), Some(held as i64), "{}", budget.name);
             }
         }
@@ -375,12 +380,21 @@ mod tests {
         toml::Value::try_from(value).expect("a section is a table")
     }
 
-    /// The value of `const SYMBOL: … = …;`, where it is a number, a shift of one, or a duration of one.
+    /// The value of `const SYMBOL: … = …;`, or of the first field `SYMBOL: …,` that has one.
     fn constant(text: &str, symbol: &str) -> Option<u64> {
-        let (_, rest) = text.split_once(&format!("const {symbol}:"))?;
-        let (_, rest) = rest.split_once('=')?;
-        let (value, _) = rest.split_once(';')?;
-        let value = value.trim().replace('_', "");
+        if let Some((_, rest)) = text.split_once(&format!("const {symbol}:")) {
+            let (_, rest) = rest.split_once('=')?;
+            return value(rest.split_once(';')?.0);
+        }
+        let field = format!(" {symbol}: ");
+        text.split(&field)
+            .skip(1)
+            .find_map(|rest| value(rest.split_once(',')?.0))
+    }
+
+    /// A number, a shift of one, or a duration of one.
+    fn value(text: &str) -> Option<u64> {
+        let value = text.trim().replace('_', "");
         let value = match value.split_once("Duration::fromsecs(") {
             Some((_, seconds)) => {
                 return Some(number(seconds.trim_end_matches(')'))? * 1000);
@@ -416,11 +430,12 @@ mod tests {
 
     #[test]
     fn constants_are_read_from_source() {
-        let text = "const A: u64 = 16 << 20;\npub const B: usize = 65_536;\nconst C: Duration = Duration::from_millis(5);\nconst D: Duration = Duration::from_secs(2);";
+        let text = "const A: u64 = 16 << 20;\npub const B: usize = 65_536;\nconst C: Duration = Duration::from_millis(5);\nconst D: Duration = Duration::from_secs(2);\nstruct S {\n    field: usize,\n}\nS {\n    field: 1 << 4,\n}";
         let read = |symbol| constant(text, symbol);
         assert_eq!(
             [read("A"), read("B"), read("C"), read("D"), read("E")],
             [Some(16 << 20), Some(65_536), Some(5), Some(2000), None]
         );
+        assert_eq!([read("field"), read("eld")], [Some(16), None]);
     }
 }

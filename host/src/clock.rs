@@ -26,14 +26,20 @@ pub async fn sleep(duration: Duration) {
     tokio::time::sleep(duration).await;
 }
 
-/// Measures how long something takes.
-#[derive(Clone, Copy, Debug)]
-pub struct Stopwatch(Instant);
+/// The pause after so many failures in a row: the first pause, which doubles from one to the next, and at most the longest.
+pub(crate) fn doubled((first, longest): (Duration, Duration), failures: u32) -> Duration {
+    let doublings = failures.saturating_sub(1).min(16);
+    first.saturating_mul(1 << doublings).min(longest)
+}
+
+/// Measures how long something takes. Where a test has stopped tokio's clock it shows that one's time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stopwatch(tokio::time::Instant);
 
 impl Stopwatch {
     /// Starts to measure.
     pub fn start() -> Self {
-        Self(Instant::now())
+        Self(tokio::time::Instant::now())
     }
 
     /// Since the start.
@@ -120,6 +126,17 @@ impl Drop for Metronome {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pauses_double_up_to_a_bound() {
+        let bounds = (Duration::from_secs(1), Duration::from_secs(300));
+        let seconds = |failures| doubled(bounds, failures).as_secs();
+        assert_eq!(
+            [1, 2, 3, 9, 10, u32::MAX].map(seconds),
+            [1, 2, 4, 256, 300, 300]
+        );
+        assert_eq!(seconds(0), 1);
+    }
 
     #[test]
     fn a_metronome_ticks_until_it_is_dropped() {

@@ -231,6 +231,9 @@ impl ChildCompiler {
             None if ended.code() == Some(child::EXIT_LOCAL) => Err(CompileError::Local(format!(
                 "the compiler could not begin: {complaint:?}"
             ))),
+            None if is_refused_a_thread(ended, complaint) => Err(CompileError::Local(format!(
+                "the compiler was refused a thread: {complaint:?}; raise the limit of processes of the node's user or unit"
+            ))),
             None if ended.code() == Some(child::EXIT_PANIC) => Err(CompileError::Crashed(format!(
                 "the compiler panicked: {complaint:?}"
             ))),
@@ -239,6 +242,11 @@ impl ChildCompiler {
             ))),
         }
     }
+}
+
+/// Whether the compiler's threads could not be started, at which its pool panics.
+fn is_refused_a_thread(ended: ExitStatus, complaint: &str) -> bool {
+    ended.code() == Some(child::EXIT_PANIC) && complaint.contains("ThreadPoolBuildError")
 }
 
 /// A child that is never left behind.
@@ -443,14 +451,14 @@ mod tests {
             pids.display()
         );
         let allowance = Allowance {
-            milliseconds: 1000,
+            milliseconds: 5000,
             ..ALLOWED
         };
         let compiler = scripted(&script, allowance);
         let refused = compiler
             .compile(&Engine::new().unwrap(), skep_examples::KV)
             .unwrap_err();
-        assert_eq!(refused, CompileError::Late { milliseconds: 1000 });
+        assert_eq!(refused, CompileError::Late { milliseconds: 5000 });
         let pids = std::fs::read_to_string(&pids).unwrap();
         for pid in pids.split_whitespace() {
             let gone = || match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
@@ -498,6 +506,7 @@ mod tests {
             ("kill -XCPU $$", "late"),
             ("kill -KILL $$", "local"),
             ("exit 101", "crashed"),
+            ("echo ThreadPoolBuildError >&2; exit 101", "local"),
             ("exit 3", "local"),
             ("true", "local"),
             ("exec 0<&-; head -c 100000 /dev/zero", "local"),

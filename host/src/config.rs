@@ -16,8 +16,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use skep_core::id::NodeId;
 use skep_machine::wasm::{Allowance, Holdings, Profile};
+use tracing_subscriber::EnvFilter;
 
 use suggest::with_suggestion;
+
+use crate::node_config::SHARDS_MAX;
 
 /// Longest a cluster id or a node name may be, in bytes: both travel in every handshake.
 const NAME_LIMIT: usize = 64;
@@ -59,7 +62,7 @@ pub struct Config {
 pub struct HttpSection {
     /// Most connections at a time.
     pub connections: usize,
-    /// Most of them from one address of another machine.
+    /// Most of them from one address of another machine; a /64 of IPv6 is one address.
     pub per_address: usize,
     /// Milliseconds the head of a request may take.
     pub header_ms: u64,
@@ -70,7 +73,8 @@ pub struct HttpSection {
     /// Names, beside the node's own, that requests may give as their `Host`. On the loopback others are refused anyway;
     /// elsewhere only if some are given here.
     pub hosts: Vec<String>,
-    /// Origins of web pages that may use this node.
+    /// Origins of web pages that may use this node through a proxy that serves both at one origin. The node itself answers no
+    /// preflight (`OPTIONS`) and sends no `Access-Control-*` header, so that a page which asks it directly is shown nothing.
     pub origins: Vec<String>,
 }
 
@@ -204,7 +208,7 @@ pub struct LimitsSection {
     pub disk_reserve_bytes: u64,
     /// Most client connections at a time.
     pub client_connections: usize,
-    /// Most of them from one address of another machine.
+    /// Most of them from one address of another machine; a /64 of IPv6 is one address.
     pub client_per_address: usize,
     /// Milliseconds a client connection may be open without a request in flight.
     pub client_idle_ms: u64,
@@ -566,7 +570,12 @@ impl Config {
             )?;
         }
         self.check_raft()?;
-        self.check_limits()
+        self.check_limits()?;
+        let filter = self.log.filter.as_deref().map(EnvFilter::try_new);
+        filter
+            .transpose()
+            .map_err(|error| invalid("log.filter", error.to_string()))?;
+        Ok(())
     }
 
     fn check_nodes(&self) -> Result<(), ConfigError> {
@@ -641,8 +650,8 @@ impl Config {
         require(raft.fsync_delay_ms <= 1000, "raft.fsync_delay_ms", || {
             "is above 1000; every acknowledgement waits this long, use 0 to 10".into()
         })?;
-        require(raft.shards <= 1024, "raft.shards", || {
-            "is above 1024; use 0 for one per core".into()
+        require(raft.shards <= SHARDS_MAX, "raft.shards", || {
+            format!("is above {SHARDS_MAX}; use 0 for one per core")
         })
     }
 
@@ -876,7 +885,9 @@ mod tests {
             ("SKEP_RAFT__HEARTBEAT_TICKS", "0", "raft.heartbeat_ticks"),
             ("SKEP_RAFT__TICK_MS", "0", "raft.tick_ms"),
             ("SKEP_RAFT__SNAPSHOT_ENTRIES", "0", "raft.snapshot_entries"),
+            ("SKEP_RAFT__SHARDS", "257", "raft.shards"),
             ("SKEP_LIMITS__COMMAND_BYTES", "0", "limits.command_bytes"),
+            ("SKEP_LOG__FILTER", "skep=loud", "log.filter"),
         ] {
             let error = with(key, value).expect_err(key);
             assert!(

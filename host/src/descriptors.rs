@@ -5,11 +5,12 @@ use std::io;
 use crate::config::Config;
 use crate::host_error::HostError;
 
-/// With fewer a node does not start: its own work needs most of them.
+/// With fewer a node does not start: its own work and [`PEERS`] other nodes need most of them.
 pub const FLOOR: usize = 512;
 /// Kept for what the node itself opens (log, snapshots, components), at the least; otherwise a quarter of all.
 const OWN: usize = 192;
-/// For one other node: three lanes in each direction, and snapshots.
+/// For one other node: in each direction three lanes, and one connection for requests of clients. The few snapshots on their
+/// way at a time use the share that is counted for the node itself.
 const EACH_PEER: usize = 8;
 /// Nodes that there is room for, at the least: more may join.
 const PEERS: usize = 16;
@@ -49,15 +50,14 @@ pub(crate) fn of_peers(nodes: usize) -> usize {
 /// and for its peers. Says in words what it lowered.
 ///
 /// # Errors
-/// [`HostError::TooFewDescriptors`] below [`FLOOR`].
+/// [`HostError::TooFewDescriptors`] below [`FLOOR`], or what more nodes need beside it.
 pub fn fit(config: &mut Config, descriptors: usize) -> Result<Vec<String>, HostError> {
-    if descriptors < FLOOR {
-        return Err(HostError::TooFewDescriptors {
-            descriptors,
-            floor: FLOOR,
-        });
+    let peers = of_peers(config.cluster.nodes.len());
+    let floor = FLOOR + peers - of_peers(0);
+    if descriptors < floor {
+        return Err(HostError::TooFewDescriptors { descriptors, floor });
     }
-    let kept = OWN.max(descriptors / 4) + of_peers(config.cluster.nodes.len()) + UNKNOWN_PEERS;
+    let kept = OWN.max(descriptors / 4) + peers + UNKNOWN_PEERS;
     let share = (descriptors.saturating_sub(kept) / 2).max(1);
     let mut lowered = Vec::new();
     for (key, most) in [
@@ -106,6 +106,20 @@ mod tests {
         let mut plenty = config();
         assert!(fit(&mut plenty, 1 << 20).expect("enough").is_empty());
         assert_eq!(plenty.http.connections, config().http.connections);
+    }
+
+    #[test]
+    fn more_nodes_need_more() {
+        let mut config = config();
+        let node = config.cluster.nodes[0].clone();
+        config.cluster.nodes.resize(64, node);
+        let error = fit(&mut config.clone(), FLOOR).expect_err("too few");
+        assert_eq!(error.code(), "too-few-descriptors");
+        let enough = FLOOR + EACH_PEER * (64 - PEERS);
+        fit(&mut config, enough).expect("enough");
+        let strangers = config.http.connections + config.limits.client_connections;
+        assert!(strangers >= 64, "{strangers} for strangers");
+        assert!(strangers + of_peers(64) + UNKNOWN_PEERS + OWN <= enough);
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! said anything, then who has been idle longest. So strangers that only hold connections shut nobody out.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::io::Write;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -42,7 +43,7 @@ struct Inside {
 }
 
 struct Visitor {
-    /// Where from, if that is another machine.
+    /// Where from, if that is another machine; see [`counted`].
     address: Option<IpAddr>,
     doing: Doing,
     since: Stopwatch,
@@ -95,6 +96,28 @@ pub async fn accept(listener: &TcpListener, port: &'static str) -> (TcpStream, S
     }
 }
 
+/// Says why nobody is taken in, as far as that takes no time, and closes. Not by tokio's `try_write`: of a connection that has
+/// just come it does not know yet that it can be written to.
+pub fn refuse(stream: TcpStream, answer: &[u8]) {
+    // It fits into the socket's buffer; who is gone already has lost nothing.
+    if let Ok(mut stream) = stream.into_std() {
+        let _ = stream.write_all(answer);
+    }
+}
+
+/// Whose places a connection from this address takes: nobody's if it comes from this machine. Of version 6 one machine has a
+/// whole network of addresses, which counts as one.
+fn counted(from: IpAddr) -> Option<IpAddr> {
+    match from.to_canonical() {
+        own if own.is_loopback() => None,
+        IpAddr::V6(address) => {
+            let network = address.to_bits() & !u128::from(u64::MAX);
+            Some(Ipv6Addr::from_bits(network).into())
+        }
+        address => Some(address),
+    }
+}
+
 impl Door {
     /// A door with so many places in all, and for each address of another machine.
     pub fn new(most: usize, per_address: usize) -> Arc<Self> {
@@ -119,7 +142,7 @@ impl Door {
     /// # Errors
     /// [`Full`]; soon, in any case.
     pub async fn admit(self: &Arc<Self>, from: IpAddr) -> Result<Visit, Full> {
-        let address = (!from.is_loopback()).then_some(from);
+        let address = counted(from);
         let admitted = loop {
             let left = self.left.notified();
             match self.try_admit(address) {
@@ -267,6 +290,8 @@ impl Drop for Visit {
 mod tests {
     use std::net::Ipv4Addr;
 
+    use tokio::io::AsyncReadExt;
+
     use super::*;
 
     const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -283,7 +308,7 @@ mod tests {
             .unwrap_or_else(|full| panic!("{full}"))
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn who_is_silent_goes_first_and_who_is_busy_stays() {
         let door = Door::new(3, 100);
         let busy = admitted(&door, HERE).await;
@@ -321,12 +346,39 @@ mod tests {
         let _again = (admitted(&door, THERE).await, admitted(&door, THERE).await);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn who_does_not_leave_keeps_nobody_waiting_for_long() {
         let door = Door::new(1, 1);
         let _stuck = admitted(&door, HERE).await;
         clock::sleep(SILENCE).await;
         let refused = clock::timeout(Duration::from_secs(20), door.admit(HERE)).await;
         assert_eq!(refused.expect("soon").err(), Some(Full::Port));
+    }
+
+    #[test]
+    fn an_address_counts_as_its_machine() {
+        for (from, counts) in [
+            ("127.0.0.9", None),
+            ("::1", None),
+            ("::ffff:127.0.0.1", None),
+            ("10.0.0.1", Some("10.0.0.1")),
+            ("::ffff:10.0.0.1", Some("10.0.0.1")),
+            ("2001:db8:1:2:3:4:5:6", Some("2001:db8:1:2::")),
+        ] {
+            let counts = counts.map(|counts| counts.parse().expect("an address"));
+            assert_eq!(counted(from.parse().expect("an address")), counts, "{from}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_is_refused_is_told() {
+        let listener = TcpListener::bind((HERE, 0)).await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let mut stream = TcpStream::connect(address).await.expect("it listens");
+        let (accepted, _) = accept(&listener, "test").await;
+        refuse(accepted, b"no place");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("the end");
+        assert_eq!(answer, "no place");
     }
 }

@@ -1,4 +1,5 @@
-//! Exchanging the machine of a group: at the entry that asks for it, and at a restart after that.
+//! Exchanging the machine of a group: prepared at the entry that asks for it, done when a later entry decides so, and again
+//! at a restart after that.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,10 +18,17 @@ use skep_machine::state_machine::{MachineError, StateMachine};
 /// # Failure
 ///
 /// [`MachineError::Guest`] says that this deployment can start nowhere: an activation is refused on every replica alike.
-/// [`MachineError::Local`] says that this node cannot start it now: it is asked again, and the group waits at that entry.
+/// [`MachineError::Local`] says that this node cannot start it now: it is asked again. If a majority can, the group goes on
+/// and leaves this node behind until it can; otherwise the activation is given up at its deadline.
 pub trait MachineFactory: Send + Sync {
     /// A machine of this deployment, as it is before a group's first entry; the same on every replica.
     fn make(&self, deployment: &Deployment) -> Result<Box<dyn StateMachine>, MachineError>;
+
+    /// As [`make`](Self::make), for a replica that is here already and goes on from what its log says that it runs: what bounds
+    /// new machines must not stop it.
+    fn make_again(&self, deployment: &Deployment) -> Result<Box<dyn StateMachine>, MachineError> {
+        self.make(deployment)
+    }
 
     /// The group runs this since the entry of this index. Called on each replica, and again whenever that entry is applied
     /// anew after a restart; must not block.

@@ -30,7 +30,7 @@ use crate::api::admin::{GroupInfo, LIST_MAX, NodeInfo, Page};
 use crate::api::doors::Doors;
 use crate::catalog::command::{Command, Refusal, Reply};
 use crate::catalog::{self, Catalog, GroupRecord};
-use crate::clock;
+use crate::clock::{self, Stopwatch};
 use crate::components::ComponentStore;
 use crate::config::Config;
 use crate::host_error::HostError;
@@ -48,13 +48,13 @@ pub use upgrades::Activate;
 
 /// How long one attempt to change the catalogue may take; an election fits into it several times.
 const CATALOG_ATTEMPT: Duration = Duration::from_secs(5);
-/// Failed attempts to bring a group up that hold back a node's readiness: some six seconds. One that fails for longer is
-/// trouble of that group alone, and no reason to send clients of all others away.
-const PATIENT_ATTEMPTS: u32 = 6;
+/// How long a group that fails to come up holds back a node's readiness, from its first failure on. One that fails for longer
+/// is trouble of that group alone, and no reason to send clients of all others away.
+const PATIENCE: Duration = Duration::from_secs(6);
 /// Attempts to change the catalogue, all under one request id.
 const CATALOG_RETRIES: i32 = 3;
 
-/// Reasons why a node is not ready that it names.
+/// Reasons why a node is not ready, and groups in trouble, that it names in one answer.
 const REASONS_MAX: usize = 64;
 
 /// A running node. Cheap to clone; all clones are the same node.
@@ -98,10 +98,10 @@ struct Inner {
 /// The state of one group on this node.
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Hosted {
-    /// It is being brought up; `reason` is why the last of the attempts failed.
+    /// It is being brought up. It fails since then; `reason` is why the last of the attempts failed.
     Starting {
         incarnation: Incarnation,
-        attempts: u32,
+        fails: Option<Stopwatch>,
         reason: Option<String>,
     },
     /// It runs.
@@ -225,10 +225,8 @@ impl Host {
             .filter(|record| record.members.contains(&own) && !hosted.contains_key(&record.id));
         reasons.extend(to_be_begun.map(|record| format!("group {}", record.id)));
         for (group, hosted) in hosted.iter() {
-            if let Hosted::Starting {
-                reason, attempts, ..
-            } = hosted
-                && *attempts < PATIENT_ATTEMPTS
+            if let Hosted::Starting { reason, fails, .. } = hosted
+                && fails.is_none_or(|since| since.elapsed() < PATIENCE)
             {
                 let reason = reason
                     .as_deref()
@@ -238,12 +236,7 @@ impl Host {
             }
         }
         reasons.extend(self.inner.supervisor.missing());
-        let more = reasons.len().saturating_sub(REASONS_MAX);
-        if more > 0 {
-            reasons.truncate(REASONS_MAX);
-            reasons.push(format!("{more} more"));
-        }
-        reasons
+        the_first(reasons.into_iter())
     }
 
     /// The groups that this node ought to serve and cannot, or not as it should, in the order of their ids.
@@ -437,5 +430,29 @@ impl Host {
         // The change is made; that this node is slow to see it is no reason to call it failed.
         let _ = clock::timeout(CATALOG_ATTEMPT, seen).await;
         Ok(reply)
+    }
+}
+
+/// The first of these reasons, and how many more there are.
+pub(crate) fn the_first(reasons: impl ExactSizeIterator<Item = String>) -> Vec<String> {
+    let more = reasons.len().saturating_sub(REASONS_MAX);
+    let mut first: Vec<String> = reasons.take(REASONS_MAX).collect();
+    if more > 0 {
+        first.push(format!("{more} more"));
+    }
+    first
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_names_so_many_reasons_and_counts_the_rest() {
+        let named = |reasons: usize| the_first((0..reasons).map(|at| at.to_string()));
+        assert_eq!(named(REASONS_MAX).len(), REASONS_MAX);
+        let many = named(REASONS_MAX + 7);
+        assert_eq!(many.len(), REASONS_MAX + 1);
+        assert_eq!(many.last().map(String::as_str), Some("7 more"));
     }
 }

@@ -237,9 +237,10 @@ impl HostError {
             | Self::Elsewhere { .. }
             | Self::TimedOut { .. }
             | Self::CompileLate { .. }
-            | Self::Component(ComponentError::NotCompiled(
-                CompileError::Late { .. } | CompileError::Local(_),
-            )) => true,
+            | Self::Component(
+                ComponentError::Code(_)
+                | ComponentError::NotCompiled(CompileError::Late { .. } | CompileError::Local(_)),
+            ) => true,
             Self::Remote { retryable, .. } => *retryable,
             _ => false,
         }
@@ -313,4 +314,28 @@ pub async fn listen(
         .local_addr()
         .map_err(HostError::listen(what, address))?;
     Ok((listener, bound))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_only_this_node_could_not_do_is_worth_another_attempt() {
+        for (error, retryable) in [
+            (ComponentError::Code("no memory".to_owned()), true),
+            (
+                ComponentError::NotCompiled(CompileError::Local("no process".to_owned())),
+                true,
+            ),
+            (
+                ComponentError::NotCompiled(CompileError::Invalid("no".to_owned())),
+                false,
+            ),
+            (ComponentError::NotWasm, false),
+        ] {
+            let error = HostError::Component(error);
+            assert_eq!(error.is_retryable(), retryable, "{error}");
+        }
+    }
 }

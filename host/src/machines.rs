@@ -12,7 +12,7 @@ use skep_core::outcome::EntryContext;
 use skep_machine::StateMachine;
 use skep_machine::wasm::{
     APPLY_THREAD_STACK_BYTES, Cache, Compiler, Component, ComponentError, Engine, Found, Holdings,
-    MachineBudget, MachineLabel, Profile, Refusal, WasmMachine,
+    MachineBudget, MachineLabel, Profile, Purpose, Refusal, WasmMachine,
 };
 use tokio::sync::{OwnedMutexGuard, Semaphore};
 
@@ -76,13 +76,26 @@ impl Machines {
     /// # Errors
     /// [`HostError::Component`]; [`HostError::CompileLate`] if others were before it for as long as one may take.
     pub async fn component(&self, bytes: Bytes) -> Result<Arc<Component>, HostError> {
+        self.component_for(bytes, Purpose::New).await
+    }
+
+    /// As [`component`](Self::component), for this purpose: describing itself is a start too.
+    ///
+    /// # Errors
+    /// As [`component`](Self::component).
+    pub async fn component_for(
+        &self,
+        bytes: Bytes,
+        purpose: Purpose,
+    ) -> Result<Arc<Component>, HostError> {
         let id = ComponentId::of(&bytes);
+        let engine = self.engine.made_for(purpose);
         let turn = self.turn(id).await;
         if let Some(component) = self.in_use(id) {
             return Ok(component);
         }
-        let (engine, cache, of) = (self.engine.clone(), self.cache.clone(), bytes.clone());
-        let look_up = move || (Component::look_up(&engine, &of, &cache), turn);
+        let (of, cache, for_look_up) = (bytes.clone(), self.cache.clone(), engine.clone());
+        let look_up = move || (Component::look_up(&for_look_up, &of, &cache), turn);
         let (found, turn) = on_guest_stack("skep-look-up", look_up).await?;
         let inspection = match found? {
             Found::Compiled(component) => return Ok(self.keep(*component)),
@@ -101,13 +114,9 @@ impl Machines {
                 milliseconds: allowance.milliseconds,
             })?
             .map_err(|error| HostError::Internal(error.to_string()))?;
-        let (engine, cache, compiler) = (
-            self.engine.clone(),
-            self.cache.clone(),
-            self.compiler.clone(),
-        );
+        let (cache, compiler) = (self.cache.clone(), self.compiler.clone());
         let build = move || {
-            let _held = (place, turn);
+            let _place = place;
             let built = Component::build(&engine, &bytes, inspection, &cache, &*compiler);
             if let Err(ComponentError::NotCompiled(error)) = &built {
                 let refusal = Refusal {
@@ -119,10 +128,11 @@ impl Machines {
                 tracing::warn!(component = %id, %error, "a component is not compiled");
                 cache.refuse(&engine, id, refusal);
             }
-            built
+            (built, turn)
         };
-        let component = on_guest_stack("skep-compile", build).await??;
-        Ok(self.keep(component))
+        // Whoever waits for it finds it in use.
+        let (built, _turn) = on_guest_stack("skep-compile", build).await?;
+        Ok(self.keep(built?))
     }
 
     fn compiled(&self) -> MutexGuard<'_, HashMap<ComponentId, Weak<Component>>> {
@@ -174,6 +184,7 @@ impl Machines {
         group: &GroupRecord,
         profile: &Profile,
         component: Arc<Component>,
+        purpose: Purpose,
     ) -> Result<Box<dyn StateMachine>, HostError> {
         let genesis = genesis(group);
         let profile = profile.clone();
@@ -181,7 +192,7 @@ impl Machines {
             group: group.id,
             name: group.name.clone(),
         };
-        let make = move || WasmMachine::new(component, profile, genesis, label);
+        let make = move || WasmMachine::start(component, profile, genesis, label, purpose);
         Ok(Box::new(on_guest_stack("skep-instantiate", make).await??))
     }
 
@@ -198,7 +209,8 @@ impl Machines {
         let permit = permit
             .await
             .map_err(|error| HostError::Internal(error.to_string()))?;
-        let machine = match self.start(group, profile, component).await {
+        let started = self.start(group, profile, component, Purpose::New).await;
+        let machine = match started {
             Ok(machine) => machine,
             Err(HostError::Machine(error)) => {
                 let verdict = refusal(Err(error))?.unwrap_or_default();

@@ -81,6 +81,10 @@ pub(crate) enum Request {
         to: NodeId,
         done: oneshot::Sender<Result<(), Error>>,
     },
+    HandOver {
+        group: GroupId,
+        done: oneshot::Sender<Result<(), Error>>,
+    },
     Status {
         group: GroupId,
         done: oneshot::Sender<Result<GroupStatus, Error>>,

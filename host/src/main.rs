@@ -19,7 +19,8 @@ fn main() -> ExitCode {
         Ok(code) => return code,
         Err(arguments) => *arguments,
     };
-    let telemetry = match Telemetry::start(arguments.verbose, arguments.is_node()) {
+    let is_node = arguments.is_node();
+    let telemetry = match Telemetry::start(arguments.verbose, is_node) {
         Ok(telemetry) => telemetry,
         Err(error) => {
             say!("error: cannot write log lines: {error}");
@@ -33,9 +34,17 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime.block_on(cli::run(arguments, &telemetry)),
         Err(error) => Err(anyhow::Error::new(error).context("cannot start the async runtime")),
     };
-    telemetry.flush();
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => cli::failure::report(&error),
+    let Err(error) = result else {
+        return ExitCode::SUCCESS;
+    };
+    let text = cli::failure::report(&error);
+    match is_node {
+        // Its last words are lines of its log, and written as those are.
+        true => telemetry.say(&text),
+        false => {
+            telemetry.flush();
+            telemetry::say(&text);
+        }
     }
+    cli::failure::exit_code(&error)
 }

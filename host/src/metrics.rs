@@ -147,7 +147,7 @@ impl prometheus_client::collector::Collector for NodeCollector {
             .iter()
             .filter(|troubled| troubled.trouble.kind.waits_for_somebody())
             .count();
-        let metrics = self.host.metrics();
+        let (metrics, doors) = (self.host.metrics(), self.host.doors());
         for (name, help, value) in [
             ("groups", "Replicas on this node", status.groups),
             ("leaders", "Replicas on this node that lead", status.leading),
@@ -169,24 +169,17 @@ impl prometheus_client::collector::Collector for NodeCollector {
             (
                 "client_connections",
                 "Client connections",
-                self.host.doors().clients.inside(),
+                doors.clients.inside(),
             ),
+            ("http_connections", "HTTP connections", doors.http.inside()),
         ] {
             gauge(&mut encoder, name, help, None, value as u64)?;
         }
         Self::troubled(&mut encoder, &troubled)?;
-        let doors = self.host.doors();
-        gauge(
-            &mut encoder,
-            "http_connections",
-            "HTTP connections",
-            None,
-            doors.http.inside() as u64,
-        )?;
         for (name, help, held) in [
             (
                 "http_bodies",
-                "Bytes of bodies of requests without an answer yet",
+                "Bytes of bodies beyond 64 KiB of requests without an answer yet, and of components that are sent",
                 doors.bodies.held(),
             ),
             (
@@ -417,6 +410,13 @@ impl NodeCollector {
             "Records written to the log",
             None,
             log.records,
+        )?;
+        counter(
+            encoder,
+            "log_waits",
+            "Times the log waited for a file descriptor or memory",
+            None,
+            log.waits,
         )?;
         counter(
             encoder,

@@ -15,6 +15,7 @@ use skep_core::outcome::LeaderChanged;
 use skep_core::proposal::{Change, Command, Proposal, Response};
 use skep_log::LogStats;
 use skep_machine::state_machine::Memory;
+use skep_store::convert;
 use tokio::sync::{broadcast, oneshot};
 
 use crate::error::Error;
@@ -77,10 +78,10 @@ impl MultiNode {
     }
 
     /// Brings a replica up again, from its files, whose machine stopped for a reason of this node, as a restart of the process
-    /// would; `config` brings another machine.
+    /// would; `config` brings another machine. Waits until nothing is on the replica's way to the disk.
     ///
     /// # Errors
-    /// [`Error::NoSuchGroup`]; [`Error::Busy`] if the replica did not stop so, or has something on its way to the disk;
+    /// [`Error::NoSuchGroup`]; [`Error::Busy`] if the replica did not stop so, or has not joined its group yet;
     /// otherwise as [`MultiNode::create_group`], which brings it up if this could not.
     pub async fn restart_group(&self, config: GroupConfig) -> Result<(), Error> {
         let group = config.id;
@@ -164,6 +165,15 @@ impl MultiNode {
             .await
     }
 
+    /// If this node leads the group, asks the member to lead that is best fit for it, should there be one.
+    ///
+    /// # Errors
+    /// As [`MultiNode::campaign`].
+    pub(crate) async fn hand_over(&self, group: GroupId) -> Result<(), Error> {
+        self.ask(group, |done| Request::HandOver { group, done })
+            .await
+    }
+
     /// Whether the group is up on this node; `false` once it has stopped.
     pub fn exists(&self, group: GroupId) -> bool {
         self.inner.router.route(group).is_ok()
@@ -209,6 +219,13 @@ impl MultiNode {
     /// them.
     pub fn dormant_groups(&self) -> Vec<(GroupId, Incarnation)> {
         self.inner.disk.all_dormant()
+    }
+
+    /// Whether this node has a replica of this life of a group, up or on its disk only.
+    pub(crate) fn carries(&self, group: GroupId, incarnation: Incarnation) -> bool {
+        let dormant = self.inner.disk.dormant(group);
+        self.incarnation(group) == Some(incarnation)
+            || dormant.contains(&convert::key(group, incarnation))
     }
 
     /// The leader of the group as this node sees it.

@@ -57,12 +57,6 @@ impl Portion {
         self.bytes = bytes;
         true
     }
-
-    /// It holds so many bytes more; see [`set`](Self::set).
-    #[must_use]
-    pub(crate) fn add(&mut self, bytes: usize) -> bool {
-        self.set(self.bytes.saturating_add(bytes))
-    }
 }
 
 impl Drop for Portion {
@@ -79,8 +73,8 @@ mod tests {
     fn all_together_hold_no_more_than_the_pot() {
         let pot = Pot::new(100);
         let (mut one, mut two) = (pot.portion(), pot.portion());
-        assert!(one.set(60) && two.add(40));
-        assert!(!two.add(1) && !one.set(61));
+        assert!(one.set(60) && two.set(40));
+        assert!(!two.set(41) && !one.set(61));
         assert_eq!(pot.held(), 100);
         // Less is always possible, and so is the same.
         assert!(one.set(60) && one.set(10) && two.set(90));

@@ -576,16 +576,19 @@ impl Telling<'_> {
         if let Some((_, factory)) = &self.exchange {
             let schema = self.machine.describe().schema;
             let mut saved = Vec::new();
-            match self.machine.save(context, &mut saved) {
+            let done = match self.machine.save(context, &mut saved) {
                 Ok(()) => {
                     if decision == Decision::Confirmed {
                         self.machine = factory.make(deployment).map_err(at(context))?;
                     }
-                    let restored = self.machine.restore(context, schema, saved.into());
-                    restored.map_err(at(context))?;
+                    self.machine.restore(context, schema, saved.into())
                 }
+                failed => failed,
+            };
+            match done {
+                // What ran goes on without, as it did on every replica.
                 Err(MachineError::Guest { .. }) if decision != Decision::Confirmed => {}
-                Err(error) => return Err(at(context)(error)),
+                done => done.map_err(at(context))?,
             }
         }
         let told = What::Activated {

@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 use crate::error::Error;
 use crate::mailbox::Asked;
 use crate::route::Route;
-use crate::router::TransferReporter;
+use crate::router::{Router, TransferReporter};
 use crate::status::{GroupStatus, QueryAnswer};
 use crate::store::Disk;
 use crate::trouble::{Kind, Trouble};
@@ -241,11 +241,14 @@ impl Replica {
         }
     }
 
-    /// Whether its machine stopped for a reason of this node, and nothing else is broken.
+    /// Whether its machine stopped for a reason of this node, and nothing else is broken. Not before it has joined its group:
+    /// it has nothing to begin again from, and a deaf one would never join.
     pub(crate) fn may_be_parked(&self) -> bool {
         match &self.state {
             State::Running(group) => {
-                matches!(group.health(), Health::Faulted { .. }) && !self.worker.is_broken()
+                matches!(group.health(), Health::Faulted { .. })
+                    && !self.worker.is_broken()
+                    && group.replica().0 != 0
             }
             State::Halted { .. } => false,
         }
@@ -392,6 +395,20 @@ impl Replica {
         if let Some(Waiting::Response(asked)) = self.waiters.remove(&waiter) {
             asked.answer(result.map_err(|source| Error::Proposal { group, source }));
         }
+    }
+
+    /// Stops a replica that leaves this node's groups, and answers everybody.
+    pub(crate) fn leave(&mut self, router: &Router) {
+        let (group, node) = (self.group(), router.node);
+        router.leave(group, self.life);
+        self.fail_all(|waiting| match waiting {
+            Waiting::Response(_) => Error::Proposal {
+                group,
+                source: ProposalError::Unknown,
+            },
+            Waiting::Answer(_) => Error::NoSuchGroup { group, node },
+        });
+        self.worker.halt();
     }
 
     /// Answers everybody.

@@ -86,16 +86,18 @@ pub struct DiskRoom {
 
 impl DiskRoom {
     /// The disk of a directory, which need not be there yet, of which so many bytes are kept back. Gives up the reserve file if
-    /// there is not even room for as much.
+    /// there is not even room for as much, or if nothing is to be kept back.
     ///
     /// # Errors
     /// The disk cannot be looked at, or the file not be deleted.
     pub fn open(dir: &Path, reserve: u64) -> io::Result<Self> {
         let room = Self::new(dir, reserve);
-        if room.look()? < FILE_BYTES.min(reserve) && remove(&room.file())? {
+        let free = room.look()?;
+        if (reserve == 0 || free < FILE_BYTES) && remove(&room.file())? {
             tracing::warn!(
                 dir = %dir.display(),
-                "the disk is full; the reserve is given up, so that this node starts and can be told to delete"
+                free,
+                "the reserve is given up: the disk is full, or disk_reserve_bytes is 0"
             );
             room.look()?;
         }
@@ -257,5 +259,11 @@ mod tests {
         let file = fs::metadata(dir.path().join("new").join(FILE)).unwrap();
         assert!(file.blocks() * 512 >= FILE_BYTES);
         assert_eq!(file.mode() & 0o777, 0o600);
+        let none = DiskRoom::open(&dir.path().join("new"), 0).unwrap();
+        none.keep_up().unwrap();
+        assert!(
+            !dir.path().join("new").join(FILE).exists(),
+            "it is given up"
+        );
     }
 }

@@ -12,7 +12,7 @@ use skep_core::healing::Parked;
 use skep_core::id::{GroupId, LogIndex, NodeId};
 use skep_core::input::Input;
 use skep_core::message::{PeerMessage, SnapshotName};
-use skep_core::proposal::{Proposal, ProposalError};
+use skep_core::proposal::Proposal;
 use skep_log::Record;
 use tokio::sync::oneshot;
 
@@ -92,16 +92,7 @@ impl Shard {
     /// Takes in a round, the most urgent first.
     fn take_in(&mut self, round: Round) {
         if let Some(now) = round.tick {
-            for (group, replica) in &mut self.replicas {
-                let waits = replica.tick(now);
-                let router = &self.router;
-                router.quota_waits.fetch_add(waits.quota.into(), Relaxed);
-                router
-                    .catch_up_waits
-                    .fetch_add(waits.catch_up.into(), Relaxed);
-                router.left_behind.fetch_add(waits.left_behind, Relaxed);
-                touch(&mut self.touched, *group, replica);
-            }
+            self.tick(now);
         }
         for message in round.high.into_iter().chain(round.normal) {
             self.message(message);
@@ -111,6 +102,28 @@ impl Shard {
         }
         for request in round.requests {
             self.request(request);
+        }
+    }
+
+    fn tick(&mut self, now: u64) {
+        let (mut quota, mut catch_up, mut left_behind) = (0, 0, 0);
+        for (group, replica) in &mut self.replicas {
+            let waits = replica.tick(now);
+            quota += u64::from(waits.quota);
+            catch_up += u64::from(waits.catch_up);
+            left_behind += waits.left_behind;
+            touch(&mut self.touched, *group, replica);
+        }
+        // All shards count there, so it is done once, and seldom.
+        let router = &self.router;
+        for (count, more) in [
+            (&router.quota_waits, quota),
+            (&router.catch_up_waits, catch_up),
+            (&router.left_behind, left_behind),
+        ] {
+            if more > 0 {
+                count.fetch_add(more, Relaxed);
+            }
         }
     }
 
@@ -205,6 +218,12 @@ impl Shard {
                 let result = self
                     .running(group)
                     .and_then(|replica| transfer(replica, to));
+                drop(done.send(result));
+            }
+            Request::HandOver { group, done } => {
+                let result = self
+                    .running(group)
+                    .map(|replica| replica.handle(Input::HandOver));
                 drop(done.send(result));
             }
             Request::Status { group, done } => {
@@ -306,16 +325,7 @@ impl Shard {
     /// Stops a replica for ever; its files go once its tombstone is durable.
     fn remove(&mut self, mut replica: Replica, done: Option<oneshot::Sender<Result<(), Error>>>) {
         let group = replica.group();
-        let node = self.router.node;
-        self.router.leave(group, replica.life);
-        replica.fail_all(|waiting| match waiting {
-            Waiting::Response(_) => Error::Proposal {
-                group,
-                source: ProposalError::Unknown,
-            },
-            Waiting::Answer(_) => Error::NoSuchGroup { group, node },
-        });
-        replica.worker.halt();
+        replica.leave(&self.router);
         let worker = replica.worker.clone();
         if replica
             .disk
@@ -346,31 +356,31 @@ impl Shard {
         drop(done.send(Err(refused)));
     }
 
-    /// Its files stay, and what is in them is kept for whoever brings it up again.
+    /// Its files stay, and what is in them is kept for whoever brings it up again. What is in no memory is read elsewhere, for the
+    /// disk is slow. The replica is in nobody's hands meanwhile, so that nothing is appended: at most it is here again if that
+    /// fails.
     fn give_up(&mut self, group: GroupId, parked: Parked) {
-        let node = self.router.node;
         let Some(mut replica) = self.replicas.remove(&group) else {
             return;
         };
         let Some(done) = replica.parking.take() else {
             return;
         };
-        // What is in no memory is read here, where nothing is appended meanwhile: at most what stands behind a snapshot.
-        if let Err(error) = replica.disk.park(replica.key, parked) {
-            self.replicas.insert(group, replica);
-            drop(done.send(Err(error.into())));
-            return;
-        }
-        self.router.leave(group, replica.life);
-        replica.fail_all(|waiting| match waiting {
-            Waiting::Response(_) => Error::Proposal {
-                group,
-                source: ProposalError::Unknown,
-            },
-            Waiting::Answer(_) => Error::NoSuchGroup { group, node },
+        let (router, shard) = (Arc::clone(&self.router), self.index);
+        self.pool.run(move || {
+            if let Err(error) = replica.disk.park(replica.key, parked) {
+                let worker = replica.worker.clone();
+                let back = Request::Install(Box::new(replica));
+                if router.request(shard, back).is_err() {
+                    // The node stops.
+                    worker.halt();
+                }
+                drop(done.send(Err(error.into())));
+                return;
+            }
+            replica.leave(&router);
+            replica.worker.release(done);
         });
-        replica.worker.halt();
-        replica.worker.release(done);
     }
 
     /// The node stops: everybody is answered, every machine let go.

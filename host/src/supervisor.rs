@@ -56,7 +56,8 @@ impl Supervisor {
                     if watch.elapsed() >= WELL {
                         panics_in_a_row = 0;
                     }
-                    let pause = pause(panics_in_a_row);
+                    panics_in_a_row += 1;
+                    let pause = clock::doubled(PAUSE, panics_in_a_row);
                     self.count(name);
                     tracing::error!(
                         task = name,
@@ -64,7 +65,6 @@ impl Supervisor {
                         again_in_ms = pause.as_millis() as u64,
                         "a task panicked and begins again; please report this"
                     );
-                    panics_in_a_row += 1;
                     clock::sleep(pause).await;
                 }
             }
@@ -159,14 +159,6 @@ impl Drop for Running {
     }
 }
 
-/// Doubles from panic to panic, up to a bound.
-fn pause(panics_in_a_row: u32) -> Duration {
-    PAUSE
-        .0
-        .saturating_mul(1 << panics_in_a_row.min(10))
-        .min(PAUSE.1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -244,12 +236,5 @@ mod tests {
             missing[0].contains("ticker") && missing[0].contains("restart"),
             "{missing:?}"
         );
-    }
-
-    #[test]
-    fn pauses_grow_up_to_a_bound() {
-        assert_eq!(pause(0), PAUSE.0);
-        assert_eq!(pause(1), PAUSE.0 * 2);
-        assert_eq!(pause(u32::MAX), PAUSE.1);
     }
 }

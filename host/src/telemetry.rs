@@ -82,6 +82,21 @@ impl Telemetry {
     pub fn flush(&self) {
         self.lines.flush(LAST_LINES);
     }
+
+    /// Says something behind the lines so far, as they are said: a node must not stay because nobody reads.
+    pub fn say(&self, text: &str) {
+        for line in text.lines() {
+            // It never fails.
+            let _ = self.lines.clone().write_all(line.as_bytes());
+        }
+    }
+}
+
+/// Whatever ends the process, its last lines are written.
+impl Drop for Telemetry {
+    fn drop(&mut self) {
+        self.flush();
+    }
 }
 
 /// A panic is a line like any other: the usual hook writes to stderr itself, and waits where nobody reads.

@@ -4,6 +4,7 @@
 mod activation;
 mod barrier;
 mod calls;
+mod memory;
 mod recent;
 mod rehearsal;
 mod results;
@@ -144,7 +145,7 @@ struct Queue {
     settling: u32,
     /// The snapshot of the last barrier, if it could not be written.
     unwritten: Option<Unwritten>,
-    /// The last barrier.
+    /// The last barrier, or what the machine was restored from since.
     newest: LogIndex,
     /// A task of the actor is queued or runs.
     scheduled: bool,
@@ -494,6 +495,7 @@ impl Actor {
                     })?;
                 machine.applied = snapshot.index;
                 machine.successor = None;
+                self.supersede_unwritten(snapshot.index);
                 self.recent().begin(Base {
                     context,
                     schema,

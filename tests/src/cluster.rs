@@ -1,5 +1,6 @@
 //! Clusters of real `skep serve` processes on loopback, each with a data directory of its own.
 
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -14,7 +15,7 @@ use tempfile::TempDir;
 
 use crate::clock::{PATIENCE, Stopwatch, eventually};
 use crate::http::{self, Answer};
-use crate::process::Process;
+use crate::process::{self, Process};
 use crate::proxy::Proxy;
 
 /// How long a node that was told to stop may take.
@@ -56,6 +57,17 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// One node, with more of the configuration.
+    pub fn one_node(more: &str) -> Self {
+        Self {
+            nodes: 1,
+            more: more.to_owned(),
+            ..Self::default()
+        }
+    }
+}
+
 /// Something to be dropped with a cluster.
 pub trait Guard: std::fmt::Debug + Send {}
 
@@ -92,6 +104,22 @@ impl Node {
     /// Its data directory.
     pub fn data(&self) -> PathBuf {
         self.home.join("data")
+    }
+
+    /// The snapshot files of a group, by the index they are at. Each may be deleted at any moment.
+    pub fn snapshots(&self, group: GroupId) -> BTreeMap<u64, PathBuf> {
+        let prefix = format!("{group}-");
+        let of_the_group = |path: PathBuf| {
+            let name = path.file_name()?.to_str()?;
+            // Behind the group: its life, the index and the term.
+            let place = name.strip_prefix(&prefix)?.strip_suffix(".snap")?;
+            let index = place.split('-').nth(1)?.parse().ok()?;
+            Some((index, path))
+        };
+        std::fs::read_dir(self.data().join("snap"))
+            .expect("a directory")
+            .filter_map(|entry| of_the_group(entry.ok()?.path()))
+            .collect()
     }
 
     /// Everything it has logged so far.
@@ -215,6 +243,14 @@ impl Cluster {
         }
         for id in ids {
             self.ready(id).await;
+        }
+    }
+
+    /// What every node finds in its environment from its next start on, over its configuration: `SKEP_SECTION__KEY`.
+    pub fn set(&mut self, key: &'static str, value: u64) {
+        for node in &mut self.nodes {
+            let value = PathBuf::from(value.to_string());
+            node.environment.push((key, value));
         }
     }
 
@@ -364,11 +400,7 @@ impl Cluster {
     /// Bytes of memory that a running node holds now.
     #[cfg(target_os = "linux")]
     pub fn resident_bytes(&self, id: u64) -> u64 {
-        let path = format!("/proc/{}/status", self.node(id).process().id());
-        let status = std::fs::read_to_string(&path).expect("a running process has a status");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-        kib.unwrap_or_else(|| panic!("no VmRSS in {path}:\n{status}")) * 1024
+        process::resident_bytes(self.process_id(id)).expect("a running process has memory")
     }
 
     /// Sends a signal to a running node.
@@ -462,14 +494,17 @@ impl Cluster {
         answer.unwrap_or_else(|error| panic!("{method} {path} at node {id}: {error}"))
     }
 
+    /// Offers a component to a node, which may refuse it.
+    pub async fn put_component(&self, id: u64, component: &[u8]) -> Answer {
+        let path = format!("/v1/components/{}", ComponentId::of(component));
+        self.http(id, "PUT", &path, component).await
+    }
+
     /// Uploads a component at a node.
     pub async fn upload(&self, id: u64, component: &[u8]) -> ComponentId {
-        let name = ComponentId::of(component);
-        let answer = self
-            .http(id, "PUT", &format!("/v1/components/{name}"), component)
-            .await;
+        let answer = self.put_component(id, component).await;
         assert_eq!(answer.status, 201, "{}", answer.text());
-        name
+        ComponentId::of(component)
     }
 
     /// Creates a group of the built-in machine on these nodes; its id.
@@ -720,14 +755,19 @@ pub fn free_port() -> u16 {
     panic!("no port from {FIRST} on is free");
 }
 
-/// The files under a directory, with their sizes, largest first.
+/// The files under a directory, with their sizes, largest first. What a running node removes meanwhile is not among them.
 pub fn files(dir: &Path) -> Vec<(PathBuf, u64)> {
+    assert!(dir.is_dir(), "{} is no directory", dir.display());
     let mut found = Vec::new();
     let mut pending = vec![dir.to_owned()];
     while let Some(dir) = pending.pop() {
-        for entry in std::fs::read_dir(&dir).expect("a directory") {
-            let entry = entry.expect("an entry");
-            let metadata = entry.metadata().expect("metadata");
+        for entry in there_still(std::fs::read_dir(&dir)).into_iter().flatten() {
+            let Some(entry) = there_still(entry) else {
+                continue;
+            };
+            let Some(metadata) = there_still(entry.metadata()) else {
+                continue;
+            };
             if metadata.is_dir() {
                 pending.push(entry.path());
             } else {
@@ -737,4 +777,12 @@ pub fn files(dir: &Path) -> Vec<(PathBuf, u64)> {
     }
     found.sort_by_key(|(_, size)| std::cmp::Reverse(*size));
     found
+}
+
+fn there_still<T>(found: std::io::Result<T>) -> Option<T> {
+    match found {
+        Ok(found) => Some(found),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => panic!("the files of a node: {error}"),
+    }
 }

@@ -1,14 +1,16 @@
 //! Somebody who speaks to the port for nodes without being one: frames by hand, in whatever name.
 
 use bytes::{Bytes, BytesMut};
+use skep_log::StoreId;
 use skep_wire::codec::{Decoder, Encoder};
 use skep_wire::peer::frame;
-use skep_wire::proto::{self, hello_ack, peer_frame, peer_message};
+use skep_wire::proto::{self, hello_ack, peer_frame, peer_message, request, response};
 use skep_wire::{MAX_FRAME, PEER_PROTOCOL};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::clock::{PATIENCE, within};
+use crate::cluster::Cluster;
 
 /// Who somebody says to be.
 #[derive(Clone, Debug)]
@@ -19,6 +21,26 @@ pub struct Claim {
     pub node: u64,
     /// Its store.
     pub store: [u8; 16],
+}
+
+impl Claim {
+    /// What a stranger gets to know over HTTP: the name of the cluster, and the store of each node.
+    ///
+    /// # Panics
+    /// If node 1 does not say it.
+    pub async fn of(cluster: &Cluster, node: u64) -> Self {
+        let status = cluster.http(1, "GET", "/v1/status", "").await.json();
+        let nodes = status["nodes"].as_array().expect("the nodes").clone();
+        let known = nodes
+            .iter()
+            .find(|known| known["id"].to_string().trim_matches('"') == node.to_string());
+        let store = known.and_then(|known| StoreId::parse(known["store"].as_str()?));
+        Self {
+            cluster: status["cluster"].as_str().expect("a name").to_owned(),
+            node,
+            store: store.map_or([node as u8; 16], |store| store.0),
+        }
+    }
 }
 
 /// A connection to the port for nodes.
@@ -103,6 +125,40 @@ impl Forger {
             messages: messages.collect(),
         };
         write(&mut self.stream, peer_frame::Body::Batch(batch)).await;
+    }
+
+    /// Calls a method as nodes do of each other; what comes back is JSON. For a connection that was introduced as one for
+    /// requests.
+    ///
+    /// # Errors
+    /// The refusal.
+    ///
+    /// # Panics
+    /// If there is no answer.
+    pub async fn call(
+        &mut self,
+        method: &str,
+        body: &serde_json::Value,
+    ) -> Result<Bytes, proto::Error> {
+        let call = proto::Call {
+            method: method.to_owned(),
+            body: body.to_string().into(),
+            timeout_ms: PATIENCE.as_millis() as u32,
+        };
+        let request = proto::Request {
+            id: 1,
+            group: 0,
+            body: Some(request::Body::Call(call)),
+        };
+        write(&mut self.stream, peer_frame::Body::Request(request)).await;
+        match self.read().await {
+            Some(peer_frame::Body::Response(response)) => match response.body {
+                Some(response::Body::Called(called)) => Ok(called.body),
+                Some(response::Body::Error(error)) => Err(error),
+                other => panic!("no answer to {method}: {other:?}"),
+            },
+            other => panic!("no answer to {method}: {other:?}"),
+        }
     }
 
     /// The next frame; nothing at the end of the connection.

@@ -2,8 +2,9 @@
 //!
 //! [`cluster`] starts real `skep serve` processes on loopback, [`http`] and the `skep-client` crate speak to them, and
 //! [`clock`] waits for what they should become. [`proxy`] is a bad network between them, and [`shim`] a bad disk and a bad
-//! clock beneath them. A failure of the harness itself is a panic that says what was expected, because a test has nobody
-//! to hand an error to.
+//! clock beneath them. [`forger`] and [`silent`] are strangers at their ports, [`bombs`] are components that compilers choke on,
+//! and a [`small_disk`] is soon full. A failure of the harness itself is a panic that says what was expected, because a test has
+//! nobody to hand an error to.
 
 pub mod bombs;
 pub mod clock;
@@ -16,3 +17,5 @@ pub mod process;
 pub mod proxy;
 pub mod seed;
 pub mod shim;
+pub mod silent;
+pub mod small_disk;

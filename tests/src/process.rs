@@ -29,6 +29,16 @@ pub fn skep_binary() -> PathBuf {
     binary
 }
 
+/// Bytes of memory that a process holds now; `None` if it has ended.
+#[cfg(target_os = "linux")]
+pub fn resident_bytes(process: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
+}
+
 /// A running process. Killed when dropped.
 #[derive(Debug)]
 pub struct Process {

@@ -448,6 +448,12 @@ impl Group {
         }
     }
 
+    /// Whether it is this that is not done.
+    pub(crate) fn awaits(&self, deployment: &Deployment) -> bool {
+        let activation = self.activation.as_ref();
+        activation.is_some_and(|activation| activation.deployment == *deployment)
+    }
+
     /// Whether this replica cannot do what was decided, and is left behind.
     pub(crate) fn lacks_what_was_decided(&self) -> bool {
         self.activation.as_ref().is_some_and(|activation| {

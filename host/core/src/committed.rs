@@ -48,7 +48,7 @@ enum What {
     },
     Restore,
     Activate {
-        asker: Option<Asker>,
+        askers: Vec<Asker>,
     },
 }
 
@@ -135,10 +135,8 @@ impl Applying {
                 .iter_mut()
                 .filter_map(|plan| plan.asker.take())
                 .collect(),
-            What::Change { asker, .. } | What::Activate { asker } => {
-                asker.take().into_iter().collect()
-            }
-            What::Barrier { askers, .. } => std::mem::take(askers),
+            What::Change { asker, .. } => asker.take().into_iter().collect(),
+            What::Barrier { askers, .. } | What::Activate { askers } => std::mem::take(askers),
             What::Control | What::Restore => Vec::new(),
         }
     }
@@ -297,9 +295,7 @@ impl Group {
             }
             Order::Activate(deployment) => {
                 applying.works = true;
-                applying.what = What::Activate {
-                    asker: askers.into_iter().next(),
-                };
+                applying.what = What::Activate { askers };
                 self.begin_activation(context, deployment, entry);
             }
             Order::Decide(of, decision) => {
@@ -609,6 +605,18 @@ impl Group {
         self.complete_idle();
     }
 
+    /// Somebody waits for the decision on the activation that is not done. Gives back who cannot, because there is none.
+    pub(crate) fn wait_for_activation(&mut self, asker: Asker) -> Result<(), Asker> {
+        // Nothing behind it is applied.
+        match self.applying.back_mut().map(|last| &mut last.what) {
+            Some(What::Activate { askers }) => {
+                askers.push(asker);
+                Ok(())
+            }
+            _ => Err(asker),
+        }
+    }
+
     pub(crate) fn machine_failed(&mut self, reason: String) {
         self.health = Health::Faulted { reason };
         self.forget_readiness();
@@ -680,7 +688,7 @@ impl Group {
             What::Change { asker, applied } => {
                 self.complete_change(index, term, asker, applied, outcomes)
             }
-            What::Activate { asker } => {
+            What::Activate { askers } => {
                 let outcome = outcomes
                     .into_iter()
                     .next()
@@ -691,8 +699,8 @@ impl Group {
                     term,
                     outcome,
                 };
-                if let Some(asker) = asker {
-                    self.reply(asker, Ok(response));
+                for asker in askers {
+                    self.reply(asker, Ok(response.clone()));
                 }
             }
             What::Control | What::Barrier { .. } | What::Restore => {}
@@ -771,8 +779,8 @@ impl Group {
         for applying in &mut self.applying {
             let plans = match &mut applying.what {
                 What::Commands { plans, .. } => plans,
-                What::Activate { asker } => {
-                    late.extend(asker.take_if(|asker| asker.deadline <= ticks));
+                What::Activate { askers } => {
+                    late.extend(askers.extract_if(.., |asker| asker.deadline <= ticks));
                     continue;
                 }
                 _ => continue,

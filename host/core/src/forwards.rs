@@ -143,13 +143,27 @@ impl Group {
             .map(|(token, _)| *token)
             .collect();
         for token in lost {
-            if let Some(forwarded) = self.proposals.forwarded.remove(&token) {
-                if forwarded.proposal.is_repeatable() {
-                    self.requeue(forwarded.asker, forwarded.proposal);
-                } else {
-                    self.reply(forwarded.asker, Err(ProposalError::Unknown));
-                }
+            let Some(Forwarded {
+                asker, proposal, ..
+            }) = self.proposals.forwarded.remove(&token)
+            else {
+                continue;
+            };
+            if proposal.is_repeatable() {
+                self.requeue(asker, proposal);
+            } else if let Err(asker) = self.wait_if_it_is_awaited(asker, &proposal) {
+                self.reply(asker, Err(ProposalError::Unknown));
             }
+        }
+    }
+
+    /// An activation that is in the log here already needs no leader to be answered.
+    fn wait_if_it_is_awaited(&mut self, asker: Asker, proposal: &Proposal) -> Result<(), Asker> {
+        match proposal {
+            Proposal::Activate(deployment) if self.awaits(deployment) => {
+                self.wait_for_activation(asker)
+            }
+            _ => Err(asker),
         }
     }
 }

@@ -530,6 +530,11 @@ impl Group {
                     node.transfer_leader(to.0);
                 }
             }
+            Input::HandOver => {
+                if self.leads() {
+                    self.transfer_to_best_follower();
+                }
+            }
             Input::Persisted { number } => self.persisted(number),
             Input::LogCrowded => self.release_all_log(),
             Input::LogRead { from, read } => self.log_read(from, read),

@@ -74,6 +74,8 @@ pub enum Input {
         /// To whom.
         to: NodeId,
     },
+    /// Hand leadership to the member that is best fit for it, if this replica leads.
+    HandOver,
     /// The record of this number, and so all before it, is on stable storage.
     Persisted {
         /// Number of the `Effect::Persist`.

@@ -81,17 +81,17 @@ pub enum Change {
 impl Proposal {
     /// Whether it does no harm to propose it a second time although the first may have been committed: a named command is
     /// applied once, a change that was made is refused, a second barrier is a second snapshot, a session that
-    /// nobody uses is forgotten, and what is decided is decided again.
+    /// nobody uses is forgotten, and what is decided is decided again. A second activation would undo that an operator gave up
+    /// the first, and a second abort may hit the activation after it.
     pub fn is_repeatable(&self) -> bool {
         match self {
             Self::Command(command) => !command.request.is_anonymous(),
             Self::OpenSession
             | Self::Change(_)
             | Self::Barrier
-            | Self::Activate(_)
-            | Self::AbortActivation
             | Self::Resume
             | Self::Trust { .. } => true,
+            Self::Activate(_) | Self::AbortActivation => false,
         }
     }
 

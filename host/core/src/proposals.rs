@@ -136,6 +136,9 @@ impl Group {
         let bytes_max = self.queued_bytes_max();
         let limits = &self.config.limits;
         let size = proposal.size() as u64;
+        // Not behind the commands that wait for the decision, nor refused because they are many.
+        let is_abort = matches!(proposal, Proposal::AbortActivation);
+        let aborts_now = is_abort && self.can_propose() && !self.proposals.elected;
         let error = match &proposal {
             Proposal::Command(_) | Proposal::OpenSession if !self.serves() => {
                 Some(ProposalError::Faulted)
@@ -160,8 +163,9 @@ impl Group {
                     limit: PROFILE_BYTES_MAX as u64,
                 })
             }
-            _ if self.proposals.queue.len() >= limits.queued_proposals
-                || self.proposals.queued_bytes + size > bytes_max =>
+            _ if !aborts_now
+                && (self.proposals.queue.len() >= limits.queued_proposals
+                    || self.proposals.queued_bytes + size > bytes_max) =>
             {
                 Some(ProposalError::Busy)
             }
@@ -176,13 +180,8 @@ impl Group {
         };
         match error {
             Some(error) => self.reply(asker, Err(error)),
-            // Not behind the commands that wait for the decision.
-            None if matches!(proposal, Proposal::AbortActivation)
-                && self.can_propose()
-                && !self.proposals.elected =>
-            {
-                self.propose_abort(asker);
-            }
+            None if aborts_now => self.propose_abort(asker),
+            None if is_abort => self.requeue(asker, proposal),
             None => self.enqueue_by_source(asker, proposal),
         }
     }

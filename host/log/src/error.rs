@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::patience::is_want;
 use crate::record::GroupKey;
 
 /// Everything that can go wrong with a data directory. [`LogError::code`] is stable, the texts are not.
@@ -279,20 +280,8 @@ impl LogError {
 
 /// See [`LogError::is_transient`].
 pub(crate) fn is_transient(error: &io::Error) -> bool {
-    let of_the_system = |number| {
-        matches!(
-            number,
-            libc::EMFILE
-                | libc::ENFILE
-                | libc::ENOMEM
-                | libc::EAGAIN
-                | libc::EINTR
-                | libc::ENOSPC
-                | libc::EDQUOT
-        )
-    };
     match error.raw_os_error() {
-        Some(number) => of_the_system(number),
+        Some(number) => is_want(error) || matches!(number, libc::ENOSPC | libc::EDQUOT),
         None => {
             is_full(error)
                 || matches!(
@@ -314,7 +303,7 @@ fn is_full(error: &io::Error) -> bool {
 
 fn advice(error: &io::Error) -> &'static str {
     if is_full(error) {
-        ". Free some space on this disk, then restart the node"
+        ". Free some space on this disk: a snapshot is then written again by itself, and a node that has ended has to be started"
     } else if error.kind() == io::ErrorKind::PermissionDenied {
         ". Let the node's user read and write its data directory"
     } else {

@@ -4,13 +4,13 @@ use std::collections::VecDeque;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::error::LogError;
-use crate::frame::{Seed, body_bound, encode_record, encode_rewrite, entry_len, frame_len};
+use crate::frame::{body_bound, encode_record, encode_rewrite, entry_len, frame_len};
 use crate::log::Log;
-use crate::reader::read_entries;
+use crate::patience::patiently;
+use crate::reader::SpanReader;
 use crate::record::{Entry, GroupKey, Record};
 use crate::segment::SegmentName;
 use crate::table::{GroupState, Span, Tombstone};
-use crate::vfs::VfsFile;
 
 /// What one call of [`Log::collect`] did.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -149,7 +149,7 @@ impl Log {
         let mut bytes = 0;
         let mut copied = 0;
         for span in &group.spans {
-            for entry in reader.entries(self, key, span)? {
+            for entry in self.read_back(reader, key, span)? {
                 let len = entry_len(&entry);
                 if bytes > 0 && bytes + len > part_bytes {
                     copied += self.copy_part(&part, number, false, &mut moved)?;
@@ -162,10 +162,24 @@ impl Log {
             }
         }
         copied += self.copy_part(&part, number, true, &mut moved)?;
-        // Whoever reads an entry back from its new place must find it there.
-        self.flush()?;
+        if !moved.is_empty() {
+            // Whoever reads an entry back from its new place must find it there.
+            self.flush()?;
+        }
         self.table().moved(key, moved, self.active.sequence);
         Ok(copied)
+    }
+
+    fn read_back(
+        &mut self,
+        reader: &mut SpanReader,
+        key: GroupKey,
+        span: &Span,
+    ) -> Result<Vec<Entry>, LogError> {
+        self.flush()?;
+        let place = (&*self.dir, &self.options.store);
+        // The log stops if this fails; that there is no descriptor at the moment is no reason.
+        reader.entries(place, key, span, |path| patiently(|| self.vfs.open(path)))
     }
 
     fn copy_part(
@@ -239,31 +253,5 @@ fn state_record(key: GroupKey, group: &GroupState, reset: bool) -> Record {
         truncated: Some(group.truncated),
         reset,
         removed: false,
-    }
-}
-
-/// Reads live entries back, keeping the segment it used last open.
-#[derive(Default)]
-struct SpanReader {
-    open: Option<(u64, Box<dyn VfsFile>)>,
-}
-
-impl SpanReader {
-    fn entries(
-        &mut self,
-        log: &mut Log,
-        key: GroupKey,
-        span: &Span,
-    ) -> Result<Vec<Entry>, LogError> {
-        log.flush()?;
-        let path = SegmentName::Segment(span.place.segment).path(&log.dir);
-        let file = match self.open.take() {
-            Some((segment, file)) if segment == span.place.segment => file,
-            _ => log.vfs.open(&path).map_err(LogError::io("open", &path))?,
-        };
-        let seed = Seed::new(&log.options.store, span.place.segment);
-        let entries = read_entries(&*file, &path, seed, key, span)?;
-        self.open = Some((span.place.segment, file));
-        Ok(entries)
     }
 }

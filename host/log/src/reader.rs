@@ -1,5 +1,6 @@
 //! Entries read back from the files, beside the thread that writes them.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -40,13 +41,15 @@ impl LogReader {
     ) -> Result<Option<Vec<Entry>>, LogError> {
         let mut entries: Vec<Entry> = Vec::new();
         let mut read = 0;
-        let mut open = None;
+        let mut spans = SpanReader::default();
         let mut next = first;
         while next <= last && (entries.is_empty() || read < bytes) {
             let Some(span) = self.span(key, next) else {
                 break;
             };
-            let found = match self.read(key, &span, &mut open) {
+            let found = match spans.entries((&self.dir, &self.store), key, &span, |path| {
+                self.vfs.open(path)
+            }) {
                 Ok(found) => found,
                 // Collection has moved or freed it meanwhile; it is looked up again.
                 Err(_) if self.span(key, next) != Some(span) => continue,
@@ -68,27 +71,36 @@ impl LogReader {
         let span = spans.get(spans.partition_point(|span| span.last < index))?;
         (span.first <= index).then_some(*span)
     }
+}
 
-    fn read(
-        &self,
+/// Reads live entries back, keeping the segment it used last open.
+#[derive(Default)]
+pub(crate) struct SpanReader {
+    open: Option<(u64, Box<dyn VfsFile>)>,
+}
+
+impl SpanReader {
+    /// The entries of a span of the log of `store` in `dir`, whose files `open` opens.
+    pub(crate) fn entries(
+        &mut self,
+        (dir, store): (&Path, &[u8; 16]),
         key: GroupKey,
         span: &Span,
-        open: &mut Option<(u64, Box<dyn VfsFile>)>,
+        open: impl FnOnce(&Path) -> io::Result<Box<dyn VfsFile>>,
     ) -> Result<Vec<Entry>, LogError> {
         let segment = span.place.segment;
-        let path = SegmentName::Segment(segment).path(&self.dir);
-        let file = match open.take() {
+        let path = SegmentName::Segment(segment).path(dir);
+        let file = match self.open.take() {
             Some((opened, file)) if opened == segment => file,
-            _ => self.vfs.open(&path).map_err(LogError::io("open", &path))?,
+            _ => open(&path).map_err(LogError::io("open", &path))?,
         };
-        let seed = Seed::new(&self.store, segment);
-        let entries = read_entries(&*file, &path, seed, key, span)?;
-        *open = Some((segment, file));
+        let entries = read_entries(&*file, &path, Seed::new(store, segment), key, span)?;
+        self.open = Some((segment, file));
         Ok(entries)
     }
 }
 
-pub(crate) fn read_entries(
+fn read_entries(
     file: &dyn VfsFile,
     path: &Path,
     seed: Seed,

@@ -69,6 +69,11 @@ impl SimVfs {
         self.disk().power_cut = Some(number);
     }
 
+    /// Lets so many of the next calls that open or create a file fail without effect, as if the process had no descriptor left.
+    pub fn lack_descriptors(&self, calls: u32) {
+        self.disk().lacking = calls;
+    }
+
     /// Limits the sum of all file lengths; a write beyond it fails with `StorageFull` after the part that fits.
     pub fn limit_capacity(&self, bytes: Option<u64>) {
         self.disk().capacity = bytes;
@@ -128,6 +133,7 @@ impl Vfs for SimVfs {
     fn create(&self, path: &Path) -> io::Result<Box<dyn VfsFile>> {
         let mut disk = self.disk();
         disk.enter()?;
+        disk.take_descriptor()?;
         if disk.names.contains_key(path) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
@@ -146,6 +152,7 @@ impl Vfs for SimVfs {
     fn open(&self, path: &Path) -> io::Result<Box<dyn VfsFile>> {
         let mut disk = self.disk();
         disk.enter()?;
+        disk.take_descriptor()?;
         let inode = disk.find(path)?;
         Ok(self.handle(&disk, inode))
     }
@@ -339,6 +346,8 @@ struct Disk {
     calls: u64,
     syncs: u64,
     faults: BTreeMap<u64, io::ErrorKind>,
+    /// Calls that find no descriptor.
+    lacking: u32,
     power_cut: Option<u64>,
     capacity: Option<u64>,
     /// Counts crashes, so that files opened before one are known.
@@ -355,6 +364,14 @@ impl Disk {
             Some(kind) => Err(io::Error::new(kind, "simulated fault")),
             None => Ok(()),
         }
+    }
+
+    fn take_descriptor(&mut self) -> io::Result<()> {
+        if self.lacking == 0 {
+            return Ok(());
+        }
+        self.lacking -= 1;
+        Err(io::Error::from_raw_os_error(libc::EMFILE))
     }
 
     fn power_is_cut(&self) -> bool {
@@ -410,6 +427,7 @@ impl Disk {
     fn crash(&mut self, crash: Crash) {
         self.locks.clear();
         self.faults.clear();
+        self.lacking = 0;
         self.power_cut = None;
         self.life += 1;
         if crash != Crash::ProcessOnly {

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::patience::waits;
+
 /// A reading of a log's counters. The counts begin when the log is opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct LogStats {
@@ -23,6 +25,8 @@ pub struct LogStats {
     pub freed_segments: u64,
     /// Groups with a record in the log.
     pub groups: u64,
+    /// Times that opening or creating a file waited for a descriptor or memory. Of all logs of this process, since it began.
+    pub waits: u64,
 }
 
 #[derive(Debug, Default)]
@@ -50,6 +54,7 @@ impl Counters {
             copied_bytes: self.copied_bytes.load(Relaxed),
             freed_segments: self.freed_segments.load(Relaxed),
             groups: self.groups.load(Relaxed),
+            waits: waits(),
         }
     }
 }

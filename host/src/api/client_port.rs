@@ -16,14 +16,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use super::requests::{self, Caller};
+use super::requests::{self, Caller, wire};
 use crate::clock::{self, Stopwatch};
 use crate::door::{self, Visit};
 use crate::host::Host;
 use crate::host_error::HostError;
 use crate::memory::{KEPT_BY_CLIENT, empty};
 use crate::pot::Portion;
-use crate::transport::size_of_request;
+use crate::transport::{fitting, size_of_request};
 
 /// Bytes of requests in flight on one connection; above it nothing more is read until some are answered.
 const IN_FLIGHT_BYTES: usize = 32 << 20;
@@ -53,7 +53,7 @@ async fn accept(host: &Host, listener: &TcpListener, stop: &CancellationToken) {
                 host.metrics()
                     .client_connections_refused
                     .fetch_add(1, Ordering::Relaxed);
-                refuse(&stream, "busy", &full.to_string());
+                refuse(stream, "busy", &full.to_string());
                 continue;
             }
         };
@@ -157,11 +157,13 @@ impl Connection {
                     }
                     self.flush().await?;
                 }
-                read = within(patience, read(&mut self.stream, &mut self.input)), if !full => {
-                    if read? == 0 {
-                        return Ok(());
-                    }
-                }
+                read = within(patience, read(&mut self.stream, &mut self.input)), if !full => match read {
+                    Some(Ok(1..)) => {}
+                    Some(read) => return read.map(drop),
+                    // It has asked nothing for long, which is no fault.
+                    None if self.input.is_empty() => return Ok(()),
+                    None => return Err(HostError::Invalid("a frame took too long".into())),
+                },
                 () = visit.must_go(), if !busy => return Ok(()),
             }
         }
@@ -244,13 +246,12 @@ impl Connection {
     }
 }
 
-/// Introduces itself to a client that cannot be taken, as far as that takes no time, and closes.
-fn refuse(stream: &TcpStream, code: &'static str, message: &str) {
+/// Introduces itself to a client that cannot be taken, and closes.
+fn refuse(stream: TcpStream, code: &'static str, message: &str) {
     let frame = server_hello(String::new(), 0, Some((code, message.to_owned())));
     let mut output = BytesMut::new();
     if Encoder::new(MAX_HELLO).put(&frame, &mut output).is_ok() {
-        // It fits into the socket's buffer; the client that is gone already has lost nothing.
-        let _ = stream.try_write(&output);
+        door::refuse(stream, &output);
     }
 }
 
@@ -273,33 +274,23 @@ fn server_hello(cluster: String, node: u64, refused: Option<(&str, String)>) -> 
 
 /// Carries out one request; every request has exactly one answer.
 async fn answer(host: &Host, request: proto::Request) -> proto::ServerFrame {
-    let response = requests::answer(host, Caller::Client, request).await;
+    let response = fitting(requests::answer(host, Caller::Client, request).await);
     proto::ServerFrame {
         body: Some(server_frame::Body::Response(response)),
     }
 }
 
-async fn within(
-    patience: Option<Duration>,
-    read: impl Future<Output = Result<usize, HostError>>,
-) -> Result<usize, HostError> {
+/// What the future gives, or `None` if it takes longer than that; for ever where there is no limit.
+async fn within<F: Future>(patience: Option<Duration>, future: F) -> Option<F::Output> {
     match patience {
-        None => read.await,
-        Some(patience) => clock::timeout(patience, read).await.unwrap_or_else(|| {
-            Err(HostError::Invalid(
-                "nothing was asked for long, or a frame took too long".into(),
-            ))
-        }),
+        None => Some(future.await),
+        Some(patience) => clock::timeout(patience, future).await,
     }
 }
 
 async fn read(stream: &mut TcpStream, input: &mut BytesMut) -> Result<usize, HostError> {
     input.reserve(READ_BYTES);
     stream.read_buf(input).await.map_err(lost)
-}
-
-fn wire(error: skep_wire::WireError) -> HostError {
-    HostError::Invalid(error.to_string())
 }
 
 fn lost(error: std::io::Error) -> HostError {

@@ -6,7 +6,8 @@ use crate::config::{Config, HttpSection};
 use crate::door::Door;
 use crate::pot::Pot;
 
-/// Bytes of bodies of HTTP requests that are read, or whose requests are not answered yet.
+/// Bytes of bodies of HTTP requests that are read, or whose requests are not answered yet, from 64 KiB each on, and of components
+/// that are sent.
 const BODIES_BYTES: usize = 256 << 20;
 /// Bytes of frames of clients that have not come whole.
 const CLIENT_FRAMES_BYTES: usize = 256 << 20;

@@ -1,5 +1,6 @@
 //! HTTP for people and tools: `/v1`, health, metrics.
 
+use std::io;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -25,7 +26,7 @@ use super::origin;
 use super::problem::{Problem, quoted};
 use crate::catalog::ComponentRecord;
 use crate::clock;
-use crate::host::{Host, Reach};
+use crate::host::{Host, Reach, the_first};
 use crate::host_error::HostError;
 use crate::pot::Portion;
 use crate::status::Consistency;
@@ -46,6 +47,9 @@ pub const TERM: HeaderName = HeaderName::from_static("skep-term");
 
 /// Most bytes of a JSON body of administration.
 const ADMIN_BYTES_MAX: usize = 1 << 20;
+/// A body that is no longer takes nothing of the memory for bodies: long ones that stall must not keep short ones out. All places
+/// for connections together bound those.
+const SMALL: usize = 64 << 10;
 /// Longest a caller may wait.
 const TIMEOUT_MAX: Duration = Duration::from_millis(skep_wire::MAX_TIMEOUT_MS as u64);
 
@@ -303,8 +307,31 @@ async fn put_component(
 }
 
 async fn component_bytes(State(host): State<Host>, Path(id): Path<String>) -> Answer<Response> {
-    let bytes = host.component(component_id(&id)?).await?;
+    let id = component_id(&id)?;
+    let mut portion = host.doors().bodies.portion();
+    let mut hold = |bytes| portion.set(bytes).then_some(()).ok_or_else(crowded);
+    // Before it is read, as far as its size is known by then.
+    let known = host.catalog().component(id).map(|record| record.size);
+    hold(known.map_or(0, |size| size as usize))?;
+    let bytes = host.component(id).await?;
+    hold(bytes.len())?;
+    let bytes = Bytes::from_owner(Held {
+        bytes,
+        _portion: portion,
+    });
     Ok(([(header::CONTENT_TYPE, "application/wasm")], bytes).into_response())
+}
+
+/// An answer, and its share of the memory for bodies, which is kept until the answer is written.
+struct Held {
+    bytes: Bytes,
+    _portion: Portion,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 async fn components_list(State(host): State<Host>) -> Json<Vec<ComponentRecord>> {
@@ -338,7 +365,7 @@ async fn livez(State(host): State<Host>) -> Response {
 
 async fn readyz(State(host): State<Host>) -> Response {
     let waiting_for = host.waiting_for();
-    let troubled: Vec<_> = host.troubled().iter().map(Troubled::to_string).collect();
+    let troubled = the_first(host.troubled().iter().map(Troubled::to_string));
     if waiting_for.is_empty() {
         let lines: String = troubled.iter().map(|line| format!("{line}\n")).collect();
         return format!("ready\n{lines}").into_response();
@@ -442,6 +469,25 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T>
     }
 }
 
+/// What has come of a body.
+struct Coming {
+    portion: Portion,
+    read: usize,
+    /// It is refused, because all bodies together are too much.
+    full: bool,
+}
+
+impl Coming {
+    fn take(&mut self, piece: Bytes) -> io::Result<Bytes> {
+        self.read += piece.len();
+        self.full = self.read > SMALL && !self.portion.set(self.read);
+        match self.full {
+            false => Ok(piece),
+            true => Err(io::ErrorKind::OutOfMemory.into()),
+        }
+    }
+}
+
 /// A body of raw bytes, and its share of the memory for bodies, which is kept until the request is answered. What is wrong
 /// with it is a [`Problem`].
 struct Body(Bytes, Portion);
@@ -450,17 +496,17 @@ impl FromRequest<Host> for Body {
     type Rejection = Problem;
 
     async fn from_request(request: Request, host: &Host) -> Result<Self, Problem> {
-        let held = Arc::new(Mutex::new((host.doors().bodies.portion(), false)));
-        let counting = Arc::clone(&held);
+        let coming = Arc::new(Mutex::new(Coming {
+            portion: host.doors().bodies.portion(),
+            read: 0,
+            full: false,
+        }));
+        let counting = Arc::clone(&coming);
         let request = request.map(|body| {
             axum::body::Body::from_stream(body.into_data_stream().map(move |piece| {
-                let piece = piece.map_err(std::io::Error::other)?;
-                let mut held = counting.lock().unwrap_or_else(PoisonError::into_inner);
-                held.1 = !held.0.add(piece.len());
-                match held.1 {
-                    false => Ok(piece),
-                    true => Err(std::io::Error::from(std::io::ErrorKind::OutOfMemory)),
-                }
+                let piece = piece.map_err(io::Error::other)?;
+                let mut coming = counting.lock().unwrap_or_else(PoisonError::into_inner);
+                coming.take(piece)
             }))
         });
         let body_ms = host.doors().settings().body_ms;
@@ -468,12 +514,12 @@ impl FromRequest<Host> for Body {
         let read = clock::timeout(Duration::from_millis(body_ms), read)
             .await
             .ok_or_else(|| late(body_ms))?;
-        let full = held.lock().unwrap_or_else(PoisonError::into_inner).1;
+        let full = coming.lock().unwrap_or_else(PoisonError::into_inner).full;
         let bytes = read.map_err(|error| if full { crowded() } else { unreadable(error) })?;
         // The stream that shared it has ended; if not, the share goes with it.
-        let portion = Arc::into_inner(held).map(|held| held.into_inner());
-        let portion = match portion {
-            Some(held) => held.unwrap_or_else(PoisonError::into_inner).0,
+        let coming = Arc::into_inner(coming).map(Mutex::into_inner);
+        let portion = match coming {
+            Some(coming) => coming.unwrap_or_else(PoisonError::into_inner).portion,
             None => host.doors().bodies.portion(),
         };
         Ok(Self(bytes, portion))

@@ -157,6 +157,7 @@ fn explain(host: &Host, group: GroupId, error: &HostError) -> proto::Error {
     wire
 }
 
-fn wire(error: skep_wire::WireError) -> HostError {
+/// What was sent is none of the protocol.
+pub(super) fn wire(error: skep_wire::WireError) -> HostError {
     HostError::Invalid(error.to_string())
 }

@@ -1,15 +1,17 @@
 //! Connections of HTTP: who gets in, and how long each part of a request may take.
 
 use std::convert::Infallible;
-use std::io::{self, Write};
+use std::io;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::{Body, HttpBody};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
+use futures::StreamExt;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
@@ -73,7 +75,7 @@ async fn accept(server: &Arc<Server>, listener: &TcpListener) {
     }
 }
 
-/// Says that there is no place, as far as that takes no time.
+/// Says that there is no place.
 fn refuse(stream: TcpStream, full: Full) {
     let problem = Problem {
         retryable: true,
@@ -85,10 +87,7 @@ fn refuse(stream: TcpStream, full: Full) {
          connection: close\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     );
-    // It fits into the socket's buffer; a client that is gone already has lost nothing.
-    if let Ok(mut stream) = stream.into_std() {
-        let _ = stream.write_all(answer.as_bytes());
-    }
+    door::refuse(stream, answer.as_bytes());
 }
 
 async fn connection(server: &Server, stream: TcpStream, visit: Visit) {
@@ -99,22 +98,19 @@ async fn connection(server: &Server, stream: TcpStream, visit: Visit) {
         Duration::from_millis(settings.header_ms),
         Duration::from_millis(settings.idle_ms),
     );
-    let pace = Arc::new(Pace::new());
+    let pace = Arc::new(Pace::new(visit));
     let io = TokioIo::new(Paced {
         stream,
         pace: Arc::clone(&pace),
     });
     let routes = TowerToHyperService::new(server.router.clone());
-    let (visit, pace) = (&visit, &pace);
+    let pace = &pace;
     let service = service_fn(move |request: hyper::Request<Incoming>| {
-        visit.is_busy();
-        pace.set(Step::Busy);
-        let answering = routes.call(request);
+        let answering = routes.call(request.map(|body| coming(body, pace)));
         async move {
             let supervisor = server.host.supervisor();
             let answered = supervisor.once("http-request", answering).await;
             pace.set(Step::Idle);
-            visit.rests();
             Ok::<_, Infallible>(match answered {
                 Some(Ok(response)) => response,
                 None => {
@@ -142,8 +138,8 @@ async fn connection(server: &Server, stream: TcpStream, visit: Visit) {
                 return;
             }
             () = pace.expired(head, idle) => return,
-            () = visit.must_go(), if !ends => {
-                // A request may have come just now; it is answered.
+            () = pace.visit.must_go(), if !ends => {
+                // A request may have come whole just now; it is answered.
                 if pace.step() != Step::Busy {
                     return;
                 }
@@ -155,11 +151,36 @@ async fn connection(server: &Server, stream: TcpStream, visit: Visit) {
     }
 }
 
+/// The body of a request, for which it is not busy yet.
+fn coming(body: Incoming, pace: &Arc<Pace>) -> Body {
+    if body.is_end_stream() {
+        pace.set(Step::Busy);
+        return Body::empty();
+    }
+    pace.set(Step::Body);
+    let comes = Comes(Arc::clone(pace));
+    let pieces = Body::new(body).into_data_stream();
+    Body::from_stream(pieces.inspect(move |_| comes.0.set(Step::Body)))
+}
+
+/// A body comes, until it is whole or nobody wants more of it.
+struct Comes(Arc<Pace>);
+
+impl Drop for Comes {
+    fn drop(&mut self) {
+        if self.0.step() == Step::Body {
+            self.0.set(Step::Busy);
+        }
+    }
+}
+
 /// What a connection is doing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Step {
     /// The head of a request comes.
     Head,
+    /// The body of a request comes.
+    Body,
     /// A request is being answered.
     Busy,
     /// The answer is on its way, or nothing is asked.
@@ -167,16 +188,27 @@ enum Step {
 }
 
 /// How long a connection has been at it.
-struct Pace(Mutex<(Step, Stopwatch)>);
+struct Pace {
+    visit: Visit,
+    state: Mutex<(Step, Stopwatch)>,
+}
 
 impl Pace {
     /// A new connection is to ask at once.
-    fn new() -> Self {
-        Self(Mutex::new((Step::Head, Stopwatch::start())))
+    fn new(visit: Visit) -> Self {
+        Self {
+            visit,
+            state: Mutex::new((Step::Head, Stopwatch::start())),
+        }
     }
 
+    /// Who waits for others keeps the place; who is waited for may lose it, from the last bytes on.
     fn set(&self, step: Step) {
         *self.lock() = (step, Stopwatch::start());
+        match step {
+            Step::Busy => self.visit.is_busy(),
+            Step::Head | Step::Body | Step::Idle => self.visit.rests(),
+        }
     }
 
     fn step(&self) -> Step {
@@ -193,9 +225,8 @@ impl Pace {
 
     /// Bytes of an answer have gone.
     fn written(&self) {
-        let mut state = self.lock();
-        if state.0 == Step::Idle {
-            state.1 = Stopwatch::start();
+        if self.step() == Step::Idle {
+            self.set(Step::Idle);
         }
     }
 
@@ -209,7 +240,7 @@ impl Pace {
                 Step::Head => head,
                 Step::Idle => idle,
                 // The body and the answer have limits of their own.
-                Step::Busy => continue,
+                Step::Body | Step::Busy => continue,
             };
             if since.elapsed() >= limit {
                 return;
@@ -218,7 +249,7 @@ impl Pace {
     }
 
     fn lock(&self) -> MutexGuard<'_, (Step, Stopwatch)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

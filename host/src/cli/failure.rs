@@ -91,22 +91,25 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// Prints an error and all its causes to stderr; its exit code.
-pub fn report(error: &anyhow::Error) -> ExitCode {
-    say!("error: {}", printable_lines(&error.to_string()));
+/// The exit code of an error.
+pub fn exit_code(error: &anyhow::Error) -> ExitCode {
+    let failure = error.downcast_ref::<Failure>();
+    ExitCode::from(failure.map_or(Exit::Failed, |failure| failure.exit) as u8)
+}
+
+/// An error and all its causes, in lines.
+pub fn report(error: &anyhow::Error) -> String {
+    let mut text = format!("error: {}\n", printable_lines(&error.to_string()));
     let mut said = error.to_string();
     for cause in error.chain().skip(1) {
         let cause = cause.to_string();
         // An error that passes its cause on as its own words would say it twice.
         if !said.contains(&cause) {
-            say!("\nCaused by:\n    {}", printable_lines(&cause));
+            text.push_str(&format!("\nCaused by:\n    {}\n", printable_lines(&cause)));
         }
         said = cause;
     }
-    let exit = error
-        .downcast_ref::<Failure>()
-        .map_or(Exit::Failed, |failure| failure.exit);
-    ExitCode::from(exit as u8)
+    text
 }
 
 #[cfg(test)]

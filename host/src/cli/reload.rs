@@ -4,7 +4,7 @@ use skep::config::Config;
 use skep::descriptors::fit;
 use skep::host::Host;
 
-use super::serve::Arguments;
+use super::serve::{Arguments, tell};
 use crate::telemetry::Telemetry;
 
 /// Reads the configuration and takes from it what can be changed. `running` is what is in effect.
@@ -16,19 +16,21 @@ pub fn reload(
     telemetry: &Telemetry,
 ) {
     let loaded = arguments.load().and_then(|mut config| {
-        fit(&mut config, descriptors)?;
-        Ok(config)
+        let lowered = fit(&mut config, descriptors)?;
+        Ok((config, lowered))
     });
-    let asked = match loaded {
-        Ok(asked) => asked,
+    let (mut asked, lowered) = match loaded {
+        Ok(loaded) => loaded,
         Err(error) => {
             tracing::error!(%error, "the configuration was not read again; nothing is changed");
             return;
         }
     };
+    tell(&lowered, descriptors);
     let filtered = telemetry.filter(asked.log.filter.as_deref());
     if let Err(error) = &filtered {
         tracing::error!(error, "log.filter is not changed");
+        asked.log.clone_from(&running.log);
     }
     let differences = running.differences(&asked);
     host.reload(&asked);

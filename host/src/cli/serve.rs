@@ -63,12 +63,7 @@ pub async fn run(arguments: Arguments, telemetry: &Telemetry) -> anyhow::Result<
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
     let _harmless = harmless_signals()?;
-    for lowered in lowered {
-        tracing::warn!(
-            descriptors,
-            "this process may open too few files for all connections: lowered {lowered}; raise `ulimit -n`"
-        );
-    }
+    tell(&lowered, descriptors);
     private::mask();
     private::enforce(&config.node.data_dir);
 
@@ -88,19 +83,12 @@ pub async fn run(arguments: Arguments, telemetry: &Telemetry) -> anyhow::Result<
     let clients = tokio::spawn(client_port::serve(host.clone(), clients, stop.clone()));
     let web = tokio::spawn(server::serve(host.clone(), web, stop.clone()));
     tracing::info!(client = %client_address, http = %http_address, peer = host.config().listen_peer(), "node started");
-    let ready = announce(&host);
     let mut fatal = std::pin::pin!(host.failed());
-    let mut ready = std::pin::pin!(ready);
+    let mut ready = std::pin::pin!(announce(&host));
     let mut announced = false;
     let result = loop {
         tokio::select! {
-            printed = &mut ready, if !announced => {
-                announced = true;
-                // Nobody waits for the line then; the node serves.
-                if let Err(error) = printed {
-                    tracing::warn!(%error, "that the node is ready is not said on stdout");
-                }
-            }
+            () = &mut ready, if !announced => announced = true,
             _ = hangup.recv() => reload(&arguments, &mut running, descriptors, &host, telemetry),
             _ = interrupt.recv() => break Ok(()),
             _ = terminate.recv() => break Ok(()),
@@ -147,8 +135,19 @@ fn environment(arguments: &Arguments) -> Vec<(String, String)> {
     variables
 }
 
-/// Prints one line once the node can serve everything it should.
-async fn announce(host: &Host) -> anyhow::Result<()> {
+/// Says what [`descriptors::fit`] has lowered.
+pub fn tell(lowered: &[String], descriptors: usize) {
+    for lowered in lowered {
+        tracing::warn!(
+            descriptors,
+            "this process may open too few files for all connections: lowered {lowered}; raise `ulimit -n`"
+        );
+    }
+}
+
+/// Prints one line once the node can serve everything it should. A thread writes it, for which nobody waits: who reads may hang,
+/// and the node serves.
+async fn announce(host: &Host) {
     while !host.waiting_for().is_empty() {
         clock::sleep(READY_POLL).await;
     }
@@ -158,5 +157,13 @@ async fn announce(host: &Host) -> anyhow::Result<()> {
         own.id, own.client, own.http, own.peer
     );
     tracing::info!("node is ready");
-    super::output::raw(line.as_bytes())
+    let write = move || {
+        if let Err(error) = super::output::raw(line.as_bytes()) {
+            tracing::warn!(%error, "that the node is ready is not said on stdout");
+        }
+    };
+    let thread = std::thread::Builder::new().name("skep-announce".into());
+    if let Err(error) = thread.spawn(write) {
+        tracing::warn!(%error, "that the node is ready is not said on stdout");
+    }
 }

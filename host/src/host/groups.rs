@@ -111,7 +111,8 @@ impl Host {
     }
 
     /// Refuses a group that there is no room for. Only here, at the door: what is in the catalogue's log is carried out, since no two
-    /// replicas of it need have the same limits.
+    /// replicas of it need have the same limits. So groups that are created at the same time may each find the last room, and
+    /// exceed a limit by as much as is under way.
     fn check_new_group(&self, new: &NewGroup) -> Result<(), HostError> {
         let (catalog, limits) = (self.catalog(), &self.inner.config.limits);
         let init = new.init.len() as u64;

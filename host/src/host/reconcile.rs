@@ -11,13 +11,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use skep_core::id::{ComponentId, GroupId, Incarnation, NodeId};
+use skep_machine::StateMachine;
+use skep_machine::wasm::Purpose;
 
 use tokio::runtime::Handle;
 
 use super::upgrades::GroupMachines;
 use super::{Host, Hosted};
-use crate::catalog::{Catalog, GroupRecord};
-use crate::clock;
+use crate::catalog::{Catalog, Deployed, GroupRecord};
+use crate::clock::{self, Stopwatch};
+use crate::components::{ComponentStore, StoreError};
 use crate::config::Config;
 use crate::exchange::Exchange;
 use crate::host_error::HostError;
@@ -31,12 +34,9 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 /// removed from its group goes by itself, and may be wanted again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// Doubles from attempt to attempt, up to a bound.
+/// The pause after so many attempts before this one.
 pub(super) fn backoff(attempt: u32) -> Duration {
-    BACKOFF
-        .0
-        .saturating_mul(1 << attempt.min(10))
-        .min(BACKOFF.1)
+    clock::doubled(BACKOFF, attempt.saturating_add(1))
 }
 
 /// Runs until it is dropped.
@@ -83,7 +83,7 @@ fn step(host: &Host, catalog: &Catalog) {
         if let Entry::Vacant(place) = hosted.entry(record.id) {
             place.insert(Hosted::Starting {
                 incarnation: record.incarnation,
-                attempts: 0,
+                fails: None,
                 reason: None,
             });
             keep_bringing_up(host, record);
@@ -105,7 +105,7 @@ fn step(host: &Host, catalog: &Catalog) {
         {
             *state = Hosted::Starting {
                 incarnation,
-                attempts: 0,
+                fails: None,
                 reason: None,
             };
             keep_bringing_up(host, record);
@@ -127,7 +127,7 @@ fn belongs(catalog: &Catalog, id: GroupId, incarnation: Incarnation, node: NodeI
 /// Tries until the group runs or belongs here no longer.
 async fn bring_up(host: Host, record: Arc<GroupRecord>) {
     let (id, incarnation) = (record.id, record.incarnation);
-    let mut attempt = 0;
+    let (mut attempt, mut fails) = (0, None);
     while belongs(&host.catalog(), id, incarnation, host.id()) {
         match try_bring_up(&host, &record).await {
             Ok(()) => {
@@ -148,7 +148,7 @@ async fn bring_up(host: Host, record: Arc<GroupRecord>) {
                     id,
                     Hosted::Starting {
                         incarnation,
-                        attempts: attempt + 1,
+                        fails: Some(*fails.get_or_insert_with(Stopwatch::start)),
                         reason: Some(reason),
                     },
                 );
@@ -177,13 +177,12 @@ pub(super) async fn group_config(
     record: &Arc<GroupRecord>,
 ) -> Result<GroupConfig, HostError> {
     let current = record.current();
-    let bytes = component(host, current.component).await?;
-    let component = host.inner.machines.component(bytes).await?;
-    let machine = host
-        .inner
-        .machines
-        .start(record, &current.profile, component)
-        .await?;
+    // After a restart, too, what this node carries is not refused for want of budget.
+    let purpose = match host.inner.node.carries(record.id, record.incarnation) {
+        true => Purpose::Running,
+        false => Purpose::New,
+    };
+    let machine = machine(host, record, &current, purpose).await?;
     let joins = record.joiners.contains(&host.id());
     let founders = if joins {
         Vec::new()
@@ -204,6 +203,21 @@ pub(super) async fn group_config(
     config.incarnation = record.incarnation;
     config.init = record.init.clone().into();
     Ok(tuned(&host.inner.config, config))
+}
+
+/// The machine of a group as it is before the first entry.
+pub(super) async fn machine(
+    host: &Host,
+    record: &GroupRecord,
+    deployed: &Deployed,
+    purpose: Purpose,
+) -> Result<Box<dyn StateMachine>, HostError> {
+    let bytes = component(host, deployed.component).await?;
+    let machines = &host.inner.machines;
+    let component = machines.component_for(bytes, purpose).await?;
+    machines
+        .start(record, &deployed.profile, component, purpose)
+        .await
 }
 
 /// The settings of `[raft]` and `[limits]`.
@@ -243,7 +257,7 @@ pub(super) async fn component(host: &Host, id: ComponentId) -> Result<Bytes, Hos
         match host.inner.peers.component(node, id, limit).await {
             Ok(bytes) => {
                 let (store, whole) = (host.inner.components.clone(), bytes.clone());
-                blocking(move || store.put(id, &whole)).await??;
+                blocking(move || keep(&store, id, &whole)).await??;
                 tracing::info!(component = %id, from = %node.id, bytes = bytes.len(), "component fetched");
                 return Ok(bytes);
             }
@@ -251,6 +265,17 @@ pub(super) async fn component(host: &Host, id: ComponentId) -> Result<Bytes, Hos
         }
     }
     Err(failure)
+}
+
+/// Keeps a component that was fetched, if the disk has room for it. What needs it was decided long ago, and goes on without.
+fn keep(store: &ComponentStore, id: ComponentId, bytes: &[u8]) -> Result<(), StoreError> {
+    match store.put(id, bytes) {
+        Err(StoreError::NoRoom(short)) => {
+            tracing::warn!(component = %id, %short, "a component is used and not kept; it is fetched again when it is needed again");
+            Ok(())
+        }
+        kept => kept,
+    }
 }
 
 /// Has the catalogue confirmed, then removes what is on disk of groups that were removed, or moved away, while this node was
@@ -342,6 +367,20 @@ pub(super) async fn blocking<T: Send + 'static>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::room::DiskRoom;
+
+    #[test]
+    fn a_component_that_the_disk_has_no_room_for_is_used_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let room = Arc::new(DiskRoom::open(dir.path(), u64::MAX).unwrap());
+        let store = ComponentStore::open(dir.path().join("components")).unwrap();
+        let store = store.bounded(u64::MAX, room);
+        let id = ComponentId::of(b"machine");
+        keep(&store, id, b"machine").unwrap();
+        assert!(store.read(id).unwrap().is_none(), "the disk is full");
+        let damaged = keep(&store, id, b"another").unwrap_err();
+        assert!(matches!(damaged, StoreError::Digest { .. }), "{damaged}");
+    }
 
     #[test]
     fn pauses_grow_up_to_a_bound() {

@@ -271,9 +271,9 @@ impl Host {
 
     /// Refuses a command that this node would have to write to a disk that is nearly full.
     fn check_room(&self, id: GroupId) -> Result<(), HostError> {
-        match self.is_here(id) {
-            true => Ok(self.inner.room.check_command()?),
-            false => Ok(()),
+        match self.inner.room.check_command() {
+            Err(full) if self.is_here(id) => Err(full.into()),
+            _ => Ok(()),
         }
     }
 

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use skep_core::id::{GroupId, NodeId};
 
 use super::{Host, reconcile};
@@ -20,6 +22,8 @@ use tokio::sync::watch;
 
 /// How often it is looked whether a replica has stopped.
 const LOOK: Duration = Duration::from_millis(500);
+/// Replicas that are started at once: what they stopped for the lack of is short for all of them.
+const AT_ONCE: usize = 16;
 /// The pause after a start, which doubles while the replica stops again and again.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 /// A replica that ran as long as this is taken for well.
@@ -30,17 +34,20 @@ const WELL: Duration = Duration::from_secs(900);
 struct Starts {
     count: u32,
     last: Duration,
+    /// One is under way.
+    begun: bool,
 }
 
 impl Starts {
     fn pause(self) -> Duration {
         match self.count {
             0 => Duration::ZERO,
-            count => PAUSE
-                .0
-                .saturating_mul(1 << (count - 1).min(10))
-                .min(PAUSE.1),
+            count => clock::doubled(PAUSE, count),
         }
+    }
+
+    fn is_due(self, now: Duration) -> bool {
+        !self.begun && now >= self.last + self.pause()
     }
 
     /// Another one, now.
@@ -50,6 +57,7 @@ impl Starts {
         }
         self.count += 1;
         self.last = now;
+        self.begun = true;
     }
 }
 
@@ -57,8 +65,18 @@ impl Starts {
 pub(super) async fn run(host: Host) {
     let watch = Stopwatch::start();
     let mut starts: BTreeMap<GroupId, Starts> = BTreeMap::new();
+    // One that waits for its component holds back no other.
+    let mut under_way = FuturesUnordered::new();
     loop {
-        clock::sleep(LOOK).await;
+        tokio::select! {
+            Some(group) = under_way.next() => {
+                if let Some(known) = starts.get_mut(&group) {
+                    known.begun = false;
+                }
+                continue;
+            }
+            () = clock::sleep(LOOK) => {}
+        }
         let status = host.inner.node.node_status();
         if status.stopped || status.fault.is_some() {
             return;
@@ -72,24 +90,29 @@ pub(super) async fn run(host: Host) {
         let catalogue = (!host.inner.node.exists(catalog::GROUP)).then_some(catalog::GROUP);
         for group in catalogue.into_iter().chain(faulted) {
             let known = starts.entry(group).or_default();
-            if watch.elapsed() < known.last + known.pause() {
-                continue;
-            }
-            known.again(watch.elapsed());
-            let number = known.count;
-            match restart(&host, group).await {
-                Ok(()) => {
-                    tracing::warn!(%group, number, "the replica was started again from its files")
-                }
-                Err(error) => {
-                    tracing::warn!(%group, number, error = %error.chain(), "the replica cannot be started again yet")
-                }
+            let has_turn = under_way.len() < AT_ONCE || group == catalog::GROUP;
+            if has_turn && known.is_due(watch.elapsed()) {
+                known.again(watch.elapsed());
+                under_way.push(try_restart(&host, group, known.count));
             }
         }
     }
 }
 
-async fn restart(host: &Host, group: GroupId) -> Result<(), HostError> {
+/// Gives the group back.
+async fn try_restart(host: &Host, group: GroupId, number: u32) -> GroupId {
+    match restart(host, group).await {
+        Ok(true) => tracing::warn!(%group, number, "the replica was started again from its files"),
+        Ok(false) => tracing::debug!(%group, "the replica has left meanwhile"),
+        Err(error) => {
+            tracing::warn!(%group, number, error = %error.chain(), "the replica cannot be started again yet")
+        }
+    }
+    group
+}
+
+/// Starts a replica again if it is still here.
+async fn restart(host: &Host, group: GroupId) -> Result<bool, HostError> {
     let (node, config) = (&host.inner.node, &host.inner.config);
     let with = if group == catalog::GROUP {
         catalogue(config, &host.inner.published)
@@ -103,12 +126,14 @@ async fn restart(host: &Host, group: GroupId) -> Result<(), HostError> {
     };
     let restarted = match node.exists(group) {
         true => node.restart_group(with).await,
-        false => node.create_group(with).await,
+        false if group == catalog::GROUP => node.create_group(with).await,
+        // Whoever compares the node with the catalogue brings it up again, if it still belongs here.
+        false => return Ok(false),
     };
     match restarted {
         // Whoever compares the node with the catalogue was faster.
-        Err(Error::GroupExists { .. }) => Ok(()),
-        restarted => Ok(restarted?),
+        Err(Error::GroupExists { .. }) => Ok(true),
+        restarted => Ok(restarted.map(|()| true)?),
     }
 }
 
@@ -139,6 +164,9 @@ mod tests {
             starts.again(now);
             pauses.push(starts.pause().as_secs());
             now += starts.pause();
+            assert!(!starts.is_due(now), "the last one is under way");
+            starts.begun = false;
+            assert!(starts.is_due(now));
         }
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]);
         starts.again(now + WELL + WELL);

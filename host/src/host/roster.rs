@@ -1,12 +1,12 @@
 //! Who is part of the cluster, as this node knows, and by which store each of them is known.
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Mutex, OnceLock, Weak};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use skep_core::id::NodeId;
-use skep_log::{LogError, PeerPins, StoreId};
+use skep_log::{PeerPins, StoreId};
 use skep_wire::proto;
 
 use super::{Host, Inner};
@@ -67,21 +67,9 @@ impl Roster {
             let Some(store) = StoreId::parse(&node.store) else {
                 continue;
             };
-            if let Err(refused) = self.pin(node.id, store) {
+            if let Err(refused) = self.pins.check(node.id, store.0) {
                 tracing::warn!(node = node.id.0, %refused, "the catalogue knows a node with another store");
             }
-        }
-    }
-
-    fn pin(&self, node: NodeId, store: StoreId) -> Result<(), PeerRefused> {
-        let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
-        match pins.check(node.0, store) {
-            Ok(_) => Ok(()),
-            Err(LogError::PeerChanged { .. }) => Err(PeerRefused::WrongStore { node }),
-            Err(error) => Err(PeerRefused::CheckFailed {
-                node,
-                reason: error.to_string(),
-            }),
         }
     }
 }
@@ -93,11 +81,12 @@ impl PeerCheck for Roster {
         if record.is_none() && !self.configured.contains(&node) {
             return Err(PeerRefused::UnknownNode { node });
         }
-        // What the catalogue says comes before what was seen first.
+        // A node that was not met yet is known by the store that the catalogue names. Where it was met with another one, nobody
+        // can say which of them is right, and it is let in with neither.
         if let Some(named) = record.and_then(|record| StoreId::parse(&record.store)) {
-            self.pin(node, named)?;
+            self.pins.check(node, named.0)?;
         }
-        self.pin(node, StoreId(store))
+        self.pins.check(node, store)
     }
 
     fn inquire(&self, node: NodeId) -> BoxFuture<'_, ()> {

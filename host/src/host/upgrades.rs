@@ -14,6 +14,7 @@ use skep_core::id::{ComponentId, GroupId, LogIndex, NodeId};
 use skep_core::outcome::Outcome;
 use skep_core::proposal::Response;
 use skep_machine::state_machine::{Descriptor, LocalCode, MachineError, StateMachine};
+use skep_machine::wasm::Purpose;
 use tokio::runtime::Handle;
 
 use super::Host;
@@ -391,8 +392,12 @@ pub(super) struct GroupMachines {
     pub(super) runtime: Handle,
 }
 
-impl MachineFactory for GroupMachines {
-    fn make(&self, deployment: &Deployment) -> Result<Box<dyn StateMachine>, MachineError> {
+impl GroupMachines {
+    fn start(
+        &self,
+        deployment: &Deployment,
+        purpose: Purpose,
+    ) -> Result<Box<dyn StateMachine>, MachineError> {
         let local = |reason: String| MachineError::Local {
             call: "start",
             code: LocalCode::Missing,
@@ -400,20 +405,23 @@ impl MachineFactory for GroupMachines {
         };
         let deployed = Deployed::of(deployment)
             .map_err(|error| local(format!("the log holds a profile that is none: {error}")))?;
-        let make = async {
-            let bytes = reconcile::component(&self.host, deployed.component).await?;
-            let component = self.host.inner.machines.component(bytes).await?;
-            let machines = &self.host.inner.machines;
-            machines
-                .start(&self.record, &deployed.profile, component)
-                .await
-        };
+        let make = reconcile::machine(&self.host, &self.record, &deployed, purpose);
         match self.runtime.block_on(make) {
             Ok(machine) => Ok(machine),
             // What the component itself is to blame for is the same on every node.
             Err(HostError::Machine(error @ MachineError::Guest { .. })) => Err(error),
             Err(error) => Err(local(error.chain())),
         }
+    }
+}
+
+impl MachineFactory for GroupMachines {
+    fn make(&self, deployment: &Deployment) -> Result<Box<dyn StateMachine>, MachineError> {
+        self.start(deployment, Purpose::New)
+    }
+
+    fn make_again(&self, deployment: &Deployment) -> Result<Box<dyn StateMachine>, MachineError> {
+        self.start(deployment, Purpose::Running)
     }
 
     fn activated(&self, index: LogIndex, deployment: &Deployment) {

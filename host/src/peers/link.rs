@@ -63,6 +63,8 @@ type Waiter = oneshot::Sender<Result<proto::Response, LinkError>>;
 struct Silence {
     now: AtomicBool,
     fell: Notify,
+    /// Somebody looks already whether it is over.
+    probed: AtomicBool,
 }
 
 impl Silence {
@@ -92,6 +94,13 @@ impl Waiting {
 
     fn of(&self) -> MutexGuard<'_, HashMap<u64, Waiter>> {
         self.of.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether anybody still waits.
+    fn owes(&self) -> bool {
+        let mut of = self.of();
+        of.retain(|_, waiter| !waiter.is_closed());
+        !of.is_empty()
     }
 
     fn hear(&self) {
@@ -141,8 +150,12 @@ impl Link {
         self.silence.now.load(Ordering::Acquire)
     }
 
-    /// Makes the connection again, if it is lost, and looks whether the node answers; somebody else does the asking.
+    /// Makes the connection again, if it is lost, and looks whether the node answers; somebody else does the asking. Once for each
+    /// connection, which pings on while the node is silent.
     pub(super) fn probe(&self) {
+        if self.silence.probed.swap(true, Ordering::AcqRel) {
+            return;
+        }
         let (answer, _) = oneshot::channel();
         // Asks for nothing: any answer will do. If the queue is full, others are doing the same.
         let _ = self.requests.try_send(Asked {
@@ -164,17 +177,18 @@ impl Link {
         let mut fell = std::pin::pin!(self.silence.fell.notified());
         // From here on, so that no silence is missed.
         fell.as_mut().enable();
-        self.requests
-            .send(Asked {
-                group,
-                body,
-                answer,
-            })
-            .await
-            .map_err(stopped)?;
+        let asked = Asked {
+            group,
+            body,
+            answer,
+        };
+        let answer = async {
+            self.requests.send(asked).await.map_err(stopped)?;
+            answered.await.unwrap_or(Err(LinkError::Lost))
+        };
         tokio::select! {
             biased;
-            answer = answered => answer.unwrap_or(Err(LinkError::Lost)),
+            answer = answer => answer,
             () = fell, if !patient => Err(LinkError::Silent),
         }
     }
@@ -192,7 +206,11 @@ impl Dialled {
     /// Owns the connection; ends with the last handle.
     async fn run(&self, queue: &tokio::sync::Mutex<mpsc::Receiver<Asked>>) {
         let mut queue = queue.lock().await;
-        while let Some(first) = queue.recv().await {
+        loop {
+            self.silence.probed.store(false, Ordering::Release);
+            let Some(first) = queue.recv().await else {
+                return;
+            };
             let dial = self.transport.open_requests(self.node, &self.address);
             let dialled = clock::timeout(CONNECT_WITHIN, dial).await;
             let connected = match dialled {
@@ -208,6 +226,7 @@ impl Dialled {
                     tokio::select! {
                         () = self.read(connection.reader, &waiting) => {}
                         () = self.write(connection.writer, first, &mut queue, &waiting) => {}
+                        () = self.notice_silence(&waiting) => {}
                     }
                 }
                 Err(reason) => {
@@ -239,6 +258,16 @@ impl Dialled {
                 }
                 peer_frame::Body::Ping(_) => {}
                 _ => return,
+            }
+        }
+    }
+
+    /// Looks whether the node says anything, which a write that waits for it cannot. Does not end.
+    async fn notice_silence(&self, waiting: &Waiting) {
+        loop {
+            clock::sleep(PING_EVERY).await;
+            if waiting.owes() && waiting.silent_for() >= SILENT_AFTER {
+                self.silence.begin();
             }
         }
     }
@@ -286,13 +315,8 @@ impl Dialled {
                 },
                 () = &mut tick => {
                     tick.set(clock::sleep(PING_EVERY));
-                    waiting.of().retain(|_, waiter| !waiter.is_closed());
-                    let owes = !waiting.of().is_empty();
-                    let silent_for = waiting.silent_for();
-                    if owes && silent_for >= SILENT_AFTER {
-                        self.silence.begin();
-                    }
-                    if (owes || self.silence.now.load(Ordering::Acquire)) && silent_for >= PING_EVERY {
+                    let awaited = waiting.owes() || self.silence.now.load(Ordering::Acquire);
+                    if awaited && waiting.silent_for() >= PING_EVERY {
                         let ping = frame(peer_frame::Body::Ping(proto::Nothing {}));
                         if encoder.put(&ping, &mut output).is_err() {
                             return;
@@ -467,7 +491,7 @@ mod tests {
         answer.send(called(request.id, b"")).expect("awaited");
         assert!(slow.await.expect("ends").is_ok());
 
-        // Accepts, and never reads.
+        // Accepts, and never welcomes.
         let stopped = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let link = link_to(&stopped.local_addr().expect("bound").to_string()).await;
         let answer = link.ask(0, call("any"), false).await;
@@ -476,5 +500,104 @@ mod tests {
             "{answer:?}"
         );
         assert!(link.is_silent());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_node_is_probed_once_however_many_ask() {
+        let at = listener("127.0.0.1:0").await;
+        let address = at.local_addr().expect("bound").to_string();
+        let (_node, mut requests) = two(at).await;
+        let link = link_to(&address).await;
+        // From then on there is a connection.
+        let asked = link.clone();
+        let first = tokio::spawn(async move { asked.ask(0, call("first"), true).await });
+        let (request, answer) = requests.recv().await.expect("asked");
+        answer.send(called(request.id, b"")).expect("awaited");
+        assert!(first.await.expect("ends").is_ok());
+        link.probe();
+        let (probe, _answer) = requests.recv().await.expect("asked");
+        assert_eq!(probe.body, Some(call("")));
+        link.probe();
+        let asked = link.clone();
+        tokio::spawn(async move { asked.ask(0, call("next"), true).await });
+        let (next, _answer) = requests.recv().await.expect("asked");
+        assert_eq!(next.body, Some(call("next")));
+    }
+
+    /// Each of its tasks waits for the test, so that it reads nothing either.
+    struct Stopped(Mutex<std::sync::mpsc::Receiver<()>>);
+
+    impl RequestHandler for Stopped {
+        fn answer(&self, _: NodeId, _: proto::Request) -> BoxFuture<'static, proto::Response> {
+            let test = self.0.lock().expect("no panic");
+            test.recv().expect_err("the test says nothing and ends");
+            Box::pin(std::future::pending())
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn silence_is_noticed_while_a_write_waits_for_it() {
+        let at = listener("127.0.0.1:0").await;
+        let address = at.local_addr().expect("bound").to_string();
+        let (_test, said) = std::sync::mpsc::channel();
+        let stopped = Arc::new(Stopped(Mutex::new(said)));
+        let _node = transport(2, at, Vec::new(), Some(stopped)).await;
+        let link = link_to(&address).await;
+        // More than the buffers of any kernel take.
+        let body = Bytes::from(vec![0; 12 << 20]);
+        let mut answers = Vec::new();
+        for _ in 0..8 {
+            let (answer, answered) = oneshot::channel();
+            answers.push(answered);
+            let call = proto::Call {
+                body: body.clone(),
+                ..Default::default()
+            };
+            let (group, body) = (0, request::Body::Call(call));
+            let asked = link
+                .requests
+                .send(Asked {
+                    group,
+                    body,
+                    answer,
+                })
+                .await;
+            assert!(asked.is_ok(), "the link is there");
+        }
+        let answer = link.ask(0, call("any"), false).await;
+        assert_eq!(answer, Err(LinkError::Silent));
+        assert!(link.is_silent());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_answer_that_no_frame_holds_is_an_error_and_the_others_are_answered() {
+        let at = listener("127.0.0.1:0").await;
+        let address = at.local_addr().expect("bound").to_string();
+        let (_node, mut requests) = two(at).await;
+        let link = link_to(&address).await;
+        let asked = link.clone();
+        let other = tokio::spawn(async move { asked.ask(0, call("other"), true).await });
+        let (second, answer_second) = requests.recv().await.expect("asked");
+        let asked = link.clone();
+        let large = tokio::spawn(async move { asked.ask(0, call("large"), true).await });
+        let (first, answer_first) = requests.recv().await.expect("asked");
+        let body = Bytes::from(vec![0; MAX_CLIENT_FRAME]);
+        let called = |id, body| proto::Response {
+            id,
+            body: Some(response::Body::Called(proto::Called { body })),
+            leader: 3,
+        };
+        answer_first.send(called(first.id, body)).expect("awaited");
+        let refused = large.await.expect("ends").expect("an answer");
+        assert_eq!((refused.id, refused.leader), (first.id, 3));
+        let Some(response::Body::Error(error)) = refused.body else {
+            panic!("{refused:?}");
+        };
+        assert_eq!(error.code, "too-large");
+        assert!(error.unknown, "it was carried out");
+        answer_second
+            .send(called(second.id, Bytes::new()))
+            .expect("awaited");
+        assert!(other.await.expect("ends").is_ok());
     }
 }

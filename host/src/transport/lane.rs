@@ -21,14 +21,12 @@ use super::connection::{Connection, FrameReader, FrameWriter};
 use super::handshake::HandshakeError;
 use super::stats::add;
 use super::tcp::{Shared, report};
-use crate::clock::sleep;
+use crate::clock::{doubled, sleep};
 use crate::memory::empty;
 
-/// First pause after a failed dial, and before a lost connection is dialled again.
-const BACKOFF_FIRST: Duration = Duration::from_millis(50);
-
-/// Longest pause; a node that comes back is found within it.
-const BACKOFF_LONGEST: Duration = Duration::from_secs(2);
+/// First pause after a failed dial, and before a lost connection is dialled again; and the longest, within which a node that
+/// comes back is found.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
 /// Queued batches are written together up to about this size: one system call for many, and yet never much that is on
 /// its way and no longer in the queue.
@@ -261,8 +259,7 @@ impl Lane {
     /// Doubles with each failure. The jitter, a quarter at most, is a pure function of who dials whom: it is there so
     /// that many nodes do not dial one that comes back in the same moment.
     fn backoff(&self, from: NodeId, failures: u32) -> Duration {
-        let doubled = BACKOFF_FIRST * 2_u32.pow(failures.saturating_sub(1).min(16));
-        let pause = doubled.min(BACKOFF_LONGEST);
+        let pause = doubled(BACKOFF, failures);
         let mixed = [from.0, self.to.0, self.priority as u64, failures.into()]
             .into_iter()
             .fold(0_u64, |mixed, part| {

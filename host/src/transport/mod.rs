@@ -23,7 +23,7 @@ use skep_log::{SnapshotFile, SnapshotReceiver};
 pub(crate) use connection::{FrameReader, FrameWriter};
 pub use handshake::{PeerCheck, PeerRefused};
 pub use requests::RequestHandler;
-pub(crate) use requests::size as size_of_request;
+pub(crate) use requests::{fitting, size as size_of_request};
 pub use stats::{LaneStats, TransportStats};
 pub use tcp::{TcpConfig, TcpLimits, TcpTransport, TransportError};
 

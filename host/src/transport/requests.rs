@@ -5,16 +5,18 @@ use bytes::BytesMut;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
+use prost::Message as _;
 use skep_core::id::NodeId;
 use skep_wire::codec::Encoder;
 use skep_wire::peer::frame;
-use skep_wire::proto::{self, peer_frame, request};
+use skep_wire::proto::{self, peer_frame, request, response};
 use skep_wire::{MAX_CHUNK, MAX_CLIENT_FRAME, WireError};
 use tokio_util::sync::CancellationToken;
 
 use super::connection::Connection;
 use super::stats::add;
 use super::tcp::Shared;
+use crate::memory::{KEPT_BY_CLIENT, empty};
 
 /// Requests of one node in flight; above it nothing more is read until some are answered.
 const IN_FLIGHT: usize = 1024;
@@ -22,6 +24,8 @@ const IN_FLIGHT: usize = 1024;
 const IN_FLIGHT_BYTES: usize = 32 << 20;
 /// Answers are gathered up to this many bytes before they are written.
 const WRITE_BYTES: usize = 256 << 10;
+/// What a frame has around its answer, at most.
+const ENVELOPE: usize = 64;
 
 /// Answers what other nodes ask.
 ///
@@ -86,7 +90,7 @@ async fn answer_all(
                     let size = size(&request);
                     bytes += size;
                     let answer = handler.answer(from, request);
-                    in_flight.push(async move { (answer.await, size) });
+                    in_flight.push(async move { (fitting(answer.await), size) });
                 }
                 // Whether this node is there at all, which its requests that take long do not tell.
                 Some(peer_frame::Body::Ping(nothing)) => {
@@ -103,8 +107,34 @@ async fn answer_all(
         }
         if !output.is_empty() {
             writer.send_encoded(&output).await?;
-            output.clear();
+            empty(&mut output, KEPT_BY_CLIENT);
         }
+    }
+}
+
+/// The answer, or in the place of one that no frame holds an error that says so: the connection has others to carry.
+pub(crate) fn fitting(response: proto::Response) -> proto::Response {
+    let (bytes, most) = (response.encoded_len(), MAX_CLIENT_FRAME - ENVELOPE);
+    if bytes <= most {
+        return response;
+    }
+    let changes_nothing = matches!(
+        response.body,
+        Some(response::Body::Answered(_) | response::Body::ComponentChunk(_))
+    );
+    let message = format!(
+        "the answer has {bytes} bytes, and one over this protocol at most {most}; ask for less at a time, or over HTTP at a node that hosts the group"
+    );
+    let error = proto::Error {
+        code: "too-large".to_owned(),
+        message,
+        // The request was carried out.
+        unknown: !changes_nothing,
+        ..Default::default()
+    };
+    proto::Response {
+        body: Some(response::Body::Error(error)),
+        ..response
     }
 }
 

@@ -12,7 +12,7 @@ use skep_core::outcome::{EntryContext, GuestFault};
 use skep_machine::state_machine::{MachineError, StateMachine};
 
 use super::calls::{Failed, Machine, failed};
-use super::{Actor, Running};
+use super::{Actor, Running, memory};
 use crate::exchange::Exchange;
 
 /// Pause before a machine that could not be made is asked for again.
@@ -48,7 +48,7 @@ impl Actor {
         deployment: &Deployment,
     ) -> Result<Result<Box<dyn StateMachine>, MachineError>, Failed> {
         loop {
-            match exchange.factory.make(deployment) {
+            match exchange.factory.make_again(deployment) {
                 Err(MachineError::Local { reason, .. }) => {
                     let (group, name) = (self.owner.key.group, &self.owner.name);
                     tracing::warn!(group, name, component = %deployment.component, reason, "the group waits for its machine");
@@ -267,10 +267,8 @@ fn save(machine: &mut Machine, successor: &mut Successor) -> Result<Bytes, Lack>
     if let Some(refusal @ Refusal::Save(_)) = successor.refusal {
         return Err(Lack::Refused(refusal, None));
     }
-    let mut saved = Vec::new();
-    machine
-        .machine
-        .save(&successor.context, &mut saved)
+    let saved = memory::saved(&mut *machine.machine, &successor.context)
+        .ok_or_else(|| Lack::Local("there is no memory for its state".into()))?
         .map_err(|error| Lack::of(error, Refusal::Save))?;
-    Ok(successor.saved.insert(saved.into()).clone())
+    Ok(successor.saved.insert(saved).clone())
 }

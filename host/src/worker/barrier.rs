@@ -1,13 +1,11 @@
 //! A barrier: the machine is saved, and restored from the bytes it wrote.
 
-use std::io::{self, Write};
-
 use bytes::Bytes;
 use skep_core::outcome::EntryContext;
 use skep_machine::state_machine::MachineError;
 
-use super::Owner;
 use super::calls::{Failed, Machine, failed};
+use super::{Owner, memory};
 use crate::clock::Stopwatch;
 
 /// Saves the machine and rebuilds it from the bytes, which are in memory: whether a disk takes them is another matter, and no
@@ -20,20 +18,16 @@ pub(super) fn pass(
 ) -> Result<Option<Bytes>, Failed> {
     let schema = machine.schema();
     let watch = Stopwatch::start();
-    let mut writer = Memory::default();
-    let saved = machine.machine.save(context, &mut writer);
-    if writer.is_exhausted {
+    let saved = memory::saved(&mut *machine.machine, context).ok_or_else(|| {
         let index = context.index;
-        return Err(Failed::local(format!(
-            "there is no memory for the snapshot at {index}"
-        )));
-    }
+        Failed::local(format!("there is no memory for the snapshot at {index}"))
+    })?;
     machine.applied = context.index;
-    if let Err(error) = saved {
-        return degraded(owner, context, error).map(|()| None);
-    }
+    let guest = match saved {
+        Ok(guest) => guest,
+        Err(error) => return degraded(owner, context, error).map(|()| None),
+    };
     let save = watch.elapsed();
-    let guest = Bytes::from(writer.bytes);
     if let Err(error) = machine.machine.restore(context, schema, guest.clone()) {
         return degraded(owner, context, error).map(|()| None);
     }
@@ -58,29 +52,5 @@ fn degraded(owner: &Owner, context: &EntryContext, error: MachineError) -> Resul
             Ok(())
         }
         error @ MachineError::Local { .. } => Err(failed(error)),
-    }
-}
-
-/// Takes what a machine saves. It notes a want of memory, which the machine might report as its own failure: what this node
-/// lacks is no outcome elsewhere.
-#[derive(Default)]
-struct Memory {
-    bytes: Vec<u8>,
-    is_exhausted: bool,
-}
-
-impl Write for Memory {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // A vector that grows by itself ends the process where there is no memory.
-        if self.bytes.try_reserve(bytes.len()).is_err() {
-            self.is_exhausted = true;
-            return Err(io::ErrorKind::OutOfMemory.into());
-        }
-        self.bytes.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }

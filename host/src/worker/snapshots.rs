@@ -67,7 +67,10 @@ impl Actor {
             };
             let mut queue = actor.lock();
             queue.settling -= 1;
-            queue.unwritten = unwritten.filter(|_| !queue.halted);
+            // A later barrier, or a restore, has taken its place meanwhile.
+            if queue.newest == index && !queue.halted {
+                queue.unwritten = unwritten;
+            }
             actor.results().settle(settled);
             actor.post();
             // For what had to wait.
@@ -143,16 +146,19 @@ impl Actor {
         });
     }
 
+    /// The machine goes on from another snapshot: nobody names one before that any more.
+    pub(super) fn supersede_unwritten(&self, by: LogIndex) {
+        let mut queue = self.lock();
+        queue.unwritten = None;
+        queue.newest = by;
+    }
+
     /// The guest's bytes of a snapshot, and their version. What the system has no room for now is asked for again; a file that
     /// is damaged or gone is the end of this start of the machine.
     pub(super) fn load(&self, snapshot: &SnapshotName) -> Result<(u32, Bytes), Failed> {
         let mut pause = WAIT.0;
         loop {
-            let loaded = self
-                .disk
-                .open_snapshot(self.owner.key, snapshot)
-                .and_then(|file| Ok((file.meta().schema, file.guest()?)));
-            match loaded {
+            match self.disk.read_snapshot(self.owner.key, snapshot) {
                 Err(error) if error.is_transient() => {
                     self.wait(pause, &format!("it waits for its snapshot: {error}"))?;
                     pause = (2 * pause).min(WAIT.1);

@@ -163,7 +163,7 @@ fn words(outcome: &Outcome) -> &str {
 /// C2 on replicas: the component is on no disk, and the entry is in the log all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_no_node_can_make_is_given_up_and_the_group_goes_on() {
-    let group = Upgradable::start(50).await;
+    let group = Upgradable::start(250).await;
     group.all_make(Makes::NothingYet);
     let given_up = group.activate(2).await;
     assert!(words(&given_up).contains("in time"), "{given_up:?}");

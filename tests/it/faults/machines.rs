@@ -1,13 +1,11 @@
 //! Disks that are full or fail, and clocks that jump.
 
-use std::io::{ErrorKind, Write};
-use std::path::{Path, PathBuf};
-
 use skep_client::{Client, GroupId};
 use skep_tests::cluster::{Cluster, Settings};
 use skep_tests::guests;
 use skep_tests::seed::Seed;
 use skep_tests::shim::Shim;
+use skep_tests::small_disk::{self, SmallDisk};
 
 use super::scenario::{Scenario, rounds, step};
 use crate::load::{propose, text};
@@ -16,7 +14,7 @@ use crate::load::{propose, text};
 const FILE_BYTES: u64 = 1 << 20;
 
 /// Size of the small disk: room for the components and for the log of one scenario.
-const DISK: &str = "size=512m";
+const DISK_BYTES: u64 = 512 << 20;
 
 /// A node whose files cannot grow says so, ends with exit code 1, and is well when there is room again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -33,7 +31,7 @@ async fn files_cannot_grow() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_disk_is_full() {
     let probe = tempfile::tempdir().expect("a directory");
-    if let Err(error) = Disk::mount(probe.path()) {
+    if let Err(error) = SmallDisk::mount(probe.path(), DISK_BYTES) {
         println!(
             "SKIPPED the disk is full: a small file system cannot be mounted here ({error}); `files_cannot_grow` covers \
              a log that cannot be written"
@@ -42,16 +40,14 @@ async fn the_disk_is_full() {
     }
     let scenario = Scenario::start_with("the disk is full", &Settings::default(), |cluster| {
         for id in cluster.ids() {
-            let disk = Disk::mount(&cluster.node(id).data()).expect("one more small disk");
+            let disk = SmallDisk::mount(&cluster.node(id).data(), DISK_BYTES);
+            let disk = disk.expect("one more small disk");
             cluster.keep(disk);
         }
     })
     .await;
-    let ballast = |cluster: &Cluster, id| cluster.node(id).data().join("ballast");
-    let breaks = |cluster: &mut Cluster, id| take_all(&ballast(cluster, id));
-    let mends = |cluster: &mut Cluster, id| {
-        std::fs::remove_file(ballast(cluster, id)).expect("the ballast is there");
-    };
+    let breaks = |cluster: &mut Cluster, id| small_disk::fill(&cluster.node(id).data());
+    let mends = |cluster: &mut Cluster, id| small_disk::clear(&cluster.node(id).data());
     one_after_the_other(scenario, "No space left on device", breaks, mends).await;
 }
 
@@ -187,71 +183,4 @@ async fn shimmed(name: &'static str) -> Option<(Scenario, Vec<Shim>)> {
         return None;
     }
     Some((scenario, shims))
-}
-
-/// A small file system. Unmounted when dropped.
-#[derive(Debug)]
-struct Disk {
-    at: PathBuf,
-}
-
-impl Disk {
-    #[cfg(target_os = "linux")]
-    fn mount(at: &Path) -> std::io::Result<Self> {
-        use std::ffi::CString;
-        use std::os::unix::ffi::OsStrExt;
-
-        std::fs::create_dir_all(at)?;
-        let path = CString::new(at.as_os_str().as_bytes())?;
-        let options = CString::new(DISK)?;
-        // SAFETY: four strings that end with a zero and outlive the call.
-        let mounted = unsafe {
-            libc::mount(
-                c"skep-test".as_ptr(),
-                path.as_ptr(),
-                c"tmpfs".as_ptr(),
-                0,
-                options.as_ptr().cast(),
-            )
-        };
-        match mounted {
-            0 => Ok(Self { at: at.to_owned() }),
-            _ => Err(std::io::Error::last_os_error()),
-        }
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    fn mount(_: &Path) -> std::io::Result<Self> {
-        Err(std::io::ErrorKind::Unsupported.into())
-    }
-}
-
-/// Fills the file system of this file with it.
-fn take_all(ballast: &Path) {
-    let mut file = std::fs::File::create(ballast).expect("a file on the small disk");
-    // Ever smaller pieces, until not even one byte fits.
-    let block = vec![0xaa; 64 << 10];
-    let mut piece = block.len();
-    while piece > 0 {
-        match file.write(&block[..piece]) {
-            Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::StorageFull => piece /= 2,
-            Err(error) => panic!("the small disk: {error}"),
-        }
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        #[cfg(target_os = "linux")]
-        {
-            use std::ffi::CString;
-            use std::os::unix::ffi::OsStrExt;
-            if let Ok(path) = CString::new(self.at.as_os_str().as_bytes()) {
-                // SAFETY: a string that ends with a zero. Detached, so that a process that is just being killed does
-                // not keep it.
-                unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
-            }
-        }
-    }
 }

@@ -192,20 +192,9 @@ impl Scenario {
             }
             let mut files = Vec::new();
             for id in members {
-                let prefix = format!("{}-", self.group);
-                let infix = format!("-{}-", indices[0]);
-                let snapshots = self.cluster.node(*id).data().join("snap");
-                let found = skep_tests::cluster::files(&snapshots)
-                    .into_iter()
-                    .map(|(path, _)| path)
-                    .find(|path| {
-                        let name = path.file_name().and_then(|name| name.to_str());
-                        name.is_some_and(|name| {
-                            name.starts_with(&prefix)
-                                && name.contains(&infix)
-                                && name.ends_with(".snap")
-                        })
-                    })
+                let found = self.cluster.node(*id).snapshots(self.group);
+                let found = found
+                    .get(&indices[0])
                     .ok_or_else(|| format!("node {id} has no file of it"))?;
                 files.push(std::fs::read(found).map_err(|error| error.to_string())?);
             }

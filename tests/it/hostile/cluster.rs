@@ -345,18 +345,11 @@ impl Group<'_> {
     /// The files of one barrier are the same to the byte.
     async fn same_snapshots(&self) {
         let index = self.snapshot().await;
-        let (prefix, infix) = (format!("{}-", self.group), format!("-{index}-"));
         let mut files = Vec::new();
         for id in &self.members {
-            let all = skep_tests::cluster::files(&self.cluster.node(*id).data().join("snap"));
-            let file = all.into_iter().map(|(path, _)| path).find(|path| {
-                let name = path
-                    .file_name()
-                    .and_then(|name| name.to_str())
-                    .unwrap_or_default();
-                name.starts_with(&prefix) && name.contains(&infix) && name.ends_with(".snap")
-            });
-            let file = file
+            let found = self.cluster.node(*id).snapshots(self.group);
+            let file = found
+                .get(&index)
                 .unwrap_or_else(|| panic!("{}: node {id} has no snapshot at {index}", self.guest));
             files.push(std::fs::read(file).expect("a snapshot can be read"));
         }

@@ -334,12 +334,12 @@ async fn same_snapshots(cluster: &Cluster, group: GroupId) {
                 if at.0 < index {
                     return Err(format!("the last one of node {id} is at {at}"));
                 }
-                let file = newest_snapshot(cluster, id);
+                let file = newest_snapshot(cluster, id, group);
                 newest.push(file.ok_or_else(|| format!("node {id} has no file"))?);
             }
-            let names: Vec<_> = newest.iter().map(|(name, _)| name).collect();
-            if names.iter().any(|name| *name != names[0]) {
-                return Err(format!("{names:?}"));
+            let indices: Vec<_> = newest.iter().map(|(index, _)| index).collect();
+            if indices.iter().any(|index| *index != indices[0]) {
+                return Err(format!("{indices:?}"));
             }
             compared = Some(newest);
             Ok(())
@@ -347,32 +347,21 @@ async fn same_snapshots(cluster: &Cluster, group: GroupId) {
     )
     .await;
     let snapshots = compared.expect("they were found");
-    let (name, bytes) = &snapshots[0];
+    let (index, bytes) = &snapshots[0];
     let kept = bytes.windows(6).filter(|six| six == b"order=").count();
-    assert_eq!(kept, TICKS, "answers in {name}");
+    assert_eq!(kept, TICKS, "answers in the snapshot at {index}");
     for (id, (_, same)) in (1..).zip(&snapshots) {
-        assert!(same == bytes, "{name} on node {id} differs from node 1's");
+        assert!(
+            same == bytes,
+            "the snapshot at {index} on node {id} differs from node 1's"
+        );
     }
 }
 
-/// The last snapshot file of the one group on a node: a name is the group, its life, the index and the term. A file may be
-/// deleted at any moment.
-fn newest_snapshot(cluster: &Cluster, id: u64) -> Option<(String, Vec<u8>)> {
-    let dir = cluster.node(id).data().join("snap");
-    std::fs::read_dir(dir)
-        .ok()?
-        .filter_map(|entry| {
-            let path = entry.ok()?.path();
-            let name = path.file_name()?.to_str()?.to_owned();
-            let numbers = name
-                .strip_suffix(".snap")?
-                .split('-')
-                .map(str::parse::<u64>);
-            let place = numbers.collect::<Result<Vec<_>, _>>().ok()?;
-            Some((place, name, path))
-        })
-        .max()
-        .and_then(|(_, name, path)| Some((name, std::fs::read(path).ok()?)))
+/// The last snapshot of a group on a node, and its index. Its file may be deleted at any moment.
+fn newest_snapshot(cluster: &Cluster, id: u64, group: GroupId) -> Option<(u64, Vec<u8>)> {
+    let (index, path) = cluster.node(id).snapshots(group).pop_last()?;
+    Some((index, std::fs::read(path).ok()?))
 }
 
 /// A group of a hostile component on all nodes.

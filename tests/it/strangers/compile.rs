@@ -1,6 +1,5 @@
 //! No component holds a thread or the memory of a node that compiles it.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,33 +8,15 @@ use skep_client::{Client, ComponentId, GroupId};
 use skep_tests::bombs;
 use skep_tests::clock::{Stopwatch, eventually};
 use skep_tests::cluster::{Cluster, Settings};
-use skep_tests::http::{self, Answer};
+use skep_tests::{http, process};
 
 use crate::load::{propose, text};
 
 /// How much more memory a node may hold while it has a bomb compiled, its compiler included.
 const MORE_BYTES: u64 = 300 << 20;
 
-/// One node, with these settings over the defaults.
-async fn node(limits: &[(&'static str, u64)]) -> Cluster {
-    let mut cluster = Cluster::prepare(&Settings {
-        nodes: 1,
-        ..Settings::default()
-    });
-    let environment = limits
-        .iter()
-        .map(|(name, value)| (*name, PathBuf::from(value.to_string())));
-    cluster.node_mut(1).environment.extend(environment);
-    cluster.start_all().await;
-    cluster
-}
-
-async fn put(http: String, component: Vec<u8>) -> Answer {
-    let path = format!("/v1/components/{}", ComponentId::of(&component));
-    http::request(&http, "PUT", &path, &[], &component)
-        .await
-        .unwrap_or_else(|error| panic!("{path}: {error}"))
-}
+/// Lets a compiler have so much memory that something else ends it.
+const MUCH_MEMORY: &str = "[limits]\ncompile_memory_bytes = 68719476736\n";
 
 /// The processes that compile for a process, with the bytes of memory that they hold.
 fn compilers(node: u32) -> Vec<(u32, u64)> {
@@ -45,13 +26,10 @@ fn compilers(node: u32) -> Vec<(u32, u64)> {
         // One that has ended meanwhile is none.
         let status = std::fs::read_to_string(format!("/proc/{id}/status")).ok()?;
         let line = std::fs::read(format!("/proc/{id}/cmdline")).ok()?;
-        let field = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-            line.split_whitespace().next()?.parse::<u64>().ok()
-        };
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
         let compiles = String::from_utf8_lossy(&line).contains("compile-child");
-        (compiles && field("PPid:")? == u64::from(node))
-            .then(|| (id, field("VmRSS:").unwrap_or(0) * 1024))
+        (compiles && parent.trim() == node.to_string())
+            .then(|| (id, process::resident_bytes(id).unwrap_or(0)))
     })
     .collect()
 }
@@ -75,8 +53,9 @@ impl Watch {
             let mut most = 0;
             while !stopped.load(Ordering::Relaxed) {
                 let of_compilers: u64 = compilers(node).iter().map(|(_, bytes)| bytes).sum();
-                most = most.max(resident(node) + of_compilers);
+                most = most.max(process::resident_bytes(node).expect("it runs") + of_compilers);
                 looking.fetch_add(1, Ordering::Relaxed);
+                // It samples, and waits for nothing: no condition ends this, and a pause leaves the processors to the node.
                 std::thread::sleep(Duration::from_millis(2));
             }
             most
@@ -109,17 +88,10 @@ impl Watch {
     }
 }
 
-fn resident(process: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    kib.expect("a running process has memory") * 1024
-}
-
 /// H7: 100 KB took a node 20 s and 2.4 GB, 6.7 MB 44 s and 2.5 GB, each time that somebody asked, and at each restart.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_component_that_the_compiler_chokes_on_costs_a_node_little_and_only_once() {
-    let mut cluster = node(&[]).await;
+    let mut cluster = Cluster::start(&Settings::one_node("")).await;
     let group = cluster.create_kv(1, "neighbour", &[1]).await;
     let client = cluster.client().await;
     let before = cluster.resident_bytes(1);
@@ -131,7 +103,7 @@ async fn a_component_that_the_compiler_chokes_on_costs_a_node_little_and_only_on
         (small.clone(), true),
     ] {
         let watch = Watch::start(&cluster, client.clone(), group).await;
-        let answer = put(cluster.node(1).http.clone(), bomb).await;
+        let answer = cluster.put_component(1, &bomb).await;
         let (most, commands, longest) = watch.end().await;
         let seen = format!(
             "{} MiB more, {commands} commands, {longest:?}",
@@ -155,7 +127,7 @@ async fn a_component_that_the_compiler_chokes_on_costs_a_node_little_and_only_on
     }
     // It is known now, whoever asks, and after a restart too.
     for _ in 0..2 {
-        let answer = put(cluster.node(1).http.clone(), small.clone()).await;
+        let answer = cluster.put_component(1, &small).await;
         assert_eq!(answer.code(), "compile-too-costly", "{}", answer.text());
         cluster.kill(1);
         cluster.restart(1).await;
@@ -172,13 +144,12 @@ async fn a_component_that_the_compiler_chokes_on_costs_a_node_little_and_only_on
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_compiler_that_is_late_is_ended_and_others_are_compiled_after_it() {
-    let cluster = node(&[
-        ("SKEP_LIMITS__COMPILE_TIMEOUT_MS", 8000),
-        ("SKEP_LIMITS__COMPILE_MEMORY_BYTES", 64 << 30),
-    ])
+    let cluster = Cluster::start(&Settings::one_node(&format!(
+        "{MUCH_MEMORY}compile_timeout_ms = 8000\n"
+    )))
     .await;
     let node = cluster.process_id(1);
-    let late = put(cluster.node(1).http.clone(), bombs::phi(100_000, 500)).await;
+    let late = cluster.put_component(1, &bombs::phi(100_000, 500)).await;
     assert_eq!(
         (late.status, late.code().as_str()),
         (503, "compile-late"),
@@ -195,7 +166,7 @@ async fn a_compiler_that_is_late_is_ended_and_others_are_compiled_after_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_compiler_ends_with_its_node_however_that_ends() {
-    let mut cluster = node(&[("SKEP_LIMITS__COMPILE_MEMORY_BYTES", 64 << 30)]).await;
+    let mut cluster = Cluster::start(&Settings::one_node(MUCH_MEMORY)).await;
     for kill in [true, false] {
         let node = cluster.process_id(1);
         let (http, bomb) = (

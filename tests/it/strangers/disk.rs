@@ -1,8 +1,6 @@
 //! What strangers bring has its bounds, and a disk that is full does not take the node with it.
 
-use std::ffi::CString;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::json;
 use skep_client::{ComponentId, Consistency, GroupId};
@@ -11,19 +9,7 @@ use skep_tests::clock::eventually;
 use skep_tests::cluster::{Cluster, Settings};
 use skep_tests::http::Answer;
 use skep_tests::process;
-
-/// One node that does not run yet, with these settings over the defaults.
-fn node(limits: &[(&'static str, u64)]) -> Cluster {
-    let mut cluster = Cluster::prepare(&Settings {
-        nodes: 1,
-        ..Settings::default()
-    });
-    let environment = limits
-        .iter()
-        .map(|(name, value)| (*name, PathBuf::from(value.to_string())));
-    cluster.node_mut(1).environment.extend(environment);
-    cluster
-}
+use skep_tests::small_disk::{self, SmallDisk};
 
 /// The built-in machine under another name: a custom section of so many bytes says nothing.
 fn padded(bytes: usize, with: u8) -> Vec<u8> {
@@ -37,20 +23,19 @@ fn padded(bytes: usize, with: u8) -> Vec<u8> {
     [KV, &[0], &size, &[1, b'x'], &vec![with; bytes]].concat()
 }
 
-async fn put(cluster: &Cluster, component: &[u8]) -> Answer {
-    let path = format!("/v1/components/{}", ComponentId::of(component));
-    cluster.http(1, "PUT", &path, component).await
-}
-
 async fn create(cluster: &Cluster, name: &str, init: &str) -> Answer {
     let body = json!({"name": name, "init": init}).to_string();
     cluster.http(1, "POST", "/v1/groups", body).await
 }
 
 async fn put_value(cluster: &Cluster, group: GroupId, bytes: usize) -> Answer {
+    put_value_at(cluster, 1, group, bytes).await
+}
+
+async fn put_value_at(cluster: &Cluster, node: u64, group: GroupId, bytes: usize) -> Answer {
     let path = format!("/v1/groups/{group}/propose");
     let command = format!("put a {}", "v".repeat(bytes));
-    cluster.http(1, "POST", &path, command).await
+    cluster.http(node, "POST", &path, command).await
 }
 
 fn is_out_of(answer: &Answer, key: &str) {
@@ -66,8 +51,7 @@ fn is_out_of(answer: &Answer, key: &str) {
 /// M3: 16 uploads that nobody went on with kept everybody else from uploading until a restart.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn uploads_that_nobody_goes_on_with_do_not_keep_others_out() {
-    let mut cluster = node(&[]);
-    cluster.start_all().await;
+    let cluster = Cluster::start(&Settings::one_node("")).await;
     let client = cluster.client().await;
     for stranger in 0..16_u8 {
         let piece = json!({
@@ -106,18 +90,16 @@ async fn uploads_that_nobody_goes_on_with_do_not_keep_others_out() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn beyond_a_budget_nothing_is_proposed_and_the_key_is_named() {
     let kv = KV.len() as u64;
-    let mut cluster = node(&[
-        ("SKEP_LIMITS__COMPONENTS_TOTAL_BYTES", 2 * kv + 2000),
-        ("SKEP_LIMITS__GROUPS", 3),
-        ("SKEP_LIMITS__INIT_TOTAL_BYTES", 10),
-    ]);
-    cluster.start_all().await;
-    assert_eq!(put(&cluster, KV).await.status, 201);
-    assert_eq!(put(&cluster, &padded(1000, 1)).await.status, 201);
-    is_out_of(
-        &put(&cluster, &padded(1000, 2)).await,
-        "components_total_bytes",
-    );
+    let mut cluster = Cluster::start(&Settings::one_node(&format!(
+        "[limits]\ncomponents_total_bytes = {}\ngroups = 3\ninit_total_bytes = 10\n",
+        2 * kv + 2000
+    )))
+    .await;
+    assert_eq!(cluster.put_component(1, KV).await.status, 201);
+    let padding = cluster.put_component(1, &padded(1000, 1)).await;
+    assert_eq!(padding.status, 201);
+    let more = cluster.put_component(1, &padded(1000, 2)).await;
+    is_out_of(&more, "components_total_bytes");
     let client = cluster.client().await;
     let piece = json!({
         "id": ComponentId::of(b"another").to_string(),
@@ -129,7 +111,7 @@ async fn beyond_a_budget_nothing_is_proposed_and_the_key_is_named() {
     let refused = refused.expect_err("there is no room").to_string();
     assert!(refused.contains("components_total_bytes"), "{refused}");
     // What is here already takes no more.
-    assert_eq!(put(&cluster, KV).await.status, 201);
+    assert_eq!(cluster.put_component(1, KV).await.status, 201);
 
     // The built-in machine takes no `init`, so a group that is created with some has a problem, and is one.
     assert_eq!(create(&cluster, "a", "").await.status, 201);
@@ -179,19 +161,14 @@ async fn beyond_a_budget_nothing_is_proposed_and_the_key_is_named() {
 /// A disk that is kept free, whatever there is of it: so nothing that strangers bring is taken.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_below_its_reserve_takes_nothing_new() {
-    let mut cluster = node(&[]);
-    cluster.start_all().await;
+    let mut cluster = Cluster::start(&Settings::one_node("")).await;
     let group = cluster.create_kv(1, "old", &[1]).await;
     assert_eq!(put_value(&cluster, group, 1).await.status, 200);
     cluster.kill(1);
-    let key = (
-        "SKEP_LIMITS__DISK_RESERVE_BYTES",
-        PathBuf::from((1_u64 << 62).to_string()),
-    );
-    cluster.node_mut(1).environment.push(key);
+    cluster.set("SKEP_LIMITS__DISK_RESERVE_BYTES", 1 << 62);
     cluster.restart(1).await;
     let key = "disk_reserve_bytes";
-    is_out_of(&put(&cluster, &padded(10, 0)).await, key);
+    is_out_of(&cluster.put_component(1, &padded(10, 0)).await, key);
     is_out_of(&create(&cluster, "new", "").await, key);
     eventually("commands are refused", async || {
         let answer = put_value(&cluster, group, 1).await;
@@ -209,62 +186,22 @@ async fn a_disk_below_its_reserve_takes_nothing_new() {
     cluster.assert_no_panic();
 }
 
-/// A small disk of its own, until it is dropped.
-#[derive(Debug)]
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    /// Nothing where nobody may mount one: that takes root.
-    fn mount(at: &Path, bytes: u64) -> Option<Self> {
-        std::fs::create_dir_all(at).expect("a directory");
-        let text = |text: &str| CString::new(text).expect("text without zeros");
-        let path = text(at.to_str().expect("a plain name"));
-        let (kind, size) = (text("tmpfs"), text(&format!("size={bytes}")));
-        // SAFETY: all of these are texts that end with a zero and outlive the call.
-        let mounted = unsafe {
-            libc::mount(
-                kind.as_ptr(),
-                path.as_ptr(),
-                kind.as_ptr(),
-                0,
-                size.as_ptr().cast(),
-            )
-        };
-        (mounted == 0).then(|| Self(at.to_owned()))
-    }
-
-    /// Fills it to the last byte with a file.
-    fn fill(&self) -> PathBuf {
-        let path = self.0.join("ballast");
-        let mut file = std::fs::File::create(&path).expect("a file");
-        for block in [1 << 20, 4096, 1] {
-            let zeros = vec![0; block];
-            while file.write_all(&zeros).is_ok() {}
-        }
-        path
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let path = CString::new(self.0.to_str().expect("a plain name")).expect("no zeros");
-        // SAFETY: the path ends with a zero and outlives the call.
-        let unmounted = unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
-        assert_eq!(unmounted, 0, "{}", std::io::Error::last_os_error());
-    }
-}
-
 /// H6: seven uploads filled a disk of 220 MiB, the next command ended the node, and it could not start again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn uploads_and_commands_fill_no_disk_and_a_full_one_is_started_on_and_emptied() {
-    let mut cluster = node(&[("SKEP_LIMITS__DISK_RESERVE_BYTES", 64 << 20)]);
+    let mut cluster = Cluster::prepare(&Settings::one_node(
+        "[limits]\ndisk_reserve_bytes = 67108864\n",
+    ));
     let data = cluster.node(1).data();
-    let Some(disk) = SmallDisk::mount(&data, 220 << 20) else {
-        println!(
-            "no small disk without root: `a_disk_below_its_reserve_takes_nothing_new` tests what it can"
-        );
-        return;
-    };
+    match SmallDisk::mount(&data, 220 << 20) {
+        Ok(disk) => cluster.keep(disk),
+        Err(error) => {
+            println!(
+                "no small disk ({error}): `a_disk_below_its_reserve_takes_nothing_new` tests what it can"
+            );
+            return;
+        }
+    }
     cluster.start_all().await;
     let reserve = data.join("reserve");
     let is_kept = async |what: &str| {
@@ -278,7 +215,7 @@ async fn uploads_and_commands_fill_no_disk_and_a_full_one_is_started_on_and_empt
     let group = cluster.create_kv(1, "group", &[1]).await;
     let mut taken = 0;
     let refused = loop {
-        let answer = put(&cluster, &padded(20 << 20, taken)).await;
+        let answer = cluster.put_component(1, &padded(20 << 20, taken)).await;
         if answer.status != 201 {
             break answer;
         }
@@ -299,7 +236,7 @@ async fn uploads_and_commands_fill_no_disk_and_a_full_one_is_started_on_and_empt
     assert!(commands > 20, "{commands} commands");
 
     // Somebody else fills it. The node ends sooner or later, and begins again.
-    let ballast = disk.fill();
+    small_disk::fill(&data);
     cluster.kill(1);
     cluster.restart(1).await;
     let log = cluster.node(1).log();
@@ -312,11 +249,57 @@ async fn uploads_and_commands_fill_no_disk_and_a_full_one_is_started_on_and_empt
     assert_eq!(collected.status, 200, "{}", collected.text());
     let collected = collected.json().as_array().expect("a list").len();
     assert!(collected >= usize::from(taken), "{collected} of {taken}");
-    std::fs::remove_file(ballast).expect("the ballast");
+    small_disk::clear(&data);
     is_kept("the reserve is made again").await;
-    assert_eq!(put(&cluster, &padded(20 << 20, 100)).await.status, 201);
+    let again = cluster.put_component(1, &padded(20 << 20, 100)).await;
+    assert_eq!(again.status, 201, "{}", again.text());
     let group = cluster.create_kv(1, "another", &[1]).await;
     assert_eq!(put_value(&cluster, group, 1).await.status, 200);
     cluster.assert_no_panic();
-    cluster.keep(disk);
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_disk_is_nearly_full_has_others_lead() {
+    let mut cluster = Cluster::prepare(&Settings::default());
+    let reserve = PathBuf::from((64_u64 << 20).to_string());
+    let first = cluster.node_mut(1);
+    first
+        .environment
+        .push(("SKEP_LIMITS__DISK_RESERVE_BYTES", reserve));
+    let data = first.data();
+    match SmallDisk::mount(&data, 220 << 20) {
+        Ok(disk) => cluster.keep(disk),
+        Err(error) => {
+            println!("no small disk ({error}): nothing is tested");
+            return;
+        }
+    }
+    cluster.start_all().await;
+    let group = cluster.create_kv(1, "group", &[1, 2, 3]).await;
+    eventually("node 1 leads", async || {
+        let path = format!("/v1/groups/{group}/transfer");
+        cluster.http(1, "POST", &path, r#"{"node": 1}"#).await;
+        match cluster.leader(group).await {
+            1 => Ok(()),
+            other => Err(format!("node {other} leads")),
+        }
+    })
+    .await;
+    assert_eq!(put_value(&cluster, group, 1).await.status, 200);
+
+    // Less than a quarter of the reserve, and enough to follow.
+    small_disk::fill_but(&data, 12 << 20);
+    eventually("another node leads", async || {
+        match cluster.leader(group).await {
+            1 => Err("node 1 leads".to_owned()),
+            _ => Ok(()),
+        }
+    })
+    .await;
+    is_out_of(&put_value(&cluster, group, 1).await, "disk_reserve_bytes");
+    assert_eq!(put_value_at(&cluster, 2, group, 1).await.status, 200);
+    cluster.caught_up(group, &[1, 2, 3]).await;
+    assert!(cluster.node_mut(1).is_running());
+    cluster.assert_no_panic();
 }

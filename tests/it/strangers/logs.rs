@@ -7,17 +7,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use bytes::BytesMut;
-use skep::{NodeId, Priority};
 use skep_client::GroupId;
-use skep_tests::clock::{PATIENCE, Stopwatch, eventually, until, within};
+use skep_tests::clock::{Stopwatch, eventually, until};
 use skep_tests::cluster::{Cluster, Settings};
-use skep_wire::codec::Encoder;
-use skep_wire::peer::{Hello, Purpose, frame};
-use skep_wire::proto::peer_frame;
-use skep_wire::{MAX_HELLO, PEER_PROTOCOL};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use skep_tests::forger::{Claim, Forger};
+use skep_wire::proto::Lane;
 
 use crate::load::propose;
 
@@ -178,13 +172,10 @@ async fn a_node_works_although_nobody_reads_its_log_lines() {
     a_node_works_although(Lines::Undrained).await;
 }
 
-/// The reader hung for a while: what did not fit is counted, and said as soon as lines are taken again.
+/// The reader hung for a while: lines that waited come as soon as it reads again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lines_go_on_when_they_are_read_again() {
-    let mut cluster = Cluster::prepare(&Settings {
-        nodes: 1,
-        ..Settings::default()
-    });
+    let mut cluster = Cluster::prepare(&Settings::one_node(""));
     let mut kept = start(&mut cluster, Lines::Undrained).await.expect("a pipe");
     cluster.create_kv(1, "late", &[1]).await;
     let reading = std::thread::spawn(move || {
@@ -198,14 +189,39 @@ async fn lines_go_on_when_they_are_read_again() {
     reading.join().expect("it was read");
 }
 
+/// Who started a node does not read what it says on stdout: it serves, and ends when it is told to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_serves_although_nobody_reads_that_it_is_ready() {
+    let mut cluster = Cluster::prepare(&Settings::one_node(""));
+    let path = cluster.node(1).home.join("stdout");
+    let _unread = pipe(&path);
+    fill(&path);
+    cluster.start_all().await;
+    until("the node has said that it is ready", || {
+        cluster.node(1).log().contains("node is ready")
+    })
+    .await;
+    let (status, _) = cluster.stop(1);
+    assert_eq!(status.code(), Some(0));
+}
+
+/// A node that cannot start says why where nobody reads, and ends all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_ends_although_nobody_reads_why() {
+    let mut cluster = Cluster::prepare(&Settings::one_node(""));
+    let path = cluster.node(1).home.join("stderr");
+    let _unread = pipe(&path);
+    fill(&path);
+    let node = cluster.node_mut(1);
+    (node.stderr, node.descriptors) = (Some(path), Some(256));
+    let (code, _) = cluster.refuses_to_start(1).await;
+    assert_eq!(code, Some(1));
+}
+
 /// Case 24: SIGHUP reads the configuration again, and no signal of users ends a node.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn signals_of_users_never_end_a_node() {
-    let mut cluster = Cluster::prepare(&Settings {
-        nodes: 1,
-        more: "[log]\nfilter = \"info\"\n".to_owned(),
-        ..Settings::default()
-    });
+    let mut cluster = Cluster::prepare(&Settings::one_node("[log]\nfilter = \"info\"\n"));
     // The environment would beat the configuration.
     cluster.node_mut(1).environment = vec![("SKEP_LOG", PathBuf::new())];
     cluster.start_all().await;
@@ -253,38 +269,19 @@ async fn signals_of_users_never_end_a_node() {
     assert_eq!(status.code(), Some(0));
 }
 
-/// Introduces itself to a node as one of another cluster; returns when it is refused.
-async fn hello(peer: &str, cluster: &str) {
-    let hello = Hello {
-        protocol: PEER_PROTOCOL,
-        cluster: cluster.to_owned(),
-        from: NodeId(2),
-        to: NodeId(1),
-        store: [7; 16],
-        purpose: Purpose::Lane(Priority::High),
-    };
-    let mut sent = BytesMut::new();
-    Encoder::new(MAX_HELLO)
-        .put(&frame(peer_frame::Body::Hello(hello.into())), &mut sent)
-        .expect("a small frame");
-    let mut stream = TcpStream::connect(peer).await.expect("it listens");
-    stream.write_all(&sent).await.expect("it reads");
-    let mut refusal = Vec::new();
-    let answered = within(PATIENCE, "a refusal", stream.read_to_end(&mut refusal)).await;
-    assert!(answered.expect("an answer") > 0);
-}
-
 /// M4: a stranger's first frame names a cluster with a line of its own and marks that turn what follows.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stranger_writes_no_log_lines() {
-    let cluster = Cluster::start(&Settings {
-        nodes: 1,
-        ..Settings::default()
-    })
-    .await;
+    let cluster = Cluster::start(&Settings::one_node("")).await;
     let forged =
         "x\n2026-01-01T00:00:00Z ERROR skep::router: the node has failed \u{202e}\u{1b}[2J";
-    hello(&cluster.node(1).peer, forged).await;
+    let claim = Claim {
+        cluster: forged.to_owned(),
+        node: 2,
+        store: [7; 16],
+    };
+    let refused = Forger::introduce(&cluster.node(1).peer, &claim, 1, Lane::High).await;
+    refused.expect_err("another cluster");
     until("the refusal is a line of the log", || {
         cluster.node(1).log().contains("was not accepted")
     })

@@ -2,51 +2,20 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use serde_json::json;
 use skep::GroupStatus;
-use skep_client::GroupId;
 use skep_core::status::Part;
-use skep_log::StoreId;
-use skep_tests::clock::{eventually, timeout};
+use skep_tests::clock::eventually;
 use skep_tests::cluster::{Cluster, Settings};
 use skep_tests::forger::{Claim, Forger, Message};
-use skep_tests::http;
-use skep_wire::codec::Encoder;
-use skep_wire::proto::{self, Lane, RaftKind, RefusalReason, client_frame, peer_message};
-use skep_wire::{CLIENT_PROTOCOL, MAX_CLIENT_FRAME};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use skep_tests::{http, silent};
+use skep_wire::proto::{self, Lane, RaftKind, RefusalReason, peer_message};
 
-use crate::load::{answer, propose, text};
+use super::{begun, goes_on, statuses};
 
 /// Further than any log goes.
 const FAR: u64 = 1 << 40;
-
-/// What a stranger gets to know over HTTP: the name of the cluster, and the store of each node.
-async fn claim(cluster: &Cluster, node: u64) -> Claim {
-    let status = cluster.http(1, "GET", "/v1/status", "").await.json();
-    let nodes = status["nodes"].as_array().expect("the nodes").clone();
-    let known = nodes
-        .iter()
-        .find(|known| known["id"].to_string().trim_matches('"') == node.to_string());
-    let store = known.and_then(|known| StoreId::parse(known["store"].as_str()?));
-    Claim {
-        cluster: status["cluster"].as_str().expect("a name").to_owned(),
-        node,
-        store: store.map_or([node as u8; 16], |store| store.0),
-    }
-}
-
-async fn statuses(cluster: &Cluster, group: GroupId) -> Vec<GroupStatus> {
-    let mut all = Vec::new();
-    for id in cluster.ids() {
-        let what = format!("the status at node {id}");
-        let status = eventually(&what, async || cluster.try_status(id, group).await);
-        all.push(status.await);
-    }
-    all
-}
 
 fn beat(term: u64, commit: u64) -> peer_message::Body {
     peer_message::Body::Raft(proto::RaftMessage {
@@ -57,37 +26,13 @@ fn beat(term: u64, commit: u64) -> peer_message::Body {
     })
 }
 
-/// All is as it was, on every node and without a restart: what was written is there, and more can be.
-async fn goes_on(cluster: &Cluster, group: GroupId) {
-    let client = cluster.client().await;
-    assert_eq!(answer(&client, group, "get kept").await, "before");
-    assert!(text(propose(&client, group, "put after all").await).starts_with("OK"));
-    cluster.caught_up(group, &cluster.ids()).await;
-    for status in statuses(cluster, group).await {
-        assert_eq!(status.halted, None);
-        assert_eq!(status.replica.members.len(), 3);
-    }
-    // The catalogue too.
-    let name = format!("more-{}", Instant::now().elapsed().as_nanos());
-    cluster.create_kv(1, &name, &[1, 2, 3]).await;
-}
-
-async fn begun() -> (Cluster, GroupId) {
-    let cluster = Cluster::start(&Settings::default()).await;
-    let group = cluster.create_kv(1, "victim", &[1, 2, 3]).await;
-    let client = cluster.client().await;
-    assert!(text(propose(&client, group, "put kept before").await).starts_with("OK"));
-    cluster.caught_up(group, &cluster.ids()).await;
-    (cluster, group)
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_that_nobody_named_are_refused_and_not_remembered() {
-    let (cluster, group) = begun().await;
+    let (cluster, group) = begun(&Settings::default()).await;
     for to in cluster.ids() {
         let address = cluster.node(to).peer.clone();
         for stranger in (4..40).chain([6, u64::MAX]) {
-            let claim = claim(&cluster, stranger).await;
+            let claim = Claim::of(&cluster, stranger).await;
             let refused = Forger::introduce(&address, &claim, to, Lane::High).await;
             let refusal = refused.expect_err("nobody named it");
             assert_eq!(refusal.reason(), RefusalReason::UnknownNode, "{refusal:?}");
@@ -95,7 +40,7 @@ async fn nodes_that_nobody_named_are_refused_and_not_remembered() {
         // And who does not know the name of the cluster does not learn it here.
         let elsewhere = Claim {
             cluster: "elsewhere".to_owned(),
-            ..claim(&cluster, 2).await
+            ..Claim::of(&cluster, 2).await
         };
         let refused = Forger::introduce(&address, &elsewhere, to, Lane::High).await;
         let refusal = refused.expect_err("another cluster");
@@ -118,7 +63,7 @@ async fn nodes_that_nobody_named_are_refused_and_not_remembered() {
 /// In the name of each node to each other one, with its store: what it says of the log and of the members is not believed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn forged_messages_of_known_nodes_delete_nothing_and_stop_nobody() {
-    let (cluster, group) = begun().await;
+    let (cluster, group) = begun(&Settings::default()).await;
     let all = statuses(&cluster, group).await;
     let term = all.iter().map(|status| status.replica.term.0).max();
     let term = term.expect("three of them");
@@ -139,7 +84,7 @@ async fn forged_messages_of_known_nodes_delete_nothing_and_stop_nobody() {
     };
     for (to, replica) in &places {
         for (node, spoken_for) in places.iter().filter(|(node, _)| node != to) {
-            let claim = claim(&cluster, *node).await;
+            let claim = Claim::of(&cluster, *node).await;
             let address = &cluster.node(*to).peer;
             let say = |group, incarnation, from, to, body| Message {
                 group,
@@ -200,7 +145,12 @@ async fn forged_messages_of_known_nodes_delete_nothing_and_stop_nobody() {
 /// Leaders are deposed, and entries come in, only by replicas from where the membership has them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_speaks_from_its_own_node_only() {
-    let (cluster, group) = begun().await;
+    // Nobody campaigns because the machine is busy: who leads must be the same afterwards.
+    let (cluster, group) = begun(&Settings {
+        election_ticks: 50,
+        ..Settings::default()
+    })
+    .await;
     let leader = cluster.leader(group).await;
     let all = statuses(&cluster, group).await;
     let of = |node: u64| {
@@ -213,7 +163,7 @@ async fn a_replica_speaks_from_its_own_node_only() {
         let (at, others) = (of(to), cluster.others(&[to]));
         let status = of(others[0]);
         // From the node of another replica than the one that is said to speak.
-        let claim = claim(&cluster, others[1]).await;
+        let claim = Claim::of(&cluster, others[1]).await;
         let entry = proto::Entry {
             term: before.replica.term.0,
             index: before.replica.last.0 + 1,
@@ -266,7 +216,7 @@ async fn a_replica_speaks_from_its_own_node_only() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_nodes_ask_of_each_other_is_refused_on_the_port_for_clients() {
-    let (cluster, group) = begun().await;
+    let (cluster, group) = begun(&Settings::default()).await;
     let client = cluster.client().await;
     let component = "ab".repeat(32);
     let activate = json!({
@@ -306,28 +256,16 @@ async fn what_nodes_ask_of_each_other_is_refused_on_the_port_for_clients() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn silent_clients_do_not_stop_what_nodes_ask_of_each_other() {
     const CONNECTIONS: usize = 8;
-    let mut cluster = Cluster::prepare(&Settings::default());
-    for id in cluster.ids() {
-        let path = cluster.node(id).config();
-        let config = std::fs::read_to_string(&path).expect("a configuration");
-        let limits = format!("[limits]\nclient_connections = {CONNECTIONS}\n\n{config}");
-        std::fs::write(&path, limits).expect("a configuration");
-    }
-    cluster.start_all().await;
+    let cluster = Cluster::start(&Settings {
+        more: format!("[limits]\nclient_connections = {CONNECTIONS}\n"),
+        ..Settings::default()
+    })
+    .await;
     let group = cluster.create_kv(1, "kv", &[1, 2]).await;
     let mut silent = Vec::new();
     for id in [1, 2] {
-        let mut welcomed = 0;
-        // Until the node takes no more.
-        while welcomed < CONNECTIONS {
-            let mut stream = TcpStream::connect(&cluster.node(id).client)
-                .await
-                .expect("it listens");
-            stream.write_all(&hello()).await.expect("it listens");
-            let mut answer = [0; 64];
-            let read = timeout(Duration::from_secs(10), stream.read(&mut answer));
-            welcomed += usize::from(matches!(read.await, Some(Ok(1..))));
-            silent.push(stream);
+        for _ in 0..CONNECTIONS {
+            silent.push(silent::client(&cluster.node(id).client).await);
         }
     }
     // Node 3 has no replica, so each of these is handed on.
@@ -340,21 +278,6 @@ async fn silent_clients_do_not_stop_what_nodes_ask_of_each_other() {
         assert_eq!((answer.status, answer.text().as_str()), (200, "v"));
     }
     drop(silent);
-}
-
-fn hello() -> BytesMut {
-    let hello = proto::ClientHello {
-        protocol: CLIENT_PROTOCOL,
-        cluster: String::new(),
-    };
-    let frame = proto::ClientFrame {
-        body: Some(client_frame::Body::Hello(hello)),
-    };
-    let mut output = BytesMut::new();
-    Encoder::new(MAX_CLIENT_FRAME)
-        .put(&frame, &mut output)
-        .expect("it fits");
-    output
 }
 
 /// One silent follower, the first of the members, made each request that was handed on take two seconds.

@@ -1,14 +1,12 @@
 //! Sessions: what strangers make a group keep, and what they can do to each other's.
 
-use std::path::Path;
-
 use skep_client::GroupId;
+use skep_core::allowance::{SESSIONS_AT_ONCE, SESSIONS_PER_SECOND};
 use skep_core::state::BYTES_MAX;
 use skep_core::status::Health;
-use skep_tests::clock::eventually;
+use skep_tests::clock::{Stopwatch, eventually};
 use skep_tests::cluster::{Cluster, Settings};
 use skep_tests::http::{self, Answer};
-use tokio::process::Command;
 use tokio::task::JoinSet;
 
 const PROPOSE: &str = "/v1/groups/kv/propose";
@@ -196,8 +194,14 @@ async fn many_commands_of_one_session_may_be_in_flight_over_http() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn strangers_take_no_session_away() {
     const OPENS: usize = 5000;
-    let cluster = Cluster::start(&Settings::default()).await;
+    // A new leader begins to count anew: this one leads to the end, however busy the machine is.
+    let cluster = Cluster::start(&Settings {
+        election_ticks: 50,
+        ..Settings::default()
+    })
+    .await;
     cluster.create_kv(1, "kv", &[1, 2, 3]).await;
+    let watch = Stopwatch::start();
     let victim = open(&cluster, 1).await;
     let address = cluster.node(2).http.clone();
     let first = send(address.clone(), victim.clone(), 1, 0, "incr n").await;
@@ -223,9 +227,16 @@ async fn strangers_take_no_session_away() {
         });
     }
     let opened = strangers.join_all().await.concat();
+    let seconds = watch.elapsed().as_secs() + 1;
     println!("{} of {OPENS} sessions were opened", opened.len());
     assert!(opened.len() > 1000, "some are opened at once");
     assert!(opened.len() < OPENS, "and no group opens any number");
+    let most = SESSIONS_AT_ONCE + SESSIONS_PER_SECOND * seconds;
+    assert!(
+        opened.len() as u64 <= most,
+        "{} within {seconds} s",
+        opened.len()
+    );
 
     // Whoever uses a session has it still.
     let again = send(address.clone(), victim.clone(), 1, 0, "incr n").await;
@@ -252,39 +263,5 @@ async fn strangers_take_no_session_away() {
                 "{guess}"
             );
         }
-    }
-}
-
-/// The lines of README that speak to a node, word for word.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn readmes_lines_with_curl_work() {
-    let cluster = Cluster::start(&Settings::default()).await;
-    cluster.create_kv(1, "kv", &[1, 2, 3]).await;
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
-    let readme = std::fs::read_to_string(&path).expect("README.md");
-    let lines: Vec<&str> = readme
-        .lines()
-        .filter(|line| line.starts_with("curl ") || line.starts_with("S=$(curl "))
-        .collect();
-    assert!(lines.len() >= 11, "{lines:?}");
-    let script = format!(
-        "set -euo pipefail\n\
-         curl() {{ command curl --silent --show-error --fail-with-body \"$@\"; echo; }}\n\
-         N=http://{}\n{}\n",
-        cluster.node(1).http,
-        lines
-            .join("\n")
-            .replace("127.0.0.1:7502", &cluster.node(2).http)
-    );
-    let output = Command::new("bash")
-        .args(["-c", &script])
-        .output()
-        .await
-        .expect("bash and curl, as README takes them for granted");
-    let told = String::from_utf8_lossy(&output.stdout);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{script}\n{told}\n{errors}");
-    for expected in ["OK 1", "hello, world", "\n1\n1\n"] {
-        assert!(told.contains(expected), "no {expected:?} in\n{told}");
     }
 }

@@ -281,3 +281,28 @@ fn a_real_disk_gives_the_same_as_the_model() {
     let (_, recovered) = open();
     assert_eq!(Some(&State::of(&recovered)), workload.states.last());
 }
+
+#[test]
+fn collection_waits_while_there_is_no_descriptor() {
+    let vfs = SimVfs::new(1);
+    let (mut log, _) = open(&vfs).expect("a new log");
+    let mut state = State::default();
+    let mut write = |log: &mut Log, record: Record| {
+        log.append(&record).expect("append");
+        log.sync().expect("sync");
+        state.apply(&record);
+    };
+    write(&mut log, entries(1, 1..=3, 50));
+    for index in 1..=100 {
+        write(&mut log, entries(4, index..=index, 100));
+        write(&mut log, compaction(4, index));
+    }
+    let before = log.stats().waits;
+    vfs.lack_descriptors(3);
+    let collected = log.collect(1 << 20).expect("the log goes on");
+    assert!(collected.copied_bytes > 0, "{collected:?}");
+    assert!(log.stats().waits > before);
+    write(&mut log, entries(1, 4..=4, 50));
+    drop(log);
+    assert_eq!(recovered(&vfs), state);
+}

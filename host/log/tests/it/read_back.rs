@@ -107,7 +107,10 @@ fn a_reader_beside_the_writer_gets_what_was_written_or_nothing() {
             log.stats()
         });
         let mut found = 0;
-        while !writer.is_finished() {
+        let mut ended = false;
+        while !ended {
+            // Once more after the end, however late this thread got to run.
+            ended = writer.is_finished();
             let last = durable.load(Ordering::Acquire);
             for first in (1..=last).step_by(37) {
                 let read = reader

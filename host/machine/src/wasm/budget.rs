@@ -1,7 +1,7 @@
 //! What the machines of one node may hold together: addresses, mappings and linear memory. A group's profile bounds one
 //! machine, the same on every replica; this bounds their sum, and is each node's own, so it never decides an outcome. It is
-//! looked at where something new is started (a machine, a reader, an upload that says what it is); what runs already goes on
-//! and is counted.
+//! looked at where something new is started (a machine, a reader, an upload that says what it is); what runs already, or did so
+//! before the node was restarted, goes on and is counted.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -85,12 +85,12 @@ pub struct OutOfBudget {
 
 /// What an instance is started for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Purpose {
+pub enum Purpose {
     /// A machine, a description or a trial that was not there before.
     New,
     /// Queries: whoever asks can ask elsewhere.
     Queries,
-    /// A machine that runs already: refusing it would stop its replica.
+    /// A machine of a replica that is here already, perhaps from before a restart: refusing it would stop the replica.
     Running,
 }
 
@@ -167,7 +167,7 @@ impl MachineBudget {
         Ok(())
     }
 
-    /// Takes what an instance needs from its start on. Two that start at once may pass the limit together, by one of them.
+    /// Takes what an instance needs from its start on. Those that start at once may pass the limit together.
     pub(super) fn take(
         self: &Arc<Self>,
         cost: Holdings,

@@ -316,13 +316,13 @@ impl Component {
             pre,
             exports,
         };
-        component.descriptor = component.describe()?;
+        component.descriptor = component.describe(engine.purpose())?;
         Ok(component)
     }
 
     /// Starts the component once, which also shows that its exports have the right types. On a thread of its own,
     /// because the caller's stack may be too small for a guest.
-    fn describe(&self) -> Result<Descriptor, ComponentError> {
+    fn describe(&self, purpose: Purpose) -> Result<Descriptor, ComponentError> {
         let profile = Profile {
             snapshot_fuel: SCRATCH_START_FUEL,
             ..Profile::default()
@@ -332,9 +332,8 @@ impl Component {
         let asked = || {
             let context = &Default::default();
             let ending = Ending::new(self.pre().engine());
-            let mut scratch =
-                Instance::new(self, &profile, context, &logbook, &ending, Purpose::New)
-                    .map_err(describe_error)?;
+            let mut scratch = Instance::new(self, &profile, context, &logbook, &ending, purpose)
+                .map_err(describe_error)?;
             scratch
                 .check_types()
                 .map_err(|error| ComponentError::Mismatch(format!("{error:#}")))?;

@@ -8,7 +8,7 @@ use wasmtime::{
     Config, Inlining, OperatorCost, OptLevel, Strategy, VariableOperatorCost, WasmBacktraceDetails,
 };
 
-use super::budget::{Holdings, MachineBudget};
+use super::budget::{Holdings, MachineBudget, Purpose};
 use super::component::ComponentError;
 use super::expansion::Size;
 
@@ -104,6 +104,8 @@ pub struct Engine {
     /// Which of the two.
     layout: Layout,
     budget: Arc<MachineBudget>,
+    /// What components are made for.
+    purpose: Purpose,
 }
 
 impl Engine {
@@ -128,7 +130,20 @@ impl Engine {
             compact: engine(Layout::COMPACT)?,
             layout: Layout::ROOMY,
             budget: MachineBudget::new(most),
+            purpose: Purpose::New,
         })
+    }
+
+    /// The same engine, for components that are made for this: each is started once, to describe itself.
+    pub fn made_for(&self, purpose: Purpose) -> Self {
+        Self {
+            purpose,
+            ..self.clone()
+        }
+    }
+
+    pub(super) fn purpose(&self) -> Purpose {
+        self.purpose
     }
 
     /// What its machines hold together, and may.

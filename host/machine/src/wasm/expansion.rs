@@ -66,6 +66,8 @@ struct Level {
     /// The memories of each module known here, by the module's index.
     modules: Vec<u64>,
     is_component: bool,
+    /// It instantiates modules of its own.
+    has_code: bool,
 }
 
 /// Why counting ended.
@@ -124,7 +126,10 @@ impl Expansion {
             Payload::MemorySection(memories) => level.size.memories = u64::from(memories.count()),
             Payload::InstanceSection(instances) if level.is_component => {
                 level.items(u64::from(instances.count()));
-                level.size.scopes = level.size.scopes.max(1);
+                // Components instantiated before are counted there already.
+                if !std::mem::replace(&mut level.has_code, true) {
+                    level.size.scopes = level.size.scopes.saturating_add(1);
+                }
                 for instance in instances.clone() {
                     if let Instance::Instantiate { module_index, .. } = instance? {
                         level.add(Size {
@@ -250,6 +255,25 @@ mod tests {
             (instance (instantiate $c)) (instance (instantiate $c)) (instance (instantiate $c)))";
         let size = count(text).unwrap();
         assert_eq!((size.memories, size.scopes), (4 + 3 * 2, 1 + 3));
+    }
+
+    #[test]
+    fn a_component_counts_whether_its_code_comes_before_its_children_or_behind_them() {
+        let tower = |of: fn(&str, &str) -> String| {
+            let code = "(core module $m) (core instance (instantiate $m)) (core instance (instantiate $m))";
+            (1..10).fold(format!("(component {code})"), |inner, _| {
+                let child = inner.replacen("(component", "(component $c", 1);
+                let child =
+                    format!("{child} (instance (instantiate $c)) (instance (instantiate $c))");
+                format!("(component {})", of(&child, code))
+            })
+        };
+        for text in [
+            tower(|child, code| format!("{child} {code}")),
+            tower(|child, code| format!("{code} {child}")),
+        ] {
+            assert_eq!(count(&text).unwrap().scopes, (1 << 10) - 1, "{text}");
+        }
     }
 
     fn tenfold(levels: usize) -> String {

@@ -111,7 +111,7 @@ pub(super) struct Limits {
     instances: usize,
     counters: usize,
     refused: bool,
-    /// As `refused`, of memory and in the present call.
+    /// As `refused`, of memory that the module may have, and in the present call.
     memory_refused: bool,
     /// What is this instance's of the node's budget.
     share: Share,
@@ -149,8 +149,8 @@ impl Limits {
         self.memory_refused = false;
     }
 
-    /// Whether more memory was refused in the present call. Every replica refuses alike: it depends on the profile and the
-    /// module only, never on what this node has.
+    /// Whether the profile refused memory in the present call that the module itself may have. Every replica refuses alike: it
+    /// depends on the profile and the module only, never on what this node has.
     pub(super) fn memory_refused(&self) -> bool {
         self.memory_refused
     }
@@ -171,7 +171,8 @@ impl ResourceLimiter for Limits {
     ) -> wasmtime::Result<bool> {
         let allowed = self.memory.grow(current, desired, maximum);
         self.refused |= !allowed;
-        self.memory_refused |= !allowed;
+        // Beyond what the module itself allows, or can address, no profile would help.
+        self.memory_refused |= !allowed && maximum.is_none_or(|most| desired <= most);
         if allowed {
             let more = desired.saturating_sub(current) as u64;
             self.share.grow(more).map_err(|error| Stop::Local {
@@ -268,6 +269,23 @@ mod tests {
         assert!(limits.memory_growing(0, 40, Some(40)).unwrap());
         assert!(!limits.memory_growing(40, 41, Some(40)).unwrap());
         assert!(limits.refused());
+    }
+
+    #[test]
+    fn only_what_the_profile_refuses_is_a_want_of_memory() {
+        let profile = Profile {
+            memory_bytes: 100,
+            ..Profile::default()
+        };
+        let mut limits = limits(&profile);
+        assert!(!limits.memory_growing(0, 120, Some(80)).unwrap());
+        assert!(limits.refused() && !limits.memory_refused());
+        assert!(!limits.memory_growing(0, 120, Some(120)).unwrap());
+        assert!(limits.memory_refused());
+        limits.enter();
+        assert!(!limits.memory_refused());
+        assert!(!limits.memory_growing(0, 120, None).unwrap());
+        assert!(limits.memory_refused());
     }
 
     #[test]

@@ -71,6 +71,21 @@ impl WasmMachine {
         genesis: EntryContext,
         label: MachineLabel,
     ) -> Result<Self, MachineError> {
+        Self::start(component, profile, genesis, label, Purpose::New)
+    }
+
+    /// As [`new`](Self::new), for this purpose: the machine of a replica that is here already is not refused for want of
+    /// budget.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn start(
+        component: Arc<Component>,
+        profile: Profile,
+        genesis: EntryContext,
+        label: MachineLabel,
+        purpose: Purpose,
+    ) -> Result<Self, MachineError> {
         let logbook = Arc::new(Logbook::new(label, profile.log_lines_per_second));
         let guest = Guest {
             ending: Ending::new(component.pre().engine()),
@@ -83,22 +98,16 @@ impl WasmMachine {
             snapshot: None,
         };
         let live = guest
-            .start(&base, false, Purpose::New)
+            .start(&base, false, purpose)
             .map_err(|failure| failure.into_error("instantiate"))?;
         Ok(Self {
             guest: Arc::new(guest),
             journal: Arc::new(Journal::new(base)),
+            memory_bytes: live.memory_bytes(),
             live: Some(live),
             saved: None,
             reader: None,
-            memory_bytes: 0,
-        }
-        .measured())
-    }
-
-    fn measured(mut self) -> Self {
-        self.measure();
-        self
+        })
     }
 
     fn measure(&mut self) {

@@ -29,7 +29,7 @@ mod reader;
 mod types;
 mod wasi;
 
-pub use budget::{Holdings, MachineBudget, OutOfBudget};
+pub use budget::{Holdings, MachineBudget, OutOfBudget, Purpose};
 pub use cache::{Cache, Refusal};
 pub use compiler::{Allowance, CompileError, Compiler, InProcess};
 pub use complexity::{MAX_FUNCTION_TARGETS, MAX_MERGES, MAX_TARGETS};
