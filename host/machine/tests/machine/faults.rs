@@ -285,18 +285,17 @@ fn memory_ends_where_the_profile_says() {
 
 #[test]
 fn a_component_that_does_not_fit_its_profile_does_not_start() {
-    let profile = skep_machine::wasm::Profile {
+    let profile = Profile {
         memory_bytes: 1 << 16,
         ..profile()
     };
-    let error =
-        skep_machine::wasm::WasmMachine::new(FULL.clone(), profile, context(0), Default::default())
-            .err()
-            .unwrap();
+    let error = WasmMachine::new(FULL.clone(), profile, context(0), Default::default())
+        .err()
+        .unwrap();
     assert!(
         matches!(
             error,
-            skep_machine::MachineError::Guest {
+            MachineError::Guest {
                 call: "instantiate",
                 fault: GuestFault::Limit,
                 ..
