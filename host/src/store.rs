@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use bytes::Bytes;
 use skep_core::healing::Parked;
 use skep_core::id::{GroupId, Incarnation, LogIndex, NodeId, ReplicaId};
 use skep_core::input::LogRead;
@@ -268,6 +269,16 @@ impl Disk {
         self.snapshots.open(key, &convert::mark(name))
     }
 
+    /// The guest's bytes of a snapshot, verified, and the version of their format.
+    pub(crate) fn read_snapshot(
+        &self,
+        key: GroupKey,
+        name: &SnapshotName,
+    ) -> Result<(u32, Bytes), LogError> {
+        let (meta, guest) = self.snapshots.read(key, &convert::mark(name))?;
+        Ok((meta.schema, guest))
+    }
+
     pub(crate) fn receive_snapshot(
         &self,
         key: GroupKey,
@@ -369,7 +380,6 @@ pub(crate) fn no_thread(what: &'static str) -> impl FnOnce(io::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use skep_core::id::Term;
     use skep_log::DiskVfs;
 
@@ -404,14 +414,15 @@ mod tests {
         drop(plenty.receive_snapshot(key(2), &name).unwrap());
         plenty.stop(true);
         let short = open(u64::MAX / 2);
-        let kept = short.snapshots.create(SnapshotMeta {
+        let kept = SnapshotMeta {
             key: key(1),
             position: LogPosition { index: 4, term: 1 },
             state: Bytes::new(),
             schema: 1,
             component: [0; 32],
-        });
-        kept.unwrap().finish().unwrap();
+        };
+        let kept = short.snapshots.seal(kept, Bytes::new()).unwrap();
+        kept.place().unwrap();
         let refused = short.receive_snapshot(key(2), &name).unwrap_err();
         assert_eq!(refused.code(), "disk-full", "{refused}");
         // What is here cannot do without.

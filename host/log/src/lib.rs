@@ -41,7 +41,7 @@ pub use recovery::{Recovered, RecoveredGroup};
 pub use sim::SimVfs;
 pub use snapshot::{
     MAX_STATE, SealedSnapshot, SnapshotFile, SnapshotMeta, SnapshotName, SnapshotReceiver,
-    SnapshotStore, SnapshotWriter,
+    SnapshotStore,
 };
 pub use stats::LogStats;
 pub use storage::{DiskStorage, OpenedStorage, open_storage, open_storage_with};

@@ -12,9 +12,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytes::Bytes;
 
+pub(crate) use self::file::buffer;
 pub use self::file::{MAX_STATE, SnapshotFile};
 use self::writer::Draft;
-pub use self::writer::{SealedSnapshot, SnapshotReceiver, SnapshotWriter};
+pub use self::writer::{SealedSnapshot, SnapshotReceiver};
 use crate::error::LogError;
 use crate::record::{GroupKey, LogPosition, SnapshotMark};
 use crate::vfs::Vfs;
@@ -76,34 +77,20 @@ impl SnapshotStore {
         })
     }
 
-    /// Begins a snapshot; the guest's bytes are written to the returned value. Nothing is on the disk before
-    /// [`SealedSnapshot::place`].
+    /// A snapshot of these bytes of a guest. Nothing is on the disk before [`SealedSnapshot::place`].
     ///
     /// # Errors
     /// [`LogError::SnapshotTooLarge`] if the host's section is.
-    pub fn create(&self, meta: SnapshotMeta) -> Result<SnapshotWriter, LogError> {
-        self.check_state(&meta)?;
-        Ok(SnapshotWriter::new(self.clone(), meta))
-    }
-
-    /// A snapshot whose guest's bytes are there already. Nothing is on the disk before [`SealedSnapshot::place`].
-    ///
-    /// # Errors
-    /// As [`SnapshotStore::create`].
     pub fn seal(&self, meta: SnapshotMeta, guest: Bytes) -> Result<SealedSnapshot, LogError> {
-        self.check_state(&meta)?;
-        Ok(SealedSnapshot::new(self.clone(), meta, guest))
-    }
-
-    fn check_state(&self, meta: &SnapshotMeta) -> Result<(), LogError> {
-        if meta.state.len() as u64 <= MAX_STATE {
-            return Ok(());
+        let size = meta.state.len() as u64;
+        if size > MAX_STATE {
+            return Err(LogError::SnapshotTooLarge {
+                file: self.path(meta.key, meta.position),
+                size,
+                limit: MAX_STATE,
+            });
         }
-        Err(LogError::SnapshotTooLarge {
-            file: self.path(meta.key, meta.position),
-            size: meta.state.len() as u64,
-            limit: MAX_STATE,
-        })
+        Ok(SealedSnapshot::new(self.clone(), meta, guest))
     }
 
     /// Opens a finished snapshot and verifies every byte of it against the mark.
@@ -114,6 +101,29 @@ impl SnapshotStore {
         let file = self.verify(&self.path(key, mark.position))?;
         file.check_is(key, mark)?;
         Ok(file)
+    }
+
+    /// Reads a finished snapshot and verifies every byte of it against the mark, in one pass: what it is of, and the guest's
+    /// bytes.
+    ///
+    /// # Errors
+    /// As [`SnapshotStore::open`].
+    pub fn read(
+        &self,
+        key: GroupKey,
+        mark: &SnapshotMark,
+    ) -> Result<(SnapshotMeta, Bytes), LogError> {
+        let path = self.path(key, mark.position);
+        let file = self.vfs.open(&path).map_err(LogError::io("read", &path))?;
+        let size = file.len().map_err(LogError::io("read", &path))?;
+        // Before there is memory for it.
+        if size != mark.size {
+            let reason = format!("it has {size} bytes and should have {}", mark.size);
+            return Err(LogError::bad_snapshot(&path, reason));
+        }
+        let (file, guest) = SnapshotFile::read(&path, file.into())?;
+        file.check_is(key, mark)?;
+        Ok((file.meta().clone(), guest))
     }
 
     /// Opens a snapshot file and verifies it against the digest in it.

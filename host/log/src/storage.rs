@@ -1,6 +1,5 @@
 //! One group's durable state in a directory of its own: the same log, for embedders that run a single group.
 
-use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,7 +8,7 @@ use crate::identity::Store;
 use crate::log::{Log, LogOptions};
 use crate::record::{Entry, GroupKey, HardState, LogPosition, Record};
 use crate::recovery::RecoveredGroup;
-use crate::snapshot::{SnapshotFile, SnapshotMeta, SnapshotName, SnapshotStore};
+use crate::snapshot::{SnapshotFile, SnapshotMeta, SnapshotName, SnapshotStore, buffer};
 use crate::vfs::{DiskVfs, Vfs};
 
 /// What [`open_storage`] found.
@@ -203,15 +202,14 @@ impl DiskStorage {
                 reason,
             });
         }
-        let mut writer = self.snapshots.create(SnapshotMeta {
+        let meta = SnapshotMeta {
             key: self.key,
             ..meta
-        })?;
-        writer.write_all(guest).map_err(LogError::io(
-            "write",
-            &self.snapshots.path(self.key, position),
-        ))?;
-        let file = writer.finish()?;
+        };
+        let path = self.snapshots.path(self.key, position);
+        let mut copy = buffer(guest.len() as u64).map_err(LogError::io("write", &path))?;
+        copy.extend_from_slice(guest);
+        let file = self.snapshots.seal(meta, copy.into())?.place()?;
         let record = Record {
             snapshot: Some(file.mark().clone()),
             truncated: reset.then_some(position),

@@ -158,11 +158,7 @@ impl Actor {
     pub(super) fn load(&self, snapshot: &SnapshotName) -> Result<(u32, Bytes), Failed> {
         let mut pause = WAIT.0;
         loop {
-            let loaded = self
-                .disk
-                .open_snapshot(self.owner.key, snapshot)
-                .and_then(|file| Ok((file.meta().schema, file.guest()?)));
-            match loaded {
+            match self.disk.read_snapshot(self.owner.key, snapshot) {
                 Err(error) if error.is_transient() => {
                     self.wait(pause, &format!("it waits for its snapshot: {error}"))?;
                     pause = (2 * pause).min(WAIT.1);

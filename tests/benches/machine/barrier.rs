@@ -111,9 +111,9 @@ fn barrier(
         component: [0; 32],
     };
     let watch = Stopwatch::start();
-    let mut writer = store.create(meta)?;
-    machine.save(&context(index), &mut writer)?;
-    let sealed = writer.seal();
+    let mut saved = Vec::new();
+    machine.save(&context(index), &mut saved)?;
+    let sealed = store.seal(meta, saved.into())?;
     let save = watch.elapsed();
     machine.restore(&context(index), schema, sealed.guest())?;
     let restore = watch.elapsed() - save;

@@ -53,7 +53,8 @@ impl SnapshotFile {
         &self.mark
     }
 
-    /// The guest's bytes, read into memory and verified once more: the file may have changed since it was opened.
+    /// The guest's bytes, read into memory and verified once more: the file may have changed since it was opened. Whoever
+    /// wants nothing else reads the file once, with [`SnapshotStore::read`](super::SnapshotStore::read).
     ///
     /// # Errors
     /// [`LogError::BadSnapshot`] if it has; [`LogError::Io`].
@@ -110,15 +111,34 @@ impl SnapshotFile {
 
     /// Reads the whole file, a piece at a time, and verifies it against the digest in it.
     pub(super) fn verify(path: &Path, file: Arc<dyn VfsFile>) -> Result<SnapshotFile, LogError> {
+        SnapshotFile::take_in(path, file, None)
+    }
+
+    /// As [`verify`](Self::verify), and keeps the guest's bytes.
+    pub(super) fn read(
+        path: &Path,
+        file: Arc<dyn VfsFile>,
+    ) -> Result<(SnapshotFile, Bytes), LogError> {
+        let mut guest = Vec::new();
+        let file = SnapshotFile::take_in(path, file, Some(&mut guest))?;
+        Ok((file, guest.into()))
+    }
+
+    /// The guest's bytes go to `guest`, if anybody wants them.
+    fn take_in(
+        path: &Path,
+        file: Arc<dyn VfsFile>,
+        mut guest: Option<&mut Vec<u8>>,
+    ) -> Result<SnapshotFile, LogError> {
         let size = file.len().map_err(LogError::io("read", path))?;
         if size < (HEADER + TRAILER) as u64 {
             return Err(bad(path, "it is too short to be a snapshot"));
         }
-        let covered = size - DIGEST as u64;
+        let end = size - TRAILER as u64;
         let head = Bytes::from(read(&*file, path, 0, HEADER as u64)?);
         let header = Header::parse(path, &head)?;
         // Of a version or with lengths that make no sense nothing is taken in; the digest says first what is wrong.
-        let room = covered - 8 - HEADER as u64;
+        let room = end - HEADER as u64;
         let state_len = match header.is_sound {
             true => header.state_len.min(MAX_STATE).min(room),
             false => 0,
@@ -127,20 +147,23 @@ impl SnapshotFile {
         let mut digest = Sha256::new();
         digest.update(&head);
         digest.update(&state);
-        let mut at = HEADER as u64 + state_len;
-        let mut last = Vec::new();
-        while at < covered {
-            let step = (covered - at).min(READ_STEP as u64);
-            let piece = read(&*file, path, at, step)?;
-            digest.update(&piece);
-            at += step;
-            // What ends the covered part: the length of the guest's section, perhaps in two pieces.
-            last.extend_from_slice(&piece[piece.len().saturating_sub(8)..]);
-            last.drain(..last.len().saturating_sub(8));
+        if let Some(guest) = &mut guest {
+            **guest = buffer(room - state_len).map_err(LogError::io("read", path))?;
         }
-        let found = read(&*file, path, covered, DIGEST as u64)?;
+        let mut at = HEADER as u64 + state_len;
+        while at < end {
+            let piece = read(&*file, path, at, (end - at).min(READ_STEP as u64))?;
+            digest.update(&piece);
+            at += piece.len() as u64;
+            if let Some(guest) = &mut guest {
+                guest.extend_from_slice(&piece);
+            }
+        }
+        let trailer = read(&*file, path, end, TRAILER as u64)?;
+        let (mut guest_len, found) = trailer.split_at(TRAILER - DIGEST);
+        digest.update(guest_len);
         let digest: [u8; DIGEST] = digest.finalize().into();
-        if digest[..] != found[..] {
+        if digest[..] != *found {
             return Err(bad(path, "its digest does not match its content"));
         }
         if header.version != FORMAT_VERSION {
@@ -153,7 +176,7 @@ impl SnapshotFile {
         if !header.is_sound {
             return Err(bad(path, "its header's checksum is wrong"));
         }
-        let guest_len = (&last[..]).get_u64_le();
+        let guest_len = guest_len.get_u64_le();
         if header.state_len != state_len || state_len.checked_add(guest_len) != Some(room) {
             return Err(bad(path, "its section lengths do not add up"));
         }
@@ -295,7 +318,7 @@ fn read(file: &dyn VfsFile, path: &Path, offset: u64, len: u64) -> Result<Vec<u8
 }
 
 /// Room for so many bytes; an error, and no end of the process, if there is none.
-pub(super) fn buffer(len: u64) -> std::io::Result<Vec<u8>> {
+pub(crate) fn buffer(len: u64) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let len = usize::try_from(len).map_err(|_| std::io::ErrorKind::OutOfMemory)?;
     bytes

@@ -16,55 +16,8 @@ use crate::vfs::{Vfs, VfsFile};
 /// Bytes are handed to the system in pieces of this size.
 const WRITE_STEP: usize = 1 << 20;
 
-/// Takes the guest's bytes of a new snapshot, into memory: a machine goes on from them at once, and a disk that cannot take
-/// them now may be asked again.
-#[derive(Debug)]
-pub struct SnapshotWriter {
-    store: SnapshotStore,
-    guest: Vec<u8>,
-    meta: SnapshotMeta,
-}
-
-impl SnapshotWriter {
-    pub(super) fn new(store: SnapshotStore, meta: SnapshotMeta) -> SnapshotWriter {
-        SnapshotWriter {
-            store,
-            guest: Vec::new(),
-            meta,
-        }
-    }
-
-    /// Makes the snapshot durable under its name: [`seal`](Self::seal) and [`SealedSnapshot::place`].
-    ///
-    /// # Errors
-    /// As [`SealedSnapshot::place`].
-    pub fn finish(self) -> Result<SnapshotFile, LogError> {
-        self.seal().place()
-    }
-
-    /// All bytes are there. The snapshot can be read from then on, and is on no disk yet.
-    pub fn seal(self) -> SealedSnapshot {
-        SealedSnapshot::new(self.store, self.meta, self.guest.into())
-    }
-}
-
-impl io::Write for SnapshotWriter {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        // A vector that grows by itself ends the process where there is no memory.
-        self.guest
-            .try_reserve(data.len())
-            .map_err(|_| io::ErrorKind::OutOfMemory)?;
-        self.guest.extend_from_slice(data);
-        Ok(data.len())
-    }
-
-    /// Does nothing: the bytes count when the snapshot is finished.
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// A snapshot that is whole and in memory.
+/// A snapshot that is whole and in memory: a machine goes on from it at once, and a disk that cannot take it now may be asked
+/// again.
 #[derive(Debug)]
 pub struct SealedSnapshot {
     store: SnapshotStore,

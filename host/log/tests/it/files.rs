@@ -1,6 +1,6 @@
 //! Snapshot files, the data directory's identity, and pinned peers.
 
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -31,15 +31,9 @@ fn meta(index: u64) -> SnapshotMeta {
 }
 
 fn save(store: &SnapshotStore, index: u64, guest: &[u8]) -> Result<SnapshotFile, LogError> {
-    let mut writer = store.create(meta(index))?;
-    for piece in guest.chunks(1000) {
-        writer.write_all(piece).map_err(|source| LogError::Io {
-            action: "write",
-            path: SNAP.into(),
-            source,
-        })?;
-    }
-    writer.finish()
+    store
+        .seal(meta(index), Bytes::copy_from_slice(guest))?
+        .place()
 }
 
 fn sample(len: usize) -> Vec<u8> {
@@ -54,6 +48,8 @@ fn a_snapshot_is_read_back_whole_on_a_real_disk() {
     for len in [0, 1, 3_000_000] {
         let guest = sample(len);
         let written = save(&store, len as u64 + 1, &guest).expect("it is written");
+        let at_once = store.read(key(1), written.mark()).expect("it is read");
+        assert_eq!(at_once, (meta(len as u64 + 1), guest.clone().into()));
         let read = store.open(key(1), written.mark()).expect("it is read");
         for file in [&written, &read] {
             assert_eq!(file.meta(), &meta(len as u64 + 1));
@@ -153,19 +149,21 @@ fn every_flipped_bit_and_every_cut_of_a_snapshot_is_noticed() {
         let mut damaged = content.clone();
         damaged[at / 8] ^= 1 << (at % 8);
         vfs.plant(file.path(), damaged);
-        assert_eq!(
-            store.verify(file.path()).expect_err("damaged").code(),
-            "snapshot-corrupt",
-            "bit {at}"
-        );
+        for error in [
+            store.verify(file.path()).expect_err("damaged"),
+            store.read(key(1), file.mark()).expect_err("damaged"),
+        ] {
+            assert_eq!(error.code(), "snapshot-corrupt", "bit {at}");
+        }
     }
     for len in 0..content.len() {
         vfs.plant(file.path(), content[..len].to_vec());
-        assert_eq!(
-            store.open(key(1), file.mark()).expect_err("cut").code(),
-            "snapshot-corrupt",
-            "length {len}"
-        );
+        for error in [
+            store.open(key(1), file.mark()).expect_err("cut"),
+            store.read(key(1), file.mark()).expect_err("cut"),
+        ] {
+            assert_eq!(error.code(), "snapshot-corrupt", "length {len}");
+        }
     }
 }
 

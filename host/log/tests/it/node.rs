@@ -1,7 +1,7 @@
 //! A node's whole data directory (identity, log, snapshot files, pins), a workload on it, and what it promised so far.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -522,17 +522,7 @@ fn save(node: &Node, key: GroupKey, position: LogPosition) -> Result<SnapshotFil
 
 fn written(store: &SnapshotStore, name: SnapshotName) -> Result<SnapshotFile, LogError> {
     let (meta, guest) = content(name);
-    let mut writer = store.create(meta)?;
-    write(&mut writer, &guest)?;
-    writer.finish()
-}
-
-fn write(writer: &mut impl Write, guest: &[u8]) -> Result<(), LogError> {
-    writer.write_all(guest).map_err(|source| LogError::Io {
-        action: "write",
-        path: DATA.into(),
-        source,
-    })
+    store.seal(meta, guest)?.place()
 }
 
 /// Takes the snapshot from another node, in chunks.

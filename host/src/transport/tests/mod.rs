@@ -3,7 +3,6 @@ mod lanes;
 mod snapshots;
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -298,10 +297,9 @@ fn snapshot_file(dir: &Path, bytes: usize) -> Arc<SnapshotFile> {
         schema: 1,
         component: [0; 32],
     };
-    let mut writer = snapshots(dir).create(meta).unwrap();
-    let pattern: Vec<u8> = (0..bytes).map(|at| (at % 251) as u8).collect();
-    writer.write_all(&pattern).unwrap();
-    Arc::new(writer.finish().unwrap())
+    let pattern: Bytes = (0..bytes).map(|at| (at % 251) as u8).collect();
+    let sealed = snapshots(dir).seal(meta, pattern).unwrap();
+    Arc::new(sealed.place().unwrap())
 }
 
 /// Sends until one arrives: what is sent while a peer is down is lost, by contract.

@@ -235,9 +235,8 @@ impl Replica {
             }
             Work::Restore { snapshot, .. } => {
                 self.successor = None;
-                let opened = snapshots.open(place.key, &convert::mark(&snapshot));
-                match opened.and_then(|file| file.guest()) {
-                    Ok(guest) => {
+                match snapshots.read(place.key, &convert::mark(&snapshot)) {
+                    Ok((_, guest)) => {
                         *machine = restored(place, snapshot.index, guest)?;
                         context
                             .checker
