@@ -438,11 +438,7 @@ async fn garbage_frames_close_their_connection_and_nothing_else() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_cluster_is_refused_at_both_doors() {
-    let cluster = Cluster::start(&Settings {
-        nodes: 1,
-        ..Settings::default()
-    })
-    .await;
+    let cluster = Cluster::start(&Settings::one_node("")).await;
     let group = cluster.create_kv(1, "kv", &[1]).await;
     let config = ClientConfig::new([cluster.node(1).client.clone()]);
     let config = ClientConfig {
@@ -494,10 +490,7 @@ async fn another_cluster_is_refused_at_both_doors() {
 /// A node keeps a request as long as its asker may wait; so nobody may say that he waits for weeks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deadline_of_weeks_is_refused() {
-    let settings = Settings {
-        nodes: 1,
-        ..Settings::default()
-    };
+    let settings = Settings::one_node("");
     let cluster = Cluster::start(&settings).await;
     let group = cluster.create_kv(1, "kv", &[1]).await;
     cluster.leader(group).await;

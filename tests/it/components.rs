@@ -151,11 +151,7 @@ fn wrong() -> Vec<(&'static str, Vec<u8>, &'static str, &'static str)> {
 
 #[tokio::test]
 async fn no_wrong_component_is_taken_in() {
-    let cluster = Cluster::start(&Settings {
-        nodes: 1,
-        ..Settings::default()
-    })
-    .await;
+    let cluster = Cluster::start(&Settings::one_node("")).await;
     for (what, bytes, code, word) in wrong() {
         let path = format!("/v1/components/{}", ComponentId::of(&bytes));
         let answer = cluster.http(1, "PUT", &path, &bytes).await;

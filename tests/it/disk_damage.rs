@@ -10,16 +10,9 @@ use skep_tests::process;
 
 use crate::load::{answer, propose, text};
 
-fn single() -> Settings {
-    Settings {
-        nodes: 1,
-        ..Settings::default()
-    }
-}
-
 /// A node that was stopped after it had acknowledged some commands.
 async fn used() -> Cluster {
-    let mut cluster = Cluster::start(&single()).await;
+    let mut cluster = Cluster::start(&Settings::one_node("")).await;
     let group = cluster.create_kv(1, "kv", &[1]).await;
     let client = cluster.client().await;
     for number in 0..200 {
@@ -140,7 +133,7 @@ async fn a_lost_log_is_not_a_new_one() {
 
 #[tokio::test]
 async fn a_data_dir_that_is_no_directory_is_named() {
-    let mut cluster = Cluster::prepare(&single());
+    let mut cluster = Cluster::prepare(&Settings::one_node(""));
     let data = cluster.node(1).data();
     std::fs::write(&data, "not a directory").expect("a file");
     refuses(&mut cluster, "log-io", data.to_str().expect("a plain name")).await;
@@ -164,7 +157,7 @@ async fn a_data_dir_of_another_node_or_cluster_is_refused() {
 
 #[tokio::test]
 async fn a_data_dir_in_use_is_left_alone() {
-    let cluster = Cluster::start(&single()).await;
+    let cluster = Cluster::start(&Settings::one_node("")).await;
     let config = cluster.node(1).config();
     let mut own = std::fs::read_to_string(&config).expect("a configuration");
     // The same node at other ports.
@@ -189,7 +182,7 @@ async fn a_data_dir_in_use_is_left_alone() {
 
 #[tokio::test]
 async fn a_busy_port_is_named_before_the_store_is_touched() {
-    let mut cluster = Cluster::prepare(&single());
+    let mut cluster = Cluster::prepare(&Settings::one_node(""));
     let node = cluster.node(1);
     for address in [node.peer.clone(), node.client.clone(), node.http.clone()] {
         let holder = TcpListener::bind(&address).expect("a free port");

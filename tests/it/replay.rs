@@ -59,11 +59,7 @@ fn commands(told: &Value) -> Vec<(String, String)> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_past_of_a_stopped_node_is_told_again_and_nothing_is_written() {
-    let mut cluster = Cluster::start(&Settings {
-        nodes: 1,
-        ..Settings::default()
-    })
-    .await;
+    let mut cluster = Cluster::start(&Settings::one_node("")).await;
     let group = cluster.create_kv(1, "kv", &[1]).await;
     let client = cluster.client().await;
     let mut expected = Vec::new();
@@ -140,11 +136,7 @@ async fn the_past_of_a_stopped_node_is_told_again_and_nothing_is_written() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_components_are_compared_and_the_first_difference_is_named() {
-    let mut cluster = Cluster::start(&Settings {
-        nodes: 1,
-        ..Settings::default()
-    })
-    .await;
+    let mut cluster = Cluster::start(&Settings::one_node("")).await;
     let group = cluster.create_from(1, "pairs", HIDDEN_STATE, &[1]).await;
     let client = cluster.client().await;
     for command in ["put a 1", "put b 2", "get a", "ping"] {
