@@ -34,7 +34,8 @@ const WINDOW_PART: u64 = 8;
 /// Bytes of a snapshot for which a member has a tick more: a tenth of what the transport sends.
 const SNAPSHOT_TICK_BYTES: u64 = 1 << 20;
 
-/// Snapshots that are sent to a member before it is left behind; one is needed, and another if the budget did not do.
+/// Snapshots that arrive at a member which needs yet another; then it is left behind. One is needed, and another if the budget did
+/// not do.
 const SNAPSHOTS_MAX: u32 = 3;
 
 /// A member that was left behind is tried again after so many times what it had, twice as many each time.
@@ -70,10 +71,15 @@ struct Behind {
     lacks: u64,
     /// The snapshot that is on its way to it.
     snapshot: Option<LogIndex>,
+    /// One was offered to it since the last that arrived.
+    is_offered: bool,
+    /// Snapshots that arrived.
     snapshots: u32,
     /// Bytes that it lacked at the least, and the tick since when it has not come nearer.
     least: u64,
     since: u64,
+    /// The tick since when it is behind.
+    begun: u64,
     /// Bytes that it lacked when this window of time began.
     before: u64,
 }
@@ -114,23 +120,34 @@ impl CatchUp {
             from,
             lacks,
             snapshot: None,
+            is_offered: false,
             snapshots: 0,
             least: lacks,
             since: ticks,
+            begun: ticks,
             before: lacks,
         });
-        let is_another = seen.snapshot.is_some() && behind.snapshot != seen.snapshot;
-        behind.snapshots += u32::from(is_another);
-        // While a snapshot is on its way more and more is lacking, and what counts is that it arrives.
-        let arrives = seen.snapshot.is_none() && behind.snapshot.is_some();
-        if is_another || arrives || lacks + behind.least / 32 < behind.least {
+        // While a snapshot is on its way more and more is lacking, and what counts is that it arrives. One that is refused again
+        // and again brings the member no nearer.
+        let is_on_its_way = seen.snapshot.is_some();
+        let is_first = is_on_its_way && !std::mem::replace(&mut behind.is_offered, true);
+        if is_first || lacks + behind.least / 32 < behind.least {
             behind.since = ticks;
         }
-        behind.least = match seen.snapshot.is_some() || arrives {
+        behind.least = match is_on_its_way {
             true => lacks,
             false => behind.least.min(lacks),
         };
         (behind.from, behind.lacks, behind.snapshot) = (from, lacks, seen.snapshot);
+    }
+
+    /// A snapshot has arrived at a member.
+    pub(crate) fn snapshot_arrived(&mut self, replica: ReplicaId, ticks: u64) {
+        if let Some(behind) = self.behind.get_mut(&replica) {
+            behind.snapshots += 1;
+            behind.is_offered = false;
+            behind.since = ticks;
+        }
     }
 }
 
@@ -279,8 +296,9 @@ impl Group {
         let size = self.snapshot_name().map_or(0, |name| name.size);
         let patience = u64::from(self.config.limits.catch_up_ticks);
         let patience = patience + size / SNAPSHOT_TICK_BYTES;
-        let is_late =
-            |behind: &Behind| ticks - behind.since > patience || behind.snapshots > SNAPSHOTS_MAX;
+        let needs_another =
+            |behind: &Behind| behind.snapshots >= SNAPSHOTS_MAX && behind.snapshot.is_some();
+        let is_late = |behind: &Behind| ticks - behind.since > patience || needs_another(behind);
         let late: Vec<_> = (self.catch_up.behind.iter())
             .filter(|(_, behind)| is_late(behind))
             .map(|(replica, _)| *replica)
@@ -305,8 +323,12 @@ impl Group {
     fn hold_back(&mut self) {
         let limits = &self.config.limits;
         let half = limits.log_retained_bytes / 2;
-        let mut is_due = false;
+        let (mut is_due, ticks) = (false, self.ticks);
         for behind in self.catch_up.behind.values_mut() {
+            // Of less than a whole window nothing can be said.
+            if ticks < behind.begun + WINDOW_TICKS {
+                continue;
+            }
             is_due |= match behind.snapshot {
                 // There must be something left to catch up with when it is restored.
                 Some(_) => behind.lacks > half,

@@ -118,7 +118,7 @@ impl Applying {
     }
 
     /// Where the commands that the machine answers came from, in the order of its answers, and how large they are.
-    fn sources(&self) -> impl Iterator<Item = (Option<&Asker>, SessionId, u64)> {
+    fn sources(&self) -> impl Iterator<Item = (Option<&Asker>, SessionId, u64)> + Clone {
         let plans = match &self.what {
             What::Commands { plans, .. } => &plans[..],
             _ => &[],

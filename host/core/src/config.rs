@@ -172,9 +172,10 @@ pub struct Limits {
     /// Ticks after which a leader gives up an activation for which no majority is ready.
     pub activation_ticks: u32,
     /// Bytes of log since the last snapshot that make the leader propose a barrier, at the least. Above it the bound is
-    /// four times the snapshot.
+    /// four times the snapshot. While barriers take long it may be twice the bound.
     pub barrier_log_bytes_min: u64,
-    /// The same, at the most: the machine keeps the commands since in memory.
+    /// The same, at the most, unless the snapshot is larger: then as many bytes as it has, up to four times this. The machine
+    /// keeps the commands since in memory.
     pub barrier_log_bytes_max: u64,
     /// Bytes of the newest entries that stay in memory when they are processed. Older ones are read back from the files
     /// of the log for members that lack them.

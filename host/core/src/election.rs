@@ -47,7 +47,7 @@ fn hash<const N: usize>(seed: u64, words: [u64; N]) -> u64 {
 }
 
 /// The finalizer of splitmix64.
-pub(crate) fn mix(word: u64) -> u64 {
+fn mix(word: u64) -> u64 {
     let mut word = word.wrapping_add(0x9e37_79b9_7f4a_7c15);
     word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -1,6 +1,5 @@
 //! Proposals of a follower's clients on their way to the leader, and their answers on the way back.
 
-use crate::election::mix;
 use crate::group::Group;
 use crate::id::{NodeId, ReplicaId};
 use crate::message::{Answer, Body, Forward};
@@ -39,7 +38,15 @@ impl Group {
         let Some(node) = self.node_of(leader) else {
             return;
         };
+        if self.proposals.queue.is_empty() {
+            return;
+        }
         let bytes_max = self.config.limits.entry_bytes;
+        // Tokens of another life of this replica are others, and tell nobody what else rests on its seed.
+        let first = match planted::has(Defect::TokensRepeat) {
+            true => 0,
+            false => self.secret(b"skep tokens", []),
+        };
         while !self.proposals.queue.is_empty() {
             let mut forwards = Vec::new();
             let mut bytes = 0;
@@ -61,10 +68,6 @@ impl Group {
                     continue;
                 }
                 self.proposals.forwards += 1;
-                let first = match planted::has(Defect::TokensRepeat) {
-                    true => 0,
-                    false => mix(self.config.seed),
-                };
                 let token = first.wrapping_add(self.proposals.forwards);
                 forwards.push(Forward {
                     token,

@@ -573,9 +573,13 @@ impl Group {
                 } else {
                     SnapshotStatus::Failure
                 };
-                if let Some(replica) = self.state.membership.replica_on(node)
-                    && let Some(Raft(raft)) = &mut self.raft
-                {
+                let Some(replica) = self.state.membership.replica_on(node) else {
+                    return;
+                };
+                if arrived {
+                    self.catch_up.snapshot_arrived(replica, self.ticks);
+                }
+                if let Some(Raft(raft)) = &mut self.raft {
                     raft.report_snapshot(replica.0, status);
                 }
             }

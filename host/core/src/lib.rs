@@ -62,6 +62,7 @@ mod reads;
 mod ready;
 mod removal;
 pub mod sessions;
+mod spacing;
 pub mod standing;
 pub mod state;
 pub mod status;

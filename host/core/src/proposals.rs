@@ -15,6 +15,7 @@ use crate::message::{Answer, Body};
 use crate::payload::{Barrier, Commands, Elected, Item, Kind, Pause, Payload};
 use crate::planted::{self, Defect};
 use crate::proposal::{Proposal, ProposalError, Response};
+use crate::spacing::Spacing;
 use crate::state::MEMBER_DATA_BYTES_MAX;
 use crate::suspects::Suspects;
 
@@ -27,14 +28,6 @@ const CHANGE_BYTES_MAX: u64 = MEMBER_DATA_BYTES_MAX as u64;
 
 /// A membership change may include a snapshot transfer; it is given this many times the deadline of a command.
 const CHANGE_DEADLINES: u64 = 12;
-
-/// Bytes of log between two barriers are as many as the snapshot has, but not more than this many times
-/// `Limits::barrier_log_bytes_max`: the machine keeps the commands in memory.
-const LARGE_STATE: u64 = 4;
-
-/// Between two barriers that the length of the log asks for there is this many times what the last one took, unless the log
-/// is twice as long by then.
-const REST: u64 = 4;
 
 /// Who waits for a proposal.
 #[derive(Debug, Clone)]
@@ -460,22 +453,11 @@ impl Group {
         due && self.since_barrier.proposed
     }
 
-    /// Whether so much was logged since the last barrier that another one is worth what it costs. The machine stands still for
-    /// it, so that barriers of a large state are further apart: by bytes of log, and by the time that the last one took.
+    /// Whether so much was logged since the last barrier that another one is worth what it costs.
     fn log_is_long(&self) -> bool {
-        let limits = &self.config.limits;
-        let since = &self.since_barrier;
         let size = self.snapshot_name().map_or(0, |name| name.size);
-        let most = limits.barrier_log_bytes_max;
-        let most = size.clamp(most, most.saturating_mul(LARGE_STATE));
-        let bytes_max = (4 * size).clamp(limits.barrier_log_bytes_min.min(most), most);
-        let entries_max = self.config.snapshot_entries;
-        let long = |times| {
-            since.bytes >= bytes_max.saturating_mul(times)
-                || since.entries >= entries_max.saturating_mul(times)
-        };
-        let has_rested = self.ticks >= since.began + REST * since.took;
-        long(1) && has_rested || long(2)
+        let spacing = Spacing::of(&self.config.limits, self.config.snapshot_entries, size);
+        spacing.is_reached(&self.since_barrier, self.ticks)
     }
 
     /// Who waits for a committed entry. If another entry was committed in its place, they are told.

@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 
 use crate::effect::{Effect, Work};
-use crate::election::mix;
 use crate::group::{Group, Raft};
 use crate::id::LogIndex;
 use crate::input::Waiter;
@@ -93,9 +92,8 @@ impl Group {
     fn begin_round(&mut self, queries: Vec<Asked>) {
         self.reads.next_round += 1;
         // Raft-rs swallows a context it has pending already, also one of a former life of this replica.
-        let id =
-            mix(self.config.seed
-                ^ mix(self.replica.0 ^ (self.reads.next_round << 20) ^ mix(self.now)));
+        let words = [self.replica.0, self.reads.next_round, self.now];
+        let id = self.secret(b"skep read", words);
         self.reads.rounds.push_back(Round {
             id,
             asked_at: self.ticks,

@@ -71,7 +71,8 @@ pub(crate) struct Standings {
     hinted: usize,
     /// Members that said that their machine is of use, and when.
     well: BTreeMap<ReplicaId, u64>,
-    /// The first message to a joiner, from a leader that has not confirmed yet that it was meant for this node.
+    /// The last message to a joiner, from a leader that has not confirmed yet that it was meant for this node. Another may take
+    /// its place before it does: then the leader sends it again.
     contact: Option<(NodeId, PeerMessage)>,
 }
 
@@ -90,17 +91,21 @@ impl Group {
 
     /// The number that a replica on a node is shown. A new one in each life of this replica.
     pub(crate) fn nonce(&self, replica: ReplicaId, node: NodeId) -> u64 {
+        self.secret(b"skep nonce", [replica.0, node.0])
+    }
+
+    /// A number for what is named by the label and the words. Another one in each life of this replica, and nobody can tell its
+    /// seed from it.
+    pub(crate) fn secret<const N: usize>(&self, label: &[u8], words: [u64; N]) -> u64 {
         let config = &self.config;
-        let words = [
+        let life = [
             config.seed,
             config.group.0,
             config.incarnation.0,
             config.node.0,
-            replica.0,
-            node.0,
         ];
-        let mut hash = Sha256::new_with_prefix(b"skep nonce");
-        for word in words {
+        let mut hash = Sha256::new_with_prefix(label);
+        for word in life.into_iter().chain(words) {
             hash.update(word.to_le_bytes());
         }
         let digest: [u8; 32] = hash.finalize().into();
@@ -198,15 +203,15 @@ impl Group {
     /// own for ever: it takes it only when the leader confirms that it was meant for this node.
     pub(crate) fn contacted(&mut self, node: NodeId, message: PeerMessage) {
         if let Body::Standing(standing) = message.body {
-            let is_answer = |(at, first): &mut (NodeId, PeerMessage)| {
-                *at == node && first.from == message.from && first.to == message.to
-            };
-            let Some((node, first)) = self.standings.contact.take_if(is_answer) else {
-                return;
-            };
-            if self.is_proved(message.from, node, standing.nonce) && standing.member {
-                self.take_name(first.to);
-                self.message(node, first);
+            let is_own = message.to > self.config.removed_through && standing.member;
+            if self.is_proved(message.from, node, standing.nonce) && is_own {
+                self.take_name(message.to);
+                let is_answered = |(at, first): &(NodeId, PeerMessage)| {
+                    *at == node && first.from == message.from && first.to == message.to
+                };
+                if let Some((node, first)) = self.standings.contact.take().filter(is_answered) {
+                    self.message(node, first);
+                }
             }
             return;
         }

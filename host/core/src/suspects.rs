@@ -193,7 +193,7 @@ impl Group {
         &mut self,
         index: LogIndex,
         since: u64,
-        from: impl Iterator<Item = (Option<&'a Asker>, SessionId, u64)>,
+        from: impl Iterator<Item = (Option<&'a Asker>, SessionId, u64)> + Clone,
         outcomes: &[Outcome],
     ) {
         if !self.leads() {
@@ -202,17 +202,16 @@ impl Group {
         let failed = |outcome: &Outcome| matches!(outcome, Outcome::Fault(_));
         let (ticks, entry_commands) = (self.ticks, self.config.limits.entry_commands);
         let fails = outcomes.iter().any(failed);
-        let from: Vec<_> = from.collect();
         let suspects = &mut self.proposals.suspects;
-        for ((_, _, bytes), outcome) in from.iter().zip(outcomes) {
+        for ((_, _, bytes), outcome) in from.clone().zip(outcomes) {
             match outcome {
                 Outcome::Fault(GuestFault::OutOfMemory) => {
                     suspects
                         .fullness
-                        .note_failure(*bytes, ticks, ticks - since + 1);
+                        .note_failure(bytes, ticks, ticks - since + 1);
                 }
                 Outcome::Fault(_) => {}
-                _ => suspects.fullness.note_success(*bytes),
+                _ => suspects.fullness.note_success(bytes),
             }
         }
         if fails {
@@ -236,7 +235,7 @@ impl Group {
             return;
         }
         let mut is_new = false;
-        for ((asker, session, _), outcome) in from.into_iter().zip(outcomes) {
+        for ((asker, session, _), outcome) in from.zip(outcomes) {
             if failed(outcome)
                 && let Some(source) = self.source(asker, session)
             {

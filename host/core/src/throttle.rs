@@ -19,6 +19,8 @@ pub(crate) struct Throttle {
     share: u64,
     /// Bytes in a tick while nothing is held back.
     usual: u64,
+    /// Ticks that this is the average of.
+    known: u64,
     taken: u64,
     /// Bytes that may be taken until the next tick; what was taken beyond them is made up for.
     left: i64,
@@ -29,6 +31,7 @@ impl Default for Throttle {
         Self {
             share: WHOLE,
             usual: 0,
+            known: 0,
             taken: 0,
             left: 0,
         }
@@ -46,7 +49,8 @@ impl Throttle {
     pub(crate) fn tick(&mut self) {
         let taken = std::mem::take(&mut self.taken);
         if self.is_open() {
-            self.usual = (self.usual * (USUAL_TICKS - 1) + taken) / USUAL_TICKS;
+            self.known = (self.known + 1).min(USUAL_TICKS);
+            self.usual = (self.usual * (self.known - 1) + taken) / self.known;
             self.left = 0;
             return;
         }
@@ -55,8 +59,12 @@ impl Throttle {
         self.left = self.left.saturating_add(more).min(more);
     }
 
-    /// Takes less from now on, but not less than this share, in percent. `false` if it has come to that already.
+    /// Takes less from now on, but not less than this share, in percent. `false` if it has come to that already, or if it is
+    /// not known yet what is usual: a share of it might be nothing.
     pub(crate) fn tighten(&mut self, least_percent: u64) -> bool {
+        if self.known < USUAL_TICKS {
+            return false;
+        }
         let least = (least_percent * WHOLE / 100).clamp(1, WHOLE);
         let before = self.share;
         self.share = (self.share * STEP.0 / STEP.1).max(least);
@@ -120,6 +128,13 @@ mod tests {
         assert!((23..=26).contains(&(part * 100 / whole)), "{part}");
         throttle.open();
         assert_eq!(taken(&mut throttle, wanted, 10), 10 * wanted);
+        // A new leader does not know yet what is usual.
+        let mut new = Throttle::default();
+        taken(&mut new, wanted, USUAL_TICKS - 1);
+        assert!(!new.tighten(25) && new.is_open());
+        taken(&mut new, wanted, 1);
+        assert!(new.tighten(25));
+        assert!(new.usual() > wanted * 9 / 10, "{}", new.usual());
         // Who takes next to nothing is not held back below that.
         let mut idle = Throttle::default();
         taken(&mut idle, 8 << 10, 100);

@@ -45,11 +45,17 @@ async fn a_component_that_nobody_has_is_not_activated() {
 /// that it keeps it as an upload is not enough.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn not_even_a_node_activates_what_is_not_kept_for_the_group() {
-    let (cluster, group) = begun(&Settings::default()).await;
+    let (mut cluster, group) = begun(&Settings::default()).await;
     let nobody_has = ComponentId::of(b"forged");
     let not_kept = cluster.upload(1, guests::TRAPS).await;
-    for id in cluster.ids() {
-        let claim = Claim::of(&cluster, cluster.others(&[id])[0]).await;
+    // In the name of one that is away: a node that runs takes its place back.
+    let (away, others) = (3, [1, 2]);
+    let claim = Claim::of(&cluster, away).await;
+    cluster.kill(away);
+    for group in [GroupId(0), group] {
+        cluster.leader_among(group, &others).await;
+    }
+    for id in others {
         for component in [nobody_has, not_kept] {
             for method in ["group.activate", "local:group.activate"] {
                 let address = &cluster.node(id).peer;
@@ -67,5 +73,6 @@ async fn not_even_a_node_activates_what_is_not_kept_for_the_group() {
             }
         }
     }
+    cluster.restart(away).await;
     goes_on_after_restarts(cluster, group).await;
 }

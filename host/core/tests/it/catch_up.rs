@@ -1,10 +1,12 @@
 //! Members that are behind: from the files, by one snapshot, or left behind.
 
 use skep_core::GroupConfig;
+use skep_core::id::{NodeId, ReplicaId};
 use skep_core::input::{Input, LogRead};
+use skep_core::message::Priority;
 use skep_core::status::CatchingUp;
 
-use crate::cluster::{Cluster, anonymous};
+use crate::cluster::{Cluster, anonymous, is_append};
 
 /// Nothing that was processed stays in memory, and a snapshot is taken every few entries.
 fn frugal(config: &mut GroupConfig) {
@@ -233,8 +235,7 @@ fn who_does_not_come_nearer_is_left_behind_and_tried_again() {
     cluster.tick(2);
     let long = "x".repeat(100_000);
     // Node 3 answers, but what it is sent gets lost.
-    cluster.drop =
-        |message| message.to == skep_core::id::ReplicaId(3) && crate::cluster::is_append(message);
+    cluster.drop = |message| message.to == ReplicaId(3) && is_append(message);
     let mut asked = Vec::new();
     let mut lowest = 100;
     for _ in 0..200 {
@@ -272,6 +273,80 @@ fn who_does_not_come_nearer_is_left_behind_and_tried_again() {
         (status.members[2].catching_up, status.catch_up.left_behind),
         (None, 1)
     );
+}
+
+/// A leader that has just been elected does not know what is usual, and holds nobody back below the least share.
+#[test]
+fn a_new_leader_holds_nobody_back_before_it_knows_what_is_usual() {
+    let mut cluster = Cluster::with(3, |config| {
+        frugal(config);
+        config.limits.catch_up_ticks = 150;
+        config.limits.request_ticks = 1000;
+    });
+    cluster.elect(1);
+    cluster.tick(2);
+    let long = "x".repeat(100_000);
+    // Node 3 answers, and takes snapshots; whatever else it is sent gets lost.
+    cluster.drop = |message| message.to == ReplicaId(3) && is_append(message);
+    for _ in 0..40 {
+        cluster.command(1, &long);
+        cluster.tick(1);
+    }
+    cluster.input(1, Input::Transfer { to: NodeId(2) });
+    cluster.until("it leads", |cluster| cluster.leader() == Some(2));
+    let (mut asked, mut before) = (0, 0);
+    for _ in 0..100 {
+        for _ in 0..10 {
+            cluster.command(2, &long);
+        }
+        cluster.tick(1);
+        let share = cluster.status(2).expect("leads").catch_up.share_percent;
+        let there = cluster.node(2).machine.commands.len();
+        if share < 100 {
+            asked += 10;
+            let taken = there - before;
+            assert!(
+                asked < 50 || taken * 100 >= asked * 20,
+                "{taken} of {asked}"
+            );
+        } else {
+            (asked, before) = (0, there);
+        }
+    }
+    assert!(asked > 0, "node 3 is never waited for");
+}
+
+/// An offer that is refused is no snapshot that did not do, and brings nobody nearer.
+#[test]
+fn refused_offers_leave_nobody_behind_before_its_time() {
+    let mut cluster = with_one_behind(|config| {
+        frugal(config);
+        config.limits.log_retained_bytes = 0;
+        config.limits.catch_up_ticks = 100;
+    });
+    cluster.drop = |message| message.body.priority() == Priority::Low;
+    cluster.cut.clear();
+    let left = |cluster: &mut Cluster| {
+        let status = cluster.status(1).expect("leads");
+        status.catch_up.left_behind
+    };
+    cluster.late_snapshots = true;
+    for _ in 0..10 {
+        cluster.tick(8);
+        cluster.deliver_late();
+    }
+    let offered = cluster.node(1).offered.len();
+    assert!(offered > 6, "{offered}");
+    assert_eq!(left(&mut cluster), 0);
+    for _ in 0..6 {
+        cluster.tick(8);
+        cluster.deliver_late();
+    }
+    assert_eq!(left(&mut cluster), 1);
+    cluster.drop = |_| false;
+    cluster.late_snapshots = false;
+    cluster.deliver_late();
+    has_everything(&mut cluster, 60);
 }
 
 /// A follower whose machine is slow stores only so much more of what all others have.
