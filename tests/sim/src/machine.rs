@@ -48,6 +48,14 @@ impl Command {
     }
 }
 
+/// Whether a node that is sick cannot run a command; the same on all nodes.
+pub fn is_too_much(command: &[u8]) -> bool {
+    let Some(Command { client, number, .. }) = Command::decode(command) else {
+        return false;
+    };
+    digest((client, number)).is_multiple_of(16)
+}
+
 /// The machine of one replica.
 #[derive(Clone, Debug, Default)]
 pub struct Machine {

@@ -40,6 +40,8 @@ pub enum Fault {
     Snapshot,
     /// Somebody wants a group to go on with another component, and sometimes thinks better of it.
     Upgrade,
+    /// A node's machines cannot run some of the commands for a while; half the time those of all nodes.
+    Sick,
     /// A group is removed and created again under its id.
     Recreate,
     /// A node's wall clock jumps.
@@ -48,7 +50,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Crash,
         Self::Kill,
         Self::Flap,
@@ -67,6 +69,7 @@ impl Fault {
         Self::Campaign,
         Self::Snapshot,
         Self::Upgrade,
+        Self::Sick,
         Self::Recreate,
         Self::Clock,
     ];

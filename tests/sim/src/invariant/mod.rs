@@ -94,6 +94,8 @@ pub struct Checker {
     replies: HashMap<(GroupKey, u64, u64), u64>,
     /// Acknowledged commands, with the indices clients were told.
     acknowledged: BTreeMap<GroupKey, Vec<(Command, u64)>>,
+    /// Commands that clients were told are given up.
+    given_up: BTreeSet<(GroupKey, u64, u64)>,
     steps: u64,
     read_back: u64,
 }
@@ -124,6 +126,12 @@ impl Checker {
             ))
             .breaks("recovery", place),
         }
+    }
+
+    /// A replica begins again with what its node's disk holds, in the same process.
+    pub fn began_again(&mut self, place: Place) {
+        self.order.began(place);
+        self.commits.began(place);
     }
 
     /// A replica's tombstone is on its way to the disk.
@@ -277,6 +285,10 @@ impl Checker {
                 self.once
                     .check(place.key, index, *command)
                     .breaks("at most once", place)?;
+                let name = (place.key, command.client, command.number);
+                if self.given_up.contains(&name) {
+                    return Err(given_up_and_applied(*command, index)).breaks(GIVEN_UP, place);
+                }
                 self.replies
                     .insert((place.key, command.client, command.number), *reply);
             }
@@ -350,6 +362,24 @@ impl Checker {
         Ok(())
     }
 
+    /// A client is told that its command was given up, at `index`.
+    pub fn given_up(
+        &mut self,
+        place: Place,
+        command: Command,
+        floor: u64,
+        index: u64,
+    ) -> Result<(), Violation> {
+        let Command { client, number, .. } = command;
+        if let Some(at) = self.once.index(place.key, client, number) {
+            return Err(given_up_and_applied(command, at)).breaks(GIVEN_UP, place);
+        }
+        self.given_up.insert((place.key, client, number));
+        self.linearizable
+            .command(place.key, floor, index)
+            .breaks("linearizable", place)
+    }
+
     /// A client is told the state after `index`.
     pub fn read(
         &mut self,
@@ -400,6 +430,7 @@ impl Checker {
             reads,
             snapshots: self.machines.snapshots() as u64,
             read_back: self.read_back,
+            given_up: self.given_up.len() as u64,
         }
     }
 }
@@ -423,6 +454,17 @@ pub struct Counts {
     pub snapshots: u64,
     /// Entries read back from the files of logs.
     pub read_back: u64,
+    /// Commands that no member could run, whose clients were told.
+    pub given_up: u64,
+}
+
+const GIVEN_UP: &str = "what is given up is applied nowhere";
+
+fn given_up_and_applied(command: Command, index: u64) -> String {
+    format!(
+        "command {} of client {} was given up, and is applied at {index}",
+        command.number, command.client
+    )
 }
 
 fn outcome(outcome: &skep_core::outcome::Outcome) -> u64 {

@@ -125,6 +125,15 @@ impl World {
                 self.request(id, GroupId(group), Input::Propose { waiter, proposal });
             }
             Fault::Upgrade => self.upgrade(id, group),
+            Fault::Sick => {
+                let ids = match self.random.one_in(2) {
+                    true => self.nodes.keys().copied().collect(),
+                    false => BTreeSet::from([id]),
+                };
+                self.sick.extend(&ids);
+                let lasts = self.random.around(60 * SECOND);
+                self.after(lasts, Event::Mend(Mend::Sick(ids)));
+            }
             Fault::Recreate => {
                 let founders = self.draw_founders();
                 self.trace.line(self.now, || {
@@ -247,6 +256,7 @@ impl World {
             Mend::Slow(id) => {
                 self.slow.remove(&id);
             }
+            Mend::Sick(ids) => self.sick.retain(|id| !ids.contains(id)),
         }
     }
 

@@ -23,6 +23,7 @@ impl World {
         self.slow.clear();
         self.paused.clear();
         self.full.clear();
+        self.sick.clear();
         let mut down = Vec::new();
         for (id, node) in &self.nodes {
             node.vfs.limit_capacity(None);
