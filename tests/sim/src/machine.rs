@@ -168,6 +168,12 @@ impl Machine {
         applied
     }
 
+    /// It is another from now on.
+    pub fn go_wrong(&mut self) {
+        self.count += 1;
+        self.hash = digest((self.hash, "wrong"));
+    }
+
     /// Goes on with another component, or as it was.
     pub fn exchange(
         &mut self,

@@ -42,6 +42,8 @@ pub enum Fault {
     Upgrade,
     /// A node's machines cannot run some of the commands for a while; half the time those of all nodes.
     Sick,
+    /// The machine of one replica goes wrong: its state, and what it answers from then on, is another.
+    Wrong,
     /// A group is removed and created again under its id.
     Recreate,
     /// A node's wall clock jumps.
@@ -50,7 +52,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Crash,
         Self::Kill,
         Self::Flap,
@@ -70,6 +72,7 @@ impl Fault {
         Self::Snapshot,
         Self::Upgrade,
         Self::Sick,
+        Self::Wrong,
         Self::Recreate,
         Self::Clock,
     ];

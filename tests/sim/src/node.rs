@@ -313,6 +313,15 @@ impl Node {
         Ok(true)
     }
 
+    /// Its machine of a group goes wrong; `false` if there is none.
+    pub fn go_wrong(&mut self, key: GroupKey) -> bool {
+        let running = self.running.iter_mut();
+        let mut replicas = running.flat_map(|running| running.replicas.values_mut());
+        let replica = replicas.find(|replica| replica.place.key == key);
+        let machine = replica.and_then(|replica| replica.machine.as_mut());
+        machine.map(Machine::go_wrong).is_some()
+    }
+
     /// Whether it has a replica of this life of a group.
     pub fn hosts(&self, key: GroupKey) -> bool {
         self.replicas().any(|(place, _, _)| place.key == key)
