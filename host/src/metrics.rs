@@ -179,8 +179,13 @@ impl prometheus_client::collector::Collector for NodeCollector {
         for (name, help, held) in [
             (
                 "http_bodies",
-                "Bytes of bodies beyond 64 KiB of requests without an answer yet, and of components that are sent",
+                "Bytes of bodies beyond 64 KiB of requests without an answer yet",
                 doors.bodies.held(),
+            ),
+            (
+                "http_components",
+                "Bytes of components that are sent",
+                doors.components.held(),
             ),
             (
                 "client_half_frames",
@@ -231,8 +236,7 @@ impl prometheus_client::collector::Collector for NodeCollector {
         let help = "Messages of other nodes that replicas did not believe";
         let distrusted = status.distrusted_messages;
         counter(&mut encoder, "distrusted_messages", help, None, distrusted)?;
-        let help =
-            "Commands that were given up, because every member of their group had stopped at them";
+        let help = "Commands that were given up because every member of their group had stopped at them, as often as replicas of this node came to them";
         let given_up = status.given_up_commands;
         counter(&mut encoder, "given_up_commands", help, None, given_up)?;
         let help = "Ticks in which commands or queries of a group waited for its quota of bytes";

@@ -240,11 +240,17 @@ impl Shard {
             Request::Park { group, done } => self.park(group, done),
             Request::Remove { group, done } => match self.replicas.remove(&group) {
                 Some(replica) => self.remove(replica, Some(done)),
-                None => drop(done.send(Err(Error::NoSuchGroup {
-                    group,
-                    node: self.router.node,
-                }))),
+                None => drop(done.send(Err(self.absent(group)))),
             },
+        }
+    }
+
+    /// Why a replica is not among this shard's: it is nowhere, or in hand until its files have been read.
+    fn absent(&self, group: GroupId) -> Error {
+        let node = self.router.node;
+        match self.router.route(group) {
+            Ok(_) => Error::Busy { node },
+            Err(gone) => gone,
         }
     }
 

@@ -154,13 +154,14 @@ impl Group {
     }
 
     /// Whether a change has to wait although none is in flight. Raft puts it aside while a new leader has not applied the whole
-    /// of its log. And behind an entry at which the group may stop, a verdict or an activation, none may stand: who has a
+    /// of its log. And behind an entry at which the group may stop, a verdict, an activation or an impasse, none may stand: who has a
     /// committed change before it that it does not apply may not campaign, and without a leader nobody could decide.
     fn changes_must_wait(&self) -> bool {
         let raft = self.raft.as_ref();
         raft.is_some_and(|raft| raft.0.raft.has_pending_conf())
             || !self.serves()
             || self.awaits_decision()
+            || self.has_an_open_impasse()
             || self.in_flight(may_stop)
     }
 

@@ -8,12 +8,13 @@
 //! or one is silent until a deadline, the leader aborts, and all try again. Of two decisions the first in the log counts.
 //!
 //! *Every member*, and not a majority: whoever has applied a command may have answered it, or a query behind it, and an answer
-//! that was given stands. For the same reason a replica vouches only for what no life of it can have applied: what came to its
+//! that was given stands. So the leader must know all who are members where the command stands, or came to be behind it: while
+//! its log holds a change of membership that it has not processed, or one behind the command, it gives nothing up. For the same reason a replica vouches only for what no life of it can have applied: what came to its
 //! log in this run of its process.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use raft::eraftpb::Entry;
+use raft::eraftpb::{Entry, EntryType};
 
 use crate::activation::{AbortReason, Decision};
 use crate::entry::{self, Order};
@@ -43,10 +44,15 @@ enum Said {
     Decided(LogIndex, Decision),
 }
 
+/// What is said of a replica whose machine may come to something if it is started again, because the group has decided.
+pub const DECIDED: &str = "; the group has decided on the command meanwhile";
+
 /// What the log says of impasses, by place, committed or not.
 #[derive(Debug, Default)]
 pub(crate) struct Impasses {
     said: BTreeMap<LogIndex, Said>,
+    /// Where changes of membership stand.
+    changes: BTreeSet<LogIndex>,
     /// What is decided is known beyond what is committed.
     foreseen: bool,
 }
@@ -75,7 +81,13 @@ impl Impasses {
     /// The log goes on with these from where the first one stands.
     pub(crate) fn append(&mut self, entries: &[Entry]) {
         let Some(first) = entries.first() else { return };
-        drop(self.said.split_off(&LogIndex(first.index)));
+        let first = LogIndex(first.index);
+        drop(self.said.split_off(&first));
+        drop(self.changes.split_off(&first));
+        let changes = |entry: &&Entry| entry.entry_type != EntryType::EntryNormal;
+        let places = entries.iter().filter(changes);
+        self.changes
+            .extend(places.map(|entry| LogIndex(entry.index)));
         for entry in entries
             .iter()
             .filter(|entry| entry::may_be_of_impasse(entry))
@@ -107,8 +119,12 @@ impl Impasses {
 
     /// The log begins behind `index` now.
     pub(crate) fn truncate(&mut self, index: LogIndex) {
+        let first = LogIndex(index.0 + 1);
         if !self.said.is_empty() {
-            self.said = self.said.split_off(&LogIndex(index.0 + 1));
+            self.said = self.said.split_off(&first);
+        }
+        if !self.changes.is_empty() {
+            self.changes = self.changes.split_off(&first);
         }
     }
 
@@ -143,7 +159,13 @@ impl Impasses {
         of_it.map(move |(at, impasse)| (impasse, self.decision(at, committed)))
     }
 
-    /// Whether a decision on this command was committed behind `after`.
+    /// Whether the log holds one on which nothing is decided.
+    pub(crate) fn holds_an_open_one(&self) -> bool {
+        let all = LogIndex(u64::MAX);
+        self.open(all, all).is_some()
+    }
+
+    /// Whether a decision on this command stands behind `after`, and not behind `committed`.
     fn is_decided(&self, impasse: Impasse, after: LogIndex, committed: LogIndex) -> bool {
         let of_it = |at: &LogIndex| matches!(self.said.get(at), Some(Said::There(known)) if (known.index, known.item) == (impasse.index, impasse.item));
         let behind = LogIndex(after.0 + 1);
@@ -168,6 +190,12 @@ impl Group {
         let committed = LogIndex(node.raft.raft_log.committed);
         let mut of_it = node.store().impasses().of(index, committed);
         of_it.any(|(_, decision)| decision.is_none())
+    }
+
+    /// Whether the log holds an impasse on which it holds no decision.
+    pub(crate) fn has_an_open_impasse(&self) -> bool {
+        let raft = self.raft.as_ref();
+        raft.is_some_and(|Raft(node)| node.store().impasses().holds_an_open_one())
     }
 
     /// Whether the next entry waits for a decision.
@@ -239,7 +267,7 @@ impl Group {
             .impasses()
             .is_decided(impasse, self.impasse_at, committed);
         if is_decided && let Health::Faulted { reason } = &mut self.health {
-            reason.push_str("; the group has decided on the command meanwhile");
+            reason.push_str(DECIDED);
             self.impasse = None;
         }
     }
@@ -354,7 +382,8 @@ impl Group {
     }
 
     fn due_on(&self, at: LogIndex, impasse: Impasse) -> Option<Kind> {
-        if self.word().waits == at && self.all_say(|word| word.waits == at) {
+        let all_wait = || self.word().waits == at && self.all_say(|word| word.waits == at);
+        if self.knows_all_members(impasse) && all_wait() {
             return Some(Kind::Confirm(Confirm { index: at.0 }));
         }
         let since = self.deliberation.since.filter(|(of, _)| *of == at);
@@ -366,15 +395,34 @@ impl Group {
         }))
     }
 
+    /// Whether nobody can have applied a command whom this leader does not know.
+    fn knows_all_members(&self, impasse: Impasse) -> bool {
+        let Some(Raft(node)) = &self.raft else {
+            return false;
+        };
+        let from = self
+            .processed
+            .min(LogIndex(impasse.index.0.saturating_sub(1)));
+        let mut behind = node
+            .store()
+            .impasses()
+            .changes
+            .range(LogIndex(from.0 + 1)..);
+        behind.next().is_none()
+    }
+
     fn due_impasse(&self) -> Option<Kind> {
         let stopped = self.word().stopped?;
         let Some(Raft(node)) = &self.raft else {
             return None;
         };
-        // One that is in the log and not committed is on its way.
-        let all = LogIndex(u64::MAX);
-        let is_proposed = node.store().impasses().open(all, all).is_some();
-        let all_stopped = !is_proposed && self.all_say(|word| word.stopped == Some(stopped));
+        let impasses = node.store().impasses();
+        // What is in the log and not committed is on its way.
+        let is_on_its_way = impasses.holds_an_open_one()
+            || impasses.is_decided(stopped, self.impasse_at, LogIndex(u64::MAX));
+        let all_stopped = !is_on_its_way
+            && self.knows_all_members(stopped)
+            && self.all_say(|word| word.stopped == Some(stopped));
         all_stopped.then_some(Kind::Impasse(payload::Impasse {
             index: stopped.index.0,
             item: stopped.item,

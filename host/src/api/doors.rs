@@ -9,6 +9,9 @@ use crate::pot::Pot;
 /// Bytes of bodies of HTTP requests that are read, or whose requests are not answered yet, from 64 KiB each on, and of components
 /// that are sent.
 const BODIES_BYTES: usize = 256 << 20;
+
+/// Bytes of components that are sent, of a node: two as large as may be.
+const COMPONENTS_BYTES: usize = 128 << 20;
 /// Bytes of frames of clients that have not come whole.
 const CLIENT_FRAMES_BYTES: usize = 256 << 20;
 
@@ -19,6 +22,8 @@ pub struct Doors {
     /// For the client protocol.
     pub clients: Arc<Door>,
     pub(crate) bodies: Arc<Pot>,
+    /// Components on their way to whoever asked for them: a slow reader of these keeps out no upload.
+    pub(crate) components: Arc<Pot>,
     pub(crate) client_frames: Arc<Pot>,
     settings: RwLock<Arc<HttpSection>>,
 }
@@ -30,6 +35,7 @@ impl Doors {
             http: Door::new(http.connections, http.per_address),
             clients: Door::new(limits.client_connections, limits.client_per_address),
             bodies: Pot::new(BODIES_BYTES),
+            components: Pot::new(COMPONENTS_BYTES),
             client_frames: Pot::new(CLIENT_FRAMES_BYTES),
             settings: RwLock::new(Arc::new(http.clone())),
         }

@@ -308,7 +308,7 @@ async fn put_component(
 
 async fn component_bytes(State(host): State<Host>, Path(id): Path<String>) -> Answer<Response> {
     let id = component_id(&id)?;
-    let mut portion = host.doors().bodies.portion();
+    let mut portion = host.doors().components.portion();
     let mut hold = |bytes| portion.set(bytes).then_some(()).ok_or_else(crowded);
     // Before it is read, as far as its size is known by then.
     let known = host.catalog().component(id).map(|record| record.size);
@@ -322,7 +322,7 @@ async fn component_bytes(State(host): State<Host>, Path(id): Path<String>) -> An
     Ok(([(header::CONTENT_TYPE, "application/wasm")], bytes).into_response())
 }
 
-/// An answer, and its share of the memory for bodies, which is kept until the answer is written.
+/// An answer, and its share of the memory for components that are sent, which is kept until the answer is written.
 struct Held {
     bytes: Bytes,
     _portion: Portion,

@@ -118,7 +118,13 @@ fn keep_bringing_up(host: &Host, record: &Arc<GroupRecord>) {
     host.keep("bring-up", move |host| bring_up(host, Arc::clone(&record)));
 }
 
-fn belongs(catalog: &Catalog, id: GroupId, incarnation: Incarnation, node: NodeId) -> bool {
+/// Whether the catalogue places this life of a group on a node.
+pub(super) fn belongs(
+    catalog: &Catalog,
+    id: GroupId,
+    incarnation: Incarnation,
+    node: NodeId,
+) -> bool {
     catalog
         .group(id)
         .is_some_and(|record| record.incarnation == incarnation && record.members.contains(&node))

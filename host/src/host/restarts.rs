@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use skep_core::id::{GroupId, NodeId};
+use skep_core::impasse::DECIDED;
 
 use super::{Host, reconcile};
 use crate::catalog::machine::CatalogMachine;
@@ -36,8 +37,8 @@ struct Starts {
     last: Duration,
     /// One is under way.
     begun: bool,
-    /// What was said of the replica when it was first seen to have stopped since.
-    said: Option<String>,
+    /// It was started because its group had decided on what it stopped at.
+    has_heard: bool,
 }
 
 impl Starts {
@@ -48,11 +49,15 @@ impl Starts {
         }
     }
 
-    /// Whether another start is due. Where something new is said of a replica that has not been started meanwhile, something
-    /// has changed for it, and it need not wait.
+    /// Whether another start is due, where this is said of the replica. Once its group has decided on what it stopped at it need
+    /// not wait; if that comes to nothing, it waits as before.
     fn is_due(&mut self, now: Duration, said: &str) -> bool {
-        let has_changed = !self.begun && self.said.get_or_insert_with(|| said.to_owned()) != said;
-        !self.begun && (has_changed || now >= self.last + self.pause())
+        let is_decided = said.ends_with(DECIDED);
+        self.has_heard &= is_decided;
+        let may_start = (is_decided && !self.has_heard) || now >= self.last + self.pause();
+        let is_due = !self.begun && may_start;
+        self.has_heard |= is_due && is_decided;
+        is_due
     }
 
     /// Another one, now.
@@ -63,7 +68,6 @@ impl Starts {
         self.count += 1;
         self.last = now;
         self.begun = true;
-        self.said = None;
     }
 }
 
@@ -130,6 +134,7 @@ async fn restart(host: &Host, group: GroupId) -> Result<bool, HostError> {
         })?;
         reconcile::group_config(host, &record).await?
     };
+    let incarnation = with.incarnation;
     let restarted = match node.exists(group) {
         true => node.restart_group(with).await,
         false if group == catalog::GROUP => node.create_group(with).await,
@@ -138,9 +143,19 @@ async fn restart(host: &Host, group: GroupId) -> Result<bool, HostError> {
     };
     match restarted {
         // Whoever compares the node with the catalogue was faster.
-        Err(Error::GroupExists { .. }) => Ok(true),
-        restarted => Ok(restarted.map(|()| true)?),
+        Err(Error::GroupExists { .. }) => {}
+        restarted => restarted?,
     }
+    // Whoever took it down meanwhile may have found nothing to take down.
+    if group != catalog::GROUP
+        && !reconcile::belongs(&host.catalog(), group, incarnation, host.id())
+    {
+        return match node.remove_group(group).await {
+            Ok(()) | Err(Error::NoSuchGroup { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        };
+    }
+    Ok(true)
 }
 
 /// The configuration of group 0, with a machine that publishes what it is.
@@ -183,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_has_something_new_to_say_is_started_at_once() {
+    fn whoever_was_decided_on_is_started_at_once_and_only_once() {
         let mut starts = Starts::default();
         let mut now = Duration::from_secs(10);
         for _ in 0..8 {
@@ -191,15 +206,14 @@ mod tests {
             now += Duration::from_secs(1);
         }
         starts.begun = false;
+        let decided = format!("it failed{DECIDED}");
         assert!(!starts.is_due(now, "it failed"));
-        assert!(!starts.is_due(now, "it failed"));
-        assert!(starts.is_due(now, "it failed; the group has decided"));
+        assert!(starts.is_due(now, &decided));
         starts.again(now);
         starts.begun = false;
         let later = now + Duration::from_secs(1);
-        assert!(
-            !starts.is_due(later, "it failed otherwise"),
-            "the first of this start"
-        );
+        assert!(!starts.is_due(later, &decided), "it could not be started");
+        assert!(!starts.is_due(later, "it failed again"));
+        assert!(starts.is_due(later, &decided), "it was decided anew");
     }
 }

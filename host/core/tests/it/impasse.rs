@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use skep_core::id::SessionId;
+use skep_core::id::{NodeId, SessionId};
 use skep_core::outcome::{GuestFault, Outcome};
-use skep_core::proposal::{Proposal, ProposalError};
+use skep_core::proposal::{Change, Proposal, ProposalError};
 use skep_core::status::Health;
 
 use crate::cluster::{Cluster, anonymous, in_session};
@@ -232,6 +232,61 @@ fn a_new_leader_decides_what_the_former_one_left() {
     goes_on(&mut cluster);
     for id in 1..=3 {
         assert_eq!(poisons(&mut cluster, id), 1, "node {id}");
+    }
+}
+
+/// The reviewed run in which an acknowledged command would have been given up: who had run it was removed by a leader whose
+/// machine had not come so far.
+#[test]
+fn nothing_is_given_up_where_members_changed_behind_it() {
+    let (mut cluster, session) = begun();
+    stop_at_poison(&mut cluster, &[1, 2], true);
+    cluster.propose(1, in_session(session, 1, POISON));
+    cluster.until("the third leads", |cluster| cluster.leader() == Some(3));
+    let told = cluster
+        .ask(3, in_session(session, 1, POISON))
+        .expect("kept");
+    assert!(matches!(told.outcome, Outcome::Reply(_)), "{told:?}");
+    cluster.crash(3);
+    // The first is started again, and its machine is slow.
+    assert!(cluster.start_again(1));
+    cluster.node(1).machine_stuck = true;
+    cluster.until("the first leads", |cluster| cluster.leader() == Some(1));
+    let change = Proposal::Change(Change::Remove {
+        node: NodeId(3),
+        data: bytes::Bytes::new(),
+    });
+    cluster.propose(1, change);
+    cluster.tick(15);
+    cluster.node(1).machine_stuck = false;
+    let removed = |cluster: &mut Cluster| {
+        cluster
+            .status(1)
+            .is_some_and(|status| status.members.len() == 2)
+    };
+    assert!(removed(&mut cluster), "else this shows nothing");
+    for _ in 0..8 {
+        cluster.tick(45);
+        for id in 1..=2 {
+            if is_faulted(&mut cluster, id) {
+                cluster.start_again(id);
+            }
+        }
+        cluster.run();
+    }
+    stop_at_poison(&mut cluster, &[1, 2], false);
+    for id in 1..=2 {
+        if is_faulted(&mut cluster, id) {
+            cluster.start_again(id);
+        }
+    }
+    cluster.tick(45);
+    for id in 1..=2 {
+        assert_eq!(
+            poisons(&mut cluster, id),
+            1,
+            "node {id}: what was answered stands"
+        );
     }
 }
 
