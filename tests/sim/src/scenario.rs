@@ -82,6 +82,17 @@ impl Scenario {
             .into_iter()
             .filter(|_| random.one_in(2))
             .collect();
+        // Machines go wrong in few of them, and only where nothing else takes the majority of a group away that is right: its
+        // members stay, and so does what they run.
+        let goes_wrong = nodes >= 3 && random.one_in(8);
+        faults.retain(|fault| match fault {
+            Fault::Wrong => goes_wrong,
+            Fault::Membership | Fault::Wipe | Fault::BitRot | Fault::Upgrade => !goes_wrong,
+            _ => true,
+        });
+        if goes_wrong {
+            faults.push(Fault::Wrong);
+        }
         if faults.is_empty() {
             faults.push(Fault::Crash);
         }

@@ -74,7 +74,10 @@ impl Order {
 fn has_lost(status: &Status) -> bool {
     let says_so = matches!(
         status.health,
-        Health::Damaged { .. } | Health::Degraded { .. } | Health::Quarantined { .. }
+        Health::Damaged { .. }
+            | Health::Degraded { .. }
+            | Health::Quarantined { .. }
+            | Health::Faulted { .. }
     );
     status.snapshot.0 == 0 && says_so
 }

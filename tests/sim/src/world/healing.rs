@@ -137,15 +137,14 @@ impl World {
             let mut wrong = self.statuses(group);
             wrong.retain(|(place, ..)| self.checker.may_differ(place.key));
             let suspended = |status: &Status| matches!(status.health, Health::Suspended { .. });
-            let (place, proposal) = match wrong.iter().find(|(_, status, _)| suspended(status)) {
-                Some((place, ..)) => {
-                    let node = NodeId(place.node);
-                    (*place, Proposal::Trust { node })
-                }
-                None => match wrong.first() {
-                    Some((place, ..)) => (*place, Proposal::Barrier),
-                    None => continue,
+            // One that has said nothing of the barrier cannot be trusted; then the next is tried.
+            let picked = self.random.pick(&wrong).map(|(place, ..)| *place);
+            let Some(place) = picked else { continue };
+            let proposal = match wrong.iter().any(|(_, status, _)| suspended(status)) {
+                true => Proposal::Trust {
+                    node: NodeId(place.node),
                 },
+                false => Proposal::Barrier,
             };
             let input = Input::Propose {
                 waiter: 0,
