@@ -344,15 +344,15 @@ fn calls_of_a_machine_that_is_let_go_end_and_no_other_machine_sees_it() {
             .spawn(move || is_interrupted(reader.query(&"loop".into())))
             .unwrap();
 
-        // On the same engine, while its epoch moves.
-        let (mut still, mut moved) = (self::machine(&FULL), self::machine(&FULL));
+        // Of the same component, meanwhile.
+        let (mut still, mut beside) = (self::machine(&FULL), self::machine(&FULL));
         for index in 1..100 {
             let command = [["add", "loop", "get", "memory"][index as usize % 4].into()];
             let before = still.apply(&context(index), &command).unwrap();
-            let mover = Arc::clone(&interrupters[0]);
+            let interrupter = Arc::clone(&interrupters[0]);
             let after = std::thread::scope(|scope| {
-                scope.spawn(move || (0..100).for_each(|_| mover.interrupt()));
-                moved.apply(&context(index), &command).unwrap()
+                scope.spawn(move || (0..100).for_each(|_| interrupter.interrupt()));
+                beside.apply(&context(index), &command).unwrap()
             });
             assert_eq!(before, after, "{command:?}");
         }
