@@ -2,7 +2,8 @@
 //!
 //! Fuel bounds every call, the same on every replica; it may be minutes. Nobody waits any more for a machine that was let go,
 //! so its node need not. A guest runs on a stack of its own, and comes back from there each time it has used so much fuel, to
-//! see whether to go on. Wasmtime counts the fuel anyway, so nothing is added to the guest's code, and no fuel is used.
+//! see whether to go on. Wasmtime counts the fuel anyway, so nothing is added to the guest's code, and no fuel is used. What an
+//! import takes sets the way to the next look anew, so each import looks as well.
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -10,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 
 use wasmtime::Store;
 
-use super::fault::Failure;
+use super::fault::{Failure, Stop};
 use super::host::Host;
 use crate::{Interrupter, LocalCode};
 
@@ -36,16 +37,24 @@ impl Ending {
     ) -> Result<T, Failure> {
         let mut call = pin!(call);
         let mut context = Context::from_waker(Waker::noop());
-        while !self.has_come.load(Relaxed) {
+        loop {
+            // A call that has begun is dropped with it, and unwinds.
+            self.look().map_err(wasmtime::Error::from)?;
             if let Poll::Ready(ran) = call.as_mut().poll(&mut context) {
                 return Ok(ran?);
             }
         }
-        // Dropped with it, a call that has begun unwinds.
-        Err(Failure::local(
-            LocalCode::Interrupted,
-            "its group has gone from this node",
-        ))
+    }
+
+    /// Fails when the machine's end has come.
+    pub(super) fn look(&self) -> Result<(), Stop> {
+        match self.has_come.load(Relaxed) {
+            false => Ok(()),
+            true => Err(Stop::Local {
+                code: LocalCode::Interrupted,
+                reason: "its group has gone from this node".into(),
+            }),
+        }
     }
 }
 

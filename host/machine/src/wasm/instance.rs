@@ -136,7 +136,8 @@ impl Instance {
                 Limits::new(profile, component.size(), share),
                 profile,
                 context,
-                logbook.clone(),
+                Arc::clone(logbook),
+                Arc::clone(ending),
             ),
         );
         store.limiter(|host| &mut host.limits);
