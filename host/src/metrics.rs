@@ -231,6 +231,10 @@ impl prometheus_client::collector::Collector for NodeCollector {
         let help = "Messages of other nodes that replicas did not believe";
         let distrusted = status.distrusted_messages;
         counter(&mut encoder, "distrusted_messages", help, None, distrusted)?;
+        let help =
+            "Commands that were given up, because every member of their group had stopped at them";
+        let given_up = status.given_up_commands;
+        counter(&mut encoder, "given_up_commands", help, None, given_up)?;
         let help = "Ticks in which commands or queries of a group waited for its quota of bytes";
         counter(&mut encoder, "quota_waits", help, None, status.quota_waits)?;
         let help = "Ticks in which commands of a group waited so that members that are behind could catch up";

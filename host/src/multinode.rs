@@ -415,6 +415,7 @@ impl MultiNode {
             misdirected_messages: router.misdirected.load(Relaxed),
             divergences: router.divergences.load(Relaxed),
             distrusted_messages: router.distrusted.load(Relaxed),
+            given_up_commands: router.given_up.load(Relaxed),
             quota_waits: router.quota_waits.load(Relaxed),
             catch_up_waits: router.catch_up_waits.load(Relaxed),
             left_behind: router.left_behind.load(Relaxed),

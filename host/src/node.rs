@@ -164,6 +164,7 @@ impl Node {
         let disk = self.disk_of(&config)?;
         let Begin {
             recovered,
+            untried_from,
             removed_through,
             former,
         } = disk.begin(key, config.peers.is_empty())?;
@@ -182,7 +183,7 @@ impl Node {
             .as_ref()
             .and_then(|group| group.snapshot.as_ref())
             .map(convert::name);
-        let (group, index) = match (recovered, snapshot) {
+        let (mut group, index) = match (recovered, snapshot) {
             (None, _) => (Group::create(core)?, LogIndex(0)),
             (Some(recovered), None) => (
                 Group::recover(core, convert::recovered(recovered, None)?)?,
@@ -204,6 +205,9 @@ impl Node {
                 Err(error) => return Err(error.into()),
             },
         };
+        if let Some(from) = untried_from {
+            group.has_not_tried(from);
+        }
         let GroupConfig {
             machine,
             name,

@@ -312,7 +312,9 @@ impl Past<'_> {
         let mut recovered = self.recovered.clone();
         recovered.hard_state.commit = until.0;
         let kept = until.0.saturating_sub(recovered.truncated.index) as usize;
-        recovered.entries.truncate(kept);
+        let later = recovered
+            .entries
+            .split_off(kept.min(recovered.entries.len()));
         recovered.snapshot = base.as_ref().map(|file| file.mark().clone());
         let state = base.as_ref().map(|file| file.meta().state.clone());
         let mut config = GroupConfig::new(self.group(), self.incarnation(), self.archive.node);
@@ -325,7 +327,9 @@ impl Past<'_> {
                 (first, Some((founding, factory)))
             }
         };
-        let group = Group::recover(config, convert::recovered(recovered, state)?)?;
+        let mut group = Group::recover(config, convert::recovered(recovered, state)?)?;
+        // Whether a command was given up is decided behind it.
+        group.foresee(&convert::entries(self.recovered.key, later)?);
         Telling {
             past: self,
             base,

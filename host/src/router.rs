@@ -60,6 +60,8 @@ pub(crate) struct Router {
     pub(crate) divergences: AtomicU64,
     /// Messages of other nodes that replicas did not believe.
     pub(crate) distrusted: AtomicU64,
+    /// Commands that were given up.
+    pub(crate) given_up: AtomicU64,
     /// Ticks in which commands or queries of a group waited for its quota of bytes, of all groups.
     pub(crate) quota_waits: AtomicU64,
     /// Ticks in which commands of a group waited for members that are behind, of all groups.
@@ -101,6 +103,7 @@ impl Router {
             misdirected: AtomicU64::new(0),
             divergences: AtomicU64::new(0),
             distrusted: AtomicU64::new(0),
+            given_up: AtomicU64::new(0),
             quota_waits: AtomicU64::new(0),
             catch_up_waits: AtomicU64::new(0),
             left_behind: AtomicU64::new(0),

@@ -458,6 +458,18 @@ impl Out<'_> {
                 decided,
                 here,
             } => replica.diverged(index, decided, here),
+            Effect::GivenUp { index, commands } => {
+                self.router.given_up.fetch_add(commands as u64, Relaxed);
+                let (group, name) = (replica.key.group, &replica.route.name);
+                let index = index.0;
+                tracing::warn!(
+                    group,
+                    name,
+                    index,
+                    commands,
+                    "commands were given up: every member of the group had stopped at them; their clients are answered `unrunnable`"
+                );
+            }
             Effect::Distrusted { from, why } => {
                 self.router.distrusted.fetch_add(1, Relaxed);
                 let (group, name) = (replica.key.group, &replica.route.name);

@@ -130,6 +130,9 @@ pub struct NodeStatus {
     /// Messages of other nodes that replicas did not believe, and dropped.
     #[serde(default)]
     pub distrusted_messages: u64,
+    /// Commands that were given up here, because every member of their group had stopped at them.
+    #[serde(default)]
+    pub given_up_commands: u64,
     /// Ticks in which commands or queries of a group waited for its quota of bytes, of all groups.
     #[serde(default)]
     pub quota_waits: u64,

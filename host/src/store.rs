@@ -142,7 +142,9 @@ impl Disk {
             next += read.len() as u64;
             older.extend(read);
         }
-        self.lives().park(convert::parked(key, parked, older));
+        let untried_from = parked.untried_from;
+        self.lives()
+            .park(convert::parked(key, parked, older), untried_from);
         Ok(())
     }
 

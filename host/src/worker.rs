@@ -487,10 +487,11 @@ impl Actor {
                     .machine
                     .restore(&context, schema, guest.clone())
                     .map_err(|error| {
-                        let Failed { reason, is_broken } = failed(error);
+                        let failed = failed(error);
+                        let index = snapshot.index;
                         Failed {
-                            reason: format!("snapshot {} is not taken: {reason}", snapshot.index),
-                            is_broken,
+                            reason: format!("snapshot {index} is not taken: {}", failed.reason),
+                            ..failed
                         }
                     })?;
                 machine.applied = snapshot.index;
@@ -623,7 +624,7 @@ impl Actor {
             return;
         }
         self.broken.store(failed.is_broken, Release);
-        let reason = failed.reason;
+        let Failed { reason, at, .. } = failed;
         tracing::error!(group = self.owner.key.group, name = %self.owner.name, reason, "the machine of a group has failed on this node");
         self.recent().forget();
         // Not taken away: it refuses queries that come from now on.
@@ -631,7 +632,7 @@ impl Actor {
             queries.halt();
         }
         self.interrupt();
-        self.push(Input::MachineFailed { reason });
+        self.push(Input::MachineFailed { reason, at });
     }
 
     /// Drops a job; if somebody waits for it, says why.

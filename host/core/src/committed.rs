@@ -8,9 +8,10 @@ use crate::effect::{Call, Effect, Work};
 use crate::entry::{self, Order, Stamp};
 use crate::group::{Group, Raft, SinceBarrier, raft_change};
 use crate::id::{LogIndex, NodeId, ReplicaId, RequestId, SessionId, Term};
+use crate::input::Stopped;
 use crate::log_view::{Snapshotted, weight};
 use crate::message::SnapshotName;
-use crate::outcome::{ChangeKind, ConfChange, EntryContext, LeaderChanged, Outcome};
+use crate::outcome::{ChangeKind, ConfChange, EntryContext, GuestFault, LeaderChanged, Outcome};
 use crate::payload::{ChangeRecord, Item};
 use crate::proposal::{ChangeRefusal, ProposalError, Response};
 use crate::proposals::Asker;
@@ -78,6 +79,8 @@ enum Fate {
     Repeated,
     /// Known already.
     Known(Result<Response, ProposalError>),
+    /// No member's machine could run it, and none is given it.
+    Failed,
 }
 
 /// What became of the snapshot of a barrier.
@@ -129,6 +132,17 @@ impl Applying {
             .map(|plan| (plan.asker.as_ref(), plan.request.session, plan.bytes))
     }
 
+    /// Which command of the entry it is that the machine was given at a place of this one.
+    pub(crate) fn item_of(&self, stopped: Stopped) -> Option<u32> {
+        let What::Commands { plans, .. } = &self.what else {
+            return None;
+        };
+        let is_it = |plan: &Plan| matches!(plan.fate, Fate::Machine(at) if at == stopped.place);
+        let item = plans.iter().position(is_it);
+        let item = item.filter(|_| self.index == stopped.index)?;
+        u32::try_from(item).ok()
+    }
+
     fn askers(&mut self) -> Vec<Asker> {
         match &mut self.what {
             What::Commands { plans, .. } => plans
@@ -164,6 +178,9 @@ impl Group {
                 }
             };
             let is_barrier = matches!(order, Some((_, Order::Barrier)));
+            if self.waits_at(LogIndex(entry.index)) {
+                break;
+            }
             // The host's section of the snapshot must hold every answer up to the barrier, and no later one.
             if is_barrier && !self.applying.is_empty() {
                 break;
@@ -298,6 +315,8 @@ impl Group {
                 applying.what = What::Activate { askers };
                 self.begin_activation(context, deployment, entry);
             }
+            // What it says counts from where it stands in the log, not from where it is processed.
+            Order::Impasse(_) => {}
             Order::Decide(of, decision) => {
                 let at = (applying.index, applying.term);
                 self.process_decision(of, decision, askers, at);
@@ -347,6 +366,13 @@ impl Group {
         let mut calls = Vec::with_capacity(items.len());
         let mut plans = Vec::with_capacity(items.len());
         let mut forgotten = Vec::new();
+        let failed = self.failed_commands(applying.index);
+        if !failed.is_empty() {
+            self.effects.push(Effect::GivenUp {
+                index: applying.index,
+                commands: failed.len(),
+            });
+        }
         let (group, incarnation) = (self.config.group, self.config.incarnation);
         let sessions = &mut self.state.sessions;
         for item in items {
@@ -372,6 +398,7 @@ impl Group {
                 Fate::Known(Err(ProposalError::Paused))
             } else {
                 match sessions.admit(request, item.acknowledged, applying.index, &mut forgotten) {
+                    Admission::Apply if failed.contains(&plans.len()) => Fate::Failed,
                     Admission::Apply => {
                         calls.push(item.data);
                         Fate::Machine(calls.len() - 1)
@@ -617,7 +644,9 @@ impl Group {
         }
     }
 
-    pub(crate) fn machine_failed(&mut self, reason: String) {
+    pub(crate) fn machine_failed(&mut self, reason: String, at: Option<Stopped>) {
+        self.impasse = at.and_then(|stopped| self.impasse_of(stopped));
+        self.impasse_at = self.committed_through();
         self.health = Health::Faulted { reason };
         self.forget_readiness();
         self.abandon_applying(&ProposalError::Unknown);
@@ -657,6 +686,10 @@ impl Group {
                     let result = match fate {
                         Fate::Known(result) => result,
                         Fate::Repeated => self.state.sessions.answered(request),
+                        Fate::Failed => {
+                            let outcome = Outcome::Fault(GuestFault::Unrunnable);
+                            Ok(self.keep_answer(request, (index, term), outcome))
+                        }
                         Fate::Machine(place) => {
                             let Some(outcome) = outcomes.get_mut(place).and_then(Option::take)
                             else {
@@ -665,14 +698,7 @@ impl Group {
                                 ));
                                 return;
                             };
-                            let response = Response {
-                                request,
-                                index,
-                                term,
-                                outcome,
-                            };
-                            self.state.sessions.answer(&response);
-                            Ok(response)
+                            Ok(self.keep_answer(request, (index, term), outcome))
                         }
                     };
                     if let Some(asker) = asker {
@@ -705,6 +731,22 @@ impl Group {
             }
             What::Control | What::Barrier { .. } | What::Restore => {}
         }
+    }
+
+    fn keep_answer(
+        &mut self,
+        request: RequestId,
+        (index, term): (LogIndex, Term),
+        outcome: Outcome,
+    ) -> Response {
+        let response = Response {
+            request,
+            index,
+            term,
+            outcome,
+        };
+        self.state.sessions.answer(&response);
+        response
     }
 
     fn complete_change(

@@ -59,6 +59,13 @@ pub enum Effect {
         /// Why.
         error: ProposalError,
     },
+    /// Commands of an entry were given up, because no member could run them; for the operator.
+    GivenUp {
+        /// The entry.
+        index: LogIndex,
+        /// How many of its commands.
+        commands: usize,
+    },
     /// Replicas disagree on a barrier; for the operator.
     Diverged {
         /// The barrier.

@@ -8,6 +8,7 @@ use raft::eraftpb::{Entry, EntryType};
 use crate::activation::{AbortReason, Decision};
 use crate::deployment::Deployment;
 use crate::id::LogIndex;
+use crate::impasse::Impasse;
 use crate::outcome::ChangeKind;
 use crate::payload::{ChangeRecord, Elected, Item, Kind, Payload, Verdict};
 
@@ -31,7 +32,9 @@ pub(crate) enum Order {
     Verdict(Verdict),
     Pause(bool),
     Activate(Deployment),
-    /// On the activation of this index.
+    /// No member can run a command, it seems.
+    Impasse(Impasse),
+    /// On the activation, or the impasse, of this index.
     Decide(LogIndex, Decision),
 }
 
@@ -115,11 +118,34 @@ pub(crate) fn decision(entry: &Entry) -> Option<(LogIndex, Decision)> {
     }
 }
 
+/// Whether an entry may be about an impasse. Looks at the key of its kind only, since every entry of the log is asked.
+pub(crate) fn may_be_of_impasse(entry: &Entry) -> bool {
+    /// Of `Confirm`, `Abort` and `Impasse` in [`Payload`]; those before are the stamp.
+    const KINDS: std::ops::RangeInclusive<u32> = 9..=11;
+    let mut rest = &entry.data[..];
+    while entry.entry_type == EntryType::EntryNormal && !rest.is_empty() {
+        match prost::encoding::decode_key(&mut rest) {
+            Ok((tag, wire)) if tag < 3 => {
+                let context = prost::encoding::DecodeContext::default();
+                if prost::encoding::skip_field(wire, tag, &mut rest, context).is_err() {
+                    return false;
+                }
+            }
+            Ok((tag, _)) => return KINDS.contains(&tag),
+            Err(_) => return false,
+        }
+    }
+    false
+}
+
 /// Whether replicas may stop at an entry until a later one decides.
 pub(crate) fn may_stop(entry: &Entry) -> bool {
     matches!(
         read(entry),
-        Ok(Some((_, Order::Verdict(_) | Order::Activate(_))))
+        Ok(Some((
+            _,
+            Order::Verdict(_) | Order::Activate(_) | Order::Impasse(_)
+        )))
     )
 }
 
@@ -164,6 +190,15 @@ fn order(kind: Option<Kind>) -> Result<Order, Unreadable> {
                 Unreadable::Unknown(format!("a reason of number {} to give up", abort.code))
             })?;
             Order::Decide(LogIndex(abort.index), Decision::Aborted(reason))
+        }
+        Some(Kind::Impasse(impasse)) => {
+            let code = u8::try_from(impasse.code)
+                .map_err(|_| Unreadable::Unknown(format!("an impasse of code {}", impasse.code)))?;
+            Order::Impasse(Impasse {
+                index: LogIndex(impasse.index),
+                item: impasse.item,
+                code,
+            })
         }
         None => return Err(Unreadable::Unknown("an entry of a kind".to_owned())),
     })

@@ -19,6 +19,7 @@ use crate::election;
 use crate::handover::Handover;
 use crate::healing::Restraint;
 use crate::id::{LogIndex, NodeId, ReplicaId, Term};
+use crate::impasse::{Deliberation, Impasse};
 use crate::input::Input;
 use crate::liveness::Liveness;
 use crate::log_view::{LogView, Snapshotted};
@@ -85,6 +86,13 @@ pub struct Group {
     pub(crate) attestations: Attestations,
     /// An activation that is not done; nothing behind it is processed.
     pub(crate) activation: Option<Activation>,
+    /// The command at which the machine of this life stopped, if no life has ever applied it.
+    pub(crate) impasse: Option<Impasse>,
+    /// What was committed when it stopped.
+    pub(crate) impasse_at: LogIndex,
+    pub(crate) deliberation: Deliberation,
+    /// What stands before may have been applied by a former life.
+    pub(crate) untried_from: LogIndex,
     /// The last activation that was done in this life, and how.
     pub(crate) decided: Option<(LogIndex, Decision)>,
     /// The snapshot of the last barrier, while it is in no file.
@@ -254,6 +262,7 @@ impl Group {
             snapshot,
         );
         self.storage.hard_state = hard_state;
+        self.untried_from = LogIndex(last + 1);
         self.start_raft(view, LogIndex(start))?;
         Ok(self)
     }
@@ -386,6 +395,10 @@ impl Group {
             since_barrier: SinceBarrier::default(),
             attestations: Attestations::default(),
             activation: None,
+            impasse: None,
+            impasse_at: LogIndex(0),
+            deliberation: Deliberation::default(),
+            untried_from: LogIndex(0),
             decided: None,
             unwritten: None,
             lost: None,
@@ -558,7 +571,7 @@ impl Group {
             Input::Written { index } => self.snapshot_written(index),
             Input::SnapshotUnreadable { index, reason } => self.snapshot_unreadable(index, reason),
             Input::Restored { index } => self.machine_restored(index),
-            Input::MachineFailed { reason } => self.machine_failed(reason),
+            Input::MachineFailed { reason, at } => self.machine_failed(reason, at),
             Input::Unreachable { node } => {
                 if let Some(replica) = self.state.membership.replica_on(node)
                     && let Some(Raft(raft)) = &mut self.raft
@@ -614,6 +627,7 @@ impl Group {
         self.ask_if_nobody_else_does();
         self.ask_if_due();
         self.tend_activation();
+        self.tend_impasse();
         self.tick_standings();
         self.give_leadership_away_if_faulted();
     }
@@ -715,6 +729,7 @@ impl Group {
             self.proposals.elected = false;
         }
         self.leader_changed_for_activation();
+        self.leader_changed_for_impasse();
         if let Some(node) = self.leader_node() {
             let old = std::mem::replace(&mut self.last_leader_node, node);
             self.effects.push(Effect::Leader(LeaderChanged {

@@ -25,6 +25,8 @@ pub struct Parked {
     pub before: (LogIndex, Term),
     /// Where the log that is needed starts. What lies between is in the files of the log only.
     pub start: (LogIndex, Term),
+    /// The first entry that no life of it can have applied. The files do not say that: it is for a next life in the same process.
+    pub untried_from: LogIndex,
     /// The newest snapshot that a record names, whatever its file is like.
     pub snapshot: Option<SnapshotName>,
 }
@@ -85,6 +87,7 @@ impl Group {
             entries,
             before,
             start: (start, view.known_term(start)),
+            untried_from: self.untried_from(),
             snapshot,
         })
     }

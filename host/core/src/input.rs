@@ -151,6 +151,8 @@ pub enum Input {
     MachineFailed {
         /// For the operator.
         reason: String,
+        /// The command that it could not run, if it was one.
+        at: Option<Stopped>,
     },
     /// The last message to the replica's node did not arrive.
     Unreachable {
@@ -164,6 +166,17 @@ pub enum Input {
         /// Whether it arrived.
         arrived: bool,
     },
+}
+
+/// The command that a machine could not run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stopped {
+    /// Its entry.
+    pub index: LogIndex,
+    /// Its place among the commands that the machine was given of the entry.
+    pub place: usize,
+    /// What kind of trouble it was: a number of the machine's, which replicas compare.
+    pub code: u8,
 }
 
 /// What came of reading entries back from the files of the log.

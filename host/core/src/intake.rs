@@ -97,10 +97,16 @@ impl Group {
     /// Steps a message that raft-rs can take; what would make it panic is refused here.
     fn step(&mut self, message: eraftpb::Message, from: ReplicaId, at: NodeId) {
         use eraftpb::MessageType as Type;
-        let backlog = self.unapplied_bytes > self.config.limits.unapplied_bytes;
+        let limits = &self.config.limits;
+        // Whoever stopped at a command waits for what its leader can have put behind it at the most.
+        let room = match self.impasse {
+            Some(_) => limits.unapplied_bytes + limits.uncommitted_bytes,
+            None => limits.unapplied_bytes,
+        };
+        let backlog = self.unapplied_bytes > room;
         let applies_nothing = self.is_faulted() || self.lacks_what_was_decided();
         // What waits for something in the log takes the log.
-        let goes_on = self.serves() && !self.is_undecided();
+        let goes_on = self.serves() && !self.is_undecided() && !self.waits_at_impasse();
         let kind = message.msg_type;
         if kind == Type::MsgTimeoutNow && !self.may_campaign() {
             return;

@@ -46,6 +46,7 @@ pub mod group;
 mod handover;
 pub mod healing;
 pub mod id;
+pub mod impasse;
 pub mod input;
 mod intake;
 mod liveness;

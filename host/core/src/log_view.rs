@@ -11,6 +11,7 @@ use raft::eraftpb::{ConfState, Entry, HardState, Snapshot, SnapshotMetadata};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
 use crate::id::{LogIndex, Term};
+use crate::impasse::Impasses;
 use crate::message::SnapshotName;
 use crate::planted::{self, Defect};
 use crate::read_back::ReadBack;
@@ -52,6 +53,8 @@ pub(crate) struct LogView {
     start: RaftState,
     /// A follower needs a newer snapshot than there is.
     wanted: Cell<bool>,
+    /// What the log says of impasses.
+    impasses: Impasses,
     /// Members that are offered no snapshot now.
     barred: BTreeSet<u64>,
     read_back: RefCell<ReadBack>,
@@ -79,9 +82,11 @@ impl LogView {
                 conf_state,
             },
             wanted: Cell::new(false),
+            impasses: Impasses::default(),
             barred: BTreeSet::new(),
             read_back: RefCell::default(),
         };
+        view.impasses.append(&entries);
         view.push(entries);
         view
     }
@@ -113,6 +118,15 @@ impl LogView {
 
     pub(crate) fn snapshot(&self) -> Option<&Snapshotted> {
         self.snapshot.as_ref()
+    }
+
+    pub(crate) fn impasses(&self) -> &Impasses {
+        &self.impasses
+    }
+
+    /// Takes what these say of impasses for said, although they are not in the log.
+    pub(crate) fn foresee(&mut self, later: &[Entry]) {
+        self.impasses.foresee(later);
     }
 
     pub(crate) fn take_wanted(&self) -> bool {
@@ -148,6 +162,7 @@ impl LogView {
     /// Appends, replacing what stands from the first new index on.
     pub(crate) fn append(&mut self, entries: &[Entry]) {
         let Some(first) = entries.first() else { return };
+        self.impasses.append(entries);
         let keep = first.index.saturating_sub(self.evicted() + 1) as usize;
         let behind: Vec<_> = match planted::has(Defect::ConflictingSuffixKept) {
             true => (self.entries.iter().skip(keep + entries.len()))
@@ -205,6 +220,7 @@ impl LogView {
             return self.truncated;
         }
         self.truncated = (index, self.term_at(index.0));
+        self.impasses.truncate(index);
         while let Some(resident) = self
             .entries
             .pop_front_if(|resident| resident.entry.index <= index.0)
@@ -227,6 +243,7 @@ impl LogView {
     /// Replaces everything by a snapshot.
     pub(crate) fn reset(&mut self, snapshot: Snapshotted) {
         self.entries.clear();
+        self.impasses = Impasses::default();
         self.terms.clear();
         self.truncated = (snapshot.name.index, snapshot.name.term);
         self.marks = VecDeque::from([(snapshot.name.index.0, 0)]);

@@ -88,11 +88,14 @@ pub enum GuestFault {
     Trap = 11,
     /// The machine failed in a call in which the group's limit of memory had refused it more.
     OutOfMemory = 12,
+    /// Every member of the group stopped at the command, for what may have been a reason of its own node, and the group has
+    /// given the command up.
+    Unrunnable = 13,
 }
 
 impl GuestFault {
     /// Every fault, in the order of its code.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Unreachable,
         Self::MemoryOutOfBounds,
         Self::BadCall,
@@ -105,6 +108,7 @@ impl GuestFault {
         Self::Limit,
         Self::Trap,
         Self::OutOfMemory,
+        Self::Unrunnable,
     ];
 
     /// The number that is replicated and sent.
@@ -132,6 +136,7 @@ impl GuestFault {
             Self::Limit => "limit",
             Self::Trap => "trap",
             Self::OutOfMemory => "out-of-memory",
+            Self::Unrunnable => "unrunnable",
         }
     }
 
@@ -207,6 +212,6 @@ mod tests {
             );
         }
         assert_eq!(GuestFault::from_code(0), None);
-        assert_eq!(GuestFault::from_code(13), None);
+        assert_eq!(GuestFault::from_code(14), None);
     }
 }

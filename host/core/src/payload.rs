@@ -21,7 +21,7 @@ pub struct Payload {
     #[prost(bytes = "bytes", tag = "2")]
     pub entropy: Bytes,
     /// What the entry does.
-    #[prost(oneof = "Kind", tags = "3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "Kind", tags = "3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub kind: Option<Kind>,
 }
 
@@ -52,6 +52,9 @@ pub enum Kind {
     /// Every replica goes on with what it ran.
     #[prost(message, tag = "10")]
     Abort(Abort),
+    /// No member can run a command, it seems: who has not applied it waits for a decision. See [`crate::impasse`].
+    #[prost(message, tag = "11")]
+    Impasse(Impasse),
 }
 
 /// Many commands in one entry.
@@ -133,18 +136,32 @@ pub struct Pause {
     pub on: bool,
 }
 
-/// An activation is done. Of two decisions on it the first in the log counts.
+/// No member can run a command, it seems.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct Impasse {
+    /// Index of the command's entry.
+    #[prost(uint64, tag = "1")]
+    pub index: u64,
+    /// Which command of the entry it is, counted from 0.
+    #[prost(uint32, tag = "2")]
+    pub item: u32,
+    /// What the members' machines had in common.
+    #[prost(uint32, tag = "3")]
+    pub code: u32,
+}
+
+/// An activation is done, or the command of an impasse has failed. Of two decisions the first in the log counts.
 #[derive(Clone, Copy, PartialEq, Message)]
 pub struct Confirm {
-    /// Index of the activation.
+    /// Index of the activation, or of the impasse.
     #[prost(uint64, tag = "1")]
     pub index: u64,
 }
 
-/// An activation is given up. Of two decisions on it the first in the log counts.
+/// An activation is given up, or an impasse: members try the command again. Of two decisions the first in the log counts.
 #[derive(Clone, Copy, PartialEq, Message)]
 pub struct Abort {
-    /// Index of the activation.
+    /// Index of the activation, or of the impasse.
     #[prost(uint64, tag = "1")]
     pub index: u64,
     /// An [`AbortReason`](crate::activation::AbortReason).

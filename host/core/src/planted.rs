@@ -42,11 +42,15 @@ pub enum Defect {
     TokensRepeat,
     /// Of two decisions on an activation the last one that a replica sees counts.
     LastDecisionCounts,
+    /// A majority is enough to give a command up, whatever the others have done.
+    GivesUpByMajority,
+    /// A replica vouches for what it has not applied in this life, as if it had had no other.
+    VouchesForFormerLives,
 }
 
 impl Defect {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::SendBeforeSync,
         Self::AckBeforeSync,
         Self::VoteNotPersisted,
@@ -63,6 +67,8 @@ impl Defect {
         Self::ReadBeforeApplied,
         Self::TokensRepeat,
         Self::LastDecisionCounts,
+        Self::GivesUpByMajority,
+        Self::VouchesForFormerLives,
     ];
 }
 

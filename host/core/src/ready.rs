@@ -63,6 +63,7 @@ impl Group {
             let mut moved = self.take_ready();
             moved |= self.process_committed();
             moved |= self.propose_decision_if_due();
+            moved |= self.propose_on_impasse_if_due();
             moved |= self.propose_barrier_if_due();
             moved |= self.propose_pause_if_due();
             if !moved {

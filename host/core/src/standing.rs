@@ -13,6 +13,7 @@ use crate::config::MEMBERS_MAX;
 use crate::effect::Effect;
 use crate::group::{Group, Raft};
 use crate::id::{LogIndex, NodeId, ReplicaId, Term};
+use crate::impasse::Word;
 use crate::message::{Body, PeerMessage};
 use crate::planted::{self, Defect};
 
@@ -34,6 +35,8 @@ pub struct Standing {
     pub matched: LogIndex,
     /// The machine of who speaks has not failed, and is not known to be wrong.
     pub well: bool,
+    /// What who speaks says of impasses.
+    pub word: Word,
 }
 
 /// Why a message of another replica was not believed. It was dropped.
@@ -160,6 +163,7 @@ impl Group {
             removed: membership.was_removed(replica) && self.may_announce(),
             matched: LogIndex(progress.map_or(0, |progress| progress.matched)),
             well: !self.is_faulted() && !self.lacks_what_was_decided(),
+            word: self.word(),
         };
         self.send(replica, node, Body::Standing(standing));
     }
@@ -184,6 +188,7 @@ impl Group {
                 return;
             }
         }
+        self.heard_word(replica, standing.word);
         let (member, ticks) = (self.state.membership.member(replica), self.ticks);
         let well = &mut self.standings.well;
         match standing.well && member.is_some() {

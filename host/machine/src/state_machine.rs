@@ -199,6 +199,12 @@ pub trait StateMachine: Send {
         event: &LeaderChanged,
     ) -> Result<Applied, MachineError>;
 
+    /// Which of its commands, counted from 0, the last [`apply`](Self::apply) could not run, after a
+    /// [`MachineError::Local`]; none if that is not known.
+    fn stopped_at(&self) -> Option<usize> {
+        None
+    }
+
     /// Answers a read-only request from the state after the last applied entry. Must not change anything that a later
     /// `apply` or `save` could show.
     fn query(&mut self, request: &Bytes) -> Result<Outcome, MachineError>;

@@ -30,24 +30,29 @@ const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 const WELL: Duration = Duration::from_secs(900);
 
 /// The starts of one replica.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 struct Starts {
     count: u32,
     last: Duration,
     /// One is under way.
     begun: bool,
+    /// What was said of the replica when it was first seen to have stopped since.
+    said: Option<String>,
 }
 
 impl Starts {
-    fn pause(self) -> Duration {
+    fn pause(&self) -> Duration {
         match self.count {
             0 => Duration::ZERO,
             count => clock::doubled(PAUSE, count),
         }
     }
 
-    fn is_due(self, now: Duration) -> bool {
-        !self.begun && now >= self.last + self.pause()
+    /// Whether another start is due. Where something new is said of a replica that has not been started meanwhile, something
+    /// has changed for it, and it need not wait.
+    fn is_due(&mut self, now: Duration, said: &str) -> bool {
+        let has_changed = !self.begun && self.said.get_or_insert_with(|| said.to_owned()) != said;
+        !self.begun && (has_changed || now >= self.last + self.pause())
     }
 
     /// Another one, now.
@@ -58,6 +63,7 @@ impl Starts {
         self.count += 1;
         self.last = now;
         self.begun = true;
+        self.said = None;
     }
 }
 
@@ -85,13 +91,13 @@ pub(super) async fn run(host: Host) {
             .troubled
             .iter()
             .filter(|troubled| troubled.trouble.kind == Kind::Faulted)
-            .map(|troubled| troubled.group);
+            .map(|troubled| (troubled.group, troubled.trouble.text.as_str()));
         // A catalogue that was given up and could not be brought up is nobody else's to bring up.
-        let catalogue = (!host.inner.node.exists(catalog::GROUP)).then_some(catalog::GROUP);
-        for group in catalogue.into_iter().chain(faulted) {
+        let catalogue = (!host.inner.node.exists(catalog::GROUP)).then_some((catalog::GROUP, ""));
+        for (group, said) in catalogue.into_iter().chain(faulted) {
             let known = starts.entry(group).or_default();
             let has_turn = under_way.len() < AT_ONCE || group == catalog::GROUP;
-            if has_turn && known.is_due(watch.elapsed()) {
+            if has_turn && known.is_due(watch.elapsed(), said) {
                 known.again(watch.elapsed());
                 under_way.push(try_restart(&host, group, known.count));
             }
@@ -164,12 +170,36 @@ mod tests {
             starts.again(now);
             pauses.push(starts.pause().as_secs());
             now += starts.pause();
-            assert!(!starts.is_due(now), "the last one is under way");
+            assert!(
+                !starts.is_due(now, "it failed"),
+                "the last one is under way"
+            );
             starts.begun = false;
-            assert!(starts.is_due(now));
+            assert!(starts.is_due(now, "it failed"));
         }
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]);
         starts.again(now + WELL + WELL);
         assert_eq!(starts.pause(), PAUSE.0);
+    }
+
+    #[test]
+    fn whoever_has_something_new_to_say_is_started_at_once() {
+        let mut starts = Starts::default();
+        let mut now = Duration::from_secs(10);
+        for _ in 0..8 {
+            starts.again(now);
+            now += Duration::from_secs(1);
+        }
+        starts.begun = false;
+        assert!(!starts.is_due(now, "it failed"));
+        assert!(!starts.is_due(now, "it failed"));
+        assert!(starts.is_due(now, "it failed; the group has decided"));
+        starts.again(now);
+        starts.begun = false;
+        let later = now + Duration::from_secs(1);
+        assert!(
+            !starts.is_due(later, "it failed otherwise"),
+            "the first of this start"
+        );
     }
 }

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use skep_core::deployment::Deployment;
 use skep_core::effect::Call;
 use skep_core::id::{ComponentId, LogIndex};
+use skep_core::input::Stopped;
 use skep_core::outcome::{EntryContext, Outcome};
 use skep_machine::state_machine::{Applied, MachineError, StateMachine};
 
@@ -31,6 +32,8 @@ pub(crate) struct Failed {
     pub(crate) reason: String,
     /// However often it is started, it fails again.
     pub(crate) is_broken: bool,
+    /// The command that it could not run, if it was one.
+    pub(crate) at: Option<Stopped>,
 }
 
 impl Failed {
@@ -39,6 +42,7 @@ impl Failed {
         Self {
             reason: reason.into(),
             is_broken: false,
+            at: None,
         }
     }
 
@@ -47,6 +51,7 @@ impl Failed {
         Self {
             reason: reason.into(),
             is_broken: true,
+            at: None,
         }
     }
 }
@@ -99,7 +104,8 @@ impl Machine {
                 }
             }
             Call::Commands(commands) => {
-                let applied = self.machine.apply(context, &commands).map_err(failed)?;
+                let applied = self.machine.apply(context, &commands);
+                let applied = applied.map_err(|error| self.failed_in_apply(context, error))?;
                 if applied.outcomes.len() != commands.len() {
                     let (outcomes, commands) = (applied.outcomes.len(), commands.len());
                     return Err(Failed::broken(format!(
@@ -140,6 +146,24 @@ impl Machine {
                     fuel,
                 })
             }
+        }
+    }
+}
+
+impl Machine {
+    /// A failure on the commands of an entry, with the one on which it was.
+    fn failed_in_apply(&self, context: &EntryContext, error: MachineError) -> Failed {
+        let at = match &error {
+            MachineError::Local { code, .. } => self.machine.stopped_at().map(|place| Stopped {
+                index: context.index,
+                place,
+                code: code.code(),
+            }),
+            MachineError::Guest { .. } => None,
+        };
+        Failed {
+            at,
+            ..failed(error)
         }
     }
 }

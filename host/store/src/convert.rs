@@ -58,14 +58,19 @@ pub fn recovered(group: RecoveredGroup, state: Option<Bytes>) -> Result<Recovere
     Ok(Recovered {
         replica: ReplicaId(group.replica),
         hard_state,
-        entries: group
-            .entries
-            .into_iter()
-            .map(|entry| entry_to_raft(key, entry))
-            .collect::<Result<_, _>>()?,
+        entries: entries(key, group.entries)?,
         truncated: (LogIndex(group.truncated.index), Term(group.truncated.term)),
         snapshot: group.snapshot.as_ref().map(name).zip(state),
     })
+}
+
+/// Entries of the log, for the core.
+///
+/// # Errors
+/// As [`recovered`].
+pub fn entries(key: GroupKey, entries: Vec<Entry>) -> Result<Vec<eraftpb::Entry>, LogError> {
+    let entries = entries.into_iter();
+    entries.map(|entry| entry_to_raft(key, entry)).collect()
 }
 
 /// What the log would recover of a replica that is given up. `older` are the entries that are in no memory.
@@ -75,6 +80,7 @@ pub fn parked(key: GroupKey, parked: Parked, older: Vec<Entry>) -> RecoveredGrou
         hard_state,
         entries,
         before: _,
+        untried_from: _,
         start: (index, term),
         snapshot,
     } = parked;

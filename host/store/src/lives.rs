@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use skep_core::id::{GroupId, ReplicaId};
+use skep_core::id::{GroupId, LogIndex, ReplicaId};
 use skep_log::{GroupKey, Record, Recovered, RecoveredGroup, SnapshotName};
 
 /// What a directory holds or held.
@@ -15,6 +15,8 @@ use skep_log::{GroupKey, Record, Recovered, RecoveredGroup, SnapshotName};
 pub struct Lives {
     /// Recovered and not brought up yet.
     recovered: BTreeMap<GroupKey, RecoveredGroup>,
+    /// What no life of a replica that was given up can have applied, where such a one is to be brought up again: the first index.
+    untried: BTreeMap<GroupKey, LogIndex>,
     /// The last replica removed of each life of a group.
     removed_through: BTreeMap<GroupKey, ReplicaId>,
     /// The highest incarnation of each group that was ever here.
@@ -26,6 +28,8 @@ pub struct Lives {
 pub struct Begin {
     /// What the log holds of it; `None` if it is new.
     pub recovered: Option<RecoveredGroup>,
+    /// The first entry that no life of it can have applied, if it had one in this process.
+    pub untried_from: Option<LogIndex>,
     /// Replicas of this node that were removed from this life of the group, up to here.
     pub removed_through: ReplicaId,
     /// Former lives of the group that are still in the log, to be buried.
@@ -82,6 +86,7 @@ impl Lives {
         self.seen(key);
         Ok(Begin {
             recovered,
+            untried_from: self.untried.get(&key).copied(),
             removed_through,
             former,
         })
@@ -89,17 +94,21 @@ impl Lives {
 
     /// The replica is up: what was recovered of it need not be kept.
     pub fn began(&mut self, key: GroupKey) {
+        self.untried.remove(&key);
         self.recovered.remove(&key);
     }
 
-    /// A replica was given up, to begin again from what is on the disk.
-    pub fn park(&mut self, group: RecoveredGroup) {
+    /// A replica was given up, to begin again from what is on the disk. No life of it can have applied what stands from
+    /// `untried_from` on.
+    pub fn park(&mut self, group: RecoveredGroup, untried_from: LogIndex) {
+        self.untried.insert(group.key, untried_from);
         self.recovered.insert(group.key, group);
     }
 
     /// Ends a replica; answers the record that makes it so.
     pub fn bury(&mut self, key: GroupKey, replica: ReplicaId) -> Option<Record> {
         self.recovered.remove(&key);
+        self.untried.remove(&key);
         self.seen(key);
         if replica.0 == 0 {
             // A joiner that nobody contacted has stored nothing and voted for nobody.

@@ -12,13 +12,18 @@ use skep::{
 use skep_core::status::Health;
 use skep_machine::state_machine::{Applied, Descriptor, Reader};
 
-use crate::support::{Cluster, Counters, GROUP, add, until};
+use crate::support::{Cluster, Counters, GROUP, PATIENCE, add, until};
 
-/// As another machine, but it stops at the next command once it is told to.
+/// As another machine, but it stops at the next command once it is told to; or, while it is told so, at each that has a word
+/// in it.
 struct Brittle {
     machine: Box<dyn StateMachine>,
     stops: Arc<AtomicBool>,
+    stops_at: Arc<AtomicBool>,
+    stopped_at: Option<usize>,
 }
+
+const POISON: &str = "poison";
 
 impl StateMachine for Brittle {
     fn describe(&self) -> Descriptor {
@@ -41,7 +46,20 @@ impl StateMachine for Brittle {
                 reason: "on purpose".into(),
             });
         }
+        let poison = |command: &Bytes| *command == add(POISON);
+        self.stopped_at = commands.iter().position(poison);
+        if self.stopped_at.is_some() && self.stops_at.load(SeqCst) {
+            return Err(MachineError::Local {
+                call: "apply",
+                code: skep_machine::LocalCode::Memory,
+                reason: "it is too much for this node".into(),
+            });
+        }
         self.machine.apply(context, commands)
+    }
+
+    fn stopped_at(&self) -> Option<usize> {
+        self.stopped_at
     }
 
     fn apply_conf_change(
@@ -87,11 +105,24 @@ impl StateMachine for Brittle {
 }
 
 fn config(cluster: &mut Cluster, node: NodeId, stops: &Arc<AtomicBool>) -> skep::GroupConfig {
+    poisonable(cluster, node, stops, &Arc::default())
+}
+
+fn poisonable(
+    cluster: &mut Cluster,
+    node: NodeId,
+    stops: &Arc<AtomicBool>,
+    stops_at: &Arc<AtomicBool>,
+) -> skep::GroupConfig {
     let members = cluster.ids();
     let mut config = cluster.group(node, GROUP, &members);
     let machine = Counters::machine(&cluster.probe(node, GROUP));
-    let stops = Arc::clone(stops);
-    config.machine = Box::new(Brittle { machine, stops });
+    config.machine = Box::new(Brittle {
+        machine,
+        stops: Arc::clone(stops),
+        stops_at: Arc::clone(stops_at),
+        stopped_at: None,
+    });
     config.snap_count = 50;
     config
 }
@@ -182,4 +213,64 @@ async fn a_machine_that_stopped_is_started_again_under_load_and_without_the_proc
     let well = config(&mut cluster, sick, &never);
     let refused = cluster.node(sick.0).restart_group(well).await;
     assert_eq!(refused.expect_err("it is well").code(), "busy");
+}
+
+/// Item 8 of what strangers found: a command that no node could run stopped every replica of its group, again and again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_no_node_can_run_fails_and_the_group_goes_on() {
+    let mut cluster = Cluster::start(3).await;
+    let (never, at_poison) = (Arc::default(), Arc::new(AtomicBool::new(true)));
+    for node in cluster.ids() {
+        let config = poisonable(&mut cluster, node, &never, &at_poison);
+        let created = cluster.node(node.0).create_group(config).await;
+        created.expect("the group is created");
+    }
+    let leader = cluster.leader(GROUP).await;
+    let poisoned = cluster.node(leader.0).propose(GROUP, add(POISON)).await;
+    assert_eq!(
+        poisoned.expect_err("nobody can tell").code(),
+        "outcome-unknown"
+    );
+    // As a server does: what has stopped is started again, at once where the group has decided, and else now and then.
+    let watch = std::time::Instant::now();
+    let mut round = 0;
+    while (1..=3).any(|node| cluster.node(node).node_status().given_up_commands == 0) {
+        assert!(watch.elapsed() < PATIENCE, "the command is not given up");
+        round += 1;
+        for node in 1..=3 {
+            let trouble = cluster.node(node).trouble(GROUP);
+            let is_due = |trouble: &skep::trouble::Trouble| {
+                trouble.text.contains("decided") || round % 500 == 0
+            };
+            if trouble.as_ref().is_some_and(is_due) {
+                let config = poisonable(&mut cluster, NodeId(node), &never, &at_poison);
+                let restarted = cluster.node(node).restart_group(config).await;
+                restarted.expect("it is started again");
+            }
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    let added = until("it serves", || async {
+        let leader = cluster.leader(GROUP).await;
+        cluster
+            .node(leader.0)
+            .propose(GROUP, add("after"))
+            .await
+            .ok()
+    })
+    .await;
+    assert!(added.index.0 > 0);
+    for node in 1..=3 {
+        let count = async |key| {
+            until("an answer", || async {
+                let linearizable = Consistency::Linearizable;
+                cluster.count(node, GROUP, key, linearizable).await.ok()
+            })
+            .await
+        };
+        assert_eq!(count(POISON).await, 0, "node {node}");
+        assert_eq!(count("after").await, 1, "node {node}");
+        assert_eq!(cluster.node(node).trouble(GROUP), None);
+        assert_eq!(cluster.node(node).node_status().divergences, 0);
+    }
 }

@@ -7,6 +7,7 @@ use raft::eraftpb::MessageType;
 use skep_core::activation::Readiness;
 use skep_core::attestation::Attestation;
 use skep_core::id::{GroupId, Incarnation, LogIndex, NodeId, ReplicaId, Term};
+use skep_core::impasse::{Impasse, Word};
 use skep_core::message::{Answer, Batch, Body, Forward, PeerMessage, Priority, SnapshotName};
 use skep_core::standing::Standing;
 
@@ -40,6 +41,18 @@ pub enum Purpose {
     Transfer,
     /// Requests from the side that dialled, and their answers.
     Requests,
+}
+
+fn impasse(impasse: proto::Impasse) -> Result<Impasse, WireError> {
+    let code = u8::try_from(impasse.code).map_err(|_| WireError::UnknownValue {
+        what: "code of an impasse",
+        value: i64::from(impasse.code),
+    })?;
+    Ok(Impasse {
+        index: LogIndex(impasse.index),
+        item: impasse.item,
+        code,
+    })
 }
 
 impl From<Hello> for proto::Hello {
@@ -169,6 +182,12 @@ pub fn message_to_wire(message: PeerMessage) -> Result<proto::PeerMessage, WireE
             removed: standing.removed,
             matched: standing.matched.0,
             well: standing.well,
+            stopped: standing.word.stopped.map(|impasse| proto::Impasse {
+                index: impasse.index.0,
+                item: impasse.item,
+                code: u32::from(impasse.code),
+            }),
+            waits: standing.word.waits.0,
         }),
         Body::Forward(forwards) => peer_message::Body::Forwards(proto::Forwards {
             forwards: forwards
@@ -242,6 +261,10 @@ impl TryFrom<proto::PeerMessage> for PeerMessage {
                 removed: standing.removed,
                 matched: LogIndex(standing.matched),
                 well: standing.well,
+                word: Word {
+                    stopped: standing.stopped.map(impasse).transpose()?,
+                    waits: LogIndex(standing.waits),
+                },
             }),
             peer_message::Body::Forwards(forwards) => Body::Forward(
                 forwards

@@ -351,6 +351,14 @@ fn what_replicas_say_of_barriers_survives() {
             removed: true,
             matched: LogIndex(9),
             well: true,
+            word: Word {
+                stopped: Some(Impasse {
+                    index: LogIndex(7),
+                    item: 2,
+                    code: 3,
+                }),
+                waits: LogIndex(8),
+            },
         }),
     ];
     for body in bodies {

@@ -80,6 +80,8 @@ async fn forged_messages_of_known_nodes_delete_nothing_and_stop_nobody() {
             removed: true,
             matched: FAR,
             well: true,
+            stopped: None,
+            waits: 0,
         })
     };
     for (to, replica) in &places {

@@ -2,6 +2,7 @@
 
 use skep_core::id::{RequestId, SessionId};
 use skep_core::input::Waiter;
+use skep_core::outcome::{GuestFault, Outcome};
 use skep_core::proposal::{self, Proposal, ProposalError, Response};
 use skep_log::GroupKey;
 
@@ -55,6 +56,8 @@ pub enum Kind {
 pub enum Settled {
     /// Its command was applied.
     Applied(Command),
+    /// Its command was given up, and is applied nowhere.
+    GivenUp(Command),
     /// Nothing to note; the operation is over.
     Over,
     /// It must try again.
@@ -150,10 +153,13 @@ impl Client {
                 self.operation = None;
                 Settled::Over
             }
-            (Kind::Command(command), Ok(_)) => {
+            (Kind::Command(command), Ok(response)) => {
                 self.sequence += 1;
                 self.operation = None;
-                Settled::Applied(command)
+                match response.outcome {
+                    Outcome::Fault(GuestFault::Unrunnable) => Settled::GivenUp(command),
+                    _ => Settled::Applied(command),
+                }
             }
             // An earlier try may have been applied; nobody will ever know by the session.
             (

@@ -48,6 +48,14 @@ impl Command {
     }
 }
 
+/// Whether a node that is sick cannot run a command; the same on all nodes.
+pub fn is_too_much(command: &[u8]) -> bool {
+    let Some(Command { client, number, .. }) = Command::decode(command) else {
+        return false;
+    };
+    digest((client, number)).is_multiple_of(16)
+}
+
 /// The machine of one replica.
 #[derive(Clone, Debug, Default)]
 pub struct Machine {
@@ -158,6 +166,12 @@ impl Machine {
         self.hash = digest((self.hash, applied.input));
         self.applied = context.index;
         applied
+    }
+
+    /// It is another from now on.
+    pub fn go_wrong(&mut self) {
+        self.count += 1;
+        self.hash = digest((self.hash, "wrong"));
     }
 
     /// Goes on with another component, or as it was.

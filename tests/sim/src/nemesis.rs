@@ -40,6 +40,10 @@ pub enum Fault {
     Snapshot,
     /// Somebody wants a group to go on with another component, and sometimes thinks better of it.
     Upgrade,
+    /// A node's machines cannot run some of the commands for a while; half the time those of all nodes.
+    Sick,
+    /// The machine of one replica goes wrong: its state, and what it answers from then on, is another.
+    Wrong,
     /// A group is removed and created again under its id.
     Recreate,
     /// A node's wall clock jumps.
@@ -48,7 +52,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::Crash,
         Self::Kill,
         Self::Flap,
@@ -67,6 +71,8 @@ impl Fault {
         Self::Campaign,
         Self::Snapshot,
         Self::Upgrade,
+        Self::Sick,
+        Self::Wrong,
         Self::Recreate,
         Self::Clock,
     ];

@@ -52,6 +52,13 @@ pub enum Out {
         /// Of which replica.
         life: u64,
     },
+    /// A machine has failed: call [`Node::start_again`] in a while.
+    Failed {
+        /// Whose machine.
+        group: GroupId,
+        /// Of which replica.
+        life: u64,
+    },
     /// A proposal has its answer.
     Reply {
         /// Where.
@@ -82,6 +89,8 @@ pub struct Context<'a> {
     pub trace: &'a mut Trace,
     /// What is wanted of the world.
     pub out: &'a mut Vec<Out>,
+    /// The machines of the node cannot run some of the commands.
+    pub sick: bool,
 }
 
 /// How a step of a node ended, if not well.
@@ -284,6 +293,33 @@ impl Node {
             Some(running) => running.work(group, life, context),
             None => Ok(()),
         }
+    }
+
+    /// A replica whose machine has failed starts again from what is on the disk; `false` if it must wait.
+    pub fn start_again(
+        &mut self,
+        group: GroupId,
+        life: u64,
+        scenario: &Scenario,
+        context: &mut Context<'_>,
+    ) -> Result<bool, Stop> {
+        let Some(running) = &mut self.running else {
+            return Ok(true);
+        };
+        if !running.give_up(group, life, context)? {
+            return Ok(false);
+        }
+        self.reconcile(scenario, context)?;
+        Ok(true)
+    }
+
+    /// Its machine of a group goes wrong; `false` if there is none.
+    pub fn go_wrong(&mut self, key: GroupKey) -> bool {
+        let running = self.running.iter_mut();
+        let mut replicas = running.flat_map(|running| running.replicas.values_mut());
+        let replica = replicas.find(|replica| replica.place.key == key);
+        let machine = replica.and_then(|replica| replica.machine.as_mut());
+        machine.map(Machine::go_wrong).is_some()
     }
 
     /// Whether it has a replica of this life of a group.

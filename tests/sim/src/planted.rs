@@ -78,6 +78,23 @@ fn directed(defect: Defect, seed: u64) -> Scenario {
         scenario.fault = SECOND;
         scenario.faults = vec![Fault::Upgrade, Fault::Kill, Fault::Campaign, Fault::OneWay];
     }
+    // Nodes that cannot run what others can, all of them now and then, and processes that end after one of them could.
+    if matches!(
+        defect,
+        Defect::GivesUpByMajority | Defect::VouchesForFormerLives
+    ) {
+        scenario.nodes = 3;
+        scenario.groups = 1;
+        scenario.voters = 3;
+        scenario.clients = 4;
+        scenario.think = SECOND;
+        scenario.delay = 2_000;
+        scenario.disk = 2_000;
+        scenario.loss = 0;
+        scenario.fault = 3 * SECOND;
+        scenario.snapshot_entries = 60;
+        scenario.faults = vec![Fault::Sick, Fault::Kill];
+    }
     // Members that come and go, and nodes away while they go: the one that is removed hears of it late.
     if defect == Defect::RemovedLeaderServes {
         scenario.nodes = 5;

@@ -52,6 +52,7 @@ impl Sum {
         sum.reads += more.reads;
         sum.snapshots += more.snapshots;
         sum.read_back += more.read_back;
+        sum.given_up += more.given_up;
     }
 }
 

@@ -82,6 +82,8 @@ pub struct World {
     nodes: BTreeMap<u64, Node>,
     paused: BTreeMap<u64, u64>,
     slow: BTreeSet<u64>,
+    /// Nodes whose machines cannot run some commands.
+    sick: BTreeSet<u64>,
     full: BTreeSet<u64>,
     /// The power of a node fails behind this call of its disk.
     armed: BTreeMap<u64, u64>,
@@ -116,6 +118,7 @@ impl World {
             nodes: BTreeMap::new(),
             paused: BTreeMap::new(),
             slow: BTreeSet::new(),
+            sick: BTreeSet::new(),
             full: BTreeSet::new(),
             armed: BTreeMap::new(),
             rotten: BTreeSet::new(),
@@ -338,6 +341,23 @@ impl World {
             } => {
                 if self.runs(node, boot) {
                     self.step(node, |node, _, context| node.work(group, life, context))?;
+                }
+            }
+            Event::StartAgain {
+                node,
+                boot,
+                group,
+                life,
+            } => {
+                if self.runs(node, boot) {
+                    let mut started = true;
+                    self.step(node, |node, scenario, context| {
+                        started = node.start_again(group, life, scenario, context)?;
+                        Ok(())
+                    })?;
+                    if !started {
+                        self.start_again(node, boot, (group, life), SECOND / 10);
+                    }
                 }
             }
             Event::Boot { node } => self.boot(node)?,

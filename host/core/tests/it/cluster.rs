@@ -12,7 +12,7 @@ use skep_core::effect::{Call, Effect, Persist, Work};
 use skep_core::id::{
     ComponentId, GroupId, Incarnation, LogIndex, NodeId, ReplicaId, RequestId, SessionId, Term,
 };
-use skep_core::input::{Input, LogRead, Waiter};
+use skep_core::input::{Input, LogRead, Stopped, Waiter};
 use skep_core::message::{ArrivedSnapshot, Body, PeerMessage, SnapshotName};
 use skep_core::outcome::{GuestFault, LeaderChanged, Outcome};
 use skep_core::proposal::{Command, Proposal, ProposalError, Response};
@@ -103,6 +103,10 @@ pub struct Machine {
     pub refuses: bool,
     /// Its node has no room for the files of its snapshots.
     pub cannot_write: bool,
+    /// It cannot run commands that begin so.
+    pub stops_at: Option<&'static str>,
+    /// It has failed, and does nothing any more.
+    has_failed: bool,
 }
 
 /// How a machine differs from the others.
@@ -248,7 +252,22 @@ impl Cluster {
         node.group = None;
         node.unsynced.clear();
         node.work.clear();
-        node.machine = Machine::default();
+        node.machine = Machine {
+            stops_at: node.machine.stops_at,
+            ..Machine::default()
+        };
+    }
+
+    /// Starts a replica whose machine has failed again, in the same process. `false` while something is on its way to its disk.
+    pub fn start_again(&mut self, id: u64) -> bool {
+        let parked = self.node(id).group.as_ref().and_then(Group::parked);
+        let Some(parked) = parked else { return false };
+        self.crash(id);
+        self.boot(id);
+        if let Some(group) = &mut self.node(id).group {
+            group.has_not_tried(parked.untried_from);
+        }
+        true
     }
 
     pub fn restart(&mut self, id: u64) {
@@ -502,6 +521,7 @@ impl Cluster {
                     );
                 }
                 Effect::Leader(_) => {}
+                Effect::GivenUp { .. } => {}
                 Effect::Distrusted { from, why } => node.distrusted.push((from, why)),
                 Effect::Diverged { index, .. } => node.diverged.push(index),
                 Effect::Removed => node.removed = true,
@@ -619,6 +639,9 @@ impl Machine {
         disk: &mut Disk,
         queries: &mut BTreeMap<Waiter, Result<Vec<Bytes>, ProposalError>>,
     ) -> Option<Input> {
+        if self.has_failed && !matches!(work, Work::Query { .. }) {
+            return None;
+        }
         if let Work::Apply { context, .. } | Work::Barrier { context, .. } = &work {
             let (index, undecided) = (context.index, self.undecided);
             assert_eq!(undecided, None, "{index} is behind what is not decided");
@@ -634,7 +657,19 @@ impl Machine {
                     match call {
                         Call::Init(bytes) => self.inits.push(bytes),
                         Call::Commands(commands) => {
-                            for command in commands {
+                            for (place, command) in commands.into_iter().enumerate() {
+                                let begins = |stop: &str| command.starts_with(stop.as_bytes());
+                                if self.stops_at.is_some_and(begins) {
+                                    self.has_failed = true;
+                                    return Some(Input::MachineFailed {
+                                        reason: format!("it stops at entry {}", context.index),
+                                        at: Some(Stopped {
+                                            index: context.index,
+                                            place,
+                                            code: 3,
+                                        }),
+                                    });
+                                }
                                 if &command[..] == b"fault" {
                                     outcomes.push(Outcome::Fault(GuestFault::Unreachable));
                                     continue;

@@ -5,7 +5,7 @@ use prost::Message;
 use raft::eraftpb::{Entry, EntryType};
 use skep_core::deployment::DeploymentRecord;
 use skep_core::payload::{
-    Abort, Barrier, ChangeRecord, Commands, Item, Kind, Pause, Payload, Report, Verdict,
+    Abort, Barrier, ChangeRecord, Commands, Impasse, Item, Kind, Pause, Payload, Report, Verdict,
 };
 use skep_core::status::Health;
 
@@ -127,6 +127,15 @@ fn strange() -> Vec<(&'static str, Entry)> {
         ("entropy", normal(short.encode_to_vec())),
         ("a component", kind(Kind::Activate(named(31)))),
         ("no component", kind(Kind::Activate(named(0)))),
+        (
+            "an impasse's code",
+            kind(Kind::Impasse(Impasse {
+                index: 1,
+                item: 0,
+                code: 256,
+            })),
+        ),
+        ("a field of an impasse", of_tag(11, &[0x20, 0x01])),
         ("a reason", kind(Kind::Abort(Abort { index: 1, code: 4 }))),
         (
             "a fault",

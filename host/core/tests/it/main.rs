@@ -9,6 +9,7 @@ mod divergence;
 mod durability;
 mod entries;
 mod healing;
+mod impasse;
 mod membership;
 mod proposals;
 mod reads;

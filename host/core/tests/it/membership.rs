@@ -161,6 +161,7 @@ fn a_replica_whose_machine_failed_gives_leadership_away() {
         1,
         Input::MachineFailed {
             reason: "stack".into(),
+            at: None,
         },
     );
     cluster.until("another leads", |cluster| {

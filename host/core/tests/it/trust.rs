@@ -5,6 +5,7 @@ use bytes::Bytes;
 use raft::eraftpb::{self, MessageType};
 use skep_core::attestation::Attestation;
 use skep_core::id::{LogIndex, NodeId, ReplicaId, Term};
+use skep_core::impasse::Word;
 use skep_core::input::Input;
 use skep_core::message::{Answer, Body, PeerMessage};
 use skep_core::outcome::Outcome;
@@ -112,6 +113,7 @@ fn nobody_is_removed_by_a_message_that_says_so() {
                     term: Term(1 << 40),
                     matched: LogIndex(1 << 40),
                     well: true,
+                    word: Word::default(),
                 };
                 forge(&mut cluster, (from, from), to, Body::Standing(standing));
             }
@@ -346,7 +348,7 @@ fn a_group_whose_machines_all_failed_elects_no_more() {
     let mut cluster = healthy();
     let fail = |cluster: &mut Cluster, id| {
         let reason = "stack".to_owned();
-        cluster.input(id, Input::MachineFailed { reason });
+        cluster.input(id, Input::MachineFailed { reason, at: None });
     };
     for id in 1..=3 {
         fail(&mut cluster, id);

@@ -48,6 +48,8 @@ pub struct WasmMachine {
     /// The entry whose state was saved last, while nothing has come after it.
     saved: Option<LogIndex>,
     reader: Option<WasmReader>,
+    /// The command at which the last entry stopped.
+    stopped_at: Option<usize>,
     /// What the live instance held when there was one last.
     memory_bytes: u64,
 }
@@ -102,6 +104,7 @@ impl WasmMachine {
             live: Some(live),
             saved: None,
             reader: None,
+            stopped_at: None,
         })
     }
 
@@ -228,19 +231,38 @@ impl WasmMachine {
         if commands.len() > 1 && self.component().exports().apply_batch.is_some() {
             let call = Call::Batch(commands.into());
             let allowance = call.allowance(self.profile());
-            match self.execute(context, call)? {
-                Ok(Ran { outcomes, fuel }) => return Ok(Applied { outcomes, fuel }),
+            match self.execute(context, call) {
+                Ok(Ok(Ran { outcomes, fuel })) => return Ok(Applied { outcomes, fuel }),
                 // One of them fails: find out which, one by one.
-                Err(_) => applied.fuel = allowance,
+                Ok(Err(_)) => applied.fuel = allowance,
+                // Found out as well, and nothing else: this machine is dropped whatever the others do.
+                Err(error) => {
+                    return Err(self
+                        .execute_each(context, commands, applied)
+                        .err()
+                        .unwrap_or(error));
+                }
             }
         }
+        self.execute_each(context, commands, applied)
+    }
+
+    /// The commands of one entry, one by one, with what they have cost so far.
+    fn execute_each(
+        &mut self,
+        context: &EntryContext,
+        commands: &[Bytes],
+        mut applied: Applied,
+    ) -> Result<Applied, MachineError> {
         let mut reply_bytes = 0;
         for (ordinal, command) in commands.iter().enumerate() {
             if reply_bytes > MAX_ENTRY_REPLY_BYTES {
                 applied.outcomes.push(Outcome::Fault(GuestFault::Limit));
                 continue;
             }
-            let one = self.execute_one(context, Call::Apply(ordinal as u32, command.clone()))?;
+            let call = Call::Apply(ordinal as u32, command.clone());
+            let one = (self.execute_one(context, call))
+                .inspect_err(|_| self.stopped_at = Some(ordinal))?;
             reply_bytes += one.outcomes.iter().map(Outcome::size).sum::<usize>();
             applied.outcomes.extend(one.outcomes);
             applied.fuel = applied.fuel.saturating_add(one.fuel);
@@ -279,6 +301,7 @@ impl StateMachine for WasmMachine {
         context: &EntryContext,
         commands: &[Bytes],
     ) -> Result<Applied, MachineError> {
+        self.stopped_at = None;
         let applied = self.execute_all(context, commands)?;
         self.journal.publish(context);
         Ok(applied)
@@ -305,6 +328,10 @@ impl StateMachine for WasmMachine {
             outcomes: Vec::new(),
             ..applied
         })
+    }
+
+    fn stopped_at(&self) -> Option<usize> {
+        self.stopped_at
     }
 
     fn query(&mut self, request: &Bytes) -> Result<Outcome, MachineError> {
@@ -467,12 +494,12 @@ mod tests {
             let label = MachineLabel::default();
             let mut machine =
                 WasmMachine::new(Arc::new(component), Profile::default(), context, label).unwrap();
-            let mut apply = |command: &'static str| {
+            let apply = |machine: &mut WasmMachine, command: &'static str| {
                 machine.apply(&context, &[Bytes::from_static(command.as_bytes())])
             };
             let number = |n: u64| [Outcome::Reply(Bytes::copy_from_slice(&n.to_le_bytes()))];
-            assert_eq!(apply("add").unwrap().outcomes, number(1));
-            let error = apply("recurse").unwrap_err();
+            assert_eq!(apply(&mut machine, "add").unwrap().outcomes, number(1));
+            let error = apply(&mut machine, "recurse").unwrap_err();
             assert!(
                 matches!(
                     &error,
@@ -481,8 +508,14 @@ mod tests {
                 ),
                 "{error}"
             );
+            assert_eq!(machine.stopped_at(), Some(0));
+            // Which one it was is found among many, too.
+            let many = ["add", "get", "recurse", "add"]
+                .map(|command| Bytes::from_static(command.as_bytes()));
             // Nothing of it stays, should the host go on after all.
-            assert_eq!(apply("add").unwrap().outcomes, number(2));
+            assert_eq!(apply(&mut machine, "add").unwrap().outcomes, number(2));
+            machine.apply(&context, &many).unwrap_err();
+            assert_eq!(machine.stopped_at(), Some(2));
         });
     }
 }

@@ -94,6 +94,10 @@ pub struct Checker {
     replies: HashMap<(GroupKey, u64, u64), u64>,
     /// Acknowledged commands, with the indices clients were told.
     acknowledged: BTreeMap<GroupKey, Vec<(Command, u64)>>,
+    /// Lives of groups in which a machine went wrong: of those it is judged that replicas come to agree, not on what.
+    wrong: BTreeSet<GroupKey>,
+    /// Commands that clients were told are given up.
+    given_up: BTreeSet<(GroupKey, u64, u64)>,
     steps: u64,
     read_back: u64,
 }
@@ -124,6 +128,22 @@ impl Checker {
             ))
             .breaks("recovery", place),
         }
+    }
+
+    /// A replica begins again with what its node's disk holds, in the same process.
+    pub fn began_again(&mut self, place: Place) {
+        self.order.began(place);
+        self.commits.began(place);
+    }
+
+    /// The machine of a replica went wrong.
+    pub fn went_wrong(&mut self, key: GroupKey) {
+        self.wrong.insert(key);
+    }
+
+    /// Whether replicas may be found to differ.
+    pub fn may_differ(&self, key: GroupKey) -> bool {
+        self.wrong.contains(&key)
     }
 
     /// A replica's tombstone is on its way to the disk.
@@ -262,6 +282,9 @@ impl Checker {
         applied: &Applied,
         state: u64,
     ) -> Result<(), Violation> {
+        if self.may_differ(place.key) {
+            return Ok(());
+        }
         let outcomes: Vec<u64> = applied.outcomes.iter().map(outcome).collect();
         let step = Step {
             input: applied.input,
@@ -277,6 +300,10 @@ impl Checker {
                 self.once
                     .check(place.key, index, *command)
                     .breaks("at most once", place)?;
+                let name = (place.key, command.client, command.number);
+                if self.given_up.contains(&name) {
+                    return Err(given_up_and_applied(*command, index)).breaks(GIVEN_UP, place);
+                }
                 self.replies
                     .insert((place.key, command.client, command.number), *reply);
             }
@@ -287,7 +314,7 @@ impl Checker {
     /// A machine was rebuilt from a snapshot.
     pub fn restored(&self, place: Place, index: u64, state: u64) -> Result<(), Violation> {
         match self.machines.state(place.key, index) {
-            Some(expected) if expected != state => {
+            Some(expected) if expected != state && !self.may_differ(place.key) => {
                 Err(format!("the snapshot at {index} gives another state"))
                     .breaks("state machine safety", place)
             }
@@ -302,6 +329,9 @@ impl Checker {
         index: u64,
         digest: [u8; 32],
     ) -> Result<(), Violation> {
+        if self.may_differ(place.key) {
+            return Ok(());
+        }
         self.machines
             .check_snapshot(place.key, index, digest)
             .breaks("equal snapshots", place)
@@ -328,6 +358,9 @@ impl Checker {
             ))
             .breaks("reply after commit", place);
         }
+        if self.may_differ(place.key) {
+            return Ok(());
+        }
         let name = (place.key, command.client, command.number);
         if self.replies.get(&name) != Some(&outcome(reply))
             || self.once.index(place.key, command.client, command.number) != Some(index)
@@ -350,6 +383,27 @@ impl Checker {
         Ok(())
     }
 
+    /// A client is told that its command was given up, at `index`.
+    pub fn given_up(
+        &mut self,
+        place: Place,
+        command: Command,
+        floor: u64,
+        index: u64,
+    ) -> Result<(), Violation> {
+        let Command { client, number, .. } = command;
+        if self.may_differ(place.key) {
+            return Ok(());
+        }
+        if let Some(at) = self.once.index(place.key, client, number) {
+            return Err(given_up_and_applied(command, at)).breaks(GIVEN_UP, place);
+        }
+        self.given_up.insert((place.key, client, number));
+        self.linearizable
+            .command(place.key, floor, index)
+            .breaks("linearizable", place)
+    }
+
     /// A client is told the state after `index`.
     pub fn read(
         &mut self,
@@ -359,6 +413,9 @@ impl Checker {
         state: u64,
         linearizable: bool,
     ) -> Result<(), Violation> {
+        if self.may_differ(place.key) {
+            return Ok(());
+        }
         let expected = self.machines.state(place.key, index);
         if expected.is_some_and(|expected| expected != state) {
             return Err(format!("a read at {index} sees another state"))
@@ -374,6 +431,9 @@ impl Checker {
 
     /// Everything has healed: each acknowledged command is in the state that all replicas have, once.
     pub fn healed(&self, key: GroupKey, applied: u64) -> Result<(), Violation> {
+        if self.may_differ(key) {
+            return Ok(());
+        }
         let place = Place { node: 0, key };
         for (command, index) in self.acknowledged.get(&key).into_iter().flatten() {
             let at = self.once.index(key, command.client, command.number);
@@ -400,6 +460,7 @@ impl Checker {
             reads,
             snapshots: self.machines.snapshots() as u64,
             read_back: self.read_back,
+            given_up: self.given_up.len() as u64,
         }
     }
 }
@@ -423,6 +484,17 @@ pub struct Counts {
     pub snapshots: u64,
     /// Entries read back from the files of logs.
     pub read_back: u64,
+    /// Commands that no member could run, whose clients were told.
+    pub given_up: u64,
+}
+
+const GIVEN_UP: &str = "what is given up is applied nowhere";
+
+fn given_up_and_applied(command: Command, index: u64) -> String {
+    format!(
+        "command {} of client {} was given up, and is applied at {index}",
+        command.number, command.client
+    )
 }
 
 fn outcome(outcome: &skep_core::outcome::Outcome) -> u64 {

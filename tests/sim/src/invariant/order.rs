@@ -70,11 +70,11 @@ impl Order {
     }
 }
 
-/// Whether the file of the replica's snapshot turned out to be damaged, so that it offers none.
+/// Whether the replica's snapshot turned out to be damaged or wrong, so that it offers none.
 fn has_lost(status: &Status) -> bool {
     let says_so = matches!(
         status.health,
-        Health::Damaged { .. } | Health::Degraded { .. }
+        Health::Damaged { .. } | Health::Degraded { .. } | Health::Quarantined { .. }
     );
     status.snapshot.0 == 0 && says_so
 }

@@ -5,10 +5,10 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use skep_core::activation::{Decision, Readiness};
 use skep_core::attestation::Deed;
-use skep_core::effect::{Effect, Work};
+use skep_core::effect::{Call, Effect, Work};
 use skep_core::group::Group;
 use skep_core::id::{ComponentId, GroupId, LogIndex};
-use skep_core::input::Input;
+use skep_core::input::{Input, Stopped};
 use skep_core::message::SnapshotName;
 use skep_core::proposal::ProposalError;
 use skep_log::{LogError, LogPosition, SealedSnapshot, SnapshotMeta, SnapshotStore};
@@ -16,7 +16,7 @@ use skep_store::convert;
 
 use super::{Context, Out, violation};
 use crate::invariant::{Place, Queues, Violation};
-use crate::machine::{Machine, Nature};
+use crate::machine::{Machine, Nature, is_too_much};
 
 /// A replica, its machine, and what that still has to do.
 pub(super) struct Replica {
@@ -116,6 +116,7 @@ impl Replica {
         };
         let failed = |error: LogError| Input::MachineFailed {
             reason: error.to_string(),
+            at: None,
         };
         let goes_on = match &work {
             Work::Apply { context, .. } | Work::Barrier { context, .. } => Some(context.index),
@@ -128,7 +129,27 @@ impl Replica {
                 format!("{index} follows the activation at {undecided}, which is undecided"),
             ));
         }
+        let stops = |commands: &[Bytes]| commands.iter().position(|bytes| is_too_much(bytes));
         match work {
+            Work::Apply {
+                context: at, calls, ..
+            } if context.sick
+                && let Some(place) = calls.iter().find_map(|call| match call {
+                    Call::Commands(commands) => stops(commands),
+                    _ => None,
+                }) =>
+            {
+                self.machine = None;
+                let index = at.index;
+                Ok(Some(Input::MachineFailed {
+                    reason: format!("command {place} of entry {index} is too much for this node"),
+                    at: Some(Stopped {
+                        index,
+                        place,
+                        code: 1,
+                    }),
+                }))
+            }
             Work::Prepare {
                 context: at,
                 deployment,

@@ -107,6 +107,8 @@ impl Running {
             return Ok(());
         };
         config.removed_through = begin.removed_through;
+        // Each life draws anew, so that answers to the former one are not taken for its own.
+        config.seed ^= self.next_life.rotate_left(16);
         for former in begin.former {
             let replica = self.lives.replica_of(former);
             let node = place.node;
@@ -133,14 +135,20 @@ impl Running {
                     None => (None, None),
                 };
                 let recovered = convert::recovered(recovered, state)?;
-                context.checker.began(place, Some(&recovered))?;
+                match begin.untried_from {
+                    Some(_) => context.checker.began_again(place),
+                    None => context.checker.began(place, Some(&recovered))?,
+                }
                 match lost {
                     Some(lost) => Group::recover_without_snapshot(config, recovered, lost),
                     None => Group::recover(config, recovered),
                 }
             }
         };
-        let group = group.map_err(|error| violation("recovery", place, error.to_string()))?;
+        let mut group = group.map_err(|error| violation("recovery", place, error.to_string()))?;
+        if let Some(from) = begin.untried_from {
+            group.has_not_tried(from);
+        }
         self.lives.began(key);
         self.next_life += 1;
         let snapshot = group.status().snapshot;
@@ -165,6 +173,43 @@ impl Running {
             format!("node {}: {key} is up, snapshot {snapshot}", place.node)
         });
         self.poll(id, context)
+    }
+
+    /// Gives up a replica whose machine has failed, for its next life; `false` while something is on its way to the disk.
+    pub(super) fn give_up(
+        &mut self,
+        group: GroupId,
+        life: u64,
+        context: &mut Context<'_>,
+    ) -> Result<bool, Stop> {
+        let Some(replica) = self
+            .replicas
+            .get(&group)
+            .filter(|replica| replica.life == life)
+        else {
+            return Ok(true);
+        };
+        let Some(parked) = replica.group.parked() else {
+            return Ok(false);
+        };
+        let (key, untried) = (replica.place.key, parked.untried_from);
+        let (mut next, last) = (parked.start.0.0 + 1, parked.before.0.0);
+        let mut older = Vec::new();
+        while next <= last {
+            let Some(read) = self.log.reader().entries(key, next, last, u64::MAX)? else {
+                let text = format!("entry {next} is not in the log any more");
+                return Err(violation("a replica goes on", replica.place, text).into());
+            };
+            next += read.len() as u64;
+            older.extend(read);
+        }
+        context.trace.line(context.now, || {
+            format!("node {}: {key} is started again", replica.place.node)
+        });
+        self.replicas.remove(&group);
+        self.lives
+            .park(convert::parked(key, parked, older), untried);
+        Ok(true)
     }
 
     /// Ends a replica for ever.
@@ -314,7 +359,7 @@ impl Running {
                         waiter,
                         result: Err(error),
                     }),
-                    Effect::Leader(_) => {}
+                    Effect::Leader(_) | Effect::GivenUp { .. } => {}
                     // An answer to a question of a former life.
                     Effect::Distrusted {
                         why: Distrust::Nonce,
@@ -324,6 +369,7 @@ impl Running {
                         let text = format!("a message of node {from} is not believed: {why:?}");
                         return Err(violation("no false suspicion", place, text).into());
                     }
+                    Effect::Diverged { .. } if context.checker.may_differ(place.key) => {}
                     Effect::Diverged { index, .. } => {
                         let text = format!("replicas are said to differ at barrier {index}");
                         return Err(violation("no false alarm", place, text).into());
@@ -467,7 +513,11 @@ impl Running {
         let Some(work) = replica.work.pop_front() else {
             return Ok(());
         };
+        let had_failed = replica.machine.is_none();
         let input = replica.run(work, &self.snapshots, context)?;
+        if replica.machine.is_none() && !had_failed {
+            context.out.push(Out::Failed { group, life });
+        }
         let written = replica.write_again();
         replica.request_work(context);
         for input in input.into_iter().chain(written) {

@@ -141,6 +141,10 @@ impl World {
                         &response.outcome,
                     )?;
                 }
+                if let (Settled::GivenUp(command), Ok(response)) = (settled, result) {
+                    self.checker
+                        .given_up(place, command, floor, response.index.0)?;
+                }
                 let pause = match settled {
                     Settled::Retry => self.random.around(SECOND / 4),
                     _ => self.random.around(self.scenario.think),

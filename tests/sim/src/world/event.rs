@@ -1,5 +1,7 @@
 //! What can happen, at its time.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use skep_core::id::GroupId;
 use skep_core::input::Input;
@@ -59,6 +61,13 @@ pub(super) enum Event {
         group: GroupId,
         life: u64,
     },
+    /// A replica whose machine has failed is started again.
+    StartAgain {
+        node: u64,
+        boot: u64,
+        group: GroupId,
+        life: u64,
+    },
     Boot {
         node: u64,
     },
@@ -91,6 +100,7 @@ pub(super) enum Mend {
     Cut(Vec<(u64, u64)>),
     Full(u64),
     Slow(u64),
+    Sick(BTreeSet<u64>),
 }
 
 impl Event {
@@ -103,6 +113,7 @@ impl Event {
             | Self::Request { node, .. }
             | Self::Sync { node, .. }
             | Self::Work { node, .. }
+            | Self::StartAgain { node, .. }
             | Self::Reconcile { node } => Some(*node),
             Self::Deliver { to, .. } | Self::Snapshot { to, .. } => Some(*to),
             Self::Boot { .. }
@@ -133,6 +144,7 @@ impl Event {
             Self::Look => 13,
             Self::Request { .. } => 14,
             Self::Flap { .. } => 15,
+            Self::StartAgain { .. } => 16,
         }
     }
 }

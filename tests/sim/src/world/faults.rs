@@ -125,6 +125,16 @@ impl World {
                 self.request(id, GroupId(group), Input::Propose { waiter, proposal });
             }
             Fault::Upgrade => self.upgrade(id, group),
+            Fault::Sick => {
+                let ids = match self.random.one_in(2) {
+                    true => self.nodes.keys().copied().collect(),
+                    false => BTreeSet::from([id]),
+                };
+                self.sick.extend(&ids);
+                let lasts = self.random.around(60 * SECOND);
+                self.after(lasts, Event::Mend(Mend::Sick(ids)));
+            }
+            Fault::Wrong => return Ok(self.go_wrong(id, group)),
             Fault::Recreate => {
                 let founders = self.draw_founders();
                 self.trace.line(self.now, || {
@@ -145,6 +155,28 @@ impl World {
             }
         }
         Ok(true)
+    }
+
+    /// The machine of one replica goes wrong, where a majority of the others can tell. Which state its group agrees on is not
+    /// judged from then on: who was behind may take it from the one that is wrong, before anybody knows.
+    fn go_wrong(&mut self, id: u64, group: u64) -> bool {
+        let (Some(key), Some(record)) =
+            (self.catalogue.key(group), self.catalogue.groups.get(&group))
+        else {
+            return false;
+        };
+        let spoils = record.hosts.len() >= 3
+            && self
+                .nodes
+                .get_mut(&id)
+                .is_some_and(|node| node.go_wrong(key));
+        if spoils {
+            self.checker.went_wrong(key);
+            self.trace.line(self.now, || {
+                format!("node {id}: the machine of {key} goes wrong")
+            });
+        }
+        spoils
     }
 
     /// Somebody wants another component, of any nature; and often somebody else wants to give it up at about the time at which
@@ -247,6 +279,7 @@ impl World {
             Mend::Slow(id) => {
                 self.slow.remove(&id);
             }
+            Mend::Sick(ids) => self.sick.retain(|id| !ids.contains(id)),
         }
     }
 

@@ -1,6 +1,9 @@
 //! Everything becomes well again when nothing goes wrong any more, or it never was.
 
-use skep_core::status::Part;
+use skep_core::id::{GroupId, NodeId};
+use skep_core::input::Input;
+use skep_core::proposal::Proposal;
+use skep_core::status::{Health, Part, Status};
 use skep_log::sim::Crash;
 
 use super::World;
@@ -23,6 +26,7 @@ impl World {
         self.slow.clear();
         self.paused.clear();
         self.full.clear();
+        self.sick.clear();
         let mut down = Vec::new();
         for (id, node) in &self.nodes {
             node.vfs.limit_capacity(None);
@@ -55,6 +59,7 @@ impl World {
         }
         self.replace_destroyed();
         self.remove_strays();
+        self.mend_wrong();
         if let Some(task) = self.tasks.values().next() {
             return Err(format!(
                 "an operator is at {task:?}: {:#?}",
@@ -123,6 +128,31 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// Where a machine went wrong a barrier shows it, and if no state has a majority an operator trusts one.
+    fn mend_wrong(&mut self) {
+        let groups: Vec<u64> = self.catalogue.groups.keys().copied().collect();
+        for group in groups {
+            let mut wrong = self.statuses(group);
+            wrong.retain(|(place, ..)| self.checker.may_differ(place.key));
+            let suspended = |status: &Status| matches!(status.health, Health::Suspended { .. });
+            let (place, proposal) = match wrong.iter().find(|(_, status, _)| suspended(status)) {
+                Some((place, ..)) => {
+                    let node = NodeId(place.node);
+                    (*place, Proposal::Trust { node })
+                }
+                None => match wrong.first() {
+                    Some((place, ..)) => (*place, Proposal::Barrier),
+                    None => continue,
+                },
+            };
+            let input = Input::Propose {
+                waiter: 0,
+                proposal,
+            };
+            self.request(place.node, GroupId(group), input);
+        }
     }
 
     pub(super) fn check_healed(&self) -> Result<(), Violation> {

@@ -38,6 +38,7 @@ impl World {
             checker: &mut self.checker,
             trace: &mut self.trace,
             out: &mut out,
+            sick: self.sick.contains(&id),
         };
         let result = work(node, &self.scenario, &mut context);
         let boot = node.boots;
@@ -159,6 +160,23 @@ impl World {
         self.step(node, |node, _, context| node.handle(group, input, context))
     }
 
+    /// Has a replica started again after so long whose machine has failed.
+    pub(super) fn start_again(
+        &mut self,
+        node: u64,
+        boot: u64,
+        (group, life): (GroupId, u64),
+        after: u64,
+    ) {
+        let start = Event::StartAgain {
+            node,
+            boot,
+            group,
+            life,
+        };
+        self.after(after, start);
+    }
+
     fn carry_out(&mut self, node: u64, boot: u64, out: Vec<Out>) -> Result<(), Violation> {
         for out in out {
             match out {
@@ -185,6 +203,10 @@ impl World {
                         life,
                     };
                     self.after(time, work);
+                }
+                Out::Failed { group, life } => {
+                    let time = self.random.around(3 * SECOND);
+                    self.start_again(node, boot, (group, life), time);
                 }
                 Out::Reply {
                     place,

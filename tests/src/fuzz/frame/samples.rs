@@ -251,6 +251,12 @@ fn peer_frames() -> Vec<(String, Vec<u8>)> {
                             removed: false,
                             matched: 9,
                             well: true,
+                            stopped: Some(proto::Impasse {
+                                index: 8,
+                                item: 1,
+                                code: 2,
+                            }),
+                            waits: 9,
                         })),
                         message(proto::peer_message::Body::AskAttestations(
                             proto::AskAttestations { after: 3, nonce: 7 },

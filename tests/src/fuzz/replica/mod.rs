@@ -197,6 +197,7 @@ impl Replica {
             Op::Restart => self.restart(),
             Op::MachineFails => self.group.handle(Input::MachineFailed {
                 reason: "as the script says".into(),
+                at: None,
             }),
         }
         self.settle();
@@ -358,7 +359,7 @@ impl Replica {
                 Effect::Reply { waiter, .. } | Effect::QueryFailed { waiter, .. } => {
                     self.answered(waiter);
                 }
-                Effect::Diverged { .. } | Effect::Distrusted { .. } => {}
+                Effect::Diverged { .. } | Effect::Distrusted { .. } | Effect::GivenUp { .. } => {}
                 Effect::Leader(changed) => assert!(changed.new.0 != 0 && changed.term.0 != 0),
                 Effect::Removed => self.ended = true,
                 Effect::Halt { reason } => {

@@ -80,6 +80,7 @@ impl Stage {
                     node,
                     Input::MachineFailed {
                         reason: "it broke".into(),
+                        at: None,
                     },
                 )?;
             }

@@ -53,6 +53,9 @@ impl Names {
                 decided,
                 here,
             } => format!("diverged at {index} decided={decided} here={here}"),
+            Effect::GivenUp { index, commands } => {
+                format!("{commands} commands of entry {index} are given up")
+            }
             Effect::Distrusted { from, why } => {
                 format!("n{from} is not believed: {}", why.code())
             }
@@ -387,6 +390,9 @@ fn payload_line(payload: Payload) -> String {
         Some(Kind::Activate(_)) => "activate".into(),
         Some(Kind::Confirm(confirm)) => format!("confirm @{}", confirm.index),
         Some(Kind::Abort(abort)) => format!("abort @{} for {}", abort.index, abort.code),
+        Some(Kind::Impasse(impasse)) => {
+            format!("impasse at command {} of {}", impasse.item, impasse.index)
+        }
         None => "of a kind that is not known".into(),
     }
 }
