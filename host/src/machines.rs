@@ -96,7 +96,7 @@ impl Machines {
         }
         let (of, cache, for_look_up) = (bytes.clone(), self.cache.clone(), engine.clone());
         let look_up = move || (Component::look_up(&for_look_up, &of, &cache), turn);
-        let (found, turn) = on_guest_stack("skep-look-up", look_up).await?;
+        let (found, turn) = on_own_thread("skep-look-up", look_up).await?;
         let inspection = match found? {
             Found::Compiled(component) => return Ok(self.keep(*component)),
             Found::Inspected(inspection) => inspection,
@@ -131,7 +131,7 @@ impl Machines {
             (built, turn)
         };
         // Whoever waits for it finds it in use.
-        let (built, _turn) = on_guest_stack("skep-compile", build).await?;
+        let (built, _turn) = on_own_thread("skep-compile", build).await?;
         Ok(self.keep(built?))
     }
 
@@ -193,7 +193,7 @@ impl Machines {
             name: group.name.clone(),
         };
         let make = move || WasmMachine::start(component, profile, genesis, label, purpose);
-        Ok(Box::new(on_guest_stack("skep-instantiate", make).await??))
+        Ok(Box::new(on_own_thread("skep-instantiate", make).await??))
     }
 
     /// Tries the machine of a group on what another did. It runs on to its end although nobody waits any more.
@@ -225,7 +225,7 @@ impl Machines {
             let _permit = permit;
             past.run(machine, extent)
         };
-        Ok(on_guest_stack("skep-rehearse", run).await??)
+        Ok(on_own_thread("skep-rehearse", run).await??)
     }
 }
 
@@ -245,8 +245,8 @@ pub(crate) fn genesis(group: &GroupRecord) -> EntryContext {
     }
 }
 
-/// Runs what may enter a guest on a thread whose stack is as large as a guest's may grow.
-async fn on_guest_stack<T: Send + 'static>(
+/// Runs what compiles a component, or runs a guest, on a thread of its own: either may take long, and the compiler a large stack.
+async fn on_own_thread<T: Send + 'static>(
     name: &str,
     run: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, HostError> {

@@ -10,7 +10,7 @@ use crate::clock::Stopwatch;
 use crate::priority::{Claim, Thread, Usual};
 use crate::run_queue::{Account, LONG, Lane, RunQueue};
 
-/// Stack of a machine thread: what the sandbox asks for, which native machines share.
+/// Stack of a machine thread, which native machines run on: guests have stacks of their own.
 const STACK_BYTES: usize = skep_machine::wasm::APPLY_THREAD_STACK_BYTES;
 
 /// Threads each lane may grow to, that is, how many machines may be stuck at once before others wait for them. A stack

@@ -17,8 +17,7 @@ const RANDOM_COMMANDS: u64 = 2_000;
 /// Makes a machine at the start of its group; each call the same.
 pub type Make<'a> = dyn FnMut() -> Box<dyn StateMachine> + 'a;
 
-/// Runs the whole suite on machines from `make`. Call it on a thread with a stack of
-/// [`APPLY_THREAD_STACK_BYTES`](crate::wasm::APPLY_THREAD_STACK_BYTES) for sandboxed ones.
+/// Runs the whole suite on machines from `make`.
 ///
 /// # Panics
 ///

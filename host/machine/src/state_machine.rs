@@ -272,8 +272,8 @@ pub trait Reader: Send {
 
 /// Ends the calls of one [`StateMachine`] and of its [`Reader`] that its node has let go.
 pub trait Interrupter: Send + Sync {
-    /// The present call of each soon fails with [`LocalCode::Interrupted`], and so does every call from now on that has far to
-    /// go. Nothing of them is an outcome. Called from any thread, any number of times.
+    /// The present call of each soon fails with [`LocalCode::Interrupted`], unless it ends before, and so does every later one.
+    /// Nothing of them is an outcome. Called from any thread, any number of times.
     fn interrupt(&self);
 }
 

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use skep_core::outcome::EntryContext;
+use skep_machine::StateMachine;
 use skep_machine::wasm::{
     APPLY_THREAD_STACK_BYTES, Component, Engine, Holdings, MachineBudget, MachineLabel, Profile,
     WasmMachine,
@@ -48,8 +49,12 @@ fn instances(component: &Arc<Component>) -> Vec<WasmMachine> {
         .map(|_| {
             let context = EntryContext::default();
             let label = MachineLabel::default();
-            WasmMachine::new(Arc::clone(component), Profile::default(), context, label)
-                .expect("it starts")
+            let component = Arc::clone(component);
+            let mut machine =
+                WasmMachine::new(component, Profile::default(), context, label).expect("it starts");
+            // Its calls have a stack from the first one on.
+            machine.apply(&context, &["add".into()]).expect("it runs");
+            machine
         })
         .collect()
 }

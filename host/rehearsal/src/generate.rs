@@ -29,8 +29,7 @@ const FAULTS_MAX: usize = 32;
 /// Keys, so that requests meet each other's.
 const KEYS: [&str; 8] = ["a", "b", "key", "k1", "k2", "k3", "user/1", "x"];
 
-/// Makes a history out of what the machine says to requests. The same component and profile give the same one. Call it on
-/// a thread with a stack of [`APPLY_THREAD_STACK_BYTES`](skep_machine::wasm::APPLY_THREAD_STACK_BYTES).
+/// Makes a history out of what the machine says to requests. The same component and profile give the same one.
 ///
 /// # Errors
 ///

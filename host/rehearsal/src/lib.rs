@@ -31,8 +31,7 @@ pub use generate::generate;
 pub use history::{History, HistoryError, MAX_HISTORY, Origin, Step, escape, unescape};
 pub use report::{Check, CheckResult, Costs, Finding, Place, Quantiles, Report, Severity, Verdict};
 
-/// Runs `history` through every check. Call it on a thread with a stack of
-/// [`APPLY_THREAD_STACK_BYTES`](skep_machine::wasm::APPLY_THREAD_STACK_BYTES).
+/// Runs `history` through every check.
 ///
 /// The same component, profile and history give the same report.
 ///

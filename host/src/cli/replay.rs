@@ -20,7 +20,7 @@ use skep_machine::wasm::{Component, Engine, MachineLabel, WasmMachine};
 use skep_rehearsal::escape;
 
 use super::failure::{Exit, Failure};
-use super::test::on_guest_stack;
+use super::test::on_own_thread;
 use super::{Form, output};
 
 /// Runs the log of a group again, from a stopped node's data directory, which is only read: from the newest snapshot that
@@ -114,7 +114,7 @@ struct Differences {
 
 pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     let form = arguments.form;
-    let printed = on_guest_stack(move || replay(&arguments))??;
+    let printed = on_own_thread(move || replay(&arguments))??;
     output::print(form, &printed, text)?;
     match printed.differences {
         Some(Differences {

@@ -56,7 +56,7 @@ struct Printed {
 
 pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     let (form, strict) = (arguments.form, arguments.strict);
-    let printed = on_guest_stack(move || test(&arguments))??;
+    let printed = on_own_thread(move || test(&arguments))??;
     output::print(form, &printed, text)?;
     let message = match printed.report.verdict {
         Verdict::Fail => "the machine breaks its contract",
@@ -110,8 +110,8 @@ fn read(path: &Path, limit: u64) -> anyhow::Result<Vec<u8>> {
     std::fs::read(path).with_context(cannot)
 }
 
-/// Runs what enters a guest on a stack as large as a guest's may grow.
-pub(super) fn on_guest_stack<T: Send + 'static>(
+/// Runs what compiles a component on a stack as large as the compiler has in a node.
+pub(super) fn on_own_thread<T: Send + 'static>(
     run: impl FnOnce() -> T + Send + 'static,
 ) -> anyhow::Result<T> {
     let thread = std::thread::Builder::new()

@@ -8,8 +8,7 @@ use wasmtime::component::{ComponentExportIndex, InstancePre};
 use super::budget::{MachineBudget, Purpose, Share};
 use super::cache::Cache;
 use super::compiler::{CompileError, Compiler, InProcess};
-use super::ending::Ending;
-use super::engine::{APPLY_THREAD_STACK_BYTES, Engine, Layout};
+use super::engine::{Engine, Layout};
 use super::expansion::{Size, size_of};
 use super::fault::{self, Failure};
 use super::guest::MachineLabel;
@@ -320,8 +319,7 @@ impl Component {
         Ok(component)
     }
 
-    /// Starts the component once, which also shows that its exports have the right types. On a thread of its own,
-    /// because the caller's stack may be too small for a guest.
+    /// Starts the component once, which also shows that its exports have the right types.
     fn describe(&self, purpose: Purpose) -> Result<Descriptor, ComponentError> {
         let profile = Profile {
             snapshot_fuel: SCRATCH_START_FUEL,
@@ -329,32 +327,14 @@ impl Component {
         };
         let label = MachineLabel::default();
         let logbook = Arc::new(Logbook::new(label, profile.log_lines_per_second));
-        let asked = || {
-            let context = &Default::default();
-            let ending = Ending::new(self.pre().engine());
-            let mut scratch = Instance::new(self, &profile, context, &logbook, &ending, purpose)
-                .map_err(describe_error)?;
-            scratch
-                .check_types()
-                .map_err(|error| ComponentError::Mismatch(format!("{error:#}")))?;
-            checked(scratch.describe().map_err(describe_error)?)
-        };
-        std::thread::scope(|scope| {
-            let guest = std::thread::Builder::new()
-                .name("skep-describe".into())
-                .stack_size(APPLY_THREAD_STACK_BYTES)
-                .spawn_scoped(scope, asked)
-                .map_err(|error| {
-                    let reason = format!("no thread for `describe`: {error}");
-                    ComponentError::Local {
-                        code: LocalCode::Thread,
-                        reason,
-                    }
-                })?;
-            guest
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        let context = &Default::default();
+        let ending = Arc::default();
+        let mut scratch = Instance::new(self, &profile, context, &logbook, &ending, purpose)
+            .map_err(describe_error)?;
+        scratch
+            .check_types()
+            .map_err(|error| ComponentError::Mismatch(format!("{error:#}")))?;
+        checked(scratch.describe().map_err(describe_error)?)
     }
 }
 

@@ -12,9 +12,14 @@ use super::budget::{Holdings, MachineBudget, Purpose};
 use super::component::ComponentError;
 use super::expansion::Size;
 
-/// Stack of a thread on which a machine is called, in bytes: 8 MiB for the guest, and as much again for the host's frames
-/// below and above it. On a smaller thread a deep guest would end the process.
+/// Stack of a thread on which a machine is called, or a component compiled, in bytes. Native machines and the compiler have it to
+/// themselves: guests have stacks of their own.
 pub const APPLY_THREAD_STACK_BYTES: usize = 2 * MAX_WASM_STACK;
+
+/// The stack that the calls of one instance run on, in bytes: what the guest may use, as much again where the host calls back
+/// into it (for room in its memory, where it cannot call the host in turn), and as much for the host's frames above, between
+/// and below. The system gives what is touched, which the counted limit keeps below a quarter of what the guest may use.
+const GUEST_STACK_BYTES: usize = 3 * MAX_WASM_STACK;
 
 /// Native stack of a guest, in bytes. Interpreters are known to need 2 to 4 MiB; guests meet the counted limit of
 /// [`super::depth`] long before this one, which is local to a replica.
@@ -41,6 +46,12 @@ pub(super) const FEATURES: WasmFeatures = WasmFeatures::MUTABLE_GLOBAL
 
 /// Fuel of one page of `memory.grow`: about what zeroing 64 KiB costs. Wasmtime's own table takes nothing for it.
 const FUEL_PER_GROWN_PAGE: u8 = 255;
+
+/// Beneath such a stack: a page, of up to so many bytes.
+const STACK_GUARD_BYTES: u64 = 64 << 10;
+
+/// The stack, and its guard.
+const MAPPINGS_PER_STACK: u64 = 2;
 
 /// How many memories a component may have, all its instances together, to be compiled for wide reservations.
 const FEW_MEMORIES: u64 = 2;
@@ -82,6 +93,7 @@ impl Layout {
 
     /// What an instance of so many memories may come to hold of addresses and mappings, with so many bytes in them together.
     pub(super) fn cost(self, memories: u64, bytes: u64) -> Holdings {
+        let stack = GUEST_STACK_BYTES as u64 + STACK_GUARD_BYTES;
         let each = self.reservation + self.growth + 2 * self.guard;
         // Where a memory never outgrows its reservation, what it holds lies within that.
         let beyond = match self.growth {
@@ -89,8 +101,13 @@ impl Layout {
             _ => bytes.min(memories.saturating_mul(4 << 30)),
         };
         Holdings {
-            address_bytes: memories.saturating_mul(each).saturating_add(beyond),
-            mappings: memories.saturating_mul(Self::MAPPINGS_PER_MEMORY),
+            address_bytes: memories
+                .saturating_mul(each)
+                .saturating_add(beyond)
+                .saturating_add(stack),
+            mappings: memories
+                .saturating_mul(Self::MAPPINGS_PER_MEMORY)
+                .saturating_add(MAPPINGS_PER_STACK),
             memory_bytes: 0,
         }
     }
@@ -218,8 +235,7 @@ fn config(layout: Layout) -> wasmtime::Result<Config> {
         },
         ..OperatorCost::new()
     });
-    // For machines whose group has gone, and nobody else: see `Ending`.
-    config.epoch_interruption(true);
+    config.epoch_interruption(false);
     config.concurrency_support(false);
 
     // Where it runs.
@@ -229,7 +245,7 @@ fn config(layout: Layout) -> wasmtime::Result<Config> {
     config.guard_before_linear_memory(true);
     config.memory_may_move(layout.growth > 0);
     config.max_wasm_stack(MAX_WASM_STACK);
-    config.async_stack_size(APPLY_THREAD_STACK_BYTES);
+    config.async_stack_size(GUEST_STACK_BYTES);
     config.memory_init_cow(true);
     config.signals_based_traps(true);
 
@@ -311,48 +327,17 @@ mod tests {
         );
     }
 
-    /// What a machine may do is counted in fuel alone.
-    #[test]
-    fn epochs_use_no_fuel() {
-        let text = r#"(module (func $f (param i32) (result i32) (i32.add (local.get 0) (i32.const 1)))
-            (func (export "run") (param i32) (result i32) (local $i i32)
-              (loop $l
-                (local.set $i (call $f (local.get $i)))
-                (br_if $l (i32.lt_u (local.get $i) (local.get 0))))
-              (local.get $i)))"#;
-        let used = [false, true].map(|epochs| {
-            let mut config = config(Layout::ROOMY).unwrap();
-            config.epoch_interruption(epochs);
-            let engine = wasmtime::Engine::new(&config).unwrap();
-            let module = wasmtime::Module::new(&engine, wat::parse_str(text).unwrap()).unwrap();
-            let mut store = wasmtime::Store::new(&engine, ());
-            if epochs {
-                store.set_epoch_deadline(1);
-                store.epoch_deadline_callback(|_| Ok(wasmtime::UpdateDeadline::Continue(1)));
-                engine.increment_epoch();
-            }
-            store.set_fuel(1_000_000).unwrap();
-            let instance = wasmtime::Instance::new(&mut store, &module, &[]).unwrap();
-            let run = instance
-                .get_typed_func::<i32, i32>(&mut store, "run")
-                .unwrap();
-            assert_eq!(run.call(&mut store, 1000).unwrap(), 1000);
-            1_000_000 - store.get_fuel().unwrap()
-        });
-        assert_eq!(used[0], used[1]);
-        assert!(used[0] > 1000, "{used:?}");
-    }
-
     #[test]
     fn the_engine_has_the_settings_that_replicas_agree_on() {
         let engine = Engine::new().unwrap();
         let engine = engine.inner();
         assert!(engine.get_consume_fuel());
-        assert!(engine.get_epoch_interruption());
+        assert!(!engine.get_epoch_interruption());
         assert!(!engine.get_concurrency_support());
         assert_eq!(engine.get_cranelift_nan_canonicalization(), Some(true));
         assert!(engine.get_relaxed_simd_deterministic());
         assert_eq!(engine.get_max_wasm_stack(), MAX_WASM_STACK);
+        assert_eq!(engine.get_async_stack_size(), GUEST_STACK_BYTES);
         assert_eq!(
             engine.get_target().as_deref(),
             Some(env!("SKEP_MACHINE_TARGET"))

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use skep_core::outcome::{EntryContext, GuestFault};
 use wasmtime::{StoreContextMut, Trap};
 
+use super::ending::Ending;
 use super::fault::Stop;
 use super::limits::{Limits, Profile};
 use super::logbook::Logbook;
@@ -35,6 +36,7 @@ pub(super) type Guest<'a> = StoreContextMut<'a, Host>;
 /// The data of a guest's store.
 #[derive(Debug)]
 pub(super) struct Host {
+    ending: Arc<Ending>,
     pub(super) limits: Limits,
     pub(super) clock: Clock,
     pub(super) random: Random,
@@ -52,11 +54,13 @@ impl Host {
         profile: &Profile,
         context: &EntryContext,
         logbook: Arc<Logbook>,
+        ending: Arc<Ending>,
     ) -> Self {
         let key = CallKey::new(context, "instantiate", 0);
         let mut clock = Clock::default();
         clock.enter(context.now);
         Self {
+            ending,
             limits,
             clock,
             random: Random::new(key),
@@ -90,6 +94,7 @@ pub(super) fn charge(guest: &mut Guest<'_>, bytes: u64) -> wasmtime::Result<()> 
 
 /// Takes the fuel of one import, and as much more as what it does is worth.
 pub(super) fn spend(guest: &mut Guest<'_>, more: u64) -> wasmtime::Result<()> {
+    guest.data().ending.look()?;
     let cost = FUEL_PER_IMPORT.saturating_add(more);
     match guest.get_fuel()?.checked_sub(cost) {
         Some(left) => guest.set_fuel(left),

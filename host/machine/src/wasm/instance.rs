@@ -12,7 +12,6 @@ use wasmtime::component::{ComponentExportIndex, ComponentNamedList, Func, Lift, 
 use super::budget::Purpose;
 use super::component::Component;
 use super::ending::Ending;
-use super::engine::APPLY_THREAD_STACK_BYTES;
 use super::fault::Failure;
 use super::host::Host;
 use super::host::Sink as HostSink;
@@ -100,6 +99,7 @@ pub(super) struct Instance {
     store: Store<Host>,
     profile: Profile,
     functions: Functions,
+    ending: Arc<Ending>,
     /// A call has failed: what is in the store means nothing any more.
     dead: bool,
 }
@@ -136,17 +136,18 @@ impl Instance {
                 Limits::new(profile, component.size(), share),
                 profile,
                 context,
-                logbook.clone(),
+                Arc::clone(logbook),
+                Arc::clone(ending),
             ),
         );
         store.limiter(|host| &mut host.limits);
-        ending.watch(&mut store)?;
+        Ending::watch(&mut store)?;
         store.set_max_component_handles(MAX_HANDLES);
         store.set_hostcall_fuel(CALL_OVERHEAD);
         store.set_fuel(profile.snapshot_fuel)?;
-        let started = component.pre().instantiate(&mut store);
+        let started = ending.run(component.pre().instantiate_async(&mut store));
         store.data_mut().leave();
-        let instance = started.map_err(|error| match Failure::of(&error) {
+        let instance = started.map_err(|failure| match failure {
             Failure::Local {
                 code: LocalCode::UnexpectedError,
                 reason,
@@ -181,6 +182,7 @@ impl Instance {
             store,
             profile: profile.clone(),
             functions,
+            ending: Arc::clone(ending),
             dead: false,
         })
     }
@@ -346,7 +348,6 @@ impl Instance {
         std::thread::scope(|scope| {
             let guest = std::thread::Builder::new()
                 .name("skep-save".into())
-                .stack_size(APPLY_THREAD_STACK_BYTES)
                 .spawn_scoped(scope, || self.save_to(context, sink))
                 .map_err(|error| {
                     Failure::local(LocalCode::Thread, format!("no thread for `save`: {error}"))
@@ -435,15 +436,18 @@ impl Instance {
     fn call<P, R>(&mut self, function: Func, arguments: P) -> Result<R, Failure>
     where
         P: ComponentNamedList + Lower,
-        R: ComponentNamedList + Lift,
+        R: ComponentNamedList + Lift + 'static,
     {
-        let result = function
-            .typed::<P, R>(&self.store)
-            .and_then(|function| function.call(&mut self.store, arguments));
+        let result = match function.typed::<P, R>(&self.store) {
+            Ok(function) => {
+                let call = function.call_async(&mut self.store, arguments);
+                self.ending.run(call)
+            }
+            Err(error) => Err(error.into()),
+        };
         self.store.data_mut().leave();
-        result.map_err(|error| {
+        result.map_err(|failure| {
             self.dead = true;
-            let failure = Failure::of(&error);
             match self.store.data().limits.memory_refused() {
                 true => failure.for_want_of_memory(),
                 false => failure,

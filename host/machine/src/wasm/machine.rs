@@ -9,7 +9,6 @@ use skep_core::outcome::{ConfChange, EntryContext, GuestFault, LeaderChanged, Ou
 
 use super::budget::Purpose;
 use super::component::Component;
-use super::ending::Ending;
 use super::fault::Failure;
 use super::guest::{ATTEMPTS, Guest, Likeness, MachineLabel, again, no_attempt, replay};
 use super::instance::{Call, Instance, MAX_ENTRY_REPLY_BYTES, Ran};
@@ -42,10 +41,6 @@ pub const REJECTED_BY_HOST: u32 = 0;
 ///
 /// They run in other instances, fed from the same journal: see [`WasmReader`]. [`query`](StateMachine::query) is for
 /// callers that have one thread; it uses a reader of the machine's own.
-///
-/// # Threads
-///
-/// Call it on threads with a stack of [`APPLY_THREAD_STACK_BYTES`](super::APPLY_THREAD_STACK_BYTES).
 pub struct WasmMachine {
     guest: Arc<Guest>,
     journal: Arc<Journal>,
@@ -90,7 +85,7 @@ impl WasmMachine {
     ) -> Result<Self, MachineError> {
         let logbook = Arc::new(Logbook::new(label, profile.log_lines_per_second));
         let guest = Guest {
-            ending: Ending::new(component.pre().engine()),
+            ending: Arc::default(),
             component,
             profile,
             logbook,

@@ -8,7 +8,6 @@ use skep_core::outcome::{ConfChange, EntryContext, LeaderChanged, Outcome};
 
 use super::budget::Purpose;
 use super::component::Component;
-use super::ending::Ending;
 use super::guest::MachineLabel;
 use super::instance::{Call, Instance};
 use super::limits::Profile;
@@ -22,10 +21,6 @@ use crate::{Applied, MachineError};
 ///
 /// After any error of a call the instance is dead, as WebAssembly has it: every further call fails with
 /// [`MachineError::Local`].
-///
-/// # Threads
-///
-/// Call it on threads with a stack of [`APPLY_THREAD_STACK_BYTES`](super::APPLY_THREAD_STACK_BYTES).
 pub struct Probe {
     instance: Instance,
 }
@@ -42,7 +37,7 @@ impl Probe {
         genesis: &EntryContext,
     ) -> Result<Self, MachineError> {
         let logbook = Arc::new(Logbook::new(MachineLabel::default(), 0));
-        let ending = Ending::new(component.pre().engine());
+        let ending = Arc::default();
         let mut instance =
             Instance::new(component, profile, genesis, &logbook, &ending, Purpose::New)
                 .map_err(|failure| failure.into_error("instantiate"))?;

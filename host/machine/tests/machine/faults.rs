@@ -5,12 +5,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use skep_core::id::{NodeId, Term};
 use skep_core::outcome::{ChangeKind, ConfChange, GuestFault, LeaderChanged, Outcome};
-use skep_machine::wasm::{APPLY_THREAD_STACK_BYTES, MachineLabel, Profile, WasmMachine};
+use skep_machine::wasm::{
+    APPLY_THREAD_STACK_BYTES, Component, Engine, MachineLabel, Profile, WasmMachine,
+};
 use skep_machine::{LocalCode, MachineError, StateMachine};
 
 use crate::guest::{
     FULL, PLAIN, apply, compile, context, machine, miscounting, number, on_apply_thread, profile,
-    query,
+    query, text,
 };
 
 const ATTACKS: [(&str, GuestFault); 20] = [
@@ -306,13 +308,19 @@ fn a_component_that_does_not_fit_its_profile_does_not_start() {
 }
 
 /// Fuel for minutes.
-fn patient() -> WasmMachine {
+fn patient(component: &Arc<Component>) -> WasmMachine {
     let profile = Profile {
         command_fuel: 100_000_000_000,
         query_fuel: 100_000_000_000,
         ..profile()
     };
-    WasmMachine::new(FULL.clone(), profile, context(0), MachineLabel::default()).unwrap()
+    WasmMachine::new(
+        component.clone(),
+        profile,
+        context(0),
+        MachineLabel::default(),
+    )
+    .unwrap()
 }
 
 fn is_interrupted<T>(ran: Result<T, MachineError>) -> bool {
@@ -328,8 +336,8 @@ fn is_interrupted<T>(ran: Result<T, MachineError>) -> bool {
 #[test]
 fn calls_of_a_machine_that_is_let_go_end_and_no_other_machine_sees_it() {
     on_apply_thread(|| {
-        let mut machine = patient();
-        let mut asked = patient();
+        let mut machine = patient(&FULL);
+        let mut asked = patient(&FULL);
         let mut reader = asked.reader().unwrap();
         let interrupters = [&machine, &asked].map(|of| of.interrupter().unwrap());
         let apply_thread = || std::thread::Builder::new().stack_size(APPLY_THREAD_STACK_BYTES);
@@ -344,15 +352,15 @@ fn calls_of_a_machine_that_is_let_go_end_and_no_other_machine_sees_it() {
             .spawn(move || is_interrupted(reader.query(&"loop".into())))
             .unwrap();
 
-        // On the same engine, while its epoch moves.
-        let (mut still, mut moved) = (self::machine(&FULL), self::machine(&FULL));
+        // Of the same component, meanwhile.
+        let (mut still, mut beside) = (self::machine(&FULL), self::machine(&FULL));
         for index in 1..100 {
             let command = [["add", "loop", "get", "memory"][index as usize % 4].into()];
             let before = still.apply(&context(index), &command).unwrap();
-            let mover = Arc::clone(&interrupters[0]);
+            let interrupter = Arc::clone(&interrupters[0]);
             let after = std::thread::scope(|scope| {
-                scope.spawn(move || (0..100).for_each(|_| mover.interrupt()));
-                moved.apply(&context(index), &command).unwrap()
+                scope.spawn(move || (0..100).for_each(|_| interrupter.interrupt()));
+                beside.apply(&context(index), &command).unwrap()
             });
             assert_eq!(before, after, "{command:?}");
         }
@@ -361,5 +369,32 @@ fn calls_of_a_machine_that_is_let_go_end_and_no_other_machine_sees_it() {
         assert!(querying.join().unwrap());
         // Its commands were another matter than its reader, and are over as well.
         assert!(is_interrupted(asked.apply(&context(1), &["loop".into()])));
+    });
+}
+
+/// What imports take of its fuel does not keep a machine from its end.
+#[test]
+fn a_loop_of_imports_ends_as_well() {
+    on_apply_thread(|| {
+        const FOREVER: &str = "(loop $l (br $l))";
+        // Its growth shows that it is there.
+        let asking = "(drop (memory.grow (i32.const 1))) (loop $l (drop (call $now)) (br $l))";
+        let text = text(&[], "", "0");
+        assert!(text.contains(FOREVER));
+        let bytes = wat::parse_str(text.replace(FOREVER, asking)).unwrap();
+        let engine = Engine::new().unwrap();
+        let mut machine = patient(&Arc::new(Component::compile(&engine, &bytes).unwrap()));
+        let interrupter = machine.interrupter().unwrap();
+        let memory = || engine.budget().held().memory_bytes;
+        let before = memory();
+        let looping = std::thread::Builder::new()
+            .stack_size(APPLY_THREAD_STACK_BYTES)
+            .spawn(move || is_interrupted(machine.apply(&context(1), &["loop".into()])))
+            .unwrap();
+        while memory() == before {
+            std::thread::yield_now();
+        }
+        interrupter.interrupt();
+        assert!(looping.join().unwrap());
     });
 }

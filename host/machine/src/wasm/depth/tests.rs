@@ -23,7 +23,6 @@ fn call_component(text: &str, scopes: u64, argument: i32) -> (Result<i32, Trap>,
             let component = wasmtime::component::Component::new(engine.inner(), bytes).unwrap();
             let mut store = Store::new(engine.inner(), ());
             store.set_fuel(1_000_000_000).unwrap();
-            store.set_epoch_deadline(1);
             let instance = Linker::new(engine.inner())
                 .instantiate(&mut store, &component)
                 .unwrap();

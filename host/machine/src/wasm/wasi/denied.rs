@@ -6,11 +6,12 @@
 
 use skep_core::outcome::GuestFault;
 use wasmtime::component::types::{ComponentInstance, ComponentItem, Type};
-use wasmtime::component::{LinkerInstance, Resource, ResourceType, Val};
+use wasmtime::component::{LinkerInstance, Resource, ResourceAny, ResourceType, Val};
 
 use super::io::{InputStream, IoError, OutputStream, Pollable};
 use crate::wasm::fault::Stop;
 use crate::wasm::host::{Guest, Host, charge};
+use crate::wasm::imports::{Sink, Source};
 
 /// A resource the guest never gets, or gets and can do nothing with.
 pub(super) struct Denied;
@@ -38,7 +39,7 @@ pub(super) fn link(
                     // What was lent must be given back, or the guest's call fails instead of being refused.
                     for parameter in parameters {
                         if let Val::Resource(lent) = parameter {
-                            lent.resource_drop(&mut guest)?;
+                            give_back(&mut guest, *lent)?;
                         }
                     }
                     for (result, ty) in results.iter_mut().zip(function.results()) {
@@ -54,6 +55,44 @@ pub(super) fn link(
         }
     }
     Ok(())
+}
+
+/// Gives back what was lent, or frees what was given. Wasmtime's own way of it would take one more stack, in case a guest has
+/// something to do at the end of its resource; these are the host's, and only pollables have anything to be done at theirs.
+fn give_back(guest: &mut Guest<'_>, resource: ResourceAny) -> wasmtime::Result<()> {
+    let is_done = is_given_back::<Denied>(guest, resource)?
+        || is_given_back::<InputStream>(guest, resource)?
+        || is_given_back::<OutputStream>(guest, resource)?
+        || is_given_back::<IoError>(guest, resource)?
+        || pollable_is_given_back(guest, resource)?
+        || is_given_back::<Sink>(guest, resource)?
+        || is_given_back::<Source>(guest, resource)?;
+    match is_done {
+        true => Ok(()),
+        false => Err(Stop::Fault(GuestFault::ForbiddenImport).into()),
+    }
+}
+
+fn pollable_is_given_back(guest: &mut Guest<'_>, resource: ResourceAny) -> wasmtime::Result<bool> {
+    let is_it = resource.ty() == ResourceType::host::<Pollable>();
+    if is_it {
+        let pollable = resource.try_into_resource::<Pollable>(&mut *guest)?;
+        if pollable.owned() {
+            guest.data_mut().pollables.remove(pollable.rep());
+        }
+    }
+    Ok(is_it)
+}
+
+fn is_given_back<T: 'static>(
+    guest: &mut Guest<'_>,
+    resource: ResourceAny,
+) -> wasmtime::Result<bool> {
+    let is_it = resource.ty() == ResourceType::host::<T>();
+    if is_it {
+        resource.try_into_resource::<T>(guest)?;
+    }
+    Ok(is_it)
 }
 
 fn refusal(ty: &Type) -> Option<Val> {

@@ -55,7 +55,7 @@ impl Pollables {
             .ok_or(Stop::Fault(GuestFault::Malformed))
     }
 
-    fn remove(&mut self, number: u32) {
+    pub(super) fn remove(&mut self, number: u32) {
         if self
             .instants
             .get_mut(number as usize)
