@@ -159,6 +159,18 @@ impl Impasses {
         of_it.map(move |(at, impasse)| (impasse, self.decision(at, committed)))
     }
 
+    /// The last entry of which a command was given up. Its members know; whoever joins is sent a snapshot of a later point.
+    pub(crate) fn given_up_through(&self) -> LogIndex {
+        let all = LogIndex(u64::MAX);
+        let given_up =
+            |(at, _): &(LogIndex, Impasse)| self.decision(*at, all) == Some(Decision::Confirmed);
+        let entries = self
+            .there()
+            .filter(given_up)
+            .map(|(_, impasse)| impasse.index);
+        entries.max().unwrap_or_default()
+    }
+
     /// Whether the log holds one on which nothing is decided.
     pub(crate) fn holds_an_open_one(&self) -> bool {
         let all = LogIndex(u64::MAX);

@@ -344,6 +344,10 @@ impl Storage for LogView {
         if high > self.last().0 + 1 {
             return Err(StorageError::Unavailable.into());
         }
+        // Whoever gets the log in pieces would come to a command before it knows that it was given up.
+        if context.can_async() && low <= self.impasses.given_up_through().0 {
+            return Err(StorageError::Compacted.into());
+        }
         let limit = max_size.into().unwrap_or(u64::MAX);
         let evicted = self.evicted();
         if low <= evicted {
@@ -391,6 +395,7 @@ impl Storage for LogView {
             return Err(StorageError::SnapshotTemporarilyUnavailable.into());
         }
         let lost = self.read_back.borrow().lost();
+        let lost = lost.max(self.impasses.given_up_through().0);
         let fits = |snapshot: &&Snapshotted| {
             let conf = &snapshot.conf_state;
             // A follower that the snapshot's configuration does not know would refuse it; and what follows the snapshot must be

@@ -13,7 +13,11 @@ const POISON: &str = "poison";
 
 /// Three replicas, the first of which leads, and a session.
 fn begun() -> (Cluster, SessionId) {
-    let mut cluster = Cluster::with(3, |config| config.limits.activation_ticks = 60);
+    let mut cluster = Cluster::with(3, |config| {
+        config.limits.activation_ticks = 60;
+        // One entry in each.
+        config.max_message_bytes = 1;
+    });
     cluster.elect(1);
     let opened = cluster.ask(1, Proposal::OpenSession).expect("opened");
     (cluster, opened.request.session)
@@ -105,6 +109,16 @@ fn a_command_that_no_member_can_run_fails_and_the_group_goes_on() {
         );
         assert!(!is_faulted(&mut cluster, id));
     }
+    // So does whoever joins, although the log would come to it in pieces.
+    cluster.add(4, 0);
+    let leader = cluster.leader().expect("it goes on");
+    let join = Proposal::Change(Change::Add {
+        node: NodeId(4),
+        data: bytes::Bytes::new(),
+    });
+    cluster.ask(leader, join).expect("it joins");
+    cluster.tick(10);
+    assert_eq!(cluster.commands(4), ["before", "behind", "after"]);
     // Whoever comes to the entry later does as the others.
     cluster.crash(2);
     stop_at_poison(&mut cluster, &[2], false);
