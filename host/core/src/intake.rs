@@ -71,9 +71,10 @@ impl Group {
 
     /// Whether a message is for this replica.
     fn is_for_us(&mut self, from: NodeId, message: &PeerMessage) -> bool {
-        // A node has one member of a group at most, so its former one was removed. Whoever knows nothing yet never had a
-        // vote, so nobody needs it.
-        if message.is_from_a_leader() && message.to > self.replica && self.is_blank() {
+        // A node has one member of a group at most, so its former one was removed. Whoever knows no members, because it knows
+        // nothing yet or has lost its snapshot, knows nobody else to ask.
+        let knows_nobody = self.is_blank() || self.lost.is_some();
+        if message.is_from_a_leader() && message.to > self.replica && knows_nobody {
             self.hinted(message.from, from);
         }
         message.to == self.replica

@@ -260,7 +260,11 @@ impl Checker {
             .check(place, status, &self.ledgers)
             .breaks("commits", place)?;
         self.order
-            .check(place, status, queues.restoring)
+            .check(
+                place,
+                status,
+                queues.restoring || self.wrong.contains(&place.key),
+            )
             .breaks("order", place)?;
         limits::check(limits, status, queues.records, queues.work).breaks("limits", place)?;
         // A snapshot that Raft has accepted waits until everything before it is written.

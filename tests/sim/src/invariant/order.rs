@@ -27,7 +27,7 @@ impl Order {
         self.seen.remove(&place);
     }
 
-    /// `restoring` while a snapshot is on its way into the machine.
+    /// `restoring` while a snapshot is on its way into the machine, or may come to be, because the replicas differ.
     pub fn check(&mut self, place: Place, status: &Status, restoring: bool) -> Result<(), String> {
         if status.part == Part::Stopped || status.part == Part::Uninitialized {
             return Ok(());
@@ -36,7 +36,7 @@ impl Order {
         let (snapshot, applied) = (status.snapshot.0, status.applied.0);
         let (commit, last) = (status.commit.0, status.last.0);
         // An entry can be applied before its commit index is recorded, never before it is known.
-        let in_order = (purged <= snapshot || has_lost(status))
+        let in_order = (purged <= snapshot || has_lost(status) || (restoring && snapshot == 0))
             && (snapshot <= applied || restoring)
             && applied <= commit
             && snapshot <= commit
