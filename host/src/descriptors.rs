@@ -5,7 +5,7 @@ use std::io;
 use crate::config::Config;
 use crate::host_error::HostError;
 
-/// With fewer a node does not start: its own work and [`PEERS`] other nodes need most of them.
+/// With fewer a node does not start: its own work and 16 other nodes need most of them.
 pub const FLOOR: usize = 512;
 /// Kept for what the node itself opens (log, snapshots, components), at the least; otherwise a quarter of all.
 const OWN: usize = 192;
