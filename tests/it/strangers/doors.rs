@@ -284,21 +284,14 @@ async fn bodies_that_do_not_come_whole_have_a_budget() {
         .http(1, "POST", "/v1/groups/kv/propose", command)
         .await;
     assert_eq!(answer.status, 200, "{}", answer.text());
-    // A component that is sent is such memory as well.
+    // So is who asks for a component: what is sent has memory of its own, so that slow readers shut out no upload.
     let listed = cluster.http(1, "GET", "/v1/components", "").await.json();
     let id = listed[0]["id"].as_str().expect("the group's component");
-    let path = format!("/v1/components/{id}");
     until_full(&cluster).await;
+    let path = format!("/v1/components/{id}");
     let answer = cluster.http(1, "GET", &path, "").await;
-    assert_eq!((answer.status, answer.code().as_str()), (429, "busy"));
+    assert_eq!(answer.status, 200, "{}", answer.text());
     drop(strangers);
-    eventually("a component is sent again", async || {
-        match cluster.http(1, "GET", &path, "").await {
-            answer if answer.status == 200 => Ok(()),
-            answer => Err(answer.text()),
-        }
-    })
-    .await;
     // A digest that is none is refused before anything of the body is read.
     let answer = cluster.http(1, "PUT", "/v1/components/nonsense", "").await;
     assert_eq!(answer.status, 400, "{}", answer.text());
