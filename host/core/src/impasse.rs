@@ -9,8 +9,8 @@
 //!
 //! *Every member*, and not a majority: whoever has applied a command may have answered it, or a query behind it, and an answer
 //! that was given stands. So the leader must know all who are members where the command stands, or came to be behind it: while
-//! its log holds a change of membership that it has not processed, or one behind the command, it gives nothing up. For the same reason a replica vouches only for what no life of it can have applied: what came to its
-//! log in this run of its process.
+//! its log holds a change of membership that it has not processed, or one behind the command, it gives nothing up. For the
+//! same reason a replica vouches only for what no life of it can have applied: what came to its log in this run of its process.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -179,7 +179,11 @@ impl Impasses {
 
     /// Whether a decision on this command stands behind `after`, and not behind `committed`.
     fn is_decided(&self, impasse: Impasse, after: LogIndex, committed: LogIndex) -> bool {
-        let of_it = |at: &LogIndex| matches!(self.said.get(at), Some(Said::There(known)) if (known.index, known.item) == (impasse.index, impasse.item));
+        let command = (impasse.index, impasse.item);
+        let of_it = |at: &LogIndex| {
+            let there = self.said.get(at);
+            matches!(there, Some(Said::There(known)) if (known.index, known.item) == command)
+        };
         let behind = LogIndex(after.0 + 1);
         behind <= committed
             && (self.said.range(behind..=committed))
@@ -199,8 +203,7 @@ impl Group {
         let Some(Raft(node)) = &self.raft else {
             return false;
         };
-        let committed = LogIndex(node.raft.raft_log.committed);
-        let mut of_it = node.store().impasses().of(index, committed);
+        let mut of_it = node.store().impasses().of(index, self.committed_through());
         of_it.any(|(_, decision)| decision.is_none())
     }
 
@@ -221,8 +224,7 @@ impl Group {
         let Some(Raft(node)) = &self.raft else {
             return BTreeSet::new();
         };
-        let committed = LogIndex(node.raft.raft_log.committed);
-        let of_it = node.store().impasses().of(index, committed);
+        let of_it = node.store().impasses().of(index, self.committed_through());
         of_it
             .filter(|(_, decision)| *decision == Some(Decision::Confirmed))
             .map(|(impasse, _)| impasse.item as usize)
@@ -273,7 +275,7 @@ impl Group {
         let (Some(impasse), Some(Raft(node))) = (self.impasse, &self.raft) else {
             return;
         };
-        let committed = LogIndex(node.raft.raft_log.committed);
+        let committed = self.committed_through();
         let is_decided = node
             .store()
             .impasses()
@@ -289,8 +291,8 @@ impl Group {
         let Some(Raft(node)) = &self.raft else {
             return Word::default();
         };
-        let log = &node.raft.raft_log;
-        let (committed, durable) = (LogIndex(log.committed), LogIndex(log.persisted));
+        let durable = LogIndex(node.raft.raft_log.persisted);
+        let committed = self.committed_through();
         // What it says must be true after a crash, too.
         let open = node
             .store()
@@ -327,8 +329,7 @@ impl Group {
         let Some(Raft(node)) = &self.raft else {
             return None;
         };
-        let log = &node.raft.raft_log;
-        let committed = LogIndex(log.committed);
+        let committed = self.committed_through();
         // A decision that is not committed yet is one all the same: the log of a leader is only added to.
         node.store().impasses().open(committed, LogIndex(u64::MAX))
     }

@@ -8,6 +8,7 @@ use skep_core::proposal::{Change, Proposal, ProposalError};
 use skep_core::status::Health;
 
 use crate::cluster::{Cluster, anonymous, in_session};
+use crate::rng::Rng;
 
 const POISON: &str = "poison";
 
@@ -301,18 +302,6 @@ fn nothing_is_given_up_where_members_changed_behind_it() {
             1,
             "node {id}: what was answered stands"
         );
-    }
-}
-
-struct Rng(u64);
-
-impl Rng {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut word = self.0;
-        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (word ^ (word >> 31)) % bound
     }
 }
 

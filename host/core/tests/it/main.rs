@@ -14,6 +14,7 @@ mod membership;
 mod proposals;
 mod reads;
 mod removal;
+mod rng;
 mod scripts;
 mod sessions;
 mod sickness;

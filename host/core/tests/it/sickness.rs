@@ -11,20 +11,9 @@ use skep_core::proposal::{Change, Proposal};
 use skep_core::status::Health;
 
 use crate::cluster::{Cluster, Sick, anonymous};
+use crate::rng::Rng;
 
 const SEEDS: u64 = 200;
-
-struct Rng(u64);
-
-impl Rng {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut word = self.0;
-        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (word ^ (word >> 31)) % bound
-    }
-}
 
 /// How many replicas were told that they are wrong.
 fn run(seed: u64) -> u64 {
