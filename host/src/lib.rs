@@ -14,7 +14,6 @@
 //! * `outbox`, [`transport`]: messages of a round, merged and sent.
 //! * `store`, `lives`, `convert`: a data directory in use.
 //! * `worker`, `queries`: machines, and what answers queries beside them; `pool`, `run_queue`: the threads they run on.
-//! * [`trouble`]: what is wrong with a replica, in words.
 //! * `session`: the node's own sessions, for `retry`.
 //! * [`replay`]: the past of a stopped node.
 //! * [`door`], `pot`, [`descriptors`]: places, memory and descriptors that strangers may take.
@@ -59,12 +58,10 @@ mod router;
 mod run_queue;
 mod session;
 mod shard;
-pub mod status;
 mod store;
 pub mod supervisor;
 pub mod ticker;
 pub mod transport;
-pub mod trouble;
 mod worker;
 
 pub use error::Error;
@@ -75,6 +72,8 @@ pub use router::NodeFault;
 pub use status::{Consistency, GroupStatus, NodeStatus, QueryAnswer, Rehearsal, Verdict};
 pub use ticker::Ticker;
 pub use transport::{Inbound, Reporter, SnapshotStatus, Transport};
+
+pub use skep_types::{node_status as status, trouble};
 
 pub use skep_core::config::Limits;
 pub use skep_core::id::{

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::Value;
-use skep_core::id::{ComponentId, GroupId, LogIndex, RequestId, Term};
-use skep_core::outcome::Outcome;
-use skep_core::proposal::Response;
+use skep_types::id::{ComponentId, GroupId, LogIndex, RequestId, Term};
+use skep_types::outcome::Outcome;
+use skep_types::proposal::Response;
 use skep_wire::proto::{self, request, response};
 use skep_wire::{MAX_CHUNK, MAX_CLIENT_FRAME, MAX_TIMEOUT_MS, WireError};
 use tokio::sync::Semaphore;

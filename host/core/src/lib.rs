@@ -10,7 +10,7 @@
 //! * `intake`: messages from other replicas; what raft-rs can take.
 //! * `ready`: from Raft's `Ready` to records and messages.
 //! * [`entry`]: what an entry says; `committed`: entries on their way through the machine.
-//! * `proposals`: queueing, packing, deadlines; `forwards`: on the way to the leader. [`proposal`] has the words.
+//! * `proposals`: queueing, packing, deadlines; `forwards`: on the way to the leader.
 //! * `changes`: membership.
 //! * `reads`: linearizable queries.
 //! * [`attestation`], `divergence`: whether replicas agree, and what becomes of one that does not.
@@ -21,6 +21,8 @@
 //! * `log_view`: the log as Raft reads it; `read_back`: entries that are not in memory.
 //! * `catch_up`: members that are behind, what of the log is kept for them, and what is held back; `throttle`: how much.
 //! * `election`: timeouts without randomness.
+//!
+//! The words for what crosses ([`id`], [`proposal`], [`outcome`], [`status`]) are those of `skep-types`.
 //!
 //! # What is absent
 //!
@@ -45,18 +47,15 @@ mod fullness;
 pub mod group;
 mod handover;
 pub mod healing;
-pub mod id;
 pub mod impasse;
 pub mod input;
 mod intake;
 mod liveness;
 mod log_view;
 pub mod message;
-pub mod outcome;
 pub mod payload;
 pub mod planted;
 pub mod printable;
-pub mod proposal;
 mod proposals;
 mod read_back;
 mod reads;
@@ -66,9 +65,9 @@ pub mod sessions;
 mod spacing;
 pub mod standing;
 pub mod state;
-pub mod status;
 mod suspects;
 mod throttle;
 
 pub use config::{GroupConfig, Limits, Member};
 pub use group::{Group, Recovered};
+pub use skep_types::{id, outcome, proposal, status};
