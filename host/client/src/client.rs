@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::Value;
 use skep_types::id::{ComponentId, GroupId, LogIndex, RequestId, Term};
+pub use skep_types::node_status::Consistency;
 use skep_types::outcome::Outcome;
 use skep_types::proposal::Response;
 use skep_wire::proto::{self, request, response};
@@ -51,15 +52,6 @@ struct Inner {
     config: ClientConfig,
     routes: Routes,
     budget: Semaphore,
-}
-
-/// How fresh the answer to a query must be.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Consistency {
-    /// It reflects every command that was acknowledged before the query was made.
-    Linearizable,
-    /// Whatever the asked node has; never less than some earlier state.
-    Stale,
 }
 
 /// The answer to a query.
