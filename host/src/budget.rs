@@ -186,7 +186,7 @@ pub const BUDGETS: &[Budget] = &[
     row("session-reply", "longest reply kept for a session", Bytes(64 << 10), ("host/core/src/sessions.rs", "KEPT_REPLY_BYTES_MAX"), Otherwise("a repeated command is told that it was applied: `answer-expired`")),
     row("session-bytes", "answers kept for all sessions of a group, each counted as its reply and 128 bytes", Bytes(32 << 20), ("host/core/src/sessions.rs", "KEPT_BYTES_MAX"), Otherwise("the session that keeps most loses its oldest: `answer-expired`")),
     row("member-data", "data of one member of a group", Bytes(64 << 10), ("host/core/src/state.rs", "MEMBER_DATA_BYTES_MAX"), TOO_LARGE),
-    row("profile", "a machine's limits, as they are written down", Bytes(64 << 10), (("host/types/src/deployment.rs", "PROFILE_BYTES_MAX")), TOO_LARGE),
+    row("profile", "a machine's limits, as they are written down", Bytes(64 << 10), ("host/types/src/deployment.rs", "PROFILE_BYTES_MAX"), TOO_LARGE),
     row("catalogue-groups", "groups of a cluster", Count(65_536), ("host/src/catalog.rs", "GROUPS_MAX"), refused("catalogue-full", "remove groups that are not needed")),
     row("groups", "groups of a cluster, as a node lets them be created", Count(16_384), ("host/src/host/groups.rs", "check_new_group"), refused("out-of-budget", "delete groups, or raise the key")).key("limits.groups"),
     row("init-total", "bytes of the configurations of all groups' machines", Bytes(64 << 20), ("host/src/host/groups.rs", "check_new_group"), refused("out-of-budget", "delete groups, or raise the key")).key("limits.init_total_bytes"),
