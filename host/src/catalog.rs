@@ -142,6 +142,21 @@ impl GroupRecord {
         }
     }
 
+    /// What the catalogue alone says of it.
+    pub fn info(&self) -> GroupInfo {
+        GroupInfo {
+            id: self.id,
+            name: self.name.clone(),
+            incarnation: self.incarnation,
+            component: self.component,
+            members: self.members.clone(),
+            leader: None,
+            term: None,
+            memory: None,
+            problem: None,
+        }
+    }
+
     /// Whether a replica of it may ask for this component.
     pub fn uses(&self, component: ComponentId) -> bool {
         self.component == component
@@ -155,23 +170,6 @@ impl GroupRecord {
     /// What its log begins with.
     pub fn founding(&self) -> Deployed {
         self.founding.clone().unwrap_or_else(|| self.current())
-    }
-}
-
-impl From<&GroupRecord> for GroupInfo {
-    /// What the catalogue alone says.
-    fn from(record: &GroupRecord) -> Self {
-        Self {
-            id: record.id,
-            name: record.name.clone(),
-            incarnation: record.incarnation,
-            component: record.component,
-            members: record.members.clone(),
-            leader: None,
-            term: None,
-            memory: None,
-            problem: None,
-        }
     }
 }
 
