@@ -413,6 +413,7 @@ mod tests {
     use super::*;
     use crate::run_queue::{Meter, SLOW_TURNS};
 
+    // P-43
     #[cfg(target_os = "linux")]
     #[test]
     fn who_takes_long_gives_way_for_some_turns_and_nobody_else_does() {

@@ -350,6 +350,7 @@ mod tests {
         z ^ (z >> 31)
     }
 
+    // P-42
     #[test]
     fn a_group_at_its_limit_gets_its_share_and_no_more() {
         for threads in [1, 2, 4] {
@@ -375,6 +376,7 @@ mod tests {
         }
     }
 
+    // P-42
     #[test]
     fn shares_are_equal_whatever_turns_cost() {
         for seed in 0..60 {
@@ -460,6 +462,7 @@ mod tests {
         }
     }
 
+    // P-42
     #[test]
     fn one_that_is_stuck_gives_no_credit_to_those_who_wake() {
         let mut model = Model::new(2, 5);
