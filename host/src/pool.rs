@@ -395,7 +395,7 @@ impl State {
 }
 
 fn told<T>(result: io::Result<T>) -> Option<T> {
-    // Told once: what forbids it does so for every long call.
+    // Told once: the same reason forbids it for every long call.
     static TOLD: Once = Once::new();
     result
         .inspect_err(|error| {
