@@ -74,10 +74,10 @@ fn every_promise_has_a_test_that_cites_it() {
             number = Some(id);
         } else if line.starts_with("## ") {
             number = None;
-        } else if let (Some(id), Some(item)) = (number, line.strip_prefix("- `")) {
-            if let Some((file, name)) = item.split('`').next().unwrap_or("").split_once(".rs::") {
-                promised.insert((id.to_owned(), format!("{file}.rs::{name}")));
-            }
+        } else if let (Some(id), Some(item)) = (number, line.strip_prefix("- `"))
+            && let Some((file, name)) = item.split('`').next().unwrap_or("").split_once(".rs::")
+        {
+            promised.insert((id.to_owned(), format!("{file}.rs::{name}")));
         }
     }
     let with_a_test: BTreeSet<&str> = promised.iter().map(|(id, _)| id.as_str()).collect();
