@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
-use skep_core::deployment::Quota;
-use skep_core::id::{ComponentId, GroupId, Incarnation, LogIndex, NodeId, Term};
-use skep_machine::state_machine::{Descriptor, Memory};
-use skep_machine::wasm::Profile;
 
-use crate::catalog::{ComponentRecord, GroupRecord, NodeRecord};
-use crate::status::Rehearsal;
+use crate::deployment::Quota;
+use crate::id::{ComponentId, GroupId, Incarnation, LogIndex, NodeId, Term};
+use crate::machine::{Descriptor, Memory};
+use crate::node_status::Rehearsal;
+use crate::profile::Profile;
+use crate::record::{ComponentRecord, NodeRecord};
 use crate::trouble::Troubled;
 
 /// The methods of the client protocol's `Call`. A body is JSON of the type beside it.
@@ -34,7 +34,7 @@ pub mod method {
     pub const GROUP_SNAPSHOT: &str = "group.snapshot";
     /// [`Upgrade`](super::Upgrade) → [`Upgraded`](super::Upgraded), or [`Rehearsed`](super::Rehearsed) if it is only tried.
     pub const GROUP_UPGRADE: &str = "group.upgrade";
-    /// Between nodes: [`Activate`](crate::host::Activate) → [`Placed`](super::Placed).
+    /// Between nodes: the group and what it is to run → [`Placed`](super::Placed).
     pub const GROUP_ACTIVATE: &str = "group.activate";
     /// [`OfGroup`](super::OfGroup) → [`Placed`](super::Placed).
     pub const GROUP_ABORT_UPGRADE: &str = "group.abort-upgrade";
@@ -48,12 +48,12 @@ pub mod method {
     pub const MEMBER_ADD: &str = "member.add";
     /// [`OfGroupAndNode`](super::OfGroupAndNode) → [`GroupInfo`](super::GroupInfo).
     pub const MEMBER_REMOVE: &str = "member.remove";
-    /// [`Upload`](crate::components::Upload), a piece of a component, in order → [`Written`](super::Written). The last
+    /// [`Upload`](super::Upload), a piece of a component, in order → [`Written`](super::Written). The last
     /// piece puts it into the catalogue.
     pub const COMPONENT_WRITE: &str = "component.write";
-    /// Nothing → list of [`ComponentRecord`](crate::catalog::ComponentRecord).
+    /// Nothing → list of [`ComponentRecord`](crate::record::ComponentRecord).
     pub const COMPONENT_LIST: &str = "component.list";
-    /// [`Collect`](super::Collect) → list of [`ComponentRecord`](crate::catalog::ComponentRecord), those removed.
+    /// [`Collect`](super::Collect) → list of [`ComponentRecord`](crate::record::ComponentRecord), those removed.
     pub const COMPONENT_COLLECT: &str = "component.collect";
     /// Before a method: the asking node has no replica of the group, and this node must not hand the call on again.
     pub const LOCAL: &str = "local:";
@@ -231,6 +231,21 @@ pub struct Placed {
     pub term: Term,
 }
 
+/// One piece of a component that is uploaded in pieces, from its start to its end.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Upload {
+    /// Name of the whole.
+    pub id: ComponentId,
+    /// Where the piece begins.
+    pub offset: u64,
+    /// Bytes of the whole.
+    pub total: u64,
+    /// The piece, in hexadecimal digits.
+    #[serde(with = "crate::hex")]
+    pub data: Vec<u8>,
+}
+
 /// How much of a component has arrived.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Written {
@@ -262,23 +277,6 @@ pub struct GroupInfo {
     pub memory: Option<Memory>,
     /// What is wrong with this node's replica, and what comes next.
     pub problem: Option<String>,
-}
-
-impl GroupInfo {
-    /// What the catalogue alone says.
-    pub fn of(record: &GroupRecord) -> Self {
-        Self {
-            id: record.id,
-            name: record.name.clone(),
-            incarnation: record.incarnation,
-            component: record.component,
-            members: record.members.clone(),
-            leader: None,
-            term: None,
-            memory: None,
-            problem: None,
-        }
-    }
 }
 
 /// A node, as it sees itself and its cluster.

@@ -1,10 +1,9 @@
 //! Messages of the Raft protocol.
 
 use raft::eraftpb::{self, EntryType, MessageType};
-
-use crate::codec::own;
-use crate::error::WireError;
-use crate::proto;
+use skep_wire::WireError;
+use skep_wire::codec::own;
+use skep_wire::proto;
 
 /// The largest term or index: no group counts so far, and whoever adds to a smaller one does not overflow.
 const NUMBER_MAX: u64 = u64::MAX >> 1;

@@ -1,4 +1,11 @@
-//! What nodes say to each other, as the words of `skep-core`.
+//! What nodes say to each other, as the words of `skep-core`: the messages of `skep-wire` and back, by moving fields. What a
+//! replica keeps, which is entries and commands, gets memory of its own ([`own`](skep_wire::codec::own)).
+//!
+//! A byte from the network is only ever parsed by prost, never by the protobuf library inside raft-rs.
+
+mod raft_message;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 
@@ -10,10 +17,9 @@ use skep_core::id::{GroupId, Incarnation, LogIndex, NodeId, ReplicaId, Term};
 use skep_core::impasse::{Impasse, Word};
 use skep_core::message::{Answer, Batch, Body, Forward, PeerMessage, Priority, SnapshotName};
 use skep_core::standing::Standing;
-
-use crate::error::WireError;
-use crate::proto::{self, Lane, answer, peer_frame, peer_message};
-use crate::{PEER_PROTOCOL, raft_message};
+use skep_wire::codec::fixed;
+use skep_wire::proto::{self, Lane, answer, peer_frame, peer_message};
+use skep_wire::{PEER_PROTOCOL, WireError};
 
 /// How the dialling node introduces itself.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -127,7 +133,7 @@ pub fn batch_from_wire(
 ) -> Result<Batch, WireError> {
     let mut messages = BTreeMap::<_, Vec<_>>::new();
     for message in batch.messages {
-        match PeerMessage::try_from(message).and_then(batched) {
+        match message_from_wire(message).and_then(batched) {
             Ok(message) => messages.entry(message.group).or_default().push(message),
             Err(error) => refused.push(error),
         }
@@ -170,7 +176,7 @@ pub fn message_to_wire(message: PeerMessage) -> Result<proto::PeerMessage, WireE
         }),
         Body::Attestations { nonce, said } => {
             peer_message::Body::Attestations(proto::Attestations {
-                attestations: said.iter().map(proto::Attestation::from).collect(),
+                attestations: said.iter().map(attestation_to_wire).collect(),
                 nonce,
             })
         }
@@ -220,142 +226,128 @@ pub fn message_to_wire(message: PeerMessage) -> Result<proto::PeerMessage, WireE
     })
 }
 
-impl TryFrom<proto::PeerMessage> for PeerMessage {
-    type Error = WireError;
-
-    fn try_from(message: proto::PeerMessage) -> Result<Self, WireError> {
-        let body = match message.body.ok_or(WireError::Missing {
-            what: "body of a message",
-        })? {
-            peer_message::Body::Raft(raft) => {
-                Body::Raft(raft_message::from_wire(raft, message.from, message.to)?)
-            }
-            peer_message::Body::Gone(_) => Body::Gone,
-            peer_message::Body::AskAttestations(asked) => Body::AskAttestations {
-                after: LogIndex(asked.after),
-                nonce: asked.nonce,
-            },
-            peer_message::Body::AskSnapshot(after) => Body::AskSnapshot {
-                after: LogIndex(after),
-            },
-            peer_message::Body::Readiness(said) => Body::Readiness {
-                index: LogIndex(said.index),
-                readiness: Readiness::from_code(said.code).ok_or(WireError::UnknownValue {
-                    what: "readiness for an activation",
-                    value: said.code.into(),
-                })?,
-            },
-            peer_message::Body::Attestations(said) => Body::Attestations {
-                nonce: said.nonce,
-                said: said
-                    .attestations
-                    .into_iter()
-                    .map(Attestation::try_from)
-                    .collect::<Result<_, _>>()?,
-            },
-            peer_message::Body::AskStanding(nonce) => Body::AskStanding { nonce },
-            peer_message::Body::Standing(standing) => Body::Standing(Standing {
-                nonce: standing.nonce,
-                term: Term(standing.term),
-                member: standing.member,
-                removed: standing.removed,
-                matched: LogIndex(standing.matched),
-                well: standing.well,
-                word: Word {
-                    stopped: standing.stopped.map(impasse).transpose()?,
-                    waits: LogIndex(standing.waits),
-                },
-            }),
-            peer_message::Body::Forwards(forwards) => Body::Forward(
-                forwards
-                    .forwards
-                    .into_iter()
-                    .map(Forward::try_from)
-                    .collect::<Result<_, _>>()?,
-            ),
-            peer_message::Body::Answers(answers) => Body::Answer(
-                answers
-                    .answers
-                    .into_iter()
-                    .map(Answer::try_from)
-                    .collect::<Result<_, _>>()?,
-            ),
-        };
-        if message.to == 0 || message.from == 0 {
-            return Err(WireError::Zero {
-                what: "the id of a message's replica",
-            });
+/// Understands one message.
+///
+/// # Errors
+/// If it makes no sense.
+pub fn message_from_wire(message: proto::PeerMessage) -> Result<PeerMessage, WireError> {
+    let body = match message.body.ok_or(WireError::Missing {
+        what: "body of a message",
+    })? {
+        peer_message::Body::Raft(raft) => {
+            Body::Raft(raft_message::from_wire(raft, message.from, message.to)?)
         }
-        Ok(Self {
-            group: GroupId(message.group),
-            incarnation: Incarnation(message.incarnation),
-            from: ReplicaId(message.from),
-            to: ReplicaId(message.to),
-            body,
-        })
-    }
-}
-
-impl From<&Attestation> for proto::Attestation {
-    fn from(said: &Attestation) -> Self {
-        fn bytes<const N: usize>(hash: Option<[u8; N]>) -> Bytes {
-            hash.map_or_else(Bytes::new, |hash| Bytes::copy_from_slice(&hash))
-        }
-        Self {
-            index: said.index.0,
-            snapshot: bytes(said.snapshot),
-            chain: bytes(said.chain),
-        }
-    }
-}
-
-impl TryFrom<proto::Attestation> for Attestation {
-    type Error = WireError;
-
-    fn try_from(said: proto::Attestation) -> Result<Self, WireError> {
-        fn hash<const N: usize>(
-            bytes: &[u8],
-            what: &'static str,
-        ) -> Result<Option<[u8; N]>, WireError> {
-            (!bytes.is_empty()).then(|| fixed(what, bytes)).transpose()
-        }
-        Ok(Self {
+        peer_message::Body::Gone(_) => Body::Gone,
+        peer_message::Body::AskAttestations(asked) => Body::AskAttestations {
+            after: LogIndex(asked.after),
+            nonce: asked.nonce,
+        },
+        peer_message::Body::AskSnapshot(after) => Body::AskSnapshot {
+            after: LogIndex(after),
+        },
+        peer_message::Body::Readiness(said) => Body::Readiness {
             index: LogIndex(said.index),
-            snapshot: hash(&said.snapshot, "the digest of an attested snapshot")?,
-            chain: hash(&said.chain, "the chain of an attestation")?,
-        })
+            readiness: Readiness::from_code(said.code).ok_or(WireError::UnknownValue {
+                what: "readiness for an activation",
+                value: said.code.into(),
+            })?,
+        },
+        peer_message::Body::Attestations(said) => Body::Attestations {
+            nonce: said.nonce,
+            said: said
+                .attestations
+                .into_iter()
+                .map(attestation_from_wire)
+                .collect::<Result<_, _>>()?,
+        },
+        peer_message::Body::AskStanding(nonce) => Body::AskStanding { nonce },
+        peer_message::Body::Standing(standing) => Body::Standing(Standing {
+            nonce: standing.nonce,
+            term: Term(standing.term),
+            member: standing.member,
+            removed: standing.removed,
+            matched: LogIndex(standing.matched),
+            well: standing.well,
+            word: Word {
+                stopped: standing.stopped.map(impasse).transpose()?,
+                waits: LogIndex(standing.waits),
+            },
+        }),
+        peer_message::Body::Forwards(forwards) => Body::Forward(
+            forwards
+                .forwards
+                .into_iter()
+                .map(forward_from_wire)
+                .collect::<Result<_, _>>()?,
+        ),
+        peer_message::Body::Answers(answers) => Body::Answer(
+            answers
+                .answers
+                .into_iter()
+                .map(answer_from_wire)
+                .collect::<Result<_, _>>()?,
+        ),
+    };
+    if message.to == 0 || message.from == 0 {
+        return Err(WireError::Zero {
+            what: "the id of a message's replica",
+        });
+    }
+    Ok(PeerMessage {
+        group: GroupId(message.group),
+        incarnation: Incarnation(message.incarnation),
+        from: ReplicaId(message.from),
+        to: ReplicaId(message.to),
+        body,
+    })
+}
+
+fn attestation_to_wire(said: &Attestation) -> proto::Attestation {
+    fn bytes<const N: usize>(hash: Option<[u8; N]>) -> Bytes {
+        hash.map_or_else(Bytes::new, |hash| Bytes::copy_from_slice(&hash))
+    }
+    proto::Attestation {
+        index: said.index.0,
+        snapshot: bytes(said.snapshot),
+        chain: bytes(said.chain),
     }
 }
 
-impl TryFrom<proto::Forward> for Forward {
-    type Error = WireError;
-
-    fn try_from(forward: proto::Forward) -> Result<Self, WireError> {
-        let proposal = forward.proposal.ok_or(WireError::Missing {
-            what: "forwarded proposal",
-        })?;
-        Ok(Self {
-            token: forward.token,
-            proposal: proposal.try_into()?,
-        })
+fn attestation_from_wire(said: proto::Attestation) -> Result<Attestation, WireError> {
+    fn hash<const N: usize>(
+        bytes: &[u8],
+        what: &'static str,
+    ) -> Result<Option<[u8; N]>, WireError> {
+        (!bytes.is_empty()).then(|| fixed(what, bytes)).transpose()
     }
+    Ok(Attestation {
+        index: LogIndex(said.index),
+        snapshot: hash(&said.snapshot, "the digest of an attested snapshot")?,
+        chain: hash(&said.chain, "the chain of an attestation")?,
+    })
 }
 
-impl TryFrom<proto::Answer> for Answer {
-    type Error = WireError;
+fn forward_from_wire(forward: proto::Forward) -> Result<Forward, WireError> {
+    let proposal = forward.proposal.ok_or(WireError::Missing {
+        what: "forwarded proposal",
+    })?;
+    Ok(Forward {
+        token: forward.token,
+        proposal: proposal.try_into()?,
+    })
+}
 
-    fn try_from(answer: proto::Answer) -> Result<Self, WireError> {
-        let result = match answer.result.ok_or(WireError::Missing {
-            what: "result of an answer",
-        })? {
-            answer::Result::Response(response) => Ok(response.try_into()?),
-            answer::Result::Error(error) => Err(error.try_into()?),
-        };
-        Ok(Self {
-            token: answer.token,
-            result,
-        })
-    }
+fn answer_from_wire(answer: proto::Answer) -> Result<Answer, WireError> {
+    let result = match answer.result.ok_or(WireError::Missing {
+        what: "result of an answer",
+    })? {
+        answer::Result::Response(response) => Ok(response.try_into()?),
+        answer::Result::Error(error) => Err(error.try_into()?),
+    };
+    Ok(Answer {
+        token: answer.token,
+        result,
+    })
 }
 
 /// A snapshot that a node offers to send.
@@ -393,7 +385,7 @@ impl TryFrom<proto::SnapshotOffer> for SnapshotOffer {
     type Error = WireError;
 
     fn try_from(offer: proto::SnapshotOffer) -> Result<Self, WireError> {
-        let message = PeerMessage::try_from(offer.message.ok_or(WireError::Missing {
+        let message = message_from_wire(offer.message.ok_or(WireError::Missing {
             what: "header of a snapshot",
         })?)?;
         only_snapshot(&message)?;
@@ -473,18 +465,3 @@ fn node(id: u64, what: &'static str) -> Result<NodeId, WireError> {
         Ok(NodeId(id))
     }
 }
-
-pub(crate) fn fixed<const N: usize>(
-    what: &'static str,
-    bytes: &[u8],
-) -> Result<[u8; N], WireError> {
-    bytes.try_into().map_err(|_| WireError::BadLength {
-        what,
-        found: bytes.len(),
-        expected: N,
-    })
-}
-
-#[cfg(test)]
-#[path = "peer_tests.rs"]
-mod tests;

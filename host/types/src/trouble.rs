@@ -4,9 +4,10 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use skep_core::activation::Overdue;
-use skep_core::id::GroupId;
-use skep_core::status::Health;
+
+use crate::activation::Overdue;
+use crate::id::GroupId;
+use crate::status::Health;
 
 /// The kinds of trouble, the gravest first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -106,7 +107,7 @@ pub struct Trouble {
 
 impl Trouble {
     /// What it is for a group that no other node has a replica of.
-    pub(crate) fn of_the_only_one(self) -> Self {
+    pub fn of_the_only_one(self) -> Self {
         match self.kind {
             Kind::Damaged => Self::new(
                 Kind::Lost,
@@ -116,14 +117,15 @@ impl Trouble {
         }
     }
 
-    pub(crate) fn new(kind: Kind, text: impl Into<String>) -> Self {
+    /// One of this kind.
+    pub fn new(kind: Kind, text: impl Into<String>) -> Self {
         let text = text.into();
         Self { kind, text }
     }
 
     /// What the core says of a replica that runs. `is_broken`: its machine would fail again however often it is started.
     /// `waits`: what its machine waits for.
-    pub(crate) fn of(
+    pub fn of(
         health: &Health,
         is_paused: bool,
         upgrade: Option<Overdue>,

@@ -1,10 +1,9 @@
 //! What a node and its groups say of themselves, and what a query answers.
 
-use skep_core::id::{ComponentId, LogIndex, NodeId, Term};
-use skep_core::outcome::{GuestFault, Outcome};
-use skep_core::status::Status;
-use skep_machine::state_machine::{Descriptor, Memory};
-
+use crate::id::{ComponentId, LogIndex, NodeId, Term};
+use crate::machine::{Descriptor, Memory};
+use crate::outcome::{GuestFault, Outcome};
+use crate::status::Status;
 use crate::trouble::{Trouble, Troubled};
 
 /// How fresh the answer to a query must be.

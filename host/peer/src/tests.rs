@@ -101,7 +101,7 @@ fn snapshot() -> eraftpb::Message {
 /// Through the bytes, not only through the types.
 fn over_the_wire(message: PeerMessage) -> Result<PeerMessage, WireError> {
     let bytes = message_to_wire(message)?.encode_to_vec();
-    proto::PeerMessage::decode(Bytes::from(bytes))?.try_into()
+    message_from_wire(proto::PeerMessage::decode(Bytes::from(bytes))?)
 }
 
 // P-48
@@ -134,7 +134,7 @@ fn what_a_replica_keeps_does_not_keep_the_frame_it_came_in() {
         let sent = message(body);
         let frame = Bytes::from(message_to_wire(sent.clone()).unwrap().encode_to_vec());
         let wire = proto::PeerMessage::decode(frame.clone()).unwrap();
-        let received = PeerMessage::try_from(wire).unwrap();
+        let received = message_from_wire(wire).unwrap();
         assert_eq!(received, sent);
         assert!(frame.is_unique(), "{received:?}");
     }
@@ -213,7 +213,7 @@ fn kinds_that_must_not_arrive_are_refused() {
             body: Some(peer_message::Body::Raft(raft)),
             ..Default::default()
         };
-        let error = PeerMessage::try_from(wire).unwrap_err();
+        let error = message_from_wire(wire).unwrap_err();
         assert!(
             matches!(error, WireError::UnknownValue { .. }),
             "{kind}: {error}"
@@ -383,7 +383,7 @@ fn what_replicas_say_of_barriers_survives() {
         body: Some(body),
     };
     assert!(matches!(
-        PeerMessage::try_from(short),
+        message_from_wire(short),
         Err(WireError::BadLength { .. })
     ));
     let unknown = proto::Readiness { index: 1, code: 0 };
@@ -395,7 +395,7 @@ fn what_replicas_say_of_barriers_survives() {
         body: Some(peer_message::Body::Readiness(unknown)),
     };
     assert!(matches!(
-        PeerMessage::try_from(unknown),
+        message_from_wire(unknown),
         Err(WireError::UnknownValue { .. })
     ));
 }
@@ -745,7 +745,7 @@ proptest! {
             let _ = batch_from_wire(batch, &mut Vec::new());
         }
         if let Ok(message) = proto::PeerMessage::decode(Bytes::from(garbage)) {
-            let _ = PeerMessage::try_from(message);
+            let _ = message_from_wire(message);
         }
     }
 }

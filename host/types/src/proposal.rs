@@ -2,13 +2,19 @@
 
 use bytes::Bytes;
 
-use crate::allowance::{SESSIONS_AT_ONCE, SESSIONS_PER_SECOND};
 use crate::deployment::Deployment;
 use crate::id::{LogIndex, NodeId, RequestId, SessionId, Term};
 use crate::outcome::Outcome;
 
 /// What a proposal takes beside the bytes that it carries, so that empty ones are not free.
 const PROPOSAL_BYTES: usize = 32;
+
+/// Sessions that a group opens in a second: many more than a group has clients that come anew, and too few to displace the
+/// sessions of others before these are used again.
+pub const SESSIONS_PER_SECOND: u64 = 128;
+
+/// Sessions that a group opens at once, after it has opened few for as long as that takes.
+pub const SESSIONS_AT_ONCE: u64 = 1024;
 
 /// One command of a client (`Request` of the seed package).
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -39,7 +45,7 @@ pub enum Proposal {
     Change(Change),
     /// Asks for a barrier, that is, a snapshot at one index on every replica.
     Barrier,
-    /// Asks to go on with another deployment; answered when that is decided. See [`crate::activation`].
+    /// Asks to go on with another deployment; answered when that is decided.
     Activate(Deployment),
     /// Asks to give up the activation that the group waits for.
     AbortActivation,

@@ -3,7 +3,6 @@
 use crate::activation::Readiness;
 use crate::deployment::Quota;
 use crate::id::{ComponentId, GroupId, Incarnation, LogIndex, NodeId, ReplicaId, Term};
-use crate::state::Role;
 
 /// The part a replica plays in its group now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
@@ -128,6 +127,18 @@ pub struct AwaitedDecision {
     pub here: Option<Readiness>,
     /// Members that have not said that they are prepared; only the leader knows.
     pub waits_for: Vec<NodeId>,
+}
+
+/// How a member takes part.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Votes and counts for commits.
+    Voter,
+    /// Only follows; becomes a voter once it has caught up.
+    Joining,
+    /// Only follows.
+    Learner,
 }
 
 /// One member of the group.
