@@ -12,6 +12,11 @@
 //! | `skep test` | the replicas of its checks: [`Driver::apply`], [`Driver::pass_barrier`] | nowhere |
 //! | the simulator and the tests of the core | machines that are models, under faults of disks and nodes | what the model draws |
 //!
+//! - [`state_machine`]: the contract, [`StateMachine`] and [`Reader`].
+//! - `driver`: [`Driver`], and what it is asked for; `calls`: the calls of an entry.
+//! - `barrier`: a machine goes on from the bytes that it saved; `activation`: another machine takes its place.
+//! - `source`, `listener`: what a driver needs, and who watches it; `failed`: the end of a machine.
+//!
 //! # What stays with the caller
 //!
 //! - *Threads, queues and time.* The driver has none. It runs one piece of work, on the thread of its caller.

@@ -169,6 +169,7 @@ mod tests {
         }
     }
 
+    // P-27
     #[test]
     fn a_machine_that_could_not_pass_its_first_barrier_is_found_out() {
         let past = Rehearsable {
