@@ -124,6 +124,16 @@ pub enum MachineError {
     },
 }
 
+impl MachineError {
+    /// The machine's own words, if it had any.
+    pub fn detail(&self) -> Option<&str> {
+        match self {
+            Self::Guest { detail, .. } => detail.as_deref(),
+            Self::Local { .. } => None,
+        }
+    }
+}
+
 /// A replicated state machine (`StateMachine` of the seed package).
 ///
 /// # Concurrency
@@ -216,6 +226,74 @@ pub trait StateMachine: Send {
         schema: u32,
         from: Bytes,
     ) -> Result<(), MachineError>;
+}
+
+/// A machine in a box is a machine.
+impl<M: StateMachine + ?Sized> StateMachine for Box<M> {
+    fn describe(&self) -> Descriptor {
+        (**self).describe()
+    }
+
+    fn init(&mut self, context: &EntryContext, config: &Bytes) -> Result<Applied, MachineError> {
+        (**self).init(context, config)
+    }
+
+    fn apply(
+        &mut self,
+        context: &EntryContext,
+        commands: &[Bytes],
+    ) -> Result<Applied, MachineError> {
+        (**self).apply(context, commands)
+    }
+
+    fn apply_conf_change(
+        &mut self,
+        context: &EntryContext,
+        change: &ConfChange,
+    ) -> Result<Applied, MachineError> {
+        (**self).apply_conf_change(context, change)
+    }
+
+    fn process_status_change(
+        &mut self,
+        context: &EntryContext,
+        event: &LeaderChanged,
+    ) -> Result<Applied, MachineError> {
+        (**self).process_status_change(context, event)
+    }
+
+    fn stopped_at(&self) -> Option<usize> {
+        (**self).stopped_at()
+    }
+
+    fn query(&mut self, request: &Bytes) -> Result<Outcome, MachineError> {
+        (**self).query(request)
+    }
+
+    fn memory(&self) -> Option<Memory> {
+        (**self).memory()
+    }
+
+    fn reader(&self) -> Option<Box<dyn Reader>> {
+        (**self).reader()
+    }
+
+    fn interrupter(&self) -> Option<Arc<dyn Interrupter>> {
+        (**self).interrupter()
+    }
+
+    fn save(&mut self, context: &EntryContext, to: &mut dyn Write) -> Result<(), MachineError> {
+        (**self).save(context, to)
+    }
+
+    fn restore(
+        &mut self,
+        context: &EntryContext,
+        schema: u32,
+        from: Bytes,
+    ) -> Result<(), MachineError> {
+        (**self).restore(context, schema, from)
+    }
 }
 
 /// Answers the queries of one [`StateMachine`] while it applies commands.
