@@ -8,10 +8,10 @@ pub(crate) use self::other::{Thread, Usual};
 /// What a thread that has given way can still claim of the processors.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Claim {
-    /// What others leave, and anybody who wakes up interrupts it at once.
+    /// The time that others leave. A thread that wakes up interrupts it at once.
     None,
-    /// A ninth of the others' weight. Whoever wakes up interrupts it at once, unless it has had less than its due; then at the next tick of the
-    /// kernel.
+    /// A ninth of the others' weight. A thread that wakes up interrupts it at once, or at the next tick of the kernel where this
+    /// thread has had less than its share.
     Little,
 }
 
