@@ -15,7 +15,6 @@ const LONG: &[&str] = &[
     "host/core/tests/it/activation.rs",
     "host/core/tests/it/cluster.rs",
     "host/log/src/sim.rs",
-    "host/machine/src/wasm/depth.rs",
     "host/src/api/http.rs",
     "host/src/config.rs",
     "host/src/peers/link.rs",
