@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use skep_core::id::ComponentId;
 pub use skep_types::admin::Upload;
+use skep_types::code::Code;
 
 use crate::room::{DiskRoom, NoRoom};
 
@@ -78,6 +79,19 @@ pub enum StoreError {
         /// What the bytes are.
         actual: ComponentId,
     },
+}
+
+impl StoreError {
+    /// The stable code, for programs and for documentation.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Disk { .. } => Code::Storage,
+            Self::OutOfOrder { .. } => Code::InvalidRequest,
+            Self::TooManyUploads => Code::Busy,
+            Self::NoRoom(_) => Code::OutOfBudget,
+            Self::Digest { .. } => Code::DigestMismatch,
+        }
+    }
 }
 
 impl ComponentStore {
