@@ -422,10 +422,10 @@ impl Complaints {
     pub(super) fn raise(&self, subject: String, code: Code, text: &dyn std::fmt::Display) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if known.get(&subject) == Some(&code) {
-            tracing::debug!(%subject, %code, "{text}");
+            tracing::debug!(%subject, code = code.name(), "{text}");
             return;
         }
-        tracing::warn!(%subject, %code, "{text}");
+        tracing::warn!(%subject, code = code.name(), "{text}");
         if known.len() >= MAX_COMPLAINTS {
             known.clear();
         }
