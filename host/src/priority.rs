@@ -122,6 +122,16 @@ mod linux {
             self.set(Claim::Little, usual)
         }
 
+        /// Leaves it a claim to little for as long as it lives: for a thread of its own that does something long, for nobody who
+        /// has the right of way.
+        pub(crate) fn step_back(&self) -> io::Result<()> {
+            let usual = Usual {
+                niceness: self.niceness(),
+                comes_back: false,
+            };
+            self.set(Claim::Little, &usual)
+        }
+
         fn set(&self, claim: Claim, usual: &Usual) -> io::Result<()> {
             let niceness = (usual.niceness + NICER_BY).min(NICEST);
             let attributes = libc::sched_attr {
@@ -196,6 +206,11 @@ mod other {
 
         /// Does nothing.
         pub(crate) fn insist(&self, _usual: &Usual) -> io::Result<()> {
+            Ok(())
+        }
+
+        /// Does nothing.
+        pub(crate) fn step_back(&self) -> io::Result<()> {
             Ok(())
         }
     }
