@@ -6,19 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use skep_core::id::LogIndex;
 use skep_core::outcome::{ConfChange, EntryContext, GuestFault, LeaderChanged, Outcome};
-
-/// What a machine says of itself (`describe` of the WIT world).
-#[derive(Clone, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
-pub struct Descriptor {
-    /// Name of the machine.
-    pub name: String,
-    /// Version of the machine.
-    pub version: String,
-    /// Version of the bytes that `save` writes.
-    pub schema: u32,
-    /// Oldest version of the bytes that `restore` reads.
-    pub oldest_schema: u32,
-}
+pub use skep_types::machine::{Descriptor, Memory};
 
 /// What one entry did.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -27,15 +15,6 @@ pub struct Applied {
     pub outcomes: Vec<Outcome>,
     /// Fuel used by the entry, the same on every replica; 0 for native machines.
     pub fuel: u64,
-}
-
-/// The linear memory of a machine.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
-pub struct Memory {
-    /// Bytes it has taken; they never become fewer until the machine is restored.
-    pub used_bytes: u64,
-    /// Bytes its group's profile lets it take.
-    pub limit_bytes: u64,
 }
 
 /// What one query was answered.

@@ -15,7 +15,7 @@ use skep_core::proposal::{Command, Proposal, ProposalError, Response};
 use skep_core::standing::Distrust;
 use skep_core::status::{Part, Status};
 use skep_core::{Group, GroupConfig, Member, Recovered};
-use skep_wire::peer::{SnapshotOffer, message_to_wire};
+use skep_peer::{SnapshotOffer, message_from_wire, message_to_wire};
 
 pub use crate::machine::{Machine, REFUSED, Sick};
 
@@ -570,7 +570,7 @@ impl Cluster {
 pub fn over_the_wire(message: PeerMessage, snapshot: Option<&SnapshotName>) -> PeerMessage {
     if message.body.priority() != skep_core::message::Priority::Low {
         let sent = message_to_wire(message).expect("it may travel");
-        return sent.try_into().expect("it can be read");
+        return message_from_wire(sent).expect("it can be read");
     }
     let Some(name) = snapshot else {
         // No file, so nothing is offered.

@@ -18,9 +18,9 @@ use skep_drive::Driver;
 use skep_log::{
     GroupKey, Log, LogError, LogOptions, Record, SimVfs, SnapshotStore, Store, StoreId, Vfs,
 };
+use skep_peer::{SnapshotOffer, message_from_wire, message_to_wire};
 use skep_store::{Lives, convert};
 use skep_wire::WireError;
-use skep_wire::peer::{SnapshotOffer, message_to_wire};
 
 use super::replica::Replica;
 use super::{Context, Out, Stop, violation};
@@ -540,7 +540,7 @@ const READABLE: &str = "what is said can be read";
 
 /// A message as its receiver reads it.
 fn over_the_wire(message: PeerMessage) -> Result<PeerMessage, WireError> {
-    message_to_wire(message)?.try_into()
+    message_from_wire(message_to_wire(message)?)
 }
 
 /// The header of a snapshot as its receiver reads it.
