@@ -198,7 +198,7 @@ async fn a_past_ends_where_the_replica_stopped() {
     let refused = json!({"name": "picky", "members": [1], "init": "more of everything"});
     let created = cluster.http(1, "POST", "/v1/groups", refused.to_string());
     let created = created.await;
-    let words = "init refused the configuration of the group (code 0): kv takes no configuration";
+    let words = "init refused the configuration of the group (code 400): kv takes no configuration";
     until("the replica has stopped", || {
         cluster.node(1).log().contains(words)
     })

@@ -309,6 +309,15 @@ impl Group {
         }
     }
 
+    /// Everything up to here is in the state of the machine when it has done its work. An activation is in it when it is done,
+    /// and not when it is met: until then the former machine answers.
+    pub(crate) fn settled_through(&self) -> LogIndex {
+        match &self.activation {
+            Some(activation) => LogIndex(activation.context.index.0.saturating_sub(1)),
+            None => self.processed,
+        }
+    }
+
     /// Whether it is this that is not done.
     pub(crate) fn awaits(&self, deployment: &Deployment) -> bool {
         let activation = self.activation.as_ref();

@@ -130,7 +130,7 @@ impl Group {
             }
             let queries = entry.remove();
             self.reads.waiting -= queries.len();
-            let (index, term) = (self.processed, self.term());
+            let (index, term) = (self.settled_through(), self.term());
             self.effects.extend(queries.into_iter().map(
                 |Asked {
                      waiter, request, ..

@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | `skep`, the worker of a group | production: one driver on the thread of the group's actor | the node's factory and its disk; it waits for what the node lacks |
 //! | `skep replay` | the past of a stopped node: the same work again, shown to a visitor | the data directory, which is only read |
-//! | the dry run of an upgrade | another machine on the state of a group: [`Driver::restore`], [`Driver::apply`], [`Driver::save`] | nowhere: the machine is given |
+//! | the dry run of an upgrade | another machine on the state of a group: [`Driver::restore`], [`Driver::apply`], [`Driver::pass_barrier`] | nowhere: the machine is given |
 //! | `skep test` | the replicas of its checks: [`Driver::apply`], [`Driver::pass_barrier`] | nowhere |
 //! | the simulator and the tests of the core | machines that are models, under faults of disks and nodes | what the model draws |
 //!

@@ -207,6 +207,23 @@ fn who_is_left_behind_takes_a_snapshot_of_a_later_point() {
 }
 
 #[test]
+fn an_answer_of_a_machine_that_is_to_be_replaced_is_from_before() {
+    let mut cluster = cluster(3);
+    lack(&mut cluster, &[3]);
+    let activation = cluster.ask(1, activate(5)).expect("committed").index;
+    cluster.until("it is left behind", |cluster| waits(cluster, 3));
+    assert_eq!(cluster.node(3).machine.runs, 0);
+    let answered = |cluster: &mut Cluster, id| {
+        let waiter = cluster.query(id, false);
+        let there = |cluster: &mut Cluster| cluster.node(id).machine.answered.contains_key(&waiter);
+        cluster.until("an answer", there);
+        cluster.node(id).machine.answered[&waiter]
+    };
+    let (new, former) = (answered(&mut cluster, 1), answered(&mut cluster, 3));
+    assert!(former < activation && activation <= new, "{former} {new}");
+}
+
+#[test]
 fn a_state_that_only_one_machine_refuses_is_wrong_there() {
     let mut cluster = cluster(3);
     cluster.node(3).machine.refuses = true;

@@ -8,7 +8,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use sha2::{Digest as _, Sha256};
 use skep_core::deployment::{Deployment, Quota};
 use skep_core::effect::{Call, Work};
-use skep_core::id::ComponentId;
+use skep_core::id::{ComponentId, LogIndex};
 use skep_core::input::{Input, Waiter};
 use skep_core::message::SnapshotName;
 use skep_core::outcome::{ConfChange, EntryContext, GuestFault, LeaderChanged, Outcome};
@@ -29,6 +29,8 @@ pub struct Machine {
     pub changes: Vec<(u64, u8)>,
     pub leaders: Vec<LeaderChanged>,
     pub inits: Vec<Bytes>,
+    /// Up to where the state goes that each query was answered from.
+    pub answered: BTreeMap<Waiter, LogIndex>,
     /// What the host of its release says when it refuses.
     pub words: &'static str,
     pub sick: Sick,
@@ -80,6 +82,7 @@ impl Default for Machine {
             changes: Vec::new(),
             leaders: Vec::new(),
             inits: Vec::new(),
+            answered: BTreeMap::new(),
             words: "",
             sick: Sick::Healthy,
             lacks: false,
@@ -132,7 +135,12 @@ impl Machine {
         match self.driver.drive(work, &mut shelf, &mut told) {
             Ok(Done::Tell(input)) => Some(input),
             Ok(Done::Passed { point, state }) => Some(self.settle(point, state, disk)),
-            Ok(Done::Answer { waiter, answer, .. }) => {
+            Ok(Done::Answer {
+                waiter,
+                answer,
+                index,
+            }) => {
+                self.answered.insert(waiter, index);
                 let Ok(Outcome::Reply(reply)) = answer else {
                     panic!("a query was answered {answer:?}");
                 };
