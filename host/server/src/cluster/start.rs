@@ -200,7 +200,7 @@ async fn node(config: &Config, supervisor: &Supervisor) -> Result<Started, HostE
         &config.cluster.id,
         &config.node.data_dir,
     );
-    settings.fsync_tick = Duration::from_millis(config.raft.fsync_delay_ms);
+    settings.fsync_delay = Duration::from_millis(config.raft.fsync_delay_ms);
     settings.ticker = Ticker::Every(config.tick());
     settings.shards = config.raft.shards;
     settings.store = Some(store);
