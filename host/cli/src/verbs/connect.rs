@@ -15,7 +15,7 @@ use skep_types::admin::{GroupInfo, OfGroup, Written, method};
 use skep_types::code::Code;
 
 use super::Remote;
-use super::failure::{Exit, Failure, exit};
+use super::failure::{Failure, exit};
 
 /// Bytes of a component that are sent at once.
 const PIECE_BYTES: usize = 1 << 20;
