@@ -357,7 +357,7 @@ mod tests {
             if code.is_unknown() {
                 assert_eq!(code.exit(), Exit::Unknown, "{code}");
             } else if code.is_retryable() {
-                assert_eq!(code.exit(), Exit::Unavailable, "{code}");
+                assert_eq!(code.exit(), Unavailable, "{code}");
             }
         }
     }
