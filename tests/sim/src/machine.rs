@@ -114,12 +114,12 @@ impl Nature {
         }
     }
 
-    /// How far a node is with it that asks at this time.
-    pub fn readiness(self, node: u64, now: u64) -> Readiness {
+    /// How far a node is with it that asks at this time, where nothing is on its way for longer than `most` seconds.
+    pub fn readiness(self, node: u64, now: u64, most: u64) -> Readiness {
         match self {
             Self::Easy => Readiness::Prepared,
             Self::Refuses => Readiness::Refused(Refusal::Restore(GuestFault::Unreachable)),
-            Self::Slow(seconds) if !digest((node, now)).is_multiple_of(seconds) => {
+            Self::Slow(seconds) if !digest((node, now)).is_multiple_of(seconds.min(most)) => {
                 Readiness::NotYet
             }
             Self::Slow(_) => Readiness::Prepared,

@@ -155,7 +155,8 @@ impl Replica {
                 deployment,
             } => {
                 let component = deployment.component;
-                let readiness = Nature::of(component).readiness(place.node, context.now);
+                let readiness =
+                    Nature::of(component).readiness(place.node, context.now, context.fetch_seconds);
                 self.successor = Some((at.index, component, readiness));
                 Ok(Some(Input::Prepared {
                     index: at.index,
@@ -174,7 +175,11 @@ impl Replica {
                     return Err(violation("a decision follows an activation", place, text));
                 };
                 let readiness = match readiness {
-                    Readiness::NotYet => Nature::of(component).readiness(place.node, context.now),
+                    Readiness::NotYet => Nature::of(component).readiness(
+                        place.node,
+                        context.now,
+                        context.fetch_seconds,
+                    ),
                     known => known,
                 };
                 if decision == Decision::Confirmed && readiness != Readiness::Prepared {
