@@ -1,6 +1,6 @@
 //! The one table of budgets: what a stranger, a client, a group or a peer can make a node hold, and what it is told beyond.
 //!
-//! The table in ARCHITECTURE.md is written from it, and a test compares the two, each value with the constant or the
+//! The table in `docs/reference/limits.md` is written from it, and a test compares the two, each value with the constant or the
 //! default that it stands for, and each place with the file. Whoever adds a bound adds a row.
 
 use std::fmt;
@@ -317,8 +317,8 @@ mod tests {
     }
 
     #[test]
-    fn the_architecture_shows_this_table() {
-        let path = top().join("ARCHITECTURE.md");
+    fn the_reference_shows_this_table() {
+        let path = top().join("docs/reference/limits.md");
         let text = std::fs::read_to_string(&path).expect("the document");
         let (before, rest) = text.split_once(BEGIN).expect("where the table begins");
         let (shown, after) = rest.split_once(END).expect("where the table ends");
@@ -330,7 +330,7 @@ mod tests {
         }
         assert!(
             shown == table,
-            "the limits in ARCHITECTURE.md are not those of host/src/budget.rs; run \
+            "the limits in docs/reference/limits.md are not those of host/src/budget.rs; run \
              `SKEP_WRITE_DOCS=1 cargo test -p skep --lib budget` and commit"
         );
     }

@@ -400,6 +400,7 @@ mod tests {
         assert_eq!(store.ids().unwrap(), [].into());
     }
 
+    // P-37
     #[test]
     fn a_damaged_file_counts_as_absent_and_is_mended() {
         let dir = tempfile::tempdir().unwrap();

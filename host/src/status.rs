@@ -64,7 +64,7 @@ pub struct Rehearsal {
     pub saved_bytes: u64,
     /// Entries since the snapshot that it applied: at most 128, or 256 KiB.
     pub entries: u64,
-    /// Whether these were all entries since the snapshot.
+    /// Whether `entries` is every entry since the snapshot; if not, the later ones were not applied.
     pub whole: bool,
     /// Commands in them.
     pub commands: u64,

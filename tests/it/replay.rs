@@ -57,6 +57,7 @@ fn commands(told: &Value) -> Vec<(String, String)> {
         .collect()
 }
 
+// P-36, P-52
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_past_of_a_stopped_node_is_told_again_and_nothing_is_written() {
     let mut cluster = Cluster::start(&Settings::one_node("")).await;

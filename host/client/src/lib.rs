@@ -11,7 +11,7 @@
 //! # async fn example() -> Result<(), skep_client::ClientError> {
 //! use skep_client::{Client, ClientConfig, Consistency};
 //!
-//! let client = Client::connect(ClientConfig::new(["127.0.0.1:7001", "127.0.0.1:7002"])).await?;
+//! let client = Client::connect(ClientConfig::new(["127.0.0.1:7401", "127.0.0.1:7402"])).await?;
 //! let session = client.session(1.into()).await?;
 //! let response = session.propose("put key value".into()).await?;
 //! println!("applied at {}: {:?}", response.index, response.outcome);

@@ -335,6 +335,7 @@ impl<'de> serde::Deserialize<'de> for ComponentId {
 mod tests {
     use super::*;
 
+    // P-7
     #[test]
     fn a_session_is_named_by_what_nobody_knows_before_and_by_its_life() {
         let context = EntryContext {

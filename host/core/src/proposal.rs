@@ -203,7 +203,7 @@ pub enum ProposalError {
     OutOfMemory,
     /// There is nothing to decide.
     #[error(
-        "there is nothing to decide: the group does not wait for an activation and is not suspended here, or that node's replica is silent or has said nothing of the barrier in question; nothing was changed"
+        "there is nothing to decide: nothing was changed. Either this replica's group waits for no upgrade and is not suspended, or the replica of the named node has not said what it did up to the contested barrier: see `skep group status`"
     )]
     NotNeeded,
     /// The group's machine has failed on this replica, or the replica was halted.

@@ -410,6 +410,7 @@ mod tests {
         assert!(HostState::decode(Bytes::new()).is_err());
     }
 
+    // P-5
     #[test]
     fn the_fullest_section_there_can_be_keeps_its_bound() {
         let mut state = HostState {

@@ -43,7 +43,7 @@ pub struct Memory {
 pub struct Answer {
     /// The outcome.
     pub outcome: Outcome,
-    /// The entry up to which, and no further, the state goes that it was read from.
+    /// Index of the last entry that the answering state reflects.
     pub index: LogIndex,
     /// Fuel used, with what it took to come to that state. Not the same on every replica.
     pub fuel: u64,

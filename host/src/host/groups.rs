@@ -282,7 +282,7 @@ impl Host {
             .into());
         }
         self.check_new_component(id, size).await?;
-        let component = self.inner.machines.component(bytes.clone()).await?;
+        let component = self.inner.machines.component(id, bytes.clone()).await?;
         let memories = component.inspection().memories;
         let limit = self.inner.config.limits.component_memories;
         // What the cluster has already, it keeps.

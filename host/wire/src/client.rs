@@ -208,6 +208,7 @@ mod tests {
         ));
     }
 
+    // P-48
     #[test]
     fn commands_and_replies_do_not_keep_the_frame_they_came_in() {
         let frame = Bytes::from(

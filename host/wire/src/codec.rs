@@ -312,6 +312,7 @@ mod tests {
         assert!(matches!(all(&[&frame]), Err(WireError::EmptyMessage)));
     }
 
+    // P-50
     #[test]
     fn an_oversized_frame_is_refused_before_there_is_room_for_it() {
         let mut buffer = BytesMut::new();

@@ -104,6 +104,7 @@ fn over_the_wire(message: PeerMessage) -> Result<PeerMessage, WireError> {
     proto::PeerMessage::decode(Bytes::from(bytes))?.try_into()
 }
 
+// P-48
 #[test]
 fn what_a_replica_keeps_does_not_keep_the_frame_it_came_in() {
     let command = Command {

@@ -107,6 +107,7 @@ mod tests {
     }
 
     /// What a machine may do is counted in fuel alone, and the same wherever it comes back.
+    // P-41
     #[test]
     fn looking_up_uses_no_fuel() {
         let engine = Engine::new().unwrap();

@@ -389,6 +389,7 @@ mod tests {
         assert_eq!(all(&mut anew, journal.published().0), Some(vec![]));
     }
 
+    // P-20
     #[test]
     fn half_an_entry_is_not_seen() {
         let journal = journal();

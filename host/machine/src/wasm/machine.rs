@@ -485,6 +485,7 @@ mod tests {
         });
     }
 
+    // P-33
     #[test]
     fn a_stack_that_really_overflows_is_no_outcome_but_local() {
         on_apply_thread(|| {
