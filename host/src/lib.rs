@@ -62,12 +62,10 @@ mod router;
 mod run_queue;
 mod session;
 mod shard;
-pub mod status;
 mod store;
 pub mod supervisor;
 pub mod ticker;
 pub mod transport;
-pub mod trouble;
 mod worker;
 
 pub use error::Error;
@@ -78,6 +76,8 @@ pub use router::NodeFault;
 pub use status::{Consistency, GroupStatus, NodeStatus, QueryAnswer, Rehearsal, Verdict};
 pub use ticker::Ticker;
 pub use transport::{Inbound, Reporter, SnapshotStatus, Transport};
+
+pub use skep_types::{node_status as status, trouble};
 
 pub use skep_core::config::Limits;
 pub use skep_core::id::{

@@ -218,7 +218,7 @@ impl Machines {
         let machine = match started {
             Ok(machine) => machine,
             Err(HostError::Machine(error)) => {
-                let verdict = refusal(Err(error))?.unwrap_or_default();
+                let verdict = refusal::<()>(Err(error))?.unwrap_or_default();
                 return Ok(Rehearsal {
                     verdict,
                     ..Rehearsal::default()

@@ -26,6 +26,8 @@
 //! * [`config`], [`id`], [`status`], [`printable`]: limits, names, what a replica shows of itself, text of strangers fit to be shown.
 //! * [`planted`]: defects that a simulation switches on.
 //!
+//! [`id`], [`proposal`], [`outcome`] and [`status`] are modules of `skep-types`, which clients share.
+//!
 //! # What is absent
 //!
 //! No thread, socket, file, clock or randomness; no tokio, no wasmtime. Time is ticks, and a wall clock that comes with
@@ -49,18 +51,15 @@ mod fullness;
 pub mod group;
 mod handover;
 pub mod healing;
-pub mod id;
 pub mod impasse;
 pub mod input;
 mod intake;
 mod liveness;
 mod log_view;
 pub mod message;
-pub mod outcome;
 pub mod payload;
 pub mod planted;
 pub mod printable;
-pub mod proposal;
 mod proposals;
 mod read_back;
 mod reads;
@@ -70,9 +69,9 @@ pub mod sessions;
 mod spacing;
 pub mod standing;
 pub mod state;
-pub mod status;
 mod suspects;
 mod throttle;
 
 pub use config::{GroupConfig, Limits, Member};
 pub use group::{Group, Recovered};
+pub use skep_types::{id, outcome, proposal, status};
