@@ -12,12 +12,13 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use raft::eraftpb::Entry;
 pub use skep_types::activation::{AbortReason, Overdue, Readiness, Refusal};
 
 use crate::attestation::Deed;
 use crate::deployment::Deployment;
 use crate::effect::{Effect, Work};
-use crate::entry;
+use crate::entry::{self, Order};
 use crate::group::Group;
 use crate::id::{LogIndex, NodeId, ReplicaId, Term};
 use crate::message::Body;
@@ -250,8 +251,31 @@ impl Group {
         if !self.leads() || self.state.membership.member(from).is_none() {
             return;
         }
-        if let Some(activation) = self.activation_at(index) {
-            activation.reports.insert(from, readiness);
+        match self.activation_at(index) {
+            Some(activation) => drop(activation.reports.insert(from, readiness)),
+            None => self.give_up_unprocessed(index),
+        }
+    }
+
+    /// A member waits for the decision on an activation that this leader has not come to. If its machine is of no use, and no
+    /// majority of the voters can come to it, it is given up: else nobody would get to the snapshot behind it that they need.
+    fn give_up_unprocessed(&mut self, index: LogIndex) {
+        if self.needs_snapshot_after().is_none() || !self.can_propose() || self.proposals.elected {
+            return;
+        }
+        let voters: Vec<_> = self.state.membership.voters().collect();
+        let can = |voter: &&ReplicaId| **voter != self.replica && !self.is_ailing(**voter);
+        if voters.iter().filter(can).count() > voters.len() / 2 {
+            return;
+        }
+        let activates = |entry: &Entry| {
+            let order = entry::read(entry);
+            entry.index == index.0 && matches!(order, Ok(Some((_, Order::Activate(_)))))
+        };
+        let decides = |entry: &Entry| entry::decision(entry).is_some_and(|(of, _)| of == index);
+        if self.in_flight(activates) && !self.in_flight(decides) {
+            // Tried again with the next report.
+            let _refused = self.propose_entry(abort(index, AbortReason::Deadline), Vec::new());
         }
     }
 
@@ -381,9 +405,15 @@ impl Group {
                 *refusals.entry(*refusal).or_default() += 1;
             }
         }
-        if voters.len() - refusals.values().sum::<usize>() < majority {
+        let left = voters.len() - refusals.values().sum::<usize>();
+        if left < majority {
             let most = refusals.into_iter().max_by_key(|(_, count)| *count);
             return most.map(|(refusal, _)| Decision::Aborted(AbortReason::Refused(refusal)));
+        }
+        // Who needs a snapshot that can only be taken behind this has no state to prepare, however long the others wait.
+        let waits = |voter: &&ReplicaId| self.waits_for_a_later_snapshot(**voter);
+        if left.saturating_sub(voters.iter().filter(waits).count()) < majority {
+            return Some(Decision::Aborted(AbortReason::Deadline));
         }
         let deadline = activation.counted_from + u64::from(self.config.limits.activation_ticks);
         (self.ticks >= deadline).then_some(Decision::Aborted(AbortReason::Deadline))

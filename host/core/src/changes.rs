@@ -139,7 +139,7 @@ impl Group {
     }
 
     /// Whether such an entry is in the log and not applied.
-    fn in_flight(&self, such: impl Fn(&Entry) -> bool) -> bool {
+    pub(crate) fn in_flight(&self, such: impl Fn(&Entry) -> bool) -> bool {
         let Some(Raft(node)) = &self.raft else {
             return false;
         };

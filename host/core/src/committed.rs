@@ -161,6 +161,7 @@ impl Group {
     pub(crate) fn process_committed(&mut self) -> bool {
         let mut moved = self.take_cure();
         self.look_for_verdict();
+        moved |= self.pass_over_changes();
         self.look_for_decision();
         // What follows an activation depends on what is decided.
         while self.serves() && !self.awaits_decision() {
@@ -231,6 +232,21 @@ impl Group {
             }
         }
         self.applying.push_back(applying);
+    }
+
+    /// A quarantined replica applies nothing, and waits for a snapshot. But it learns who the members are: Raft lets nobody
+    /// campaign who has a committed change before it, and the group may have nobody else that can be elected.
+    fn pass_over_changes(&mut self) -> bool {
+        let is_change = |entry: &Entry| entry.entry_type != EntryType::EntryNormal;
+        let last = self.committed.iter().rposition(is_change);
+        let Some(last) = last.filter(|_| matches!(self.health, Health::Quarantined { .. })) else {
+            return false;
+        };
+        let through: Vec<_> = self.committed.drain(..=last).collect();
+        for entry in through {
+            self.pass_over(entry);
+        }
+        true
     }
 
     /// Takes an entry for done whose effect a snapshot holds, but for what Raft must know of it.

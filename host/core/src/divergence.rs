@@ -7,10 +7,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use raft::eraftpb::{self, MessageType};
+use raft::eraftpb::{self, Entry, MessageType};
 
 use crate::attestation::{Attestation, Chain, Digest, Judgement, all_agree, counts, judge};
 use crate::effect::Effect;
+use crate::entry::{self, Order};
 use crate::group::{Group, Raft};
 use crate::id::{LogIndex, NodeId, ReplicaId, Term};
 use crate::log_view::Snapshotted;
@@ -41,8 +42,8 @@ pub(crate) struct Attestations {
     pub(crate) cure: Option<ArrivedSnapshot>,
     /// Nodes that such a snapshot is on its way to, and since when.
     cures: BTreeMap<NodeId, u64>,
-    /// When each member last asked this leader for such a snapshot.
-    asked: BTreeMap<ReplicaId, u64>,
+    /// When each member last asked this leader for such a snapshot, and behind which point.
+    asked: BTreeMap<ReplicaId, (u64, LogIndex)>,
     /// The newest barrier at which a majority is known to agree.
     pub(crate) verified: LogIndex,
 }
@@ -372,7 +373,7 @@ impl Group {
                 )
         };
         let later = self.committed.iter().find_map(|entry| {
-            let verdict = crate::entry::verdict(entry).filter(decides)?;
+            let verdict = entry::verdict(entry).filter(decides)?;
             Some((LogIndex(entry.index), Term(entry.term), verdict))
         });
         if let Some((at, term, verdict)) = later {
@@ -397,6 +398,8 @@ impl Group {
 
     /// Asks the leader for a snapshot of a point that this replica has not reached. Raft's own request for one will not do:
     /// it takes no entries meanwhile, and of two voters none could then commit the barrier that is needed.
+    ///
+    /// A leader asks a member that is well. That is a learner where no voter is well that could lead instead.
     pub(crate) fn ask_for_snapshot(&mut self) {
         let Some(after) = self.needs_snapshot_after() else {
             return;
@@ -404,20 +407,37 @@ impl Group {
         if self.attestations.cure.is_some() {
             return;
         }
-        if let Some(leader) = self.leader_replica()
-            && leader != self.replica
-            && let Some(node) = self.node_of(leader)
+        let giver = match self.leads() {
+            true => self.a_well_member(),
+            false => self.leader_replica(),
+        };
+        if let Some(giver) = giver
+            && giver != self.replica
+            && let Some(node) = self.node_of(giver)
         {
-            self.send(leader, node, Body::AskSnapshot { after });
+            self.send(giver, node, Body::AskSnapshot { after });
+            self.have_others_take_a_snapshot();
         }
     }
 
-    /// A replica that is quarantined, or has lost its own, wants a snapshot of a point behind `after`.
+    /// A leader that needs a snapshot has the others take one, unless a barrier that they have to pass is in the log already.
+    fn have_others_take_a_snapshot(&mut self) {
+        let is_barrier =
+            |entry: &Entry| matches!(entry::read(entry), Ok(Some((_, Order::Barrier))));
+        if self.can_propose() && !self.proposals.elected && !self.in_flight(is_barrier) {
+            self.propose_barrier(None);
+        }
+    }
+
+    /// A replica that is quarantined, or has lost its own, wants a snapshot of a point behind `after`. A leader has no other
+    /// leader to ask, so any member serves it.
     pub(crate) fn asked_for_snapshot(&mut self, to: ReplicaId, node: NodeId, after: LogIndex) {
-        if !self.leads() || self.state.membership.member(to).is_none() {
+        let is_member = self.state.membership.member(to).is_some();
+        let serves_it = self.leads() || self.leader_replica() == Some(to);
+        if !is_member || !serves_it {
             return;
         }
-        self.attestations.asked.insert(to, self.ticks);
+        self.attestations.asked.insert(to, (self.ticks, after));
         if self.is_faulted() {
             return;
         }
@@ -452,6 +472,11 @@ impl Group {
             from: self.replica.0,
             to: to.0,
             term: self.term().0,
+            // Raft takes whoever sends a snapshot for the leader. So one of somebody else says that it was asked for.
+            request_snapshot: match self.leads() {
+                true => 0,
+                false => snapshot.index.0,
+            },
             snapshot: Some(eraftpb::Snapshot {
                 metadata: Some(metadata).into(),
                 ..Default::default()
@@ -477,7 +502,14 @@ impl Group {
     pub(crate) fn is_ailing(&self, replica: ReplicaId) -> bool {
         let patience = 2 * u64::from(self.config.election_ticks);
         let asked = self.attestations.asked.get(&replica);
-        asked.is_some_and(|asked| self.ticks < asked + patience)
+        asked.is_some_and(|(at, _)| self.ticks < at + patience)
+    }
+
+    /// Whether a member's machine is of no use before there is a snapshot of a later point than this leader has.
+    pub(crate) fn waits_for_a_later_snapshot(&self, replica: ReplicaId) -> bool {
+        let newest = self.snapshot_name().map(|name| name.index);
+        let asked = self.attestations.asked.get(&replica);
+        self.is_ailing(replica) && asked.is_some_and(|(_, after)| newest <= Some(*after))
     }
 
     /// A transfer to a node has ended.

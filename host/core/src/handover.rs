@@ -19,7 +19,8 @@ pub(crate) struct Handover {
 }
 
 impl Group {
-    /// Asks the voters how they are, in ever longer intervals, and hands over when one of them is well.
+    /// Asks the members how they are, in ever longer intervals, and hands over when a voter is well. A learner cannot lead, but it
+    /// may have the state that this replica lacks.
     pub(crate) fn give_leadership_away_if_faulted(&mut self) {
         let is_of_no_use = self.is_faulted() || self.lacks_what_was_decided();
         if !is_of_no_use || !self.leads() {
@@ -36,14 +37,7 @@ impl Group {
         }
         self.handover.next_round = ticks + (timeout << self.handover.rounds.min(ROUNDS_DOUBLED));
         self.handover.rounds += 1;
-        let others: Vec<_> = self
-            .state
-            .membership
-            .voters()
-            .filter(|replica| *replica != self.replica)
-            .filter_map(|replica| Some((replica, self.node_of(replica)?)))
-            .collect();
-        for (replica, node) in others {
+        for (replica, node) in self.other_members() {
             self.ask_standing(replica, node);
         }
     }

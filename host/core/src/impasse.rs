@@ -358,7 +358,7 @@ impl Group {
         }
     }
 
-    fn other_members(&self) -> Vec<(ReplicaId, crate::id::NodeId)> {
+    pub(crate) fn other_members(&self) -> Vec<(ReplicaId, crate::id::NodeId)> {
         let members = self.state.membership.members().iter();
         members
             .filter(|(replica, _)| **replica != self.replica)

@@ -220,7 +220,11 @@ impl Group {
             return;
         };
         let is_known = name.index.0 <= node.raft.raft_log.committed;
-        if !is_known || raft.from != message.from.0 || raft.to != self.replica.0 {
+        if was_asked_for(&raft)
+            || !is_known
+            || raft.from != message.from.0
+            || raft.to != self.replica.0
+        {
             return;
         }
         self.addresses.note(message.from, from);
@@ -294,7 +298,9 @@ impl Group {
         let Some(Raft(node)) = &mut self.raft else {
             return;
         };
-        let _dropped = node.step(raft_message);
+        if !was_asked_for(&raft_message) {
+            let _dropped = node.step(raft_message);
+        }
         // One that Raft does not want must not take the place of the one that Raft has accepted and not installed yet.
         let wanted = node
             .snap()
@@ -308,4 +314,9 @@ impl Group {
             self.attestations.cure = Some(snapshot);
         }
     }
+}
+
+/// Whether a snapshot comes from a member that does not lead, and was asked for one. Raft would take it for the leader.
+fn was_asked_for(message: &eraftpb::Message) -> bool {
+    message.request_snapshot != 0
 }

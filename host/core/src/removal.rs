@@ -130,6 +130,11 @@ impl Group {
             members = self.addresses.iter().collect();
         }
         for (replica, node) in members {
+            // Raft's own question speaks for a term, and it may never have heard of one.
+            if self.storage.hard_state.term == 0 {
+                self.ask_standing(replica, node);
+                continue;
+            }
             let question = eraftpb::Message {
                 msg_type: MessageType::MsgHeartbeatResponse,
                 from: self.replica.0,

@@ -204,6 +204,13 @@ impl Group {
         said.is_some_and(|said| self.ticks < said + patience)
     }
 
+    /// A member that said lately that its machine is of use.
+    pub(crate) fn a_well_member(&self) -> Option<ReplicaId> {
+        let members = self.state.membership.members().keys().copied();
+        let mut well = members.filter(|member| self.is_known_well(*member));
+        well.next()
+    }
+
     /// A joiner that has no name yet is addressed by one. Ids are never given twice, so a name that is its own once is its
     /// own for ever: it takes it only when the leader confirms that it was meant for this node.
     pub(crate) fn contacted(&mut self, node: NodeId, message: PeerMessage) {

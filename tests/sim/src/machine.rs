@@ -188,11 +188,11 @@ impl Nature {
         }
     }
 
-    /// Whether a node that asks at this time has it.
-    pub fn is_at_hand(self, node: u64, now: u64) -> bool {
+    /// Whether a node that asks at this time has it, where nothing is on its way for longer than about `most` seconds.
+    pub fn is_at_hand(self, node: u64, now: u64, most: u64) -> bool {
         match self {
             Self::Easy | Self::Refuses => true,
-            Self::Slow(seconds) => digest((node, now)).is_multiple_of(seconds),
+            Self::Slow(seconds) => digest((node, now)).is_multiple_of(seconds.min(most)),
         }
     }
 }

@@ -90,6 +90,8 @@ pub struct Context<'a> {
     pub out: &'a mut Vec<Out>,
     /// The machines of the node cannot run some of the commands.
     pub sick: bool,
+    /// Seconds that a component is on its way, at the most.
+    pub fetch_seconds: u64,
 }
 
 /// How a step of a node ended, if not well.

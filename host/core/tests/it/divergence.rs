@@ -1,10 +1,11 @@
 //! Replicas whose machines differ: noticed at the next barrier, judged by the log, mended from the majority.
 
 use skep_core::id::{LogIndex, NodeId};
+use skep_core::input::Input;
 use skep_core::proposal::{Change, Proposal, ProposalError};
 use skep_core::status::{Health, Part, Status};
 
-use crate::cluster::{Cluster, Sick, anonymous};
+use crate::cluster::{Cluster, Sick, activate, anonymous};
 
 /// Three replicas of which node 1 leads, after a few commands.
 fn cluster(nodes: u64) -> Cluster {
@@ -269,4 +270,129 @@ fn changes_of_membership_go_on_beside_barriers() {
     });
     cluster.tick(20);
     assert_eq!(cluster.commands(4), cluster.commands(1));
+}
+
+/// Two voters that differ from each other, both wrong, and a learner that is right: an operator trusts it. What is proposed
+/// before that stands behind the disagreement.
+fn only_a_learner_is_right(meanwhile: impl Fn(&mut Cluster)) -> Cluster {
+    let mut cluster = Cluster::with(2, |config| config.limits.activation_ticks = 10_000);
+    cluster.elect(1);
+    cluster.add(3, 0);
+    let (node, data) = (NodeId(3), bytes::Bytes::new());
+    let learner = Proposal::Change(Change::AddLearner { node, data });
+    cluster.ask(1, learner).expect("a learner");
+    cluster.ask(1, Proposal::Barrier).expect("a snapshot");
+    cluster.until("the learner is there", |cluster| {
+        status(cluster, 3).applied == status(cluster, 1).applied
+    });
+    for id in [1, 1, 2] {
+        make_sick(&mut cluster, id, Sick::Forgets);
+    }
+    cluster.ask(1, Proposal::Barrier).expect("a snapshot");
+    cluster.until("all wait", |cluster| {
+        (1..=3).all(|id| is_suspended(cluster, id))
+    });
+    meanwhile(&mut cluster);
+    let trust = Proposal::Trust { node: NodeId(3) };
+    cluster.ask(1, trust).expect("decided");
+    for id in 1..=2 {
+        let health = health(&mut cluster, id);
+        assert!(matches!(health, Health::Quarantined { .. }), "{health:?}");
+    }
+    cluster
+}
+
+fn all_have_what_the_learner_had(cluster: &mut Cluster) {
+    cluster.until("all are well", |cluster| {
+        (1..=3).all(|id| health(cluster, id) == Health::Healthy)
+    });
+    let leader = cluster.leader().expect("somebody leads");
+    assert_ne!(leader, 3, "a learner leads nobody");
+    cluster.ask(leader, anonymous("after")).expect("committed");
+    cluster.tick(20);
+    for id in 1..=3 {
+        assert_eq!(
+            cluster.commands(id),
+            ["contested", "contested", "contested", "after"],
+            "node {id}"
+        );
+    }
+}
+
+#[test]
+fn voters_that_are_all_wrong_take_the_state_of_a_learner() {
+    let mut cluster = only_a_learner_is_right(|_| {});
+    all_have_what_the_learner_had(&mut cluster);
+}
+
+#[test]
+fn an_activation_that_only_a_learner_waits_at_is_given_up() {
+    let mut cluster = only_a_learner_is_right(|cluster| {
+        cluster.propose(1, activate(5));
+        cluster.propose(1, activate(6));
+        cluster.tick(2);
+    });
+    all_have_what_the_learner_had(&mut cluster);
+    for id in 1..=3 {
+        assert_eq!(cluster.node(id).machine.runs, 0, "node {id}");
+    }
+}
+
+#[test]
+fn an_activation_is_given_up_that_keeps_a_majority_from_a_snapshot() {
+    let mut cluster = Cluster::with(3, |config| config.limits.activation_ticks = 10_000);
+    cluster.elect(1);
+    for id in [2, 3, 3] {
+        make_sick(&mut cluster, id, Sick::Forgets);
+    }
+    cluster.ask(1, Proposal::Barrier).expect("a snapshot");
+    cluster.until("all wait", |cluster| {
+        (1..=3).all(|id| is_suspended(cluster, id))
+    });
+    cluster.propose(1, activate(5));
+    cluster.propose(1, activate(6));
+    cluster.tick(2);
+    let trust = Proposal::Trust { node: NodeId(1) };
+    cluster.ask(1, trust).expect("decided");
+    cluster.until("all are well", |cluster| {
+        (1..=3).all(|id| health(cluster, id) == Health::Healthy)
+    });
+    cluster.ask(1, anonymous("after")).expect("committed");
+    cluster.tick(20);
+    for id in 1..=3 {
+        let expected = ["contested", "contested", "contested", "after"];
+        assert_eq!(cluster.commands(id), expected, "node {id}");
+        assert_eq!(cluster.node(id).machine.runs, 0, "node {id}");
+    }
+}
+
+#[test]
+fn a_quarantined_replica_learns_who_the_members_are_and_can_be_elected() {
+    let mut cluster = cluster(3);
+    make_sick(&mut cluster, 2, Sick::Forgets);
+    cluster.drop = |message| {
+        matches!(&message.body, skep_core::message::Body::Raft(raft)
+            if raft.msg_type == raft::eraftpb::MessageType::MsgSnapshot)
+    };
+    cluster.ask(1, Proposal::Barrier).expect("a snapshot");
+    cluster.until("it is quarantined", |cluster| {
+        matches!(health(cluster, 2), Health::Quarantined { .. })
+    });
+    let (node, data) = (NodeId(3), bytes::Bytes::new());
+    let remove = Proposal::Change(Change::Remove { node, data });
+    cluster.ask(1, remove).expect("removed");
+    cluster.crash(3);
+    cluster.tick(2);
+    // It may be the only one whose log has everything.
+    cluster.input(1, Input::Transfer { to: NodeId(2) });
+    cluster.until("it leads", |cluster| cluster.leader() == Some(2));
+    assert_eq!(status(&mut cluster, 2).members.len(), 2);
+    cluster.until("who is well leads", |cluster| cluster.leader() == Some(1));
+    cluster.drop = |_| false;
+    cluster.until("it is mended", |cluster| {
+        health(cluster, 2) == Health::Healthy
+    });
+    cluster.ask(1, anonymous("after")).expect("committed");
+    cluster.tick(20);
+    assert_eq!(cluster.commands(2), cluster.commands(1));
 }

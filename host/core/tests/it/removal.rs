@@ -1,12 +1,14 @@
 //! A removed replica lingers until those who stay know: it does no harm meanwhile, and it learns of its end.
 
 use bytes::Bytes;
-use raft::eraftpb::MessageType;
-use skep_core::id::{NodeId, ReplicaId};
+use raft::eraftpb::{HardState, MessageType};
+use skep_core::effect::Effect;
+use skep_core::id::{GroupId, Incarnation, LogIndex, NodeId, ReplicaId, Term};
 use skep_core::input::Input;
 use skep_core::message::{Body, PeerMessage};
 use skep_core::proposal::{Change, Proposal, ProposalError};
 use skep_core::status::Part;
+use skep_core::{Group, GroupConfig, Recovered};
 
 use crate::cluster::{Cluster, anonymous};
 
@@ -431,4 +433,48 @@ fn a_voter_announces_no_removal_from_a_snapshot_that_it_may_lose() {
     cluster.run();
     ask(&mut cluster, message);
     assert!(cluster.node(4).removed);
+}
+
+/// Its name is durable, and nothing else. The question of a message of Raft would speak for term 0, which is none.
+#[test]
+fn a_joiner_that_knows_its_name_alone_asks_without_a_term() {
+    let config = GroupConfig::new(GroupId(1), Incarnation(1), NodeId(4));
+    let timeout = config.election_ticks;
+    let mut joiner = Group::recover(
+        config,
+        Recovered {
+            replica: ReplicaId(4),
+            hard_state: HardState::default(),
+            entries: Vec::new(),
+            truncated: (LogIndex(0), Term(0)),
+            snapshot: None,
+        },
+    )
+    .expect("a replica");
+    let message = PeerMessage {
+        group: GroupId(1),
+        incarnation: Incarnation(1),
+        from: ReplicaId(1),
+        to: ReplicaId(4),
+        body: Body::AskAttestations {
+            after: LogIndex(0),
+            nonce: 1,
+        },
+    };
+    let from = NodeId(1);
+    joiner.handle(Input::Message { from, message });
+    let mut effects = Vec::new();
+    for _ in 0..2 * timeout {
+        joiner.handle(Input::Tick { now: 1 });
+        joiner.poll(&mut effects);
+    }
+    let said: Vec<_> = effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Send { message, .. } => Some(&message.body),
+            _ => None,
+        })
+        .collect();
+    let asks = |body: &&Body| matches!(body, Body::AskStanding { .. });
+    assert!(!said.is_empty() && said.iter().all(asks), "{said:?}");
 }

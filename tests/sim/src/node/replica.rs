@@ -120,6 +120,7 @@ impl Replica {
         let mut shelf = Shelf {
             place,
             now: context.now,
+            fetch_seconds: context.fetch_seconds,
             snapshots,
         };
         let mut watch = Watch::of(&work);
@@ -213,6 +214,7 @@ impl Replica {
 struct Shelf<'a> {
     place: Place,
     now: u64,
+    fetch_seconds: u64,
     snapshots: &'a SnapshotStore,
 }
 
@@ -224,7 +226,7 @@ impl Source<Machine> for Shelf<'_> {
 
     fn successor(&mut self, deployment: &Deployment) -> Result<Machine, MachineError> {
         let component = deployment.component;
-        if Nature::of(component).is_at_hand(self.place.node, self.now) {
+        if Nature::of(component).is_at_hand(self.place.node, self.now, self.fetch_seconds) {
             return Ok(Machine::new(component));
         }
         let reason = "the component is not here yet";

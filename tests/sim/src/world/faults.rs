@@ -157,19 +157,14 @@ impl World {
         Ok(true)
     }
 
-    /// The machine of one replica goes wrong, where a majority of the others can tell. Which state its group agrees on is not
-    /// judged from then on: who was behind may take it from the one that is wrong, before anybody knows.
+    /// The machine of one replica goes wrong. Which state its group agrees on is not judged from then on: who was behind may
+    /// take it from the one that is wrong, before anybody knows.
     fn go_wrong(&mut self, id: u64, group: u64) -> bool {
-        let (Some(key), Some(record)) =
-            (self.catalogue.key(group), self.catalogue.groups.get(&group))
-        else {
+        let Some(key) = self.catalogue.key(group) else {
             return false;
         };
-        let spoils = record.hosts.len() >= 3
-            && self
-                .nodes
-                .get_mut(&id)
-                .is_some_and(|node| node.go_wrong(key));
+        let node = self.nodes.get_mut(&id);
+        let spoils = node.is_some_and(|node| node.go_wrong(key));
         if spoils {
             self.checker.went_wrong(key);
             self.trace.line(self.now, || {
