@@ -3,7 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::patience::is_want;
+use skep_vfs::{FileError, is_want};
+
 use crate::record::GroupKey;
 
 /// Everything that can go wrong with a data directory. [`LogError::code`] is stable, the texts are not.
@@ -275,6 +276,12 @@ impl LogError {
             file: file.to_path_buf(),
             reason: reason.into(),
         }
+    }
+}
+
+impl From<FileError> for LogError {
+    fn from(failed: FileError) -> LogError {
+        LogError::io(failed.action, &failed.path)(failed.source)
     }
 }
 
