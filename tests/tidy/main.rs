@@ -14,7 +14,7 @@ const LONG: &[&str] = &[
     "host/core/src/proposals.rs",
     "host/core/tests/it/activation.rs",
     "host/core/tests/it/cluster.rs",
-    "host/log/src/sim.rs",
+    "host/vfs/src/sim.rs",
     "host/server/src/api/http.rs",
     "host/server/src/config.rs",
     "host/server/src/peers/link.rs",

@@ -11,7 +11,7 @@ pub use skep_types::node_status::Consistency;
 use skep_types::outcome::Outcome;
 use skep_types::proposal::Response;
 use skep_wire::proto::{self, request, response};
-use skep_wire::{MAX_CHUNK, MAX_CLIENT_FRAME, MAX_TIMEOUT_MS, WireError};
+use skep_wire::{MAX_CHUNK, MAX_CLIENT_FRAME, WireError, timeout_ms};
 use tokio::sync::Semaphore;
 
 use crate::clock::{Deadline, sleep, timeout};
@@ -162,7 +162,7 @@ impl Client {
         let body = |left| {
             request::Body::Propose(proto::Propose {
                 data: command.clone(),
-                timeout_ms: millis(left),
+                timeout_ms: timeout_ms(left),
                 ..Default::default()
             })
         };
@@ -200,7 +200,7 @@ impl Client {
             request::Body::Query(proto::Query {
                 linearizable,
                 data: query.clone(),
-                timeout_ms: millis(left),
+                timeout_ms: timeout_ms(left),
             })
         };
         let whom = if linearizable {
@@ -235,7 +235,7 @@ impl Client {
             request::Body::Call(proto::Call {
                 method: method.to_owned(),
                 body: json.clone(),
-                timeout_ms: millis(left),
+                timeout_ms: timeout_ms(left),
             })
         };
         match self
@@ -462,9 +462,4 @@ fn busy() -> ClientError {
         message: "this client has too many bytes in flight; nothing was sent".to_owned(),
         retryable: true,
     }
-}
-
-/// A deadline as a node takes it; an attempt that outlasts it is made again.
-pub(crate) fn millis(duration: Duration) -> u32 {
-    u32::try_from(duration.as_millis()).map_or(MAX_TIMEOUT_MS, |given| given.min(MAX_TIMEOUT_MS))
 }

@@ -9,9 +9,10 @@ use skep_types::code::Code;
 use skep_types::id::{GroupId, RequestId, SessionId};
 use skep_types::proposal::Response;
 use skep_wire::proto::{self, request, response};
+use skep_wire::timeout_ms;
 use tokio::sync::Notify;
 
-use crate::client::{Client, Repeat, known, millis, undecided, understood, unexpected};
+use crate::client::{Client, Repeat, known, undecided, understood, unexpected};
 use crate::clock::{Deadline, timeout};
 use crate::error::ClientError;
 
@@ -117,7 +118,7 @@ impl Session {
                 sequence: request.sequence,
                 acknowledged: name.acknowledged(),
                 data: command.clone(),
-                timeout_ms: millis(left),
+                timeout_ms: timeout_ms(left),
             })
         };
         match self
@@ -212,7 +213,7 @@ async fn open(client: &Client, group: GroupId) -> Result<SessionId, ClientError>
     // Opened twice, one of the two is never used and expires.
     let body = |left| {
         request::Body::OpenSession(proto::OpenSession {
-            timeout_ms: millis(left),
+            timeout_ms: timeout_ms(left),
         })
     };
     match known(

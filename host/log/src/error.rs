@@ -4,8 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use skep_types::code::Code;
+use skep_vfs::{FileError, is_want};
 
-use crate::patience::is_want;
 use crate::record::GroupKey;
 
 /// Everything that can go wrong with a data directory. [`LogError::code`] is stable, the texts are not.
@@ -277,6 +277,12 @@ impl LogError {
             file: file.to_path_buf(),
             reason: reason.into(),
         }
+    }
+}
+
+impl From<FileError> for LogError {
+    fn from(failed: FileError) -> LogError {
+        LogError::io(failed.action, &failed.path)(failed.source)
     }
 }
 

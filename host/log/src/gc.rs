@@ -3,10 +3,11 @@
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering::Relaxed;
 
+use skep_vfs::patiently;
+
 use crate::error::LogError;
 use crate::frame::{body_bound, encode_record, encode_rewrite, entry_len, frame_len};
 use crate::log::Log;
-use crate::patience::patiently;
 use crate::reader::SpanReader;
 use crate::record::{Entry, GroupKey, Record};
 use crate::segment::SegmentName;

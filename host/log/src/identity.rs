@@ -5,11 +5,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use skep_vfs::{Vfs, VfsLock, replace};
+
 use crate::error::LogError;
 use crate::log::{Log, LogOptions};
 use crate::recovery::Recovered;
 use crate::segment::SegmentName;
-use crate::vfs::{Vfs, VfsLock};
 
 /// A store's random id. A wiped or replaced disk has another one, so its node cannot pass for the old one.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -91,7 +92,7 @@ impl Store {
                     node,
                     store,
                 };
-                replace(&**vfs, &path, identity.render().as_bytes())?;
+                replace(vfs, &path, 0, &[identity.render().as_bytes()])?;
                 (identity, true)
             }
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
@@ -292,27 +293,6 @@ pub(crate) fn unseal(content: &[u8]) -> Result<&str, &'static str> {
         return Err("its checksum is wrong");
     }
     Ok(body)
-}
-
-/// Gives `path` a new content, durably and all or nothing.
-pub(crate) fn replace(vfs: &dyn Vfs, path: &Path, content: &[u8]) -> Result<(), LogError> {
-    let temporary = path.with_extension("tmp");
-    match vfs.remove(&temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(LogError::io("remove", &temporary)(error));
-        }
-        _ => {}
-    }
-    let file = vfs
-        .create(&temporary)
-        .map_err(LogError::io("create", &temporary))?;
-    file.write_all_at(0, content)
-        .map_err(LogError::io("write", &temporary))?;
-    file.sync_data().map_err(LogError::io("sync", &temporary))?;
-    vfs.rename(&temporary, path)
-        .map_err(LogError::io("rename", &temporary))?;
-    let dir = path.parent().unwrap_or(Path::new("."));
-    vfs.sync_dir(dir).map_err(LogError::io("sync", dir))
 }
 
 impl StoreId {

@@ -14,19 +14,16 @@ mod frame;
 mod gc;
 mod identity;
 mod log;
-mod patience;
 mod pins;
 mod read_only;
 mod reader;
 mod record;
 mod recovery;
 mod segment;
-pub mod sim;
 mod snapshot;
 mod stats;
 mod storage;
 mod table;
-pub mod vfs;
 mod writer;
 
 pub use error::LogError;
@@ -38,12 +35,11 @@ pub use read_only::ReadOnlyVfs;
 pub use reader::LogReader;
 pub use record::{EVERY_REPLICA, Entry, GroupKey, HardState, LogPosition, Record, SnapshotMark};
 pub use recovery::{Recovered, RecoveredGroup};
-pub use sim::SimVfs;
+pub use skep_vfs::{self as vfs, DiskVfs, SimVfs, Vfs, VfsFile, VfsLock, sim};
 pub use snapshot::{
     MAX_STATE, SealedSnapshot, SnapshotFile, SnapshotMeta, SnapshotName, SnapshotReceiver,
     SnapshotStore,
 };
 pub use stats::LogStats;
 pub use storage::{DiskStorage, OpenedStorage, open_storage, open_storage_with};
-pub use vfs::{DiskVfs, Vfs, VfsFile, VfsLock};
 pub use writer::{LogHandle, LogWriter, Stopped, WriterEvent, WriterOptions};

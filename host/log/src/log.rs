@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use skep_vfs::Vfs;
+
 use crate::error::LogError;
 use crate::frame::{
     Carried, FRAME_HEADER, FrameContext, MAX_BODY, body_bound, encode_checkpoint, encode_record,
@@ -16,7 +18,6 @@ use crate::recovery::{Recovered, replay};
 use crate::segment::{ActiveSegment, SEGMENT_HEADER, SegmentHeader, Shape};
 use crate::stats::{Counters, LogStats};
 use crate::table::{FramePlace, GroupTable};
-use crate::vfs::Vfs;
 
 /// How a log is laid out. `LogOptions::default()` suits a node; tests shrink the sizes.
 #[derive(Clone, Debug)]

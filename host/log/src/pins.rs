@@ -5,9 +5,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use skep_vfs::{Vfs, replace};
+
 use crate::error::LogError;
-use crate::identity::{StoreId, replace, seal, unseal};
-use crate::vfs::Vfs;
+use crate::identity::{StoreId, seal, unseal};
 
 /// Remembers, durably, the store id each peer showed first. A peer whose disk was wiped has forgotten its votes and
 /// entries; letting it back under its old id could lose acknowledged commands.
@@ -112,11 +113,8 @@ impl PeerPins {
             .iter()
             .map(|(node, store)| format!("{node} {store}\n"))
             .collect();
-        replace(
-            &*self.vfs,
-            &self.path,
-            seal(&format!("{MAGIC}\n{lines}")).as_bytes(),
-        )?;
+        let content = seal(&format!("{MAGIC}\n{lines}"));
+        replace(&self.vfs, &self.path, 0, &[content.as_bytes()])?;
         self.pins = pins;
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::vfs::{DiskVfs, Vfs, VfsFile, VfsLock};
+use skep_vfs::{DiskVfs, Vfs, VfsFile, VfsLock};
 
 /// The real file system, without a way to change it.
 ///
@@ -23,13 +23,13 @@ pub struct ReadOnlyVfs {
 
 #[derive(Clone, Debug)]
 enum Change {
-    Made(Arc<Memory>),
+    Made(Memory),
     Removed,
 }
 
 /// A file that exists here only.
-#[derive(Debug, Default)]
-struct Memory(Mutex<Vec<u8>>);
+#[derive(Clone, Debug, Default)]
+struct Memory(Arc<Mutex<Vec<u8>>>);
 
 /// A file of the disk.
 #[derive(Debug)]
@@ -75,9 +75,9 @@ impl Vfs for ReadOnlyVfs {
         if exists {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        let file = Arc::new(Memory::default());
+        let file = Memory::default();
         self.changes()
-            .insert(path.to_owned(), Change::Made(Arc::clone(&file)));
+            .insert(path.to_owned(), Change::Made(file.clone()));
         Ok(Box::new(file))
     }
 
@@ -154,7 +154,7 @@ impl Memory {
     }
 }
 
-impl VfsFile for Arc<Memory> {
+impl VfsFile for Memory {
     fn len(&self) -> io::Result<u64> {
         Ok(self.bytes().len() as u64)
     }

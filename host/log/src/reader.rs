@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use skep_vfs::{Vfs, VfsFile};
 
 use crate::error::LogError;
 use crate::frame::{Body, FRAME_HEADER, FrameHeader, Seed, decode_body};
@@ -12,7 +13,6 @@ use crate::log::lock;
 use crate::record::{Entry, GroupKey};
 use crate::segment::SegmentName;
 use crate::table::{FramePlace, GroupTable, Span};
-use crate::vfs::{Vfs, VfsFile};
 
 /// Reads durable entries of a log that somebody else writes.
 ///

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use skep_vfs::{Vfs, VfsFile};
 
 use crate::error::LogError;
 use crate::frame::{
@@ -17,7 +18,6 @@ use crate::log::LogOptions;
 use crate::record::{EVERY_REPLICA, Entry, GroupKey, HardState, LogPosition, Record, SnapshotMark};
 use crate::segment::{SEGMENT_HEADER, SegmentHeader, SegmentName};
 use crate::table::{FramePlace, GroupTable};
-use crate::vfs::{Vfs, VfsFile};
 
 /// Everything a log held when it was opened.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

@@ -3,11 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use bytes::{Buf, BufMut};
+use skep_vfs::{Vfs, VfsFile, patiently, place};
 
 use crate::error::LogError;
 use crate::frame::{Place, Seed};
-use crate::patience::patiently;
-use crate::vfs::{Vfs, VfsFile};
 
 /// Bytes of a segment before its first frame.
 pub(crate) const SEGMENT_HEADER: u64 = 64;
@@ -207,9 +206,7 @@ impl ActiveSegment {
             filled = target;
         }
         file.sync_data().map_err(LogError::io("sync", &made))?;
-        vfs.rename(&made, &path)
-            .map_err(LogError::io("rename", &made))?;
-        vfs.sync_dir(dir).map_err(LogError::io("sync", dir))?;
+        place(vfs, &made, &path)?;
         let seed = Seed::new(&header.store, header.sequence);
         let (written, synced) = (SEGMENT_HEADER, SEGMENT_HEADER);
         Ok(ActiveSegment {

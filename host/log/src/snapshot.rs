@@ -11,14 +11,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytes::Bytes;
+use skep_vfs::{Draft, Vfs};
 
 pub(crate) use self::file::buffer;
 pub use self::file::{MAX_STATE, SnapshotFile};
-use self::writer::Draft;
 pub use self::writer::{SealedSnapshot, SnapshotReceiver};
 use crate::error::LogError;
 use crate::record::{GroupKey, LogPosition, SnapshotMark};
-use crate::vfs::Vfs;
 
 /// What a snapshot is of. The guest's bytes come beside it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -65,7 +64,7 @@ impl SnapshotStore {
         vfs.create_dir_all(dir)
             .map_err(LogError::io("create", dir))?;
         for name in vfs.list(dir).map_err(LogError::io("list", dir))? {
-            if name.ends_with(TEMPORARY) {
+            if name.ends_with(Draft::SUFFIX) {
                 let path = dir.join(name);
                 vfs.remove(&path).map_err(LogError::io("remove", &path))?;
             }
@@ -208,22 +207,10 @@ impl SnapshotStore {
     }
 
     fn draft(&self, key: GroupKey, position: LogPosition) -> Result<Draft, LogError> {
-        let path = self.path(key, position);
         let number = self.temporaries.fetch_add(1, Relaxed);
-        let temporary = self.dir.join(format!(
-            "{}.{number}{TEMPORARY}",
-            SnapshotName { key, position }
-        ));
-        let file = self
-            .vfs
-            .create(&temporary)
-            .map_err(LogError::io("create", &temporary))?;
-        let vfs = Arc::clone(&self.vfs);
-        Ok(Draft::new(vfs, self.dir.clone(), path, temporary, file))
+        Ok(Draft::create(&self.vfs, self.path(key, position), number)?)
     }
 }
-
-const TEMPORARY: &str = ".tmp";
 
 impl SnapshotName {
     fn parse(name: &str) -> Option<SnapshotName> {

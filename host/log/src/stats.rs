@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::patience::waits;
+use skep_vfs::waits;
 
 /// A reading of a log's counters. The counts begin when the log is opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

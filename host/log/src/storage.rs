@@ -3,13 +3,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use skep_vfs::{DiskVfs, Vfs};
+
 use crate::error::LogError;
 use crate::identity::Store;
 use crate::log::{Log, LogOptions};
 use crate::record::{Entry, GroupKey, HardState, LogPosition, Record};
 use crate::recovery::RecoveredGroup;
 use crate::snapshot::{SnapshotFile, SnapshotMeta, SnapshotName, SnapshotStore, buffer};
-use crate::vfs::{DiskVfs, Vfs};
 
 /// What [`open_storage`] found.
 #[derive(Debug)]

@@ -4,10 +4,10 @@ pub mod compiler;
 pub mod machines;
 
 use std::collections::BTreeSet;
-use std::fs::{DirBuilder, File};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use skep::disk::room::{DiskRoom, NoRoom};
 use skep_core::id::ComponentId;
 use skep_types::admin::Upload;
 use skep_types::code::Code;
+use skep_vfs::{DiskVfs, Draft, FileError, Vfs, replace};
 
 const SUFFIX: &str = "wasm";
 /// Of a component that has not arrived whole.
@@ -32,7 +33,10 @@ const ABANDONED_IF_FULL: Duration = Duration::from_secs(10);
 /// fetched again instead of being run.
 #[derive(Clone, Debug)]
 pub struct ComponentStore {
+    vfs: Arc<dyn Vfs>,
     dir: PathBuf,
+    /// Tells apart the drafts of this process.
+    drafts: Arc<AtomicU64>,
     /// Bytes of all uploads under way together.
     uploads_bytes: u64,
     /// The disk; none if it is nobody's business how full that is.
@@ -96,26 +100,34 @@ impl StoreError {
     }
 }
 
+impl From<FileError> for StoreError {
+    fn from(failed: FileError) -> Self {
+        disk(failed.action, &failed.path)(failed.source)
+    }
+}
+
 impl ComponentStore {
     /// Opens the directory; creates it if it is not there. What was not finished before is removed.
     pub fn open(dir: PathBuf) -> Result<Self, StoreError> {
-        let mut builder = DirBuilder::new();
-        builder.recursive(true).mode(0o700);
-        builder
-            .create(&dir)
+        Self::open_on(Arc::new(DiskVfs), dir)
+    }
+
+    /// As [`open`](Self::open), on this file system. Uploads under way are on the real one: no promise hangs on them.
+    pub fn open_on(vfs: Arc<dyn Vfs>, dir: PathBuf) -> Result<Self, StoreError> {
+        vfs.create_dir_all(&dir)
             .map_err(disk("create the directory", &dir))?;
         let store = Self {
+            vfs,
             dir,
+            drafts: Arc::default(),
             uploads_bytes: u64::MAX,
             room: None,
             taking: Arc::default(),
         };
         for path in store.list()? {
-            if path
-                .extension()
-                .is_some_and(|suffix| suffix == PARTIAL_SUFFIX || suffix == "tmp")
-            {
-                std::fs::remove_file(&path).map_err(disk("remove", &path))?;
+            let name = path.to_string_lossy();
+            if has_suffix(&path, PARTIAL_SUFFIX) || name.ends_with(Draft::SUFFIX) {
+                store.vfs.remove(&path).map_err(disk("remove", &path))?;
             }
         }
         Ok(store)
@@ -216,7 +228,7 @@ impl ComponentStore {
     fn uploads(&self) -> Result<Vec<UnderWay>, StoreError> {
         let mut uploads = Vec::new();
         for path in self.list()? {
-            if path.extension().is_none_or(|s| s != PARTIAL_SUFFIX) {
+            if !has_suffix(&path, PARTIAL_SUFFIX) {
                 continue;
             }
             let looked = std::fs::metadata(&path).and_then(|found| {
@@ -234,9 +246,9 @@ impl ComponentStore {
     pub fn bytes(&self) -> Result<u64, StoreError> {
         let mut bytes: u64 = 0;
         for path in self.list()? {
-            if path.extension().is_some_and(|suffix| suffix == SUFFIX) {
-                match std::fs::metadata(&path) {
-                    Ok(found) => bytes = bytes.saturating_add(found.len()),
+            if has_suffix(&path, SUFFIX) {
+                match self.vfs.open(&path).and_then(|file| file.len()) {
+                    Ok(size) => bytes = bytes.saturating_add(size),
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                     Err(source) => return Err(disk("look at", &path)(source)),
                 }
@@ -252,48 +264,27 @@ impl ComponentStore {
             return Err(StoreError::Digest { expected, actual });
         }
         if matches!(self.read(expected), Ok(Some(_))) {
-            return Ok(());
+            // It may have its name from a call that did not come as far as this.
+            let synced = self.vfs.sync_dir(&self.dir);
+            return synced.map_err(disk("sync the directory", &self.dir));
         }
         self.has_room(bytes.len())?;
         let path = self.path(expected);
-        // Named by process and thread, so two writers of one component do not write into one file.
-        let unique = format!("{}-{:?}", std::process::id(), std::thread::current().id());
-        let temporary = self.dir.join(format!("{expected}.{unique}.tmp"));
-        let mut options = std::fs::OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600);
-        let written = options.open(&temporary).and_then(|mut file| {
-            file.write_all(bytes)?;
-            file.sync_all()
-        });
-        let renamed = written.and_then(|()| std::fs::rename(&temporary, &path));
-        if let Err(source) = renamed {
-            let _ = std::fs::remove_file(&temporary);
-            return Err(StoreError::Disk {
-                what: "write",
-                path,
-                source,
-            });
-        }
-        File::open(&self.dir)
-            .and_then(|dir| dir.sync_all())
-            .map_err(disk("sync the directory", &self.dir))
+        let unique = self.drafts.fetch_add(1, Relaxed);
+        Ok(replace(&self.vfs, &path, unique, &[bytes])?)
     }
 
     /// The bytes of a component, verified; `None` if it is not here. A damaged file counts as not here.
     pub fn read(&self, id: ComponentId) -> Result<Option<Bytes>, StoreError> {
         let path = self.path(id);
-        match std::fs::read(&path) {
+        match self.vfs.read(&path, u64::MAX) {
             Ok(bytes) if ComponentId::of(&bytes) == id => Ok(Some(bytes.into())),
             Ok(_) => {
                 tracing::warn!(component = %id, path = %path.display(), "a stored component is damaged; it will be fetched again");
                 Ok(None)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(StoreError::Disk {
-                what: "read",
-                path,
-                source,
-            }),
+            Err(source) => Err(disk("read", &path)(source)),
         }
     }
 
@@ -307,53 +298,43 @@ impl ComponentStore {
     ) -> Result<Option<(Bytes, u64)>, StoreError> {
         let path = self.path(id);
         let read = || {
-            let mut file = File::open(&path)?;
-            let total = file.metadata()?.len();
-            file.seek(SeekFrom::Start(offset))?;
-            let mut bytes = Vec::with_capacity(length.min(total.saturating_sub(offset)) as usize);
-            file.take(length).read_to_end(&mut bytes)?;
+            let file = self.vfs.open(&path)?;
+            let total = file.len()?;
+            let mut bytes = vec![0; length.min(total.saturating_sub(offset)) as usize];
+            let read = file.read_at(offset, &mut bytes)?;
+            bytes.truncate(read);
             Ok::<_, io::Error>((Bytes::from(bytes), total))
         };
         match read() {
             Ok(found) => Ok(Some(found)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(StoreError::Disk {
-                what: "read",
-                path,
-                source,
-            }),
+            Err(source) => Err(disk("read", &path)(source)),
         }
     }
 
     /// Deletes a component; that it is not here is no error.
     pub fn remove(&self, id: ComponentId) -> Result<(), StoreError> {
         let path = self.path(id);
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::Disk {
-                what: "remove",
-                path,
-                source: error,
-            }),
+        match self.vfs.remove(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(disk("remove", &path)(error))
+            }
             _ => Ok(()),
         }
     }
 
     /// The components that are here, whole or damaged.
     pub fn ids(&self) -> Result<BTreeSet<ComponentId>, StoreError> {
-        let suffix = |path: &PathBuf| path.extension().is_some_and(|suffix| suffix == SUFFIX);
-        let paths = self.list()?.into_iter().filter(suffix);
+        let paths = self.list()?.into_iter();
         Ok(paths
+            .filter(|path| has_suffix(path, SUFFIX))
             .filter_map(|path| path.file_stem()?.to_str()?.parse().ok())
             .collect())
     }
 
     fn list(&self) -> Result<Vec<PathBuf>, StoreError> {
-        let list = || {
-            std::fs::read_dir(&self.dir)?
-                .map(|entry| Ok(entry?.path()))
-                .collect::<io::Result<Vec<_>>>()
-        };
-        list().map_err(disk("list", &self.dir))
+        let names = self.vfs.list(&self.dir).map_err(disk("list", &self.dir))?;
+        Ok(names.iter().map(|name| self.dir.join(name)).collect())
     }
 
     fn path(&self, id: ComponentId) -> PathBuf {
@@ -369,6 +350,10 @@ struct UnderWay {
     idle: Duration,
 }
 
+fn has_suffix(path: &Path, suffix: &str) -> bool {
+    path.extension().is_some_and(|found| found == suffix)
+}
+
 fn disk(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
     let path = path.to_owned();
     move |source| StoreError::Disk { what, path, source }
@@ -376,6 +361,11 @@ fn disk(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
+    use skep_vfs::sim::Crash;
+    use skep_vfs::{End, SimVfs, at_every_step};
+
     use super::*;
 
     #[test]
@@ -399,6 +389,41 @@ mod tests {
         store.remove(id).unwrap();
         assert_eq!(store.read(id).unwrap(), None);
         assert_eq!(store.ids().unwrap(), [].into());
+    }
+
+    fn open_on(disk: &SimVfs) -> Result<ComponentStore, StoreError> {
+        ComponentStore::open_on(Arc::new(disk.clone()), "/components".into())
+    }
+
+    #[test]
+    fn at_every_step_a_component_is_there_whole_or_not_at_all() {
+        let bytes = vec![2; 1200];
+        let id = ComponentId::of(&bytes);
+        let put = |disk: &SimVfs| open_on(disk)?.put(id, &bytes);
+        let disk = SimVfs::new(1);
+        let path = open_on(&disk).unwrap().path(id);
+        let damaged = disk.fork();
+        damaged.plant(&path, vec![1; 1500]);
+        for before in [disk, damaged] {
+            let old = before.content(&path);
+            at_every_step(&before, put, |disk, said, end| {
+                let content = disk.content(&path);
+                assert!(
+                    content == old || content.as_ref() == Some(&bytes),
+                    "{end:?}"
+                );
+                assert!(said.is_err() || content.as_ref() == Some(&bytes), "{end:?}");
+                if end == End::CallFailed {
+                    let rest: Vec<_> = disk.files().into_iter().filter(|at| *at != path).collect();
+                    assert!(rest.is_empty(), "a failed call leaves {rest:?}");
+                }
+                put(disk).expect("nothing fails now");
+                disk.crash(Crash::LoseAll);
+                let store = open_on(disk).expect("nothing fails now");
+                assert_eq!(store.read(id).unwrap().as_deref(), Some(&*bytes), "{end:?}");
+                assert_eq!(disk.files(), [path.clone()], "{end:?}");
+            });
+        }
     }
 
     // P-37

@@ -16,7 +16,7 @@ use skep_core::id::{ComponentId, GroupId, LogIndex, NodeId, RequestId, Term};
 use skep_core::outcome::Outcome;
 use skep_core::proposal::{Command, Response};
 use skep_wire::proto::{self, request, response};
-use skep_wire::{MAX_CHUNK, MAX_TIMEOUT_MS};
+use skep_wire::{MAX_CHUNK, timeout_ms};
 
 use crate::catalog::NodeRecord;
 use crate::error::HostError;
@@ -89,7 +89,7 @@ impl Peers {
             sequence: command.request.sequence,
             acknowledged: command.acknowledged,
             data: command.data.clone(),
-            timeout_ms: milliseconds(timeout),
+            timeout_ms: timeout_ms(timeout),
         });
         match self.ask(node, group.0, body, timeout, true).await? {
             response::Body::Proposed(proposed) => proposed
@@ -107,7 +107,7 @@ impl Peers {
         timeout: Duration,
     ) -> Result<Response, HostError> {
         let body = request::Body::OpenSession(proto::OpenSession {
-            timeout_ms: milliseconds(timeout),
+            timeout_ms: timeout_ms(timeout),
         });
         match self.ask(node, group.0, body, timeout, true).await? {
             response::Body::SessionOpened(opened) => Ok(Response {
@@ -136,7 +136,7 @@ impl Peers {
         let body = request::Body::Query(proto::Query {
             linearizable,
             data: data.clone(),
-            timeout_ms: milliseconds(timeout),
+            timeout_ms: timeout_ms(timeout),
         });
         match self.ask(node, group.0, body, timeout, false).await? {
             response::Body::Answered(answered) => {
@@ -162,7 +162,7 @@ impl Peers {
         let call = proto::Call {
             method: method.to_owned(),
             body,
-            timeout_ms: milliseconds(timeout),
+            timeout_ms: timeout_ms(timeout),
         };
         match self
             .ask(node, 0, request::Body::Call(call), timeout, true)
@@ -231,7 +231,7 @@ impl Peers {
             }
             Some(Err(LinkError::Lost | LinkError::Silent)) | None if changes => {
                 return Err(HostError::TimedOut {
-                    milliseconds: milliseconds(timeout).into(),
+                    milliseconds: timeout_ms(timeout).into(),
                 });
             }
             Some(Err(LinkError::Lost | LinkError::Silent)) | None => return Err(unreachable()),
@@ -264,10 +264,6 @@ impl Peers {
             }
         }
     }
-}
-
-fn milliseconds(timeout: Duration) -> u32 {
-    u32::try_from(timeout.as_millis()).map_or(MAX_TIMEOUT_MS, |given| given.min(MAX_TIMEOUT_MS))
 }
 
 fn other(node: &NodeRecord) -> HostError {

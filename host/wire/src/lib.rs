@@ -10,6 +10,8 @@ pub mod codec;
 mod error;
 mod proposal;
 
+use std::time::Duration;
+
 pub use error::WireError;
 
 /// The messages as they are on the wire, generated from `proto/*.proto`; the comments there say what each field is.
@@ -42,6 +44,11 @@ pub const MAX_CLIENT_FRAME: usize = 16 << 20;
 /// Most milliseconds that a request may name as its deadline: an hour. Whoever waits longer asks again, so that no node
 /// keeps a request whose asker is long gone.
 pub const MAX_TIMEOUT_MS: u32 = 3_600_000;
+
+/// A deadline as a node takes it, at most [`MAX_TIMEOUT_MS`].
+pub fn timeout_ms(timeout: Duration) -> u32 {
+    u32::try_from(timeout.as_millis()).map_or(MAX_TIMEOUT_MS, |given| given.min(MAX_TIMEOUT_MS))
+}
 
 /// Most bytes of a snapshot or a component in one frame.
 pub const MAX_CHUNK: usize = 1 << 20;

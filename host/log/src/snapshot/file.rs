@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes};
 use sha2::{Digest, Sha256};
+use skep_vfs::VfsFile;
 
 use super::SnapshotMeta;
 use crate::error::LogError;
 use crate::record::{GroupKey, LogPosition, SnapshotMark};
-use crate::vfs::VfsFile;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"SKEPSNAP");
 

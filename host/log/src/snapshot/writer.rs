@@ -1,20 +1,15 @@
 //! Snapshots on their way to their final name.
 
-use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use skep_vfs::Draft;
 
 use super::SnapshotMeta;
 use super::SnapshotStore;
 use super::file::{Sealed, SnapshotFile};
 use crate::error::LogError;
 use crate::record::{GroupKey, SnapshotMark};
-use crate::vfs::{Vfs, VfsFile};
-
-/// Bytes are handed to the system in pieces of this size.
-const WRITE_STEP: usize = 1 << 20;
 
 /// A snapshot that is whole and in memory: a machine goes on from it at once, and a disk that cannot take it now may be asked
 /// again.
@@ -58,17 +53,11 @@ impl SealedSnapshot {
             ..
         } = &self.sealed;
         let mut draft = self.store.draft(meta.key, meta.position)?;
-        for piece in [head, guest, tail]
-            .into_iter()
-            .flat_map(|part| part.chunks(WRITE_STEP))
-        {
-            draft
-                .write(piece)
-                .map_err(LogError::io("write", &draft.temporary))?;
+        for part in [head, guest, tail] {
+            draft.write(part)?;
         }
-        draft.sync()?;
-        let (path, file) = draft.place()?;
-        Ok(SnapshotFile::written(path, &self.sealed, file))
+        let path = draft.path().to_owned();
+        Ok(SnapshotFile::written(path, &self.sealed, draft.place()?))
     }
 }
 
@@ -91,10 +80,10 @@ impl SnapshotReceiver {
     /// [`LogError::SnapshotChunk`] if bytes between are missing; [`LogError::SnapshotTooLarge`] if the chunk goes beyond
     /// the announced size; [`LogError::Io`].
     pub fn write_chunk(&mut self, offset: u64, data: &[u8]) -> Result<(), LogError> {
-        let received = self.draft.len;
+        let received = self.draft.written();
         let end = offset.saturating_add(data.len() as u64);
         if end > self.mark.size {
-            let file = self.draft.path.clone();
+            let file = self.draft.path().to_owned();
             return Err(LogError::SnapshotTooLarge {
                 file,
                 size: end,
@@ -106,24 +95,22 @@ impl SnapshotReceiver {
         }
         if offset != received {
             return Err(LogError::SnapshotChunk {
-                file: self.draft.path.clone(),
+                file: self.draft.path().to_owned(),
                 offset,
                 received,
             });
         }
-        self.draft
-            .write(data)
-            .map_err(LogError::io("write", &self.draft.temporary))
+        Ok(self.draft.write(data)?)
     }
 
     /// How many bytes are stored: where a broken transfer goes on.
     pub fn received(&self) -> u64 {
-        self.draft.len
+        self.draft.written()
     }
 
     /// Whether all announced bytes are stored.
     pub fn is_complete(&self) -> bool {
-        self.draft.len == self.mark.size
+        self.draft.written() == self.mark.size
     }
 
     /// Verifies the snapshot against its mark and makes it durable under its name.
@@ -131,75 +118,11 @@ impl SnapshotReceiver {
     /// # Errors
     /// [`LogError::BadSnapshot`] if it is incomplete, damaged or another one; [`LogError::Io`].
     pub fn finish(self) -> Result<SnapshotFile, LogError> {
-        self.draft.sync()?;
-        let written = Arc::clone(&self.draft.file);
-        let file = SnapshotFile::verify(&self.draft.temporary, written)?;
+        let written = Arc::clone(self.draft.file());
+        let file = SnapshotFile::verify(self.draft.temporary(), written)?;
         file.check_is(self.key, &self.mark)?;
-        let (path, _) = self.draft.place()?;
+        let path = self.draft.path().to_owned();
+        self.draft.place()?;
         Ok(file.at(path))
-    }
-}
-
-/// A file on its way to its final name; removed if it does not get there.
-#[derive(Debug)]
-pub(super) struct Draft {
-    vfs: Arc<dyn Vfs>,
-    dir: PathBuf,
-    path: PathBuf,
-    temporary: PathBuf,
-    file: Arc<dyn VfsFile>,
-    len: u64,
-    placed: bool,
-}
-
-impl Draft {
-    pub(super) fn new(
-        vfs: Arc<dyn Vfs>,
-        dir: PathBuf,
-        path: PathBuf,
-        temporary: PathBuf,
-        file: Box<dyn VfsFile>,
-    ) -> Draft {
-        Draft {
-            vfs,
-            dir,
-            path,
-            temporary,
-            file: file.into(),
-            len: 0,
-            placed: false,
-        }
-    }
-
-    fn write(&mut self, data: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(self.len, data)?;
-        self.len += data.len() as u64;
-        Ok(())
-    }
-
-    fn sync(&self) -> Result<(), LogError> {
-        self.file
-            .sync_data()
-            .map_err(LogError::io("sync", &self.temporary))
-    }
-
-    fn place(mut self) -> Result<(PathBuf, Arc<dyn VfsFile>), LogError> {
-        self.vfs
-            .rename(&self.temporary, &self.path)
-            .map_err(LogError::io("rename", &self.temporary))?;
-        self.placed = true;
-        self.vfs
-            .sync_dir(&self.dir)
-            .map_err(LogError::io("sync", &self.dir))?;
-        Ok((self.path.clone(), Arc::clone(&self.file)))
-    }
-}
-
-impl Drop for Draft {
-    fn drop(&mut self) {
-        if !self.placed {
-            // Best effort: the next start removes temporary files as well.
-            let _ = self.vfs.remove(&self.temporary);
-        }
     }
 }

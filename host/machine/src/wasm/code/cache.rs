@@ -7,12 +7,14 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hmac::{Hmac, Mac};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 use skep_core::id::ComponentId;
+use skep_vfs::{DiskVfs, Vfs, replace};
 use wasmtime::component::Component;
 
 use super::compiler::Allowance;
@@ -33,6 +35,7 @@ const REFUSED: &str = "refused";
 
 /// A directory of compiled components. Several processes may share one: files appear whole or not at all.
 pub struct Cache {
+    vfs: Arc<dyn Vfs>,
     dir: PathBuf,
     key: [u8; KEY_BYTES],
     may_keep: Box<MayKeep>,
@@ -104,6 +107,7 @@ impl Cache {
         }
         let key = key(&path).map_err(failed(&path))?;
         Ok(Self {
+            vfs: Arc::new(DiskVfs),
             dir,
             key,
             may_keep: Box::new(|_| Ok(())),
@@ -138,7 +142,7 @@ impl Cache {
             if component_of(&path) != Some(id) {
                 continue;
             }
-            match fs::remove_file(&path) {
+            match self.vfs.remove(&path) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
                     return Err(ComponentError::Cache { path, source });
                 }
@@ -149,15 +153,12 @@ impl Cache {
     }
 
     fn files(&self) -> Result<Vec<PathBuf>, ComponentError> {
-        let list = || {
-            fs::read_dir(&self.dir)?
-                .map(|entry| Ok(entry?.path()))
-                .collect::<io::Result<Vec<_>>>()
-        };
-        list().map_err(|source| ComponentError::Cache {
+        let names = self.vfs.list(&self.dir);
+        let names = names.map_err(|source| ComponentError::Cache {
             path: self.dir.clone(),
             source,
-        })
+        })?;
+        Ok(names.iter().map(|name| self.dir.join(name)).collect())
     }
 
     pub(crate) fn fetch(&self, engine: &Engine, id: ComponentId) -> Option<Component> {
@@ -206,7 +207,7 @@ impl Cache {
     /// What was kept under a name; nothing if it is damaged or not ours.
     fn read(&self, name: &str) -> Option<Vec<u8>> {
         let path = self.dir.join(name);
-        let mut kept = match read(&path) {
+        let mut kept = match self.vfs.read(&path, MAX_ARTEFACT_BYTES) {
             Ok(kept) => kept,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
             Err(error) => {
@@ -233,19 +234,7 @@ impl Cache {
     }
 
     fn write(&self, path: &Path, seal: &[u8], code: &[u8]) -> io::Result<()> {
-        let temporary = temporary(path)?;
-        let written = || {
-            let mut file = private::new_file(&temporary)?;
-            file.write_all(MAGIC)?;
-            file.write_all(seal)?;
-            file.write_all(code)?;
-            drop(file);
-            fs::rename(&temporary, path)
-        };
-        written().inspect_err(|_| {
-            // The first error is the one to report.
-            let _ = fs::remove_file(&temporary);
-        })
+        Ok(replace(&self.vfs, path, nonce()?, &[MAGIC, seal, code])?)
     }
 
     fn mac(&self, name: &str, code: &[u8]) -> Hmac<Sha256> {
@@ -287,19 +276,11 @@ fn component_of(path: &Path) -> Option<ComponentId> {
     [CODE, REFUSED].contains(&suffix).then(|| id.parse().ok())?
 }
 
-/// A name beside `path` that nobody else has.
-fn temporary(path: &Path) -> io::Result<PathBuf> {
+/// Part of a name that nobody else has: not another process either.
+fn nonce() -> io::Result<String> {
     let mut nonce = [0; 8];
     getrandom::fill(&mut nonce).map_err(io::Error::other)?;
-    Ok(path.with_extension(format!("tmp-{:016x}", u64::from_le_bytes(nonce))))
-}
-
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let mut artefact = Vec::new();
-    File::open(path)?
-        .take(MAX_ARTEFACT_BYTES)
-        .read_to_end(&mut artefact)?;
-    Ok(artefact)
+    Ok(format!("{:016x}", u64::from_le_bytes(nonce)))
 }
 
 fn key(path: &Path) -> io::Result<[u8; KEY_BYTES]> {
@@ -335,7 +316,7 @@ fn key(path: &Path) -> io::Result<[u8; KEY_BYTES]> {
 fn new_key(path: &Path) -> io::Result<[u8; KEY_BYTES]> {
     let mut key = [0; KEY_BYTES];
     getrandom::fill(&mut key).map_err(io::Error::other)?;
-    let temporary = temporary(path)?;
+    let temporary = path.with_extension(format!("{}.tmp", nonce()?));
     private::new_file(&temporary)?.write_all(&key)?;
     // A link, unlike a rename, never replaces the key of a process that was faster.
     let linked = fs::hard_link(&temporary, path);
@@ -345,6 +326,9 @@ fn new_key(path: &Path) -> io::Result<[u8; KEY_BYTES]> {
 
 #[cfg(test)]
 mod tests {
+    use skep_vfs::sim::Crash;
+    use skep_vfs::{End, SimVfs, at_every_step};
+
     use super::*;
 
     fn component(engine: &Engine) -> (ComponentId, Vec<u8>) {
@@ -419,6 +403,32 @@ mod tests {
         // The next store mends it.
         cache.store(&engine, id, &code);
         assert_eq!(fs::read(only_artefact(dir.path())).unwrap(), whole);
+    }
+
+    #[test]
+    fn at_every_step_there_is_what_was_kept_before_or_what_is_kept_now() {
+        let dir = Path::new("/compiled");
+        let on = |disk: &SimVfs| Cache {
+            vfs: Arc::new(disk.clone()),
+            dir: dir.to_owned(),
+            key: [7; KEY_BYTES],
+            may_keep: Box::new(|_| Ok(())),
+        };
+        let disk = SimVfs::new(1);
+        disk.create_dir_all(dir).unwrap();
+        let (old, new) = (vec![1; 1500], vec![2; 1200]);
+        on(&disk).keep("a", &old);
+        let keep = |disk: &SimVfs| on(disk).keep("a", &new);
+        at_every_step(&disk, keep, |disk, (), end| {
+            let kept = on(disk).read("a").expect("it is never damaged");
+            assert!(kept == old || kept == new, "{end:?}");
+            if end == End::CallFailed {
+                assert_eq!(disk.files(), [dir.join("a")], "a draft is left");
+            }
+            keep(disk);
+            disk.crash(Crash::LoseAll);
+            assert_eq!(on(disk).read("a").as_ref(), Some(&new), "{end:?}");
+        });
     }
 
     #[test]

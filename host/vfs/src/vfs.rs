@@ -1,4 +1,4 @@
-//! The file system as the log sees it: a trait, and the real one.
+//! The trait, and the real file system.
 
 use std::any::Any;
 use std::fmt;
@@ -9,7 +9,7 @@ use std::path::Path;
 
 use crate::patience::patiently;
 
-/// The file system operations the log is built on.
+/// The file system operations that all files of a node are built on.
 ///
 /// *Concurrency*: every method may be called from any thread.
 ///

@@ -14,14 +14,14 @@ const TRIES: u32 = 35;
 /// How often this process has waited, whatever for. What is wanting is the whole process's, so it is counted for all logs.
 static WAITS: AtomicU64 = AtomicU64::new(0);
 
-/// How often this process has waited so far.
-pub(crate) fn waits() -> u64 {
+/// How often this process has waited so far for the system to give it a descriptor or memory.
+pub fn waits() -> u64 {
     WAITS.load(Relaxed)
 }
 
 /// Tries again while the system says that it has too many open files or too little memory. Only for calls that have had no
 /// effect when they say so: opening and creating files. A full disk is no such thing.
-pub(crate) fn patiently<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+pub fn patiently<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let mut pause = PAUSE.0;
     for attempt in 0..TRIES {
         match call() {
@@ -40,7 +40,7 @@ pub(crate) fn patiently<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Resul
 }
 
 /// Whether the system has no descriptor or memory to give, or was interrupted.
-pub(crate) fn is_want(error: &io::Error) -> bool {
+pub fn is_want(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
         Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EAGAIN | libc::EINTR)
