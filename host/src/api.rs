@@ -1,6 +1,5 @@
 //! The interfaces of a node: HTTP for people and tools, the framed client protocol for programs.
 
-pub mod admin;
 mod call;
 pub mod client_port;
 pub mod doors;
@@ -9,3 +8,5 @@ mod origin;
 pub mod problem;
 pub(crate) mod requests;
 pub mod server;
+
+pub use skep_types::admin;

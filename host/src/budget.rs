@@ -1,6 +1,6 @@
 //! The one table of budgets: what a stranger, a client, a group or a peer can make a node hold, and what it is told beyond.
 //!
-//! The table in ARCHITECTURE.md is written from it, and a test compares the two, each value with the constant or the
+//! The table in `docs/reference/limits.md` is written from it, and a test compares the two, each value with the constant or the
 //! default that it stands for, and each place with the file. Whoever adds a bound adds a row.
 
 use std::fmt;
@@ -179,14 +179,14 @@ pub const BUDGETS: &[Budget] = &[
     row("read-back-in-flight", "append messages in flight to a member that is served from the files", Count(16), ("host/core/src/read_back.rs", "IN_FLIGHT"), Otherwise("the rest waits for its answer")),
     row("sessions", "sessions of a group", Count(4096), ("host/core/src/sessions.rs", "SESSIONS_MAX"), Otherwise("one is forgotten, an unused one first; its commands are `session-expired`")),
     row("sessions-untried", "sessions of a group that never had a command and are not forgotten first", Count(1024), ("host/core/src/sessions.rs", "UNTRIED_MAX"), Otherwise("the oldest of them goes when there are too many sessions")),
-    row("sessions-at-once", "sessions that a group opens at once", Count(1024), ("host/core/src/allowance.rs", "SESSIONS_AT_ONCE"), refused("too-many-sessions", "go on in one that is open, or try again")),
-    row("sessions-rate", "sessions that a group opens in a second, after that", Count(128), ("host/core/src/allowance.rs", "SESSIONS_PER_SECOND"), refused("too-many-sessions", "go on in one that is open, or try again")),
+    row("sessions-at-once", "sessions that a group opens at once", Count(1024), ("host/types/src/proposal.rs", "SESSIONS_AT_ONCE"), refused("too-many-sessions", "go on in one that is open, or try again")),
+    row("sessions-rate", "sessions that a group opens in a second, after that", Count(128), ("host/types/src/proposal.rs", "SESSIONS_PER_SECOND"), refused("too-many-sessions", "go on in one that is open, or try again")),
     row("session-window", "commands of a session that are remembered", Count(2048), ("host/core/src/sessions.rs", "WINDOW_MAX"), Otherwise("the oldest is closed: `sequence-closed`")),
     row("session-commands", "the same, of all sessions of a group", Count(1 << 18), ("host/core/src/sessions.rs", "COMMANDS_MAX"), Otherwise("the session that has most closes its oldest: `sequence-closed`")),
     row("session-reply", "longest reply kept for a session", Bytes(64 << 10), ("host/core/src/sessions.rs", "KEPT_REPLY_BYTES_MAX"), Otherwise("a repeated command is told that it was applied: `answer-expired`")),
     row("session-bytes", "answers kept for all sessions of a group, each counted as its reply and 128 bytes", Bytes(32 << 20), ("host/core/src/sessions.rs", "KEPT_BYTES_MAX"), Otherwise("the session that keeps most loses its oldest: `answer-expired`")),
     row("member-data", "data of one member of a group", Bytes(64 << 10), ("host/core/src/state.rs", "MEMBER_DATA_BYTES_MAX"), TOO_LARGE),
-    row("profile", "a machine's limits, as they are written down", Bytes(64 << 10), ("host/core/src/deployment.rs", "PROFILE_BYTES_MAX"), TOO_LARGE),
+    row("profile", "a machine's limits, as they are written down", Bytes(64 << 10), ("host/types/src/deployment.rs", "PROFILE_BYTES_MAX"), TOO_LARGE),
     row("catalogue-groups", "groups of a cluster", Count(65_536), ("host/src/catalog.rs", "GROUPS_MAX"), refused("catalogue-full", "remove groups that are not needed")),
     row("groups", "groups of a cluster, as a node lets them be created", Count(16_384), ("host/src/host/groups.rs", "check_new_group"), refused("out-of-budget", "delete groups, or raise the key")).key("limits.groups"),
     row("init-total", "bytes of the configurations of all groups' machines", Bytes(64 << 20), ("host/src/host/groups.rs", "check_new_group"), refused("out-of-budget", "delete groups, or raise the key")).key("limits.init_total_bytes"),
@@ -219,31 +219,31 @@ pub const BUDGETS: &[Budget] = &[
     row("barrier-results", "results that wait for a barrier's file", Bytes(64 << 20), ("host/src/worker/results.rs", "HELD_BYTES_MAX"), Otherwise("the machine waits")),
     row("reader-queue", "queries that wait for one reader", Count(16_384), ("host/src/queries.rs", "QUEUE_MAX"), BUSY),
     row("reader-idle", "ticks without a query that a reader is kept for", Count(600), ("host/src/queries.rs", "IDLE_TICKS"), Otherwise("it is released, and begins anew from a snapshot")),
-    row("reader-lag-bytes", "calls from before a barrier kept for a reader", Bytes(64 << 20), ("host/machine/src/wasm/journal.rs", "LAG_BYTES_MAX"), Otherwise("the reader begins anew from a snapshot")),
-    row("reader-lag-fuel", "the same in fuel", Count(4_000_000_000), ("host/machine/src/wasm/journal.rs", "LAG_FUEL_MAX"), Otherwise("the reader begins anew from a snapshot")),
-    row("guest", "a guest: fuel, memory, tables, reply, snapshot, log lines", Words("see `wit/README.md`"), ("host/machine/src/wasm/limits.rs", "Profile"), Otherwise("an outcome, or a failed save")),
-    row("profile-ceilings", "what the profile of a group may ask for: one key for each setting", Words("`Profile::CEILING`"), ("host/machine/src/wasm/limits.rs", "CEILING"), refused("above-ceiling", "ask for less, or raise the key")).key("limits.profile_command_fuel"),
-    row("machines-memory", "linear memory of all machines of a node, passed by as many as start at once", Words("three quarters of what the system has"), ("host/machine/src/wasm/budget.rs", "machines_memory_bytes"), refused("out-of-budget", "delete groups, or raise the key")).key("limits.machines_memory_bytes"),
-    row("machines-addresses", "addresses of all machines of a node, likewise", Words("three quarters of what the system has"), ("host/machine/src/wasm/budget.rs", "machines_address_bytes"), refused("out-of-budget", "delete groups, or raise the key")).key("limits.machines_address_bytes"),
-    row("machines-mappings", "mappings of all machines of a node, likewise", Words("three quarters of what the system has"), ("host/machine/src/wasm/budget.rs", "machines_mappings"), refused("out-of-budget", "delete groups, or raise the key")).key("limits.machines_mappings"),
-    row("guest-stack", "a guest's counted stack, of all modules of a component and the components in it together", Bytes(2 << 20), ("host/machine/src/wasm/depth.rs", "STACK_LIMIT"), Otherwise("the outcome `unreachable`")),
-    row("guest-native-stack", "a guest's native stack", Bytes(8 << 20), ("host/machine/src/wasm/engine.rs", "MAX_WASM_STACK"), Otherwise("a guard page ends the call")),
-    row("guest-replies", "replies of one entry", Bytes(64 << 20), ("host/machine/src/wasm/instance.rs", "MAX_ENTRY_REPLY_BYTES"), Otherwise("the outcome is a fault")),
-    row("guest-handles", "handles alive in a guest", Count(1024), ("host/machine/src/wasm/instance.rs", "MAX_HANDLES"), Otherwise("the outcome is a fault")),
-    row("guest-random", "random bytes in one call", Bytes(16 << 20), ("host/machine/src/wasm/random.rs", "MAX_RANDOM_BYTES"), Otherwise("the outcome is a fault")),
+    row("reader-lag-bytes", "calls from before a barrier kept for a reader", Bytes(64 << 20), ("host/machine/src/wasm/run/journal.rs", "LAG_BYTES_MAX"), Otherwise("the reader begins anew from a snapshot")),
+    row("reader-lag-fuel", "the same in fuel", Count(4_000_000_000), ("host/machine/src/wasm/run/journal.rs", "LAG_FUEL_MAX"), Otherwise("the reader begins anew from a snapshot")),
+    row("guest", "a guest: fuel, memory, tables, reply, snapshot, log lines", Words("see `wit/README.md`"), ("host/types/src/profile.rs", "Profile"), Otherwise("an outcome, or a failed save")),
+    row("profile-ceilings", "what the profile of a group may ask for: one key for each setting", Words("`Profile::CEILING`"), ("host/types/src/profile.rs", "CEILING"), refused("above-ceiling", "ask for less, or raise the key")).key("limits.profile_command_fuel"),
+    row("machines-memory", "linear memory of all machines of a node, passed by as many as start at once", Words("three quarters of what the system has"), ("host/machine/src/wasm/engine/budget.rs", "machines_memory_bytes"), refused("out-of-budget", "delete groups, or raise the key")).key("limits.machines_memory_bytes"),
+    row("machines-addresses", "addresses of all machines of a node, likewise", Words("three quarters of what the system has"), ("host/machine/src/wasm/engine/budget.rs", "machines_address_bytes"), refused("out-of-budget", "delete groups, or raise the key")).key("limits.machines_address_bytes"),
+    row("machines-mappings", "mappings of all machines of a node, likewise", Words("three quarters of what the system has"), ("host/machine/src/wasm/engine/budget.rs", "machines_mappings"), refused("out-of-budget", "delete groups, or raise the key")).key("limits.machines_mappings"),
+    row("guest-stack", "a guest's counted stack, of all modules of a component and the components in it together", Bytes(2 << 20), ("host/machine/src/wasm/code/depth/cost.rs", "STACK_LIMIT"), Otherwise("the outcome `unreachable`")),
+    row("guest-native-stack", "a guest's native stack", Bytes(8 << 20), ("host/machine/src/wasm/engine/layout.rs", "MAX_WASM_STACK"), Otherwise("a guard page ends the call")),
+    row("guest-replies", "replies of one entry", Bytes(64 << 20), ("host/machine/src/wasm/run/call.rs", "MAX_ENTRY_REPLY_BYTES"), Otherwise("the outcome is a fault")),
+    row("guest-handles", "handles alive in a guest", Count(1024), ("host/machine/src/wasm/code/started.rs", "MAX_HANDLES"), Otherwise("the outcome is a fault")),
+    row("guest-random", "random bytes in one call", Bytes(16 << 20), ("host/machine/src/wasm/world/random.rs", "MAX_RANDOM_BYTES"), Otherwise("the outcome is a fault")),
     // Components.
     row("component", "bytes of a component", Bytes(32 << 20), ("host/src/config.rs", "component_bytes"), TOO_LARGE).key("limits.component_bytes"),
-    row("component-functions", "functions of a component", Count(65_536), ("host/machine/src/wasm/inspect.rs", "MAX_FUNCTIONS"), refused("too-large", "build a smaller one")),
+    row("component-functions", "functions of a component", Count(65_536), ("host/machine/src/wasm/code/inspect.rs", "MAX_FUNCTIONS"), refused("too-large", "build a smaller one")),
     row("component-memories", "linear memories of a component that is uploaded, all its instances together", Count(16), ("host/src/config.rs", "component_memories"), refused("too-large", "build it of fewer modules, or raise the key")).key("limits.component_memories"),
-    row("component-targets", "targets of all `br_table`s of a component; of one function 65,536", Count(1 << 18), ("host/machine/src/wasm/complexity.rs", "MAX_TARGETS"), refused("compile-too-costly", "split what jumps so much")),
-    row("component-merges", "blocks of a function times its locals", Count(1 << 22), ("host/machine/src/wasm/complexity.rs", "MAX_MERGES"), refused("compile-too-costly", "split the function")),
+    row("component-targets", "targets of all `br_table`s of a component; of one function 65,536", Count(1 << 18), ("host/machine/src/wasm/code/complexity.rs", "MAX_TARGETS"), refused("compile-too-costly", "split what jumps so much")),
+    row("component-merges", "blocks of a function times its locals", Count(1 << 22), ("host/machine/src/wasm/code/complexity.rs", "MAX_MERGES"), refused("compile-too-costly", "split the function")),
     row("compile-time", "one compilation, of which there is one at a time on a node, in a process of its own", Milliseconds(120_000), ("host/src/config.rs", "compile_timeout_ms"), refused("compile-late", "ask again later, or raise the key")).key("limits.compile_timeout_ms"),
     row("compile-memory", "memory of that process beside its program: an eighth, and 64 times the component, up to the whole", Bytes(1 << 30), ("host/src/config.rs", "compile_memory_bytes"), refused("compile-too-costly", "make the largest function smaller, or raise the key")).key("limits.compile_memory_bytes"),
     row("components-total", "bytes of all components of a cluster, and of those on a node", Bytes(4 << 30), ("host/src/host/groups.rs", "check_new_component"), refused("out-of-budget", "`skep component collect`, or raise the key")).key("limits.components_total_bytes"),
     row("uploads", "uploads under way", Count(16), ("host/src/components.rs", "UPLOADS_MAX"), BUSY),
     row("upload-idle", "an upload without progress (10 s where others wait for its place)", Milliseconds(60_000), ("host/src/components.rs", "ABANDONED"), Otherwise("it is given up")),
     row("upload-bytes", "bytes of uploads under way on a node", Bytes(256 << 20), ("host/src/components.rs", "uploads_bytes"), refused("out-of-budget", "wait until others have ended, or raise the key")).key("limits.uploads_bytes"),
-    row("artefact", "a compiled artefact read back", Bytes(512 << 20), ("host/machine/src/wasm/cache.rs", "MAX_ARTEFACT_BYTES"), Otherwise("it is compiled anew")),
+    row("artefact", "a compiled artefact read back", Bytes(512 << 20), ("host/machine/src/wasm/code/cache.rs", "MAX_ARTEFACT_BYTES"), Otherwise("it is compiled anew")),
     row("dry-run-entries", "entries kept for a dry run, of a group on a node", Count(128), ("host/src/worker/recent.rs", "ENTRIES_MAX"), Otherwise("the dry run applies those from the start")),
     row("dry-run-bytes", "their bytes", Bytes(256 << 10), ("host/src/worker/recent.rs", "BYTES_MAX"), Otherwise("the dry run applies those from the start")),
     row("rehearsal-steps", "steps of `skep test`", Count(10_000), ("host/rehearsal/src/history.rs", "MAX_HISTORY"), Otherwise("the report says so")),
@@ -284,7 +284,7 @@ pub const BUDGETS: &[Budget] = &[
     row("client-requests", "requests in flight on one client connection", Count(1024), ("host/src/config.rs", "requests_per_connection"), Otherwise("nothing more is read until some are answered")).key("limits.requests_per_connection"),
     row("client-bytes", "their bytes", Bytes(32 << 20), ("host/src/api/client_port.rs", "IN_FLIGHT_BYTES"), Otherwise("nothing more is read until some are answered")),
     row("client-frame", "a frame of a client", Bytes(16 << 20), ("host/wire/src/lib.rs", "MAX_CLIENT_FRAME"), Otherwise("the connection ends; a larger answer becomes `too-large`")),
-    row("list", "groups in one answer; `?after=ID` tells the next", Count(1024), ("host/src/api/admin.rs", "LIST_MAX"), Otherwise("the client asks for the next page")),
+    row("list", "groups in one answer; `?after=ID` tells the next", Count(1024), ("host/types/src/admin.rs", "LIST_MAX"), Otherwise("the client asks for the next page")),
     row("admin-body", "a JSON body of administration", Bytes(1 << 20), ("host/src/api/http.rs", "ADMIN_BYTES_MAX"), TOO_LARGE),
     row("crate-in-flight", "requests in flight of one `skep-client` (at most 16,384)", Bytes(256 << 20), ("host/client/src/client.rs", "MAX_IN_FLIGHT"), Otherwise("more wait in the client")),
     row("crate-session", "requests in flight of one of its sessions", Count(1024), ("host/client/src/session.rs", "WINDOW"), Otherwise("more wait in the client")),
@@ -317,8 +317,8 @@ mod tests {
     }
 
     #[test]
-    fn the_architecture_shows_this_table() {
-        let path = top().join("ARCHITECTURE.md");
+    fn the_reference_shows_this_table() {
+        let path = top().join("docs/reference/limits.md");
         let text = std::fs::read_to_string(&path).expect("the document");
         let (before, rest) = text.split_once(BEGIN).expect("where the table begins");
         let (shown, after) = rest.split_once(END).expect("where the table ends");
@@ -330,7 +330,7 @@ mod tests {
         }
         assert!(
             shown == table,
-            "the limits in ARCHITECTURE.md are not those of host/src/budget.rs; run \
+            "the limits in docs/reference/limits.md are not those of host/src/budget.rs; run \
              `SKEP_WRITE_DOCS=1 cargo test -p skep --lib budget` and commit"
         );
     }

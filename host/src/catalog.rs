@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 use skep_core::deployment::{Deployment, Quota};
 use skep_core::id::{ComponentId, GroupId, Incarnation, LogIndex, NodeId};
 use skep_machine::wasm::Profile;
+use skep_types::admin::GroupInfo;
+pub use skep_types::record::{ComponentRecord, NodeRecord};
 
 use command::{Command, NewGroup, Refusal, Reply};
 
@@ -51,38 +53,6 @@ pub struct Catalog {
     names: BTreeMap<String, GroupId>,
 }
 
-/// A node and where it is reached.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct NodeRecord {
-    /// Its id.
-    pub id: NodeId,
-    /// Its name.
-    pub name: String,
-    /// `host:port` for other nodes.
-    pub peer: String,
-    /// `host:port` of its client protocol.
-    pub client: String,
-    /// `host:port` of its HTTP interface.
-    pub http: String,
-    /// The id of its store, 32 hexadecimal digits. It never changes: a node with another store has forgotten what it
-    /// voted for and stored.
-    pub store: String,
-}
-
-/// A component every member of a group that uses it keeps on its disk.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct ComponentRecord {
-    /// sha256 of its bytes.
-    pub id: ComponentId,
-    /// Its bytes.
-    pub size: u64,
-    /// Name of the machine in it.
-    pub name: String,
-    /// Wall clock of the node that took it, in nanoseconds, when it was uploaded last.
-    #[serde(default)]
-    pub uploaded: u64,
-}
-
 /// A group.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct GroupRecord {
@@ -101,7 +71,7 @@ pub struct GroupRecord {
     /// Those of the members that were added later: they start empty and wait for a leader.
     pub joiners: BTreeSet<NodeId>,
     /// Bytes for the machine's `init`, in hexadecimal digits.
-    #[serde(with = "hex")]
+    #[serde(with = "skep_types::hex")]
     pub init: Vec<u8>,
     /// What its machine may use.
     pub profile: Profile,
@@ -169,6 +139,21 @@ impl GroupRecord {
             component: self.component,
             profile: self.profile.clone(),
             quota: self.quota,
+        }
+    }
+
+    /// What the catalogue alone says of it.
+    pub fn info(&self) -> GroupInfo {
+        GroupInfo {
+            id: self.id,
+            name: self.name.clone(),
+            incarnation: self.incarnation,
+            component: self.component,
+            members: self.members.clone(),
+            leader: None,
+            term: None,
+            memory: None,
+            problem: None,
         }
     }
 
@@ -587,29 +572,4 @@ fn check_name(of: &str, name: &str) -> Result<(), Refusal> {
     Err(Refusal::Invalid(format!(
         "the {of} name `{shown}` must be {rule}"
     )))
-}
-
-/// Bytes as text in JSON.
-pub(crate) mod hex {
-    use serde::{Deserialize, Deserializer, Serializer, de};
-
-    pub(crate) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-        use std::fmt::Write;
-        let mut text = String::with_capacity(bytes.len() * 2);
-        for byte in bytes {
-            write!(text, "{byte:02x}").expect("writing into a String does not fail");
-        }
-        serializer.serialize_str(&text)
-    }
-
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Vec<u8>, D::Error> {
-        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-        let digits = text.as_bytes();
-        let value = |digit: u8| (digit as char).to_digit(16).map(|value| value as u8);
-        let byte = |pair: &[u8]| Some(value(pair[0])? << 4 | value(*pair.get(1)?)?);
-        let bytes: Option<Vec<u8>> = digits.chunks(2).map(byte).collect();
-        bytes.ok_or_else(|| de::Error::custom("expected an even number of hexadecimal digits"))
-    }
 }

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 use skep_core::id::ComponentId;
+pub use skep_types::admin::Upload;
 
 use crate::room::{DiskRoom, NoRoom};
 
@@ -36,21 +36,6 @@ pub struct ComponentStore {
     room: Option<Arc<DiskRoom>>,
     /// Held while pieces are taken in, so that what all uploads may have together is not given twice.
     taking: Arc<Mutex<()>>,
-}
-
-/// One piece of a component that is uploaded in pieces, from its start to its end.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Upload {
-    /// Name of the whole.
-    pub id: ComponentId,
-    /// Where the piece begins.
-    pub offset: u64,
-    /// Bytes of the whole.
-    pub total: u64,
-    /// The piece, in hexadecimal digits.
-    #[serde(with = "crate::catalog::hex")]
-    pub data: Vec<u8>,
 }
 
 /// Why a component could not be stored or read.
@@ -400,6 +385,7 @@ mod tests {
         assert_eq!(store.ids().unwrap(), [].into());
     }
 
+    // P-37
     #[test]
     fn a_damaged_file_counts_as_absent_and_is_mended() {
         let dir = tempfile::tempdir().unwrap();

@@ -322,7 +322,7 @@ impl Host {
 
     /// What is known here of a group.
     pub async fn group_info(&self, record: &GroupRecord) -> GroupInfo {
-        let mut info = GroupInfo::of(record);
+        let mut info = record.info();
         if self.inner.node.exists(record.id) {
             match self.inner.node.status(record.id).await {
                 Ok(status) => {

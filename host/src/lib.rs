@@ -8,17 +8,20 @@
 //!                          └── worker (StateMachine) → reply
 //! ```
 //!
-//! * [`multinode`]: the public surface; `node` its inside, start and stop; `retry` proposals that are applied once.
+//! * [`multinode`]: the public surface; [`node_config`], [`group_config`], [`exchange`], [`status`], [`trouble`], [`error`]: its words.
+//!   `node`: its inside, start and stop; `retry`, `session`: proposals that are applied once.
 //! * `router`, `route`: which shard has which group; where peers, the log and the machines post to.
 //! * `mailbox`, `shard`, `replica`: threads that own replicas, and what they are told.
 //! * `outbox`, [`transport`]: messages of a round, merged and sent.
-//! * `store`, `lives`, `convert`: a data directory in use.
-//! * `worker`, `queries`: machines, and what answers queries beside them; `pool`, `run_queue`: the threads they run on.
-//! * [`trouble`]: what is wrong with a replica, in words.
-//! * `session`: the node's own sessions, for `retry`.
+//! * `store`: a data directory in use; [`room`]: room on its disk.
+//! * `worker`, `queries`: machines, and readers beside them; `pool`, `run_queue`, `priority`: the threads they run on.
+//! * [`host`], [`host_error`], [`catalog`], `peers`: one node of a cluster; what the cluster knows; asking other nodes.
+//! * [`components`], `machines`, [`compiler`]: components on the disk, and machines from them.
+//! * [`api`]: HTTP and the client protocol; [`config`]: `skep.toml`.
 //! * [`replay`]: the past of a stopped node.
 //! * [`door`], `pot`, [`descriptors`]: places, memory and descriptors that strangers may take.
-//! * [`supervisor`]: tasks that do not die silently; [`budget`]: what may be held, and what is said beyond.
+//! * [`supervisor`]: tasks that do not die silently; [`budget`]: the table of bounds.
+//! * [`metrics`], `gauge`, [`log_lines`]: what is counted and logged; `memory`: memory given back to the system.
 //! * [`ticker`], [`clock`]: time.
 
 pub mod api;
@@ -59,12 +62,10 @@ mod router;
 mod run_queue;
 mod session;
 mod shard;
-pub mod status;
 mod store;
 pub mod supervisor;
 pub mod ticker;
 pub mod transport;
-pub mod trouble;
 mod worker;
 
 pub use error::Error;
@@ -75,6 +76,8 @@ pub use router::NodeFault;
 pub use status::{Consistency, GroupStatus, NodeStatus, QueryAnswer, Rehearsal, Verdict};
 pub use ticker::Ticker;
 pub use transport::{Inbound, Reporter, SnapshotStatus, Transport};
+
+pub use skep_types::{node_status as status, trouble};
 
 pub use skep_core::config::Limits;
 pub use skep_core::id::{

@@ -19,6 +19,7 @@ use tokio::sync::{OwnedMutexGuard, Semaphore};
 use crate::catalog::GroupRecord;
 use crate::clock;
 use crate::host_error::HostError;
+use crate::priority::Thread;
 use crate::room::DiskRoom;
 use crate::status::Rehearsal;
 use crate::worker::{Extent, Rehearsable, refusal};
@@ -70,13 +71,17 @@ impl Machines {
         self.engine.budget()
     }
 
-    /// The component in these bytes, compiled; takes seconds for a large one that is not in the cache. Whatever is begun goes on
+    /// The component of this name, in bytes that were found to be it, compiled; takes seconds for a large one that is not in the cache. Whatever is begun goes on
     /// if nobody waits any more.
     ///
     /// # Errors
     /// [`HostError::Component`]; [`HostError::CompileLate`] if others were before it for as long as one may take.
-    pub async fn component(&self, bytes: Bytes) -> Result<Arc<Component>, HostError> {
-        self.component_for(bytes, Purpose::New).await
+    pub async fn component(
+        &self,
+        id: ComponentId,
+        bytes: Bytes,
+    ) -> Result<Arc<Component>, HostError> {
+        self.component_for(id, bytes, Purpose::New).await
     }
 
     /// As [`component`](Self::component), for this purpose: describing itself is a start too.
@@ -85,10 +90,10 @@ impl Machines {
     /// As [`component`](Self::component).
     pub async fn component_for(
         &self,
+        id: ComponentId,
         bytes: Bytes,
         purpose: Purpose,
     ) -> Result<Arc<Component>, HostError> {
-        let id = ComponentId::of(&bytes);
         let engine = self.engine.made_for(purpose);
         let turn = self.turn(id).await;
         if let Some(component) = self.in_use(id) {
@@ -213,7 +218,7 @@ impl Machines {
         let machine = match started {
             Ok(machine) => machine,
             Err(HostError::Machine(error)) => {
-                let verdict = refusal(Err(error))?.unwrap_or_default();
+                let verdict = refusal::<()>(Err(error))?.unwrap_or_default();
                 return Ok(Rehearsal {
                     verdict,
                     ..Rehearsal::default()
@@ -245,7 +250,8 @@ pub(crate) fn genesis(group: &GroupRecord) -> EntryContext {
     }
 }
 
-/// Runs what compiles a component, or runs a guest, on a thread of its own: either may take long, and the compiler a large stack.
+/// Runs what reads or compiles a component, or runs a guest off the data path, on a thread of its own: each may take long, and the
+/// compiler a large stack. The thread steps back for those that serve groups.
 async fn on_own_thread<T: Send + 'static>(
     name: &str,
     run: impl FnOnce() -> T + Send + 'static,
@@ -255,7 +261,12 @@ async fn on_own_thread<T: Send + 'static>(
         .name(name.to_owned())
         .stack_size(APPLY_THREAD_STACK_BYTES)
         // Nobody waits any more if this cannot be sent.
-        .spawn(move || drop(done.send(run())))
+        .spawn(move || {
+            if let Err(error) = Thread::current().step_back() {
+                tracing::debug!(%error, "a thread that reads a component keeps its right of way");
+            }
+            drop(done.send(run()));
+        })
         .map_err(|source| crate::Error::Start {
             what: "a thread for a machine",
             source,
@@ -325,7 +336,7 @@ mod tests {
             .unwrap();
         for _ in 0..2 {
             let machines = open(&dir, &compiler);
-            let refused = machines.component(component.clone()).await.unwrap_err();
+            let refused = machines.component(id, component.clone()).await.unwrap_err();
             assert_eq!(refused.code(), "compile-too-costly");
             assert!(!refused.is_retryable());
             assert_eq!(machines.cached().unwrap(), [id].into());
@@ -334,7 +345,7 @@ mod tests {
         let (compiler, answer) = told(1001);
         answer.send(None).unwrap();
         let machines = open(&dir, &compiler);
-        machines.component(component).await.unwrap();
+        machines.component(id, component).await.unwrap();
         machines.forget(id).unwrap();
         assert_eq!(machines.cached().unwrap(), [].into());
     }
@@ -349,10 +360,20 @@ mod tests {
             .unwrap();
         answer.send(None).unwrap();
         let component = Bytes::from_static(skep_examples::KV);
-        let failed = machines.component(component.clone()).await.unwrap_err();
+        let id = ComponentId::of(&component);
+        let failed = machines.component(id, component.clone()).await.unwrap_err();
         assert_eq!(failed.code(), "compiler-unavailable");
         assert!(failed.is_retryable());
-        machines.component(component).await.unwrap();
+        machines.component(id, component).await.unwrap();
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn whoever_serves_groups_goes_before_what_reads_a_component() {
+        use crate::priority::{Claim, Usual};
+        let usual = Usual::of_this_thread();
+        let claim = on_own_thread("skep-look-up", move || Thread::current().claim(&usual));
+        assert_eq!(claim.await.unwrap(), Some(Claim::Little));
     }
 
     #[tokio::test]
@@ -360,23 +381,24 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (compiler, answer) = told(1000);
         let machines = Arc::new(open(&dir, &compiler));
+        let of = |bytes: &Bytes| ComponentId::of(bytes);
         let kv = Bytes::from_static(skep_examples::KV);
         answer.send(None).unwrap();
-        drop(machines.component(kv.clone()).await.unwrap());
+        drop(machines.component(of(&kv), kv.clone()).await.unwrap());
         // The same machine under another name: a custom section says nothing.
         let other = Bytes::from([skep_examples::KV, &[0, 2, 1, b'x']].concat());
         let slow = tokio::spawn({
             let (machines, other) = (machines.clone(), other.clone());
-            async move { machines.component(other).await }
+            async move { machines.component(of(&other), other).await }
         });
         while compiler.asked.load(Ordering::SeqCst) < 2 {
             tokio::task::yield_now().await;
         }
-        machines.component(kv).await.unwrap();
+        machines.component(of(&kv), kv).await.unwrap();
         // Nobody waits any more, and it goes on: whoever asks again finds it done.
         slow.abort();
         answer.send(None).unwrap();
-        machines.component(other).await.unwrap();
+        machines.component(of(&other), other).await.unwrap();
         assert_eq!(compiler.asked.load(Ordering::SeqCst), 2);
     }
 }

@@ -395,7 +395,7 @@ impl State {
 }
 
 fn told<T>(result: io::Result<T>) -> Option<T> {
-    // Told once: what forbids it does so for every long call.
+    // Told once: the same reason forbids it for every long call.
     static TOLD: Once = Once::new();
     result
         .inspect_err(|error| {
@@ -413,6 +413,7 @@ mod tests {
     use super::*;
     use crate::run_queue::{Meter, SLOW_TURNS};
 
+    // P-43
     #[cfg(target_os = "linux")]
     #[test]
     fn who_takes_long_gives_way_for_some_turns_and_nobody_else_does() {

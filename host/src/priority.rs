@@ -8,10 +8,10 @@ pub(crate) use self::other::{Thread, Usual};
 /// What a thread that has given way can still claim of the processors.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Claim {
-    /// What others leave, and anybody who wakes up interrupts it at once.
+    /// The time that others leave. A thread that wakes up interrupts it at once.
     None,
-    /// A ninth of the others' weight. Whoever wakes up interrupts it at once, unless it has had less than its due; then at the next tick of the
-    /// kernel.
+    /// A ninth of the others' weight. A thread that wakes up interrupts it at once, or at the next tick of the kernel where this
+    /// thread has had less than its share.
     Little,
 }
 
@@ -122,6 +122,16 @@ mod linux {
             self.set(Claim::Little, usual)
         }
 
+        /// Leaves it a claim to little for as long as it lives: for a thread of its own that does something long, for nobody who
+        /// has the right of way.
+        pub(crate) fn step_back(&self) -> io::Result<()> {
+            let usual = Usual {
+                niceness: self.niceness(),
+                comes_back: false,
+            };
+            self.set(Claim::Little, &usual)
+        }
+
         fn set(&self, claim: Claim, usual: &Usual) -> io::Result<()> {
             let niceness = (usual.niceness + NICER_BY).min(NICEST);
             let attributes = libc::sched_attr {
@@ -196,6 +206,11 @@ mod other {
 
         /// Does nothing.
         pub(crate) fn insist(&self, _usual: &Usual) -> io::Result<()> {
+            Ok(())
+        }
+
+        /// Does nothing.
+        pub(crate) fn step_back(&self) -> io::Result<()> {
             Ok(())
         }
     }

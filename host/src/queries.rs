@@ -10,7 +10,7 @@ use skep_core::allowance::{Allowance, Rates};
 use skep_core::id::{GroupId, LogIndex, Term};
 use skep_core::outcome::Outcome;
 use skep_core::proposal::ProposalError;
-use skep_machine::state_machine::{Answer, MachineError, Reader};
+use skep_drive::{Answer, Failed, MachineError, Reader};
 
 use crate::error::Error;
 use crate::mailbox::Asked;
@@ -18,7 +18,7 @@ use crate::pool::Pool;
 use crate::router::Router;
 use crate::run_queue::{Account, Meter, TURN_COST};
 use crate::status::QueryAnswer;
-use crate::worker::{Failed, Owner, guarded, outcome_of};
+use crate::worker::{Owner, guarded};
 
 /// Queries that wait for a reader. At the quickest, some microseconds each, it has them answered in a tenth of a second; at
 /// the slowest nobody waits for the last of them any more.
@@ -228,12 +228,12 @@ impl Actor {
         }
         let answer = guarded(|| match reader.query(&query.request) {
             Ok(answer) => Ok(answer),
-            Err(error @ MachineError::Guest { .. }) => Ok(Answer {
-                outcome: outcome_of(error)?,
+            Err(MachineError::Guest { fault, .. }) => Ok(Answer {
+                outcome: Outcome::Fault(fault),
                 index: query.index,
                 fuel: 0,
             }),
-            Err(error @ MachineError::Local { .. }) => Err(Failed::local(error.to_string())),
+            Err(local @ MachineError::Local { .. }) => Err(local.into()),
         });
         match answer {
             Ok(Answer {

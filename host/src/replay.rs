@@ -1,8 +1,8 @@
 //! The data directory of a stopped node, looked at: what its groups' machines were told, told again.
 //!
 //! Nothing is written ([`ReadOnlyVfs`]). What an entry means to a machine is decided by the same [`Group`] that decided
-//! it when the node ran: it recovers from the log as at a start, with a commit index of the reader's choice, and the
-//! machine gets the work it asks for.
+//! it when the node ran: it recovers from the log as at a start, with a commit index of the reader's choice. What it asks of
+//! the machine is done by the same [`Driver`] that did it then; a visitor listens.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,8 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
-use skep_core::activation::{Decision, Readiness};
-use skep_core::attestation::Deed;
+use skep_core::activation::Decision;
 use skep_core::config::{ConfigError, GroupConfig};
 use skep_core::deployment::Deployment;
 use skep_core::effect::{Call, Effect, Work};
@@ -20,11 +19,14 @@ use skep_core::id::{ComponentId, GroupId, Incarnation, LogIndex, NodeId, Term};
 use skep_core::input::Input;
 use skep_core::message::SnapshotName;
 use skep_core::outcome::{ConfChange, EntryContext, LeaderChanged, Outcome};
+use skep_drive::{
+    Applied, CanonicalPoint, Done, Driver, Failed, Lack, Listener, LocalCode, MachineError, Source,
+    StateMachine,
+};
 use skep_log::{
     GroupKey, Identity, LogError, LogOptions, ReadOnlyVfs, RecoveredGroup, SnapshotFile,
     SnapshotStore, Store, Vfs,
 };
-use skep_machine::{Applied, MachineError, StateMachine};
 use skep_store::convert;
 
 use crate::catalog::machine::CatalogMachine;
@@ -54,13 +56,13 @@ pub enum ReplayError {
         /// The group.
         group: GroupId,
     },
-    /// The machine failed where it must not.
+    /// The machine could not be run any further. On a node the replica would have stopped there, or did.
     #[error("the machine failed at index {index}: {source}")]
     Machine {
         /// The entry.
         index: LogIndex,
         /// How.
-        source: MachineError,
+        source: Failed,
     },
     /// The index is not between what is retained.
     #[error("index {index} cannot be rebuilt: this node has what lies between {first} and {last}")]
@@ -309,6 +311,11 @@ impl Past<'_> {
         visit: &mut dyn FnMut(Happened),
     ) -> Result<Box<dyn StateMachine>, ReplayError> {
         let base = self.base(until)?;
+        let snapshot = match &base {
+            Some(file) => Some((file.meta().schema, file.guest()?)),
+            None => None,
+        };
+        let wrote = base.as_ref().map(|file| ComponentId(file.meta().component));
         let mut recovered = self.recovered.clone();
         recovered.hard_state.commit = until.0;
         let kept = until.0.saturating_sub(recovered.truncated.index) as usize;
@@ -318,13 +325,17 @@ impl Past<'_> {
         recovered.snapshot = base.as_ref().map(|file| file.mark().clone());
         let state = base.as_ref().map(|file| file.meta().state.clone());
         let mut config = GroupConfig::new(self.group(), self.incarnation(), self.archive.node);
-        let (machine, exchange) = match cast {
-            Cast::One(machine) => (machine, None),
+        let (driver, factory) = match cast {
+            Cast::One(machine) => (Driver::new(machine), None),
             Cast::Many { founding, factory } => {
                 config.deployment = Some(founding.clone());
                 let first = factory.make(&founding);
-                let first = first.map_err(at(&EntryContext::default()))?;
-                (first, Some((founding, factory)))
+                let first = first.map_err(|error| ReplayError::Machine {
+                    index: LogIndex(0),
+                    source: error.into(),
+                })?;
+                let driver = Driver::exchangeable(first, founding.clone(), founding);
+                (driver, Some(factory))
             }
         };
         let mut group = Group::recover(config, convert::recovered(recovered, state)?)?;
@@ -332,12 +343,14 @@ impl Past<'_> {
         group.foresee(&convert::entries(self.recovered.key, later)?);
         Telling {
             past: self,
-            base,
             group,
-            machine,
-            exchange,
-            prepared: None,
-            visit,
+            driver,
+            shelf: Shelf { snapshot, factory },
+            teller: Teller {
+                wrote: wrote.unwrap_or_default(),
+                lack: None,
+                visit,
+            },
         }
         .run()
     }
@@ -418,17 +431,13 @@ impl Digested {
     }
 }
 
-/// A group that applies, a machine, and somebody who watches.
+/// A group that applies, the driver of its machine, and somebody who watches.
 struct Telling<'a> {
     past: &'a Past<'a>,
-    base: Option<SnapshotFile>,
     group: Group,
-    machine: Box<dyn StateMachine>,
-    /// What the group was created with, and what makes others.
-    exchange: Option<(Deployment, &'a dyn MachineFactory)>,
-    /// What a decision is waited for on.
-    prepared: Option<Deployment>,
-    visit: &'a mut dyn FnMut(Happened),
+    driver: Driver<Box<dyn StateMachine>>,
+    shelf: Shelf<'a>,
+    teller: Teller<'a>,
 }
 
 impl Telling<'_> {
@@ -437,7 +446,7 @@ impl Telling<'_> {
         loop {
             self.group.poll(&mut effects);
             if effects.is_empty() {
-                return Ok(self.machine);
+                return Ok(self.driver.into_machine());
             }
             for effect in effects.drain(..) {
                 let input = match effect {
@@ -462,180 +471,108 @@ impl Telling<'_> {
     }
 
     fn work(&mut self, work: Work) -> Result<Option<Input>, ReplayError> {
-        Ok(match work {
-            Work::Apply {
-                context,
-                entry,
-                calls,
-            } => {
-                let mut sum = Applied::default();
-                for call in calls {
-                    let applied = self.call(&context, call)?;
-                    sum.outcomes.extend(applied.outcomes);
-                    sum.fuel = sum.fuel.saturating_add(applied.fuel);
-                }
-                Some(Input::Applied {
-                    index: context.index,
-                    deed: Deed::of(&entry, &sum.outcomes, sum.fuel),
-                    outcomes: sum.outcomes,
-                    fuel: sum.fuel,
-                })
+        let index = index_of(&work);
+        let is_decision = matches!(work, Work::Decide { .. });
+        let stopped = |source: Failed| ReplayError::Machine { index, source };
+        let done = self
+            .driver
+            .drive(work, &mut self.shelf, &mut self.teller)
+            .map_err(stopped)?;
+        Ok(match done {
+            // What a node would wait for does not come any more.
+            Done::Tell(Input::Prepared { .. }) if is_decision => {
+                return Err(stopped(Failed::local(
+                    self.teller.lack.take().unwrap_or_default(),
+                )));
             }
-            Work::Barrier { context, .. } => Some(self.barrier(&context)?),
-            Work::Prepare {
-                context,
-                deployment,
-            } => {
-                self.prepared = Some(deployment);
-                Some(Input::Prepared {
-                    index: context.index,
-                    readiness: Readiness::Prepared,
-                })
-            }
-            Work::Decide { context, decision } => {
-                if let Some(deployment) = self.prepared.take() {
-                    self.activate(&context, &deployment, decision)?;
-                }
-                Some(Input::Exchanged {
-                    index: context.index,
-                })
-            }
-            Work::Restore {
-                context,
-                deployment,
-                ..
-            } => {
-                if let (Some(deployment), Some((_, factory))) = (&deployment, &self.exchange) {
-                    self.machine = factory.make(deployment).map_err(at(&context))?;
-                }
-                let Some(file) = &self.base else {
-                    return Err(ReplayError::Halted {
-                        group: self.past.group(),
-                        reason: "a snapshot was asked for that is not there".into(),
-                    });
-                };
-                let component = ComponentId(file.meta().component);
-                let (schema, guest) = (file.meta().schema, file.guest()?);
-                let bytes = guest.len() as u64;
-                self.machine
-                    .restore(&context, schema, guest)
-                    .map_err(at(&context))?;
-                self.tell(&context, 0, What::Restored { bytes, component });
-                Some(Input::Restored {
-                    index: context.index,
-                })
-            }
-            Work::Query { .. } => None,
+            Done::Tell(input) => Some(input),
+            Done::Passed { point, .. } => Some(self.passed(&point)),
+            Done::Answer { .. } => None,
         })
     }
 
-    /// As `worker.rs` does it, where a failing hook is an outcome that somebody may wait for.
-    fn call(&mut self, context: &EntryContext, call: Call) -> Result<Applied, ReplayError> {
-        let machine = &mut self.machine;
-        let applied = match &call {
-            Call::Init(config) => machine.init(context, config),
-            Call::Commands(commands) => machine.apply(context, commands),
-            Call::ConfChange(change) => machine.apply_conf_change(context, change),
-            Call::StatusChange(event) => machine.process_status_change(context, event),
-        };
-        let hook = matches!(call, Call::ConfChange(_) | Call::StatusChange(_));
-        let applied = match applied {
-            Err(MachineError::Guest { fault, .. }) if hook => Applied {
-                outcomes: vec![Outcome::Fault(fault)],
-                fuel: 0,
+    /// The machine has passed a barrier. There is no file for it: what a snapshot would hold is compared with the node's own.
+    fn passed(&mut self, point: &CanonicalPoint) -> Input {
+        let CanonicalPoint { context, guest, .. } = point;
+        let saved = Digested::of(guest);
+        let on_disk = self.past.on_disk(context.index, context.term);
+        let as_on_disk = on_disk.map(|file| file.guest().is_ok_and(|on_disk| on_disk == *guest));
+        self.teller.tell(
+            context,
+            0,
+            What::Barrier {
+                saved: Ok(saved),
+                as_on_disk,
             },
-            applied => applied.map_err(at(context))?,
-        };
-        let Applied { outcomes, fuel } = applied;
-        let first = outcomes
-            .first()
-            .cloned()
-            .unwrap_or_else(|| Outcome::Reply(Bytes::new()));
-        let (what, outcomes) = match call {
-            Call::Init(config) => {
-                let outcome = first;
-                (What::Init { config, outcome }, Vec::new())
-            }
-            Call::Commands(commands) => {
-                let pairs = commands.into_iter().zip(outcomes.iter().cloned());
-                (What::Commands(pairs.collect()), outcomes)
-            }
-            Call::ConfChange(change) => {
-                let outcome = first.clone();
-                (What::Change { change, outcome }, vec![first])
-            }
-            Call::StatusChange(event) => (What::Leader(event), Vec::new()),
-        };
-        self.tell(context, fuel, what);
-        Ok(Applied { outcomes, fuel })
-    }
-
-    /// As `worker/activation.rs` does it: both machines go on from what the one has saved. Here the decision is known.
-    fn activate(
-        &mut self,
-        context: &EntryContext,
-        deployment: &Deployment,
-        decision: Decision,
-    ) -> Result<(), ReplayError> {
-        if let Some((_, factory)) = &self.exchange {
-            let schema = self.machine.describe().schema;
-            let mut saved = Vec::new();
-            let done = match self.machine.save(context, &mut saved) {
-                Ok(()) => {
-                    if decision == Decision::Confirmed {
-                        self.machine = factory.make(deployment).map_err(at(context))?;
-                    }
-                    self.machine.restore(context, schema, saved.into())
-                }
-                failed => failed,
-            };
-            match done {
-                // What ran goes on without, as it did on every replica.
-                Err(MachineError::Guest { .. }) if decision != Decision::Confirmed => {}
-                done => done.map_err(at(context))?,
-            }
+        );
+        Input::Snapshotted {
+            index: context.index,
+            snapshot: Some(SnapshotName {
+                index: context.index,
+                term: context.term,
+                digest: saved.sha256,
+                size: saved.bytes,
+            }),
         }
-        let told = What::Activated {
-            component: deployment.component,
-            outcome: decision.outcome(),
-        };
-        self.tell(context, 0, told);
-        Ok(())
+    }
+}
+
+fn index_of(work: &Work) -> LogIndex {
+    match work {
+        Work::Apply { context, .. }
+        | Work::Barrier { context, .. }
+        | Work::Restore { context, .. }
+        | Work::Prepare { context, .. }
+        | Work::Decide { context, .. } => context.index,
+        Work::Query { index, .. } => *index,
+    }
+}
+
+/// Where the driver of a past gets machines, and the one snapshot that it begins with.
+struct Shelf<'a> {
+    snapshot: Option<(u32, Bytes)>,
+    factory: Option<&'a dyn MachineFactory>,
+}
+
+impl Shelf<'_> {
+    fn make(&self, deployment: &Deployment) -> Result<Box<dyn StateMachine>, MachineError> {
+        let factory = self.factory.ok_or_else(|| MachineError::Local {
+            call: "start",
+            code: LocalCode::Missing,
+            reason: "the machine of this group cannot be exchanged".into(),
+        })?;
+        factory.make(deployment)
+    }
+}
+
+impl Source<Box<dyn StateMachine>> for Shelf<'_> {
+    fn current(&mut self, deployment: &Deployment) -> Result<Box<dyn StateMachine>, Failed> {
+        Ok(self.make(deployment)?)
     }
 
-    fn barrier(&mut self, context: &EntryContext) -> Result<Input, ReplayError> {
-        let mut bytes = Vec::new();
-        let schema = self.machine.describe().schema;
-        let saved = self
-            .machine
-            .save(context, &mut bytes)
-            .map(|()| Bytes::from(bytes));
-        let rebuilt = saved.and_then(|bytes| {
-            self.machine.restore(context, schema, bytes.clone())?;
-            Ok(bytes)
-        });
-        let (saved, as_on_disk) = match rebuilt {
-            Ok(bytes) => {
-                let on_disk = self.past.on_disk(context.index, context.term);
-                let same = on_disk.map(|file| file.guest().is_ok_and(|on_disk| on_disk == bytes));
-                (Ok(Digested::of(&bytes)), same)
-            }
-            Err(error @ MachineError::Guest { .. }) => (Err(error.to_string()), None),
-            Err(source) => return Err(at(context)(source)),
-        };
-        let snapshot = saved.as_ref().ok().map(|digested| SnapshotName {
-            index: context.index,
-            term: context.term,
-            digest: digested.sha256,
-            size: digested.bytes,
-        });
-        self.tell(context, 0, What::Barrier { saved, as_on_disk });
-        Ok(Input::Snapshotted {
-            index: context.index,
-            snapshot,
-        })
+    fn successor(
+        &mut self,
+        deployment: &Deployment,
+    ) -> Result<Box<dyn StateMachine>, MachineError> {
+        self.make(deployment)
     }
 
+    fn snapshot(&mut self, name: &SnapshotName) -> Result<(u32, Bytes), Failed> {
+        let missing = || Failed::broken(format!("snapshot {} is not at hand", name.index));
+        self.snapshot.take().ok_or_else(missing)
+    }
+}
+
+/// Tells a visitor what the driver does.
+struct Teller<'a> {
+    /// The component that wrote the snapshot in the beginning.
+    wrote: ComponentId,
+    /// Why the other machine of an activation is not to be had.
+    lack: Option<String>,
+    visit: &'a mut dyn FnMut(Happened),
+}
+
+impl Teller<'_> {
     fn tell(&mut self, context: &EntryContext, fuel: u64, what: What) {
         (self.visit)(Happened {
             context: *context,
@@ -645,7 +582,58 @@ impl Telling<'_> {
     }
 }
 
-fn at(context: &EntryContext) -> impl FnOnce(MachineError) -> ReplayError {
-    let index = context.index;
-    move |source| ReplayError::Machine { index, source }
+impl Listener<Box<dyn StateMachine>> for Teller<'_> {
+    fn called(&mut self, context: &EntryContext, call: &Call, said: &Applied) {
+        let outcome = || {
+            let first = said.outcomes.first().cloned();
+            first.unwrap_or_else(|| Outcome::Reply(Bytes::new()))
+        };
+        let what = match call {
+            Call::Init(config) => What::Init {
+                config: config.clone(),
+                outcome: outcome(),
+            },
+            Call::Commands(commands) => {
+                let pairs = commands.iter().cloned().zip(said.outcomes.iter().cloned());
+                What::Commands(pairs.collect())
+            }
+            Call::ConfChange(change) => What::Change {
+                change: change.clone(),
+                outcome: outcome(),
+            },
+            Call::StatusChange(event) => What::Leader(*event),
+        };
+        self.tell(context, said.fuel, what);
+    }
+
+    fn restored(&mut self, point: &CanonicalPoint) {
+        let (bytes, component) = (point.guest.len() as u64, self.wrote);
+        self.tell(&point.context, 0, What::Restored { bytes, component });
+    }
+
+    fn no_snapshot(&mut self, context: &EntryContext, error: &MachineError) {
+        let saved = Err(error.to_string());
+        let as_on_disk = None;
+        self.tell(context, 0, What::Barrier { saved, as_on_disk });
+    }
+
+    fn lacks(&mut self, _: &EntryContext, _: &Deployment, lack: &Lack) {
+        self.lack = Some(match lack {
+            Lack::Refused(_, Some(error)) | Lack::Local(error) => error.to_string(),
+            // It was told before.
+            Lack::Refused(refusal, None) => self.lack.take().unwrap_or_else(|| refusal.to_string()),
+        });
+    }
+
+    fn decided(&mut self, context: &EntryContext, deployment: &Deployment, decision: Decision) {
+        let told = What::Activated {
+            component: deployment.component,
+            outcome: decision.outcome(),
+        };
+        self.tell(context, 0, told);
+    }
+
+    fn waits_to_go_on(&mut self, _: &EntryContext, error: &MachineError) {
+        self.lack = Some(error.to_string());
+    }
 }

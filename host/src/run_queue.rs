@@ -1,10 +1,9 @@
 //! Who runs next: the actor that has used least.
 //!
-//! This is fair queueing as operating systems do it. Each actor has an account of what it has used, in units of fuel. Of the
-//! tasks that wait the one whose actor has used least runs first. The clock is what the least of all has used that wait or run
-//! now; an account that is below it is raised to it when its task is queued. So nobody saves up a credit by being idle, and
-//! nobody who is new waits for others to be caught up with. What runs now counts as using a unit in a nanosecond, so that one
-//! that is stuck does not stop the clock.
+//! This is fair queueing as operating systems do it. Each actor has an account of the fuel that it has used. The waiting task
+//! whose actor has used least runs first. The clock is the lowest account of all actors that wait or run now; an account below
+//! the clock is raised to it when its task is queued. So an idle actor saves up no credit, and a new actor does not keep others
+//! waiting until it has caught up. A running task uses one unit in a nanosecond, so that a stuck task does not stop the clock.
 //!
 //! For any two actors that have tasks all the time, what they have used never differs by more than two of the dearest turns of
 //! each. So with A actors that want to run, each gets 1/A of what there is to use.
@@ -350,6 +349,7 @@ mod tests {
         z ^ (z >> 31)
     }
 
+    // P-42
     #[test]
     fn a_group_at_its_limit_gets_its_share_and_no_more() {
         for threads in [1, 2, 4] {
@@ -375,6 +375,7 @@ mod tests {
         }
     }
 
+    // P-42
     #[test]
     fn shares_are_equal_whatever_turns_cost() {
         for seed in 0..60 {
@@ -460,6 +461,7 @@ mod tests {
         }
     }
 
+    // P-42
     #[test]
     fn one_that_is_stuck_gives_no_credit_to_those_who_wake() {
         let mut model = Model::new(2, 5);

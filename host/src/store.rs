@@ -243,23 +243,21 @@ impl Disk {
         saved: Saved,
     ) -> Result<SealedSnapshot, LogError> {
         let Saved {
-            context,
+            point,
             state,
-            schema,
             component,
-            guest,
         } = saved;
         let meta = SnapshotMeta {
             key,
             position: LogPosition {
-                index: context.index.0,
-                term: context.term.0,
+                index: point.context.index.0,
+                term: point.context.term.0,
             },
             state,
-            schema,
+            schema: point.schema,
             component: component.0,
         };
-        self.snapshots.seal(meta, guest)
+        self.snapshots.seal(meta, point.guest)
     }
 
     /// Opens a snapshot and verifies every byte of it.

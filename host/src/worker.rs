@@ -1,37 +1,34 @@
 //! Runs the machine of one group: an actor with a queue of its own, so that a slow or stuck machine delays only its
 //! own group.
 
-mod activation;
-mod barrier;
-mod calls;
-mod memory;
+mod guard;
 mod recent;
 mod rehearsal;
 mod results;
 mod snapshots;
+mod supply;
+mod watch;
 
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
-use skep_core::activation::Decision;
 use skep_core::allowance::Rates;
-use skep_core::attestation::Deed;
-use skep_core::effect::{Call, Work};
+use skep_core::effect::Work;
 use skep_core::id::{ComponentId, GroupId, LogIndex};
 use skep_core::input::Input;
 use skep_core::message::SnapshotName;
-use skep_core::outcome::EntryContext;
 use skep_core::proposal::ProposalError;
+use skep_drive::{Descriptor, Done, Driver, Failed, Interrupter, StateMachine};
 use skep_log::GroupKey;
-use skep_machine::state_machine::{Applied, Descriptor, Interrupter, StateMachine};
 use tokio::sync::oneshot;
 
-use self::calls::{Machine, failed};
-use self::recent::{Base, Recent};
+use self::recent::Recent;
 use self::results::Results;
 use self::snapshots::Unwritten;
+use self::supply::Supply;
+use self::watch::Watch;
 use crate::error::Error;
 use crate::exchange::Exchange;
 use crate::gauge::MemoryGauge;
@@ -44,10 +41,12 @@ use crate::run_queue::{Account, Meter, TURN_COST};
 use crate::status::QueryAnswer;
 use crate::store::Disk;
 
-pub(crate) use self::calls::{Failed, guarded, outcome_of, panic_text};
+pub(crate) use self::guard::{guarded, panic_text};
 pub(crate) use self::recent::Rehearsable;
 pub(crate) use self::rehearsal::{Extent, refusal};
 pub(crate) use self::snapshots::Saved;
+
+type Machine = Driver<Box<dyn StateMachine>>;
 
 /// Something for the machine's thread, in order.
 pub(crate) enum Job {
@@ -187,8 +186,13 @@ impl Worker {
         actor.lock().queries = actor.queries_of(&*machine);
         actor.may_interrupt(&*machine);
         actor.owner.memory.set(&*machine);
-        let exchange = actor.exchange.as_ref();
-        let machine = Machine::new(machine, exchange.map(|exchange| exchange.current.clone()));
+        let machine = match &actor.exchange {
+            None => Driver::new(machine),
+            Some(exchange) => {
+                let (founding, current) = (exchange.founding.clone(), exchange.current.clone());
+                Driver::exchangeable(machine, founding, current)
+            }
+        };
         *actor.machine() = Some(machine);
         Self {
             actor: Arc::new(actor),
@@ -344,7 +348,7 @@ impl Actor {
                     match cell.as_mut() {
                         Some(machine) => {
                             let ran = self.run(machine, job, &mut meter);
-                            self.owner.memory.set(&*machine.machine);
+                            self.owner.memory.set(&**machine.machine());
                             if let Err(failed) = ran {
                                 self.let_go(&mut cell, failed);
                             }
@@ -432,121 +436,40 @@ impl Actor {
         work: Work,
         meter: &mut Meter,
     ) -> Result<(), Failed> {
-        self.begin(machine, &work)?;
-        match work {
-            Work::Apply {
-                context,
-                entry,
-                calls,
-            } => {
-                let kept = self.recent().keep(&calls);
-                let applied = self.apply(machine, &context, calls)?;
-                if let Some(calls) = kept {
-                    self.recent().add(context, calls, &applied);
-                }
-                meter.add(applied.fuel);
-                let deed = Deed::of(&entry, &applied.outcomes, applied.fuel);
-                self.push(Input::Applied {
-                    index: context.index,
-                    outcomes: applied.outcomes,
-                    fuel: applied.fuel,
-                    deed,
-                });
+        let kept = match &work {
+            Work::Apply { context, calls, .. } => {
+                self.recent().keep(calls).map(|calls| (*context, calls))
             }
-            Work::Barrier { context, state } => {
-                match barrier::pass(machine, &self.owner, &context)? {
-                    Some(guest) => {
-                        let schema = machine.schema();
-                        self.recent().begin(Base {
-                            context,
-                            schema,
-                            guest: guest.clone(),
-                        });
-                        self.settle(Saved {
-                            context,
-                            state,
-                            schema,
-                            component: machine.component(self.owner.component),
-                            guest,
-                        });
-                    }
-                    None => {
-                        self.recent().forget();
-                        self.push(Input::Snapshotted {
-                            index: context.index,
-                            snapshot: None,
-                        });
-                    }
-                }
-            }
-            Work::Restore {
-                context, snapshot, ..
-            } => {
-                let (schema, guest) = self.load(&snapshot)?;
-                machine
-                    .machine
-                    .restore(&context, schema, guest.clone())
-                    .map_err(|error| {
-                        let failed = failed(error);
-                        let index = snapshot.index;
-                        Failed {
-                            reason: format!("snapshot {index} is not taken: {}", failed.reason),
-                            ..failed
+            _ => None,
+        };
+        let done = machine.drive(work, &mut Supply(self), &mut Watch::start(self))?;
+        match done {
+            Done::Tell(input) => {
+                match &input {
+                    Input::Applied { outcomes, fuel, .. } => {
+                        meter.add(*fuel);
+                        if let Some((context, calls)) = kept {
+                            self.recent().add(context, calls, outcomes, *fuel);
                         }
-                    })?;
-                machine.applied = snapshot.index;
-                machine.successor = None;
-                self.supersede_unwritten(snapshot.index);
-                self.recent().begin(Base {
-                    context,
-                    schema,
-                    guest,
-                });
-                self.push(Input::Restored {
-                    index: snapshot.index,
-                });
+                    }
+                    Input::Restored { index } => self.supersede_unwritten(*index),
+                    _ => {}
+                }
+                self.push(input);
+                Ok(())
             }
-            Work::Prepare {
-                context,
-                deployment,
-            } => {
-                let readiness = self.prepare(machine, &context, deployment);
-                self.push(Input::Prepared {
-                    index: context.index,
-                    readiness,
+            Done::Passed { point, state } => {
+                let deployment = machine.deployment();
+                let component = deployment.map_or(self.owner.component, |it| it.component);
+                self.settle(Saved {
+                    point,
+                    state,
+                    component,
                 });
+                Ok(())
             }
-            Work::Decide { context, decision } => {
-                let confirmed = decision == Decision::Confirmed;
-                let done = self.exchange(machine, &context, confirmed)?;
-                let index = context.index;
-                self.push(match done {
-                    Ok(()) => Input::Exchanged { index },
-                    Err(readiness) => Input::Prepared { index, readiness },
-                });
-            }
-            Work::Query { .. } => {
-                return Err(Failed::broken("a query came without its waiter"));
-            }
+            Done::Answer { .. } => Err(Failed::broken("a query came without its waiter")),
         }
-        Ok(())
-    }
-
-    /// Applies one entry.
-    fn apply(
-        &self,
-        machine: &mut Machine,
-        context: &EntryContext,
-        calls: Vec<Call>,
-    ) -> Result<Applied, Failed> {
-        let mut sum = Applied::default();
-        for call in calls {
-            let applied = machine.call(context, call)?;
-            sum.outcomes.extend(applied.outcomes);
-            sum.fuel = sum.fuel.saturating_add(applied.fuel);
-        }
-        machine.applied = context.index;
-        Ok(sum)
     }
 
     /// The actor that answers queries of a machine beside it.
@@ -595,17 +518,18 @@ impl Actor {
             group,
             source: ProposalError::Faulted,
         };
-        match guarded(|| Ok(machine.machine.query(&request).or_else(outcome_of))) {
+        match guarded(|| Ok(machine.query(&request))) {
             Ok(Ok(outcome)) => {
                 asked.answer(Ok(QueryAnswer {
                     outcome,
-                    index: machine.applied.max(index),
+                    index: machine.applied().max(index),
                     term,
                 }));
                 Ok(())
             }
             // The query alone could not be run: nothing has changed.
-            Ok(Err(Failed { reason, .. })) => {
+            Ok(Err(error)) => {
+                let reason = error.to_string();
                 tracing::warn!(%group, name = %self.owner.name, reason = %reason, "a query could not be run on this node");
                 asked.answer(Err(Error::QueryFailed { group, reason }));
                 Ok(())
@@ -624,15 +548,14 @@ impl Actor {
             return;
         }
         self.broken.store(failed.is_broken, Release);
-        let Failed { reason, at, .. } = failed;
-        tracing::error!(group = self.owner.key.group, name = %self.owner.name, reason, "the machine of a group has failed on this node");
+        tracing::error!(group = self.owner.key.group, name = %self.owner.name, reason = failed.reason, "the machine of a group has failed on this node");
         self.recent().forget();
         // Not taken away: it refuses queries that come from now on.
         if let Some(queries) = &self.lock().queries {
             queries.halt();
         }
         self.interrupt();
-        self.push(Input::MachineFailed { reason, at });
+        self.push(failed.input());
     }
 
     /// Drops a job; if somebody waits for it, says why.

@@ -24,6 +24,7 @@ const STRANGER: Duration = Duration::from_secs(15);
 /// What a request must be answered with.
 type Case<'a> = (&'a str, &'a str, &'a str, u16, &'a str, &'a str);
 
+// P-13
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wrong_requests_have_stable_codes_and_advice() {
     let cluster = Cluster::start(&Settings::default()).await;
@@ -303,6 +304,7 @@ async fn wrong_requests_have_stable_codes_and_advice() {
     assert_eq!(text(propose(&client, group, "put a 1").await), "OK 1");
 }
 
+// P-13
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_command_line_has_stable_exit_codes() {
     let mut cluster = Cluster::start(&Settings::default()).await;
@@ -394,6 +396,7 @@ async fn a_wrong_configuration_is_explained() {
 }
 
 /// Garbage on the ports that speak frames: the connection is closed, within bounds, and nothing else happens.
+// P-50
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn garbage_frames_close_their_connection_and_nothing_else() {
     let cluster = Cluster::start(&Settings::default()).await;

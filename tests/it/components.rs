@@ -23,6 +23,7 @@ fn on_disk(cluster: &Cluster, id: u64, component: ComponentId) -> (bool, bool) {
     (has("components"), has("compiled"))
 }
 
+// P-28
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn components_that_nothing_uses_are_collected_and_their_files_deleted() {
     let mut cluster = Cluster::start(&Settings::default()).await;
@@ -149,6 +150,7 @@ fn wrong() -> Vec<(&'static str, Vec<u8>, &'static str, &'static str)> {
     ]
 }
 
+// P-35
 #[tokio::test]
 async fn no_wrong_component_is_taken_in() {
     let cluster = Cluster::start(&Settings::one_node("")).await;

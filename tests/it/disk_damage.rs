@@ -35,6 +35,7 @@ async fn is_whole(cluster: &mut Cluster) {
     assert_eq!(answer(&cluster.client().await, group, "count").await, "200");
 }
 
+// P-55
 #[tokio::test]
 async fn a_corrupt_middle_of_the_log_is_named_and_nothing_is_lost() {
     let mut cluster = used().await;
@@ -81,6 +82,7 @@ async fn a_corrupt_middle_of_the_log_is_named_and_nothing_is_lost() {
     is_whole(&mut cluster).await;
 }
 
+// P-55
 #[tokio::test]
 async fn a_torn_tail_that_was_never_synced_is_no_damage() {
     let mut cluster = used().await;
@@ -117,6 +119,7 @@ async fn a_damaged_identity_is_not_replaced() {
     is_whole(&mut cluster).await;
 }
 
+// P-60
 #[tokio::test]
 async fn a_lost_log_is_not_a_new_one() {
     let mut cluster = used().await;
@@ -155,6 +158,7 @@ async fn a_data_dir_of_another_node_or_cluster_is_refused() {
     is_whole(&mut cluster).await;
 }
 
+// P-63
 #[tokio::test]
 async fn a_data_dir_in_use_is_left_alone() {
     let cluster = Cluster::start(&Settings::one_node("")).await;
@@ -180,6 +184,7 @@ async fn a_data_dir_in_use_is_left_alone() {
     );
 }
 
+// P-63
 #[tokio::test]
 async fn a_busy_port_is_named_before_the_store_is_touched() {
     let mut cluster = Cluster::prepare(&Settings::one_node(""));
@@ -198,6 +203,7 @@ async fn a_busy_port_is_named_before_the_store_is_touched() {
 /// A wiped node has forgotten its votes and its entries: its peers do not take it for the old one, not even one that
 /// never led it or was led by it. If they did, the two would elect one of them without the entry that only the leader,
 /// dead by now, and the wiped node had acknowledged.
+// P-59
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wiped_node_is_not_let_back_in() {
     let mut cluster = Cluster::start(&Settings::default()).await;

@@ -11,6 +11,7 @@ const COMMANDS: usize = 20;
 /// Commands per sync that are many; one by one it would be 1.
 const MANY: u64 = 8;
 
+// P-62
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn commands_of_concurrent_clients_share_syncs() {
     let cluster = Cluster::start(&Settings::default()).await;

@@ -57,6 +57,7 @@ async fn a_node_that_was_away_catches_up_by_snapshot() {
     }
 }
 
+// P-12
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rolling_restart_under_load_loses_nothing_and_is_prompt() {
     let mut cluster = Cluster::start(&Settings::default()).await;
@@ -77,6 +78,7 @@ async fn a_rolling_restart_under_load_loses_nothing_and_is_prompt() {
     load.verify(&cluster).await;
 }
 
+// P-12
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_paused_leader_is_replaced_and_follows_when_it_wakes() {
     let mut cluster = Cluster::start(&Settings::default()).await;

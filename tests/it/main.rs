@@ -11,6 +11,7 @@ mod hostile;
 mod lifecycle;
 mod load;
 mod membership;
+mod metrics;
 mod power;
 mod replay;
 mod retries;

@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 
 use crate::load::{Load, text};
 
+// P-65
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_change_under_load() {
     let cluster = Cluster::start(&Settings {
@@ -129,6 +130,7 @@ async fn members_change_under_load() {
 }
 
 /// Commands that arrive at a member in the moment it is removed are answered all the same: by those who stay.
+// P-73
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_removal_is_nothing_that_clients_of_the_removed_node_see() {
     const REMOVALS: usize = 8;

@@ -14,6 +14,7 @@ const WORKERS: usize = 8;
 const COMMANDS: u64 = 150;
 const LIMIT: Duration = Duration::from_secs(150);
 
+// P-1
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_acknowledged_survives_the_death_of_all_nodes_once() {
     within(LIMIT, "all rounds", async {

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use skep_client::Outcome;
 use skep_examples::KV;
 use skep_rehearsal_tests::{HIDDEN_STATE, RANDOM};
+use skep_tests::clock::until;
 use skep_tests::cluster::{Cluster, Settings};
 use skep_tests::process::{self, Ended};
 
@@ -57,6 +58,7 @@ fn commands(told: &Value) -> Vec<(String, String)> {
         .collect()
 }
 
+// P-36, P-52
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_past_of_a_stopped_node_is_told_again_and_nothing_is_written() {
     let mut cluster = Cluster::start(&Settings::one_node("")).await;
@@ -175,7 +177,7 @@ async fn two_components_are_compared_and_the_first_difference_is_named() {
         (ended.code, told["differences"].clone())
     };
     let (code, differences) = compare(&same).await;
-    let nothing = serde_json::json!({"reply": null, "fuel": null, "state": null});
+    let nothing = json!({"reply": null, "fuel": null, "state": null});
     assert_eq!((code, differences), (Some(0), nothing));
     // The other one keeps the same pairs and does not know `count`.
     let (code, differences) = compare(&other).await;
@@ -188,4 +190,23 @@ async fn two_components_are_compared_and_the_first_difference_is_named() {
     assert_eq!(code, Some(1));
     assert_eq!(differences["reply"][1]["outcome"], "OK 1");
     assert!(differences["state"].is_u64(), "{differences}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_past_ends_where_the_replica_stopped() {
+    let mut cluster = Cluster::start(&Settings::one_node("")).await;
+    let refused = json!({"name": "picky", "members": [1], "init": "more of everything"});
+    let created = cluster.http(1, "POST", "/v1/groups", refused.to_string());
+    let created = created.await;
+    let words = "init refused the configuration of the group (code 0): kv takes no configuration";
+    until("the replica has stopped", || {
+        cluster.node(1).log().contains(words)
+    })
+    .await;
+    assert!(created.text().contains("picky"), "{}", created.text());
+    cluster.stop(1);
+    let data = cluster.node(1).data();
+    let ended = replay(&data, &["--group", "picky", "--uncommitted"]).await;
+    assert_eq!(ended.code, Some(1), "{} {}", ended.stdout, ended.stderr);
+    assert!(ended.stderr.contains(words), "{}", ended.stderr);
 }

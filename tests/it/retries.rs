@@ -15,6 +15,7 @@ const WORKERS: usize = 6;
 /// Commands that must be acknowledged before and after each death.
 const BETWEEN: u64 = 150;
 
+// P-4
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_increment_counts_once_while_leaders_die() {
     let mut cluster = Cluster::start(&Settings::default()).await;
@@ -76,6 +77,7 @@ async fn each_increment_counts_once_while_leaders_die() {
     );
 }
 
+// P-13
 #[tokio::test]
 async fn a_follower_forwards_http() {
     let cluster = Cluster::start(&Settings::default()).await;

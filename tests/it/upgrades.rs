@@ -78,6 +78,7 @@ async fn is_known(cluster: &Cluster, id: u64, group: GroupId, component: Compone
     .await;
 }
 
+// P-24
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn code_changes_under_load_and_nothing_is_lost_or_doubled() {
     let mut cluster = Cluster::start(&Settings::default()).await;
@@ -107,6 +108,7 @@ async fn code_changes_under_load_and_nothing_is_lost_or_doubled() {
     cluster.assert_no_panic();
 }
 
+// P-24, P-27
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn code_that_does_not_take_the_state_is_refused_and_the_old_goes_on() {
     let cluster = Cluster::start(&Settings::default()).await;
@@ -163,6 +165,7 @@ async fn the_log_itself_refuses_what_no_node_could_try() {
     cluster.assert_no_panic();
 }
 
+// P-27
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dry_run_says_what_would_become_of_it_and_changes_nothing() {
     let cluster = Cluster::start(&Settings::default()).await;
@@ -234,6 +237,7 @@ async fn a_dry_run_says_what_would_become_of_it_and_changes_nothing() {
     cluster.assert_no_panic();
 }
 
+// P-24
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_is_killed_in_the_middle_comes_back_on_the_right_version() {
     let mut cluster = Cluster::start(&Settings::default()).await;
@@ -268,6 +272,7 @@ async fn a_node_that_is_killed_in_the_middle_comes_back_on_the_right_version() {
     cluster.assert_no_panic();
 }
 
+// P-46
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn limits_change_through_the_log() {
     let cluster = Cluster::start(&Settings::default()).await;
@@ -308,6 +313,7 @@ async fn limits_change_through_the_log() {
 }
 
 /// Commands and queries beyond the quota of bytes wait, and none of them is refused.
+// P-46
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bytes_beyond_the_quota_wait() {
     const REPLY: usize = 100_000;

@@ -2,8 +2,8 @@
 
 use bytes::{Bytes, BytesMut};
 use skep_log::StoreId;
+use skep_peer::frame;
 use skep_wire::codec::{Decoder, Encoder};
-use skep_wire::peer::frame;
 use skep_wire::proto::{self, hello_ack, peer_frame, peer_message, request, response};
 use skep_wire::{MAX_FRAME, PEER_PROTOCOL};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

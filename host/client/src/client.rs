@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::Value;
-use skep_core::id::{ComponentId, GroupId, LogIndex, RequestId, Term};
-use skep_core::outcome::Outcome;
-use skep_core::proposal::Response;
+use skep_types::id::{ComponentId, GroupId, LogIndex, RequestId, Term};
+pub use skep_types::node_status::Consistency;
+use skep_types::outcome::Outcome;
+use skep_types::proposal::Response;
 use skep_wire::proto::{self, request, response};
 use skep_wire::{MAX_CHUNK, MAX_CLIENT_FRAME, MAX_TIMEOUT_MS, WireError};
 use tokio::sync::Semaphore;
@@ -51,15 +52,6 @@ struct Inner {
     config: ClientConfig,
     routes: Routes,
     budget: Semaphore,
-}
-
-/// How fresh the answer to a query must be.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Consistency {
-    /// It reflects every command that was acknowledged before the query was made.
-    Linearizable,
-    /// Whatever the asked node has; never less than some earlier state.
-    Stale,
 }
 
 /// The answer to a query.

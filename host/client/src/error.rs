@@ -55,7 +55,7 @@ pub enum ClientError {
     BadAnswer(String),
     /// A component's bytes are not those of its name.
     #[error("the bytes received are not those of component {0}")]
-    WrongComponent(skep_core::id::ComponentId),
+    WrongComponent(skep_types::id::ComponentId),
 }
 
 impl ClientError {

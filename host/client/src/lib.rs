@@ -11,7 +11,7 @@
 //! # async fn example() -> Result<(), skep_client::ClientError> {
 //! use skep_client::{Client, ClientConfig, Consistency};
 //!
-//! let client = Client::connect(ClientConfig::new(["127.0.0.1:7001", "127.0.0.1:7002"])).await?;
+//! let client = Client::connect(ClientConfig::new(["127.0.0.1:7401", "127.0.0.1:7402"])).await?;
 //! let session = client.session(1.into()).await?;
 //! let response = session.propose("put key value".into()).await?;
 //! println!("applied at {}: {:?}", response.index, response.outcome);
@@ -35,6 +35,6 @@ pub use client::{Answer, Client, ComponentPiece, Consistency};
 pub use config::ClientConfig;
 pub use error::ClientError;
 pub use session::Session;
-pub use skep_core::id::{ComponentId, GroupId, LogIndex, NodeId, RequestId, SessionId, Term};
-pub use skep_core::outcome::{GuestFault, Outcome};
-pub use skep_core::proposal::Response;
+pub use skep_types::id::{ComponentId, GroupId, LogIndex, NodeId, RequestId, SessionId, Term};
+pub use skep_types::outcome::{GuestFault, Outcome};
+pub use skep_types::proposal::Response;

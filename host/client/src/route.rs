@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use skep_core::id::GroupId;
+use skep_types::id::GroupId;
 
 use crate::config::ClientConfig;
 use crate::connection::Node;

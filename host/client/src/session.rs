@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use skep_core::id::{GroupId, RequestId, SessionId};
-use skep_core::proposal::Response;
+use skep_types::id::{GroupId, RequestId, SessionId};
+use skep_types::proposal::Response;
 use skep_wire::proto::{self, request, response};
 use tokio::sync::Notify;
 

@@ -16,7 +16,8 @@ pub(crate) struct Addresses {
 }
 
 impl Addresses {
-    /// Remembers where a replica is. Of too many the one with the lowest id is forgotten: the one most likely to be gone.
+    /// Remembers where a replica is. If there are too many, the replica with the lowest id is forgotten: it is the most likely to
+    /// be gone.
     pub(crate) fn note(&mut self, replica: ReplicaId, node: NodeId) {
         self.nodes.insert(replica, node);
         if self.nodes.len() > ADDRESSES_MAX {

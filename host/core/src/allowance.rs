@@ -1,6 +1,7 @@
 //! What is left of a quota.
 
 use crate::deployment::Quota;
+pub use crate::proposal::{SESSIONS_AT_ONCE, SESSIONS_PER_SECOND};
 
 /// A message that costs nothing where a group has no quota of bytes. Up to this length the processor is given away between
 /// two of them often enough; one of a megabyte keeps what comes behind it waiting for milliseconds.
@@ -29,13 +30,6 @@ impl Rates {
         }
     }
 }
-
-/// Sessions that a group opens in a second: many more than a group has clients that come anew, and too few to displace the
-/// sessions of others before these are used again.
-pub const SESSIONS_PER_SECOND: u64 = 128;
-
-/// Sessions that a group opens at once, after it has opened few for as long as that takes.
-pub const SESSIONS_AT_ONCE: u64 = 1024;
 
 /// What may be taken now: a token bucket for each.
 #[derive(Clone, Copy, Debug, Default)]

@@ -293,6 +293,7 @@ mod tests {
         );
     }
 
+    // P-23
     #[test]
     fn the_chain_tells_everything_apart() {
         let reply = |bytes: &'static str| Outcome::Reply(Bytes::from_static(bytes.as_bytes()));

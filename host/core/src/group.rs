@@ -617,7 +617,7 @@ impl Group {
             node.tick();
         }
         self.quota_waits += u64::from(self.waits_for_quota());
-        // By the clock as it is: behind the latest it has shown nothing would come in until it is there again.
+        // By this clock, not by the latest time that it has shown: a clock that was set back would refill nothing until it is there again.
         self.allowance.refill(self.rates(), now);
         self.expire();
         self.expire_reads();

@@ -7,20 +7,26 @@
 //! # Layout
 //!
 //! * [`group`]: the replica; takes [`input::Input`]s and gives [`effect::Effect`]s. Nothing else crosses.
-//! * `intake`: messages from other replicas; what raft-rs can take.
+//! * `intake`: messages from other replicas; what raft-rs can take. [`message`]: what replicas say to each other.
 //! * `ready`: from Raft's `Ready` to records and messages.
-//! * [`entry`]: what an entry says; `committed`: entries on their way through the machine.
+//! * [`payload`], [`entry`]: what an entry says; `committed`: entries on their way through the machine; [`outcome`]: the results.
 //! * `proposals`: queueing, packing, deadlines; `forwards`: on the way to the leader. [`proposal`] has the words.
-//! * `changes`: membership.
+//! * `suspects`, `fullness`, [`allowance`], `throttle`: clients whose commands fail, find no memory, or have to wait.
+//! * `changes`: membership; `removal`: the end of a removed replica; `liveness`, `addresses`: when and where members were heard of.
 //! * `reads`: linearizable queries.
 //! * [`attestation`], `divergence`: whether replicas agree, and what becomes of one that does not.
-//! * [`standing`]: what is believed of whom; `handover`: a leader whose machine failed.
-//! * [`deployment`]: what a group runs; [`activation`]: how it comes to run something else.
-//! * [`printable`]: text of strangers, fit to be shown.
+//! * [`standing`]: what is believed of other replicas; `handover`: a leader whose machine failed.
+//! * [`deployment`]: what a group runs; [`activation`]: how it comes to run something else; [`impasse`]: commands that no member
+//!   can run.
+//! * [`healing`]: snapshots that cannot be written or read here; `spacing`: how far barriers are apart.
 //! * [`sessions`], [`state`]: what is replicated beside the machine's state.
 //! * `log_view`: the log as Raft reads it; `read_back`: entries that are not in memory.
-//! * `catch_up`: members that are behind, what of the log is kept for them, and what is held back; `throttle`: how much.
+//! * `catch_up`: members that are behind, and what of the log is kept for them.
 //! * `election`: timeouts without randomness.
+//! * [`config`], [`id`], [`status`], [`printable`]: limits, names, what a replica shows of itself, text of strangers fit to be shown.
+//! * [`planted`]: defects that a simulation switches on.
+//!
+//! [`id`], [`proposal`], [`outcome`] and [`status`] are modules of `skep-types`, which clients share.
 //!
 //! # What is absent
 //!
@@ -45,18 +51,15 @@ mod fullness;
 pub mod group;
 mod handover;
 pub mod healing;
-pub mod id;
 pub mod impasse;
 pub mod input;
 mod intake;
 mod liveness;
 mod log_view;
 pub mod message;
-pub mod outcome;
 pub mod payload;
 pub mod planted;
 pub mod printable;
-pub mod proposal;
 mod proposals;
 mod read_back;
 mod reads;
@@ -66,9 +69,9 @@ pub mod sessions;
 mod spacing;
 pub mod standing;
 pub mod state;
-pub mod status;
 mod suspects;
 mod throttle;
 
 pub use config::{GroupConfig, Limits, Member};
 pub use group::{Group, Recovered};
+pub use skep_types::{id, outcome, proposal, status};

@@ -14,8 +14,8 @@ pub(crate) struct Liveness {
 }
 
 impl Liveness {
-    /// Remembers who has just been heard of. Of too many the one with the lowest id is forgotten: the one most likely to be
-    /// gone.
+    /// Remembers when a replica was heard of. If there are too many, the replica with the lowest id is forgotten: it is the most
+    /// likely to be gone.
     fn note(&mut self, replica: ReplicaId, ticks: u64) {
         self.heard.insert(replica, ticks);
         if self.heard.len() > MEMBERS_MAX {

@@ -4,31 +4,13 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use raft::eraftpb;
+pub use skep_types::priority::Priority;
 
 use crate::activation::Readiness;
 use crate::attestation::Attestation;
 use crate::id::{GroupId, Incarnation, NodeId, ReplicaId};
 use crate::proposal::{Proposal, ProposalError, Response};
 use crate::standing::Standing;
-
-/// How urgent a message is. A message of a higher priority must not wait behind one of a lower priority on the way, so
-/// each priority has a connection of its own.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-#[repr(u8)]
-pub enum Priority {
-    /// Snapshots.
-    Low = 0,
-    /// Appends, their answers and forwarded proposals; in order for each (peer, group).
-    Normal = 1,
-    /// Heartbeats, votes, read-index rounds.
-    High = 2,
-}
-
-impl Priority {
-    /// All priorities, the most urgent first.
-    pub const ALL: [Self; 3] = [Self::High, Self::Normal, Self::Low];
-}
 
 /// A message from one replica to another replica of the same group.
 #[derive(Clone, PartialEq, Debug)]

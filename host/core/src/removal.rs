@@ -103,8 +103,8 @@ impl Group {
         }
     }
 
-    /// Asks the members whether it was removed; each who knows answers. A leader's heartbeats and a candidate's request for
-    /// votes ask too, but a learner that was away campaigns never, and a removed replica no more.
+    /// Asks the members whether this replica was removed; each member that knows answers. A leader's heartbeats and a candidate's
+    /// request for votes ask too, but neither a learner nor a replica that applied its removal campaigns.
     pub(crate) fn ask_if_nobody_else_does(&mut self) {
         let asks = self.is_leaving() || self.is_forsaken();
         let due = self

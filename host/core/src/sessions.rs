@@ -399,6 +399,7 @@ mod tests {
         assert_eq!(left, (0, SESSIONS_MAX as u64));
     }
 
+    // P-5
     #[test]
     fn whoever_keeps_most_pays_for_what_is_too_much_and_nothing_is_applied_again() {
         let mut sessions = Prompt::default();
@@ -445,6 +446,7 @@ mod tests {
         assert!(sessions.0.answered(request(small, 1)).is_ok());
     }
 
+    // P-6
     #[test]
     fn no_number_ends_a_session() {
         let mut sessions = Prompt::default();
@@ -466,6 +468,7 @@ mod tests {
         sessions.apply(request(id, 3), b"");
     }
 
+    // P-4
     #[test]
     fn a_snapshot_keeps_the_table() {
         let mut sessions = Prompt::default();
@@ -505,6 +508,7 @@ mod tests {
         }
     }
 
+    // P-8
     #[test]
     fn whoever_opens_thousands_displaces_nobody_who_uses_theirs() {
         let mut sessions = Prompt::default();
@@ -525,6 +529,7 @@ mod tests {
         );
     }
 
+    // P-8
     #[test]
     fn whoever_is_just_opening_a_session_gets_to_use_it() {
         let mut sessions = Prompt::default();

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use prost::Message;
 use raft::eraftpb::ConfState;
+pub use skep_types::status::Role;
 
 use crate::config::MEMBERS_MAX;
 use crate::deployment::{DEPLOYMENT_BYTES_MAX, Deployment, DeploymentRecord};
@@ -29,18 +30,6 @@ pub const BYTES_MAX: u64 =
 /// Most that the index, the term and the last replica of a snapshot may be. They go up one by one, so none ever comes
 /// near; and what Raft adds to them has room.
 const COUNTER_MAX: u64 = u64::MAX >> 1;
-
-/// How a member takes part.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Role {
-    /// Votes and counts for commits.
-    Voter,
-    /// Only follows; becomes a voter once it has caught up.
-    Joining,
-    /// Only follows.
-    Learner,
-}
 
 /// One member of a group.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -410,6 +399,7 @@ mod tests {
         assert!(HostState::decode(Bytes::new()).is_err());
     }
 
+    // P-5
     #[test]
     fn the_fullest_section_there_can_be_keeps_its_bound() {
         let mut state = HostState {

@@ -254,6 +254,7 @@ mod tests {
         files
     }
 
+    // P-36
     #[test]
     fn a_log_is_recovered_and_no_byte_of_it_is_changed() {
         let dir = tempfile::tempdir().unwrap();

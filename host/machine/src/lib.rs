@@ -1,4 +1,5 @@
-//! The state machine contract of Skep, and the sandbox that runs it from a WebAssembly component.
+//! Machines of Skep: the sandbox that runs one from a WebAssembly component, and machines in Rust. The contract of both is
+//! in `skep-drive`, and is here under its old name too.
 //!
 //! - [`state_machine`]: the contract, [`StateMachine`] and [`Reader`].
 //! - [`wasm`]: a machine from a component: [`wasm::WasmMachine`].
@@ -7,9 +8,9 @@
 
 pub mod conformance;
 pub mod native;
-pub mod state_machine;
 pub mod wasm;
 
-pub use state_machine::{
+pub use skep_drive::state_machine;
+pub use skep_drive::state_machine::{
     Answer, Applied, Descriptor, Interrupter, LocalCode, MachineError, Memory, Reader, StateMachine,
 };

@@ -192,9 +192,9 @@ impl<'a> Lived<'a> {
             return Ok(probe);
         }
         // All of this has succeeded once.
-        let mut probe = self.begin().map_err(RehearsalError::Local)?;
+        let mut probe = self.begin().map_err(not_here)?;
         for call in &self.journal {
-            self.call(&mut probe, call).map_err(RehearsalError::Local)?;
+            self.call(&mut probe, call).map_err(not_here)?;
         }
         Ok(probe)
     }
@@ -246,14 +246,19 @@ fn only(outcomes: Vec<Outcome>) -> Outcome {
 fn fault(error: MachineError) -> Result<GuestFault, RehearsalError> {
     match error {
         MachineError::Guest { fault, .. } => Ok(fault),
-        local @ MachineError::Local { .. } => Err(RehearsalError::Local(local)),
+        local @ MachineError::Local { .. } => Err(not_here(local)),
     }
+}
+
+/// What succeeded before has failed, or this computer has.
+pub(crate) fn not_here(error: MachineError) -> RehearsalError {
+    RehearsalError::Local(error.into())
 }
 
 /// The words of a machine that will not save or restore.
 pub(crate) fn refusal(error: MachineError) -> Result<String, RehearsalError> {
     match error {
         guest @ MachineError::Guest { .. } => Ok(guest.to_string()),
-        local @ MachineError::Local { .. } => Err(RehearsalError::Local(local)),
+        local @ MachineError::Local { .. } => Err(not_here(local)),
     }
 }

@@ -393,7 +393,7 @@ fn outcome(outcome: Outcome, index: u64, term: u64) -> Response {
         (None, Outcome::Reply(reply)) => {
             ([(header::CONTENT_TYPE, "application/octet-stream")], reply).into_response()
         }
-        (None, _) => unreachable!("what is no reply is a problem"),
+        (None, _) => unreachable!("an answer without a body is a problem"),
     };
     response
         .headers_mut()

@@ -275,6 +275,7 @@ mod tests {
         }
     }
 
+    // P-28
     #[test]
     fn only_components_that_no_group_ever_used_are_collected_and_new_ones_stay() {
         let (mut machine, states) = seeded();

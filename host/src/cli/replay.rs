@@ -348,9 +348,9 @@ impl Told {
             last = happened.context;
             lines.extend(lines_of(&happened));
         })?;
-        let state = digest(&mut *machine, &last).map_err(|source| ReplayError::Machine {
+        let state = digest(&mut *machine, &last).map_err(|error| ReplayError::Machine {
             index: last.index,
-            source,
+            source: error.into(),
         })?;
         Ok(Self { lines, state })
     }

@@ -170,7 +170,7 @@ impl Host {
             .change_group(&Command::RemoveGroup { group: record.id })
             .await?;
         tracing::info!(group = %record.id, name = %record.name, "group removed");
-        Ok(GroupInfo::of(&record))
+        Ok(record.info())
     }
 
     /// The status of this node's replica, or of a member's if there is none here.
@@ -282,7 +282,7 @@ impl Host {
             .into());
         }
         self.check_new_component(id, size).await?;
-        let component = self.inner.machines.component(bytes.clone()).await?;
+        let component = self.inner.machines.component(id, bytes.clone()).await?;
         let memories = component.inspection().memories;
         let limit = self.inner.config.limits.component_memories;
         // What the cluster has already, it keeps.
@@ -383,7 +383,7 @@ impl Host {
 
     async fn await_leader(&self, record: &GroupRecord) -> Result<GroupInfo, HostError> {
         let (watch, id) = (Stopwatch::start(), record.id.to_string());
-        let mut info = GroupInfo::of(record);
+        let mut info = record.info();
         loop {
             match self.group_status(&id, Reach::Cluster).await {
                 Ok(GroupStatus {

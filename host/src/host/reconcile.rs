@@ -220,7 +220,9 @@ pub(super) async fn machine(
 ) -> Result<Box<dyn StateMachine>, HostError> {
     let bytes = component(host, deployed.component).await?;
     let machines = &host.inner.machines;
-    let component = machines.component_for(bytes, purpose).await?;
+    let component = machines
+        .component_for(deployed.component, bytes, purpose)
+        .await?;
     machines
         .start(record, &deployed.profile, component, purpose)
         .await

@@ -151,7 +151,7 @@ impl Host {
     ) -> Result<Option<(Descriptor, Rehearsal)>, HostError> {
         let bytes = reconcile::component(self, deployed.component).await?;
         let machines = &self.inner.machines;
-        let component = machines.component(bytes).await?;
+        let component = machines.component(deployed.component, bytes).await?;
         let Some(past) = self.rehearsable(record.id).await? else {
             return Ok(None);
         };
@@ -221,7 +221,7 @@ impl Host {
         // Goes on although nobody waits; asked again, it is found compiled.
         let preparing = tokio::spawn(async move {
             let bytes = reconcile::component(&host, id).await?;
-            let component = host.inner.machines.component(bytes).await?;
+            let component = host.inner.machines.component(id, bytes).await?;
             Ok::<_, HostError>(component.descriptor().clone())
         });
         tokio::select! {

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use skep_core::id::NodeId;
+use skep_peer::frame;
 use skep_wire::MAX_CLIENT_FRAME;
 use skep_wire::codec::Encoder;
-use skep_wire::peer::frame;
 use skep_wire::proto::{self, peer_frame, request};
 use tokio::sync::{Notify, mpsc, oneshot};
 

@@ -5,8 +5,8 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use skep_peer::frame;
 use skep_wire::codec::{Decoder, Encoder};
-use skep_wire::peer::frame;
 use skep_wire::proto::{PeerFrame, peer_frame};
 use skep_wire::{MAX_FRAME, MAX_HELLO, WireError};
 use socket2::{SockRef, TcpKeepalive};

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use skep_core::id::NodeId;
 use skep_log::{LogError, PeerPins, StoreId};
-use skep_wire::peer::{Hello, Purpose, store_uuid};
+use skep_peer::{Hello, Purpose, store_uuid};
 use skep_wire::proto::{self, RefusalReason, hello_ack, peer_frame};
 use skep_wire::{MAX_CHUNK, MAX_CLIENT_FRAME, MAX_FRAME, PEER_PROTOCOL, WireError};
 use tokio::net::{TcpStream, lookup_host};

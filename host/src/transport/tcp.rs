@@ -10,7 +10,7 @@ use dashmap::DashMap;
 use skep_core::id::{GroupId, NodeId};
 use skep_core::message::{Batch, PeerMessage, Priority};
 use skep_log::SnapshotFile;
-use skep_wire::peer::Purpose;
+use skep_peer::Purpose;
 use tokio::net::{TcpListener, lookup_host};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};

@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use skep_core::effect::Call;
 use skep_core::outcome::{ConfChange, EntryContext, Outcome};
-use skep_machine::state_machine::Applied;
+use skep_drive::CanonicalPoint;
 
 /// Entries that are kept: a rehearsal says what another machine makes of typical commands, it proves nothing.
 const ENTRIES_MAX: usize = 128;
@@ -18,19 +17,11 @@ const ITEM_BYTES: usize = 64;
 /// replay without what came before would say nothing.
 #[derive(Default)]
 pub(super) struct Recent {
-    base: Option<Base>,
+    base: Option<CanonicalPoint>,
     entries: Vec<Arc<Past>>,
     bytes: usize,
     /// Entries since the base are missing.
     full: bool,
-}
-
-/// The bytes of a snapshot, as the machine was restored from them.
-#[derive(Clone)]
-pub(super) struct Base {
-    pub(super) context: EntryContext,
-    pub(super) schema: u32,
-    pub(super) guest: Bytes,
 }
 
 /// An entry, and what became of it.
@@ -43,14 +34,14 @@ pub(super) struct Past {
 
 /// Enough to do again what a machine did last.
 pub(crate) struct Rehearsable {
-    pub(super) base: Base,
+    pub(super) base: CanonicalPoint,
     pub(super) entries: Vec<Arc<Past>>,
     pub(super) whole: bool,
 }
 
 impl Recent {
     /// The machine goes on from these bytes.
-    pub(super) fn begin(&mut self, base: Base) {
+    pub(super) fn begin(&mut self, base: CanonicalPoint) {
         *self = Self {
             base: Some(base),
             ..Self::default()
@@ -76,12 +67,18 @@ impl Recent {
     }
 
     /// An entry that is kept was applied.
-    pub(super) fn add(&mut self, context: EntryContext, calls: Vec<Call>, applied: &Applied) {
+    pub(super) fn add(
+        &mut self,
+        context: EntryContext,
+        calls: Vec<Call>,
+        outcomes: &[Outcome],
+        fuel: u64,
+    ) {
         if self.base.is_none() {
             return;
         }
         let calls_size: usize = calls.iter().map(size).sum();
-        let outcomes_size: usize = applied.outcomes.iter().map(outcome_size).sum();
+        let outcomes_size: usize = outcomes.iter().map(outcome_size).sum();
         self.bytes += calls_size + outcomes_size;
         if self.bytes > BYTES_MAX {
             self.full = true;
@@ -90,8 +87,8 @@ impl Recent {
         self.entries.push(Arc::new(Past {
             context,
             calls,
-            outcomes: applied.outcomes.clone(),
-            fuel: applied.fuel,
+            outcomes: outcomes.to_vec(),
+            fuel,
         }));
     }
 
@@ -125,22 +122,21 @@ fn outcome_size(outcome: &Outcome) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
     fn apply(recent: &mut Recent, command: usize, reply: usize) {
         let calls = [Call::Commands(vec![vec![0; command].into()])];
         if let Some(calls) = recent.keep(&calls) {
-            let applied = Applied {
-                outcomes: vec![Outcome::Reply(vec![0; reply].into())],
-                fuel: 1,
-            };
-            recent.add(EntryContext::default(), calls, &applied);
+            let outcomes = [Outcome::Reply(vec![0; reply].into())];
+            recent.add(EntryContext::default(), calls, &outcomes, 1);
         }
     }
 
     fn begun() -> Recent {
         let mut recent = Recent::default();
-        recent.begin(Base {
+        recent.begin(CanonicalPoint {
             context: EntryContext::default(),
             schema: 1,
             guest: Bytes::new(),

@@ -1,25 +1,19 @@
-//! The snapshot files of a machine: written beside what it does next, again and again if need be; read at its start.
+//! The snapshot files of a machine: written beside what it does next, again and again if need be.
 
-use std::sync::{Arc, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, MutexGuard};
 
 use bytes::Bytes;
 use skep_core::id::{ComponentId, LogIndex};
 use skep_core::input::Input;
-use skep_core::message::SnapshotName;
-use skep_core::outcome::EntryContext;
+use skep_drive::CanonicalPoint;
 use skep_log::SealedSnapshot;
 use skep_store::convert;
 
 use super::Actor;
 use super::Queue;
-use super::calls::Failed;
 
 /// Ticks before a file that could not be written is tried again: the first pause, and the longest, which is some six seconds.
 const WRITE_AGAIN: (u32, u32) = (2, 64);
-
-/// The first and the longest pause before something that the system had no room for is tried again.
-const WAIT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// The snapshot of a barrier that is in no file yet.
 pub(super) struct Unwritten {
@@ -32,12 +26,10 @@ pub(super) struct Unwritten {
 
 /// What a snapshot is to hold.
 pub(crate) struct Saved {
-    pub(crate) context: EntryContext,
+    pub(crate) point: CanonicalPoint,
     /// The host's section.
     pub(crate) state: Bytes,
-    pub(crate) schema: u32,
     pub(crate) component: ComponentId,
-    pub(crate) guest: Bytes,
 }
 
 impl Actor {
@@ -47,14 +39,14 @@ impl Actor {
         {
             let mut queue = self.lock();
             queue.settling += 1;
-            queue.newest = saved.context.index;
+            queue.newest = saved.point.context.index;
             // What was in no file need not be any more.
             queue.unwritten = None;
         }
         self.results().hold();
         let actor = Arc::clone(self);
         self.pool.run(move || {
-            let index = saved.context.index;
+            let index = saved.point.context.index;
             let (settled, unwritten) = match actor.disk.seal_snapshot(actor.owner.key, saved) {
                 Ok(sealed) => actor.write(index, sealed),
                 // The host's own section is too large, which it is on every replica alike.
@@ -151,47 +143,5 @@ impl Actor {
         let mut queue = self.lock();
         queue.unwritten = None;
         queue.newest = by;
-    }
-
-    /// The guest's bytes of a snapshot, and their version. What the system has no room for now is asked for again; a file that
-    /// is damaged or gone is the end of this start of the machine.
-    pub(super) fn load(&self, snapshot: &SnapshotName) -> Result<(u32, Bytes), Failed> {
-        let mut pause = WAIT.0;
-        loop {
-            match self.disk.read_snapshot(self.owner.key, snapshot) {
-                Err(error) if error.is_transient() => {
-                    self.wait(pause, &format!("it waits for its snapshot: {error}"))?;
-                    pause = (2 * pause).min(WAIT.1);
-                }
-                loaded => {
-                    self.waits_for(None);
-                    return loaded.map_err(|error| Failed::local(error.to_string()));
-                }
-            }
-        }
-    }
-
-    /// Waits before something is tried again, and says what for meanwhile. An error if the actor is halted.
-    pub(super) fn wait(&self, pause: Duration, reason: &str) -> Result<(), Failed> {
-        self.waits_for(Some(reason));
-        let queue = self.lock();
-        let waited = self
-            .halting
-            .wait_timeout_while(queue, pause, |queue| !queue.halted);
-        let (queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        if queue.halted {
-            return Err(Failed::local(format!(
-                "it was stopped while it waited: {reason}"
-            )));
-        }
-        Ok(())
-    }
-
-    /// What the machine waits for, for whoever asks.
-    pub(super) fn waits_for(&self, reason: Option<&str>) {
-        let mut waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
-        if waits.as_deref() != reason {
-            *waits = reason.map(Arc::from);
-        }
     }
 }

@@ -195,6 +195,7 @@ mod tests {
         begin.is_err()
     }
 
+    // P-68
     #[test]
     fn a_removed_replica_comes_back_only_as_another_one() {
         let mut here = Lives::default();

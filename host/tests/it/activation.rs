@@ -161,6 +161,7 @@ fn words(outcome: &Outcome) -> &str {
 }
 
 /// C2 on replicas: the component is on no disk, and the entry is in the log all the same.
+// P-25
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_no_node_can_make_is_given_up_and_the_group_goes_on() {
     let group = Upgradable::start(250).await;

@@ -319,16 +319,19 @@ async fn a_minority_is_mended(leads: bool) {
     until_agreed(&cluster, 1).await;
 }
 
+// P-22
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_that_differs_is_mended_while_clients_are_served() {
     a_minority_is_mended(false).await;
 }
 
+// P-22
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_differs_gives_way_and_is_mended() {
     a_minority_is_mended(true).await;
 }
 
+// P-22
 #[tokio::test(flavor = "multi_thread")]
 async fn a_quarantined_replica_is_still_so_after_a_restart() {
     let sick = NodeId(3);
@@ -348,6 +351,7 @@ async fn a_quarantined_replica_is_still_so_after_a_restart() {
     until_agreed(&cluster, 1).await;
 }
 
+// P-22
 #[tokio::test(flavor = "multi_thread")]
 async fn two_that_differ_stop_until_an_operator_decides() {
     for trusted in [NodeId(1), NodeId(2)] {
@@ -422,6 +426,7 @@ async fn on_large_stack<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'st
     result.await.expect("it did not panic")
 }
 
+// P-22
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_that_differs_by_replica_is_noticed_by_its_replies_alone() {
     let [healthy, odd] = builds().await;

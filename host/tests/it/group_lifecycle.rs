@@ -143,6 +143,7 @@ async fn an_unknown_group_is_an_error_at_once() {
     assert!(node.propose(GROUP, add("k")).await.is_ok());
 }
 
+// P-69
 #[tokio::test(flavor = "multi_thread")]
 async fn leaders_are_announced_with_their_real_term() {
     let mut cluster = Cluster::start(3).await;
@@ -283,6 +284,7 @@ async fn a_group_comes_back_from_disk() {
     }
 }
 
+// P-61
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_leaves_one_file_and_a_restored_machine() {
     let mut cluster = Cluster::with_group(1).await;

@@ -216,6 +216,7 @@ async fn a_machine_that_stopped_is_started_again_under_load_and_without_the_proc
 }
 
 /// Item 8 of what strangers found: a command that no node could run stopped every replica of its group, again and again.
+// P-34
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_that_no_node_can_run_fails_and_the_group_goes_on() {
     let mut cluster = Cluster::start(3).await;

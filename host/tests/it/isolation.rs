@@ -21,6 +21,7 @@ async fn two_groups() -> Cluster {
     cluster
 }
 
+// P-38
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_that_panics_faults_only_its_group() {
     let cluster = two_groups().await;
@@ -122,6 +123,7 @@ async fn a_machine_that_blocks_delays_only_its_group() {
     assert_eq!(number(&response.outcome), 1);
 }
 
+// P-40
 #[tokio::test(flavor = "multi_thread")]
 async fn more_blocked_machines_than_cores_delay_nobody_else() {
     let mut cluster = Cluster::start(1).await;

@@ -228,6 +228,7 @@ async fn changes_that_make_no_sense_are_refused() {
     assert_eq!(members.len(), 2);
 }
 
+// P-64
 #[tokio::test(flavor = "multi_thread")]
 async fn one_change_at_a_time_and_none_hangs() {
     let mut cluster = two_of_three().await;
@@ -348,6 +349,7 @@ async fn a_follower_that_fell_behind_catches_up_by_a_snapshot() {
     assert!(cluster.net.snapshots.load(SeqCst) >= 1);
 }
 
+// P-68
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removed_node_may_join_again_as_another_replica() {
     let mut cluster = Cluster::with_group(3).await;

@@ -13,6 +13,7 @@ use crate::support::{Cluster, GROUP, Net, add, number, soon, until};
 
 const ONE: NodeId = NodeId(1);
 
+// P-11
 #[tokio::test(flavor = "multi_thread")]
 async fn after_stop_every_call_says_so_and_none_hangs() {
     let mut cluster = Cluster::with_group(1).await;
@@ -226,6 +227,7 @@ async fn a_node_is_not_started_on_what_is_not_its_own() {
     .await;
 }
 
+// P-56
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_sync_fails_the_node_and_acknowledges_nothing() {
     let mut cluster = Cluster::start(0).await;

@@ -85,6 +85,7 @@ async fn a_repeated_request_is_applied_once() {
     assert_eq!((first.index, first.request), (again.index, request));
 }
 
+// P-4
 #[tokio::test(flavor = "multi_thread")]
 async fn retries_apply_once_though_messages_are_lost() {
     let cluster = Cluster::with_group(3).await;
@@ -113,6 +114,7 @@ async fn retries_apply_once_though_messages_are_lost() {
     }
 }
 
+// P-10
 #[tokio::test(flavor = "multi_thread")]
 async fn tries_are_counted_and_their_end_is_honest() {
     let cluster = Cluster::with_group(3).await;
@@ -168,6 +170,7 @@ async fn tries_are_counted_and_their_end_is_honest() {
     assert_eq!(count, 2);
 }
 
+// P-17
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stale_query_needs_nobody_else() {
     let cluster = Cluster::with_group(3).await;

@@ -299,6 +299,7 @@ impl Alone {
     }
 }
 
+// P-19
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_query_delays_no_command() {
     let alone = Alone::start().await.leads().await;
@@ -319,6 +320,7 @@ async fn a_slow_query_delays_no_command() {
     assert_eq!(count, 50);
 }
 
+// P-19
 #[tokio::test(flavor = "multi_thread")]
 async fn queries_are_answered_during_a_barrier() {
     let alone = Alone::start().await.leads().await;
@@ -337,6 +339,7 @@ async fn queries_are_answered_during_a_barrier() {
     assert!(alone.ask("get", Consistency::Stale).await.1 >= index);
 }
 
+// P-20
 #[tokio::test(flavor = "multi_thread")]
 async fn a_query_sees_every_command_that_was_before_it() {
     let alone = Alone::start().await.leads().await;
@@ -380,6 +383,7 @@ async fn a_query_that_breaks_harms_no_other() {
     assert_eq!(alone.propose().await.0, 2);
 }
 
+// P-44
 #[tokio::test(flavor = "multi_thread")]
 async fn the_machine_goes_on_while_its_snapshot_becomes_durable() {
     let alone = Alone::start().await.leads().await;
@@ -413,6 +417,7 @@ async fn the_machine_goes_on_while_its_snapshot_becomes_durable() {
     assert_eq!(status.replica.snapshot, barrier);
 }
 
+// P-44
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_that_does_not_become_durable_is_written_again_and_the_group_goes_on() {
     let alone = Alone::start().await.leads().await;

@@ -1,13 +1,12 @@
-//! What clients and nodes say to each other, as the words of `skep-core`.
+//! What clients and nodes say to each other, as the words of `skep-types`.
 
 use bytes::Bytes;
-use skep_core::id::{ComponentId, LogIndex, RequestId, SessionId, Term};
-use skep_core::outcome::Outcome;
-use skep_core::proposal::{Command, ProposalError, Response};
+use skep_types::id::{ComponentId, LogIndex, RequestId, SessionId, Term};
+use skep_types::outcome::Outcome;
+use skep_types::proposal::{Command, ProposalError, Response};
 
-use crate::codec::own;
+use crate::codec::{fixed, own};
 use crate::error::WireError;
-use crate::peer::fixed;
 use crate::proposal::{request, session};
 use crate::proto::{self, client_frame, request, response, server_frame};
 
@@ -208,6 +207,7 @@ mod tests {
         ));
     }
 
+    // P-48
     #[test]
     fn commands_and_replies_do_not_keep_the_frame_they_came_in() {
         let frame = Bytes::from(

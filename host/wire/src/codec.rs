@@ -60,6 +60,18 @@ pub fn own(slice: &Bytes) -> Bytes {
     Bytes::copy_from_slice(slice)
 }
 
+/// Bytes of a field of fixed size.
+///
+/// # Errors
+/// [`WireError::BadLength`].
+pub fn fixed<const N: usize>(what: &'static str, bytes: &[u8]) -> Result<[u8; N], WireError> {
+    bytes.try_into().map_err(|_| WireError::BadLength {
+        what,
+        found: bytes.len(),
+        expected: N,
+    })
+}
+
 impl<M: Message> Encoder<M> {
     /// An encoder of frames with at most `limit` bytes of body.
     pub fn new(limit: usize) -> Self {
@@ -312,6 +324,7 @@ mod tests {
         assert!(matches!(all(&[&frame]), Err(WireError::EmptyMessage)));
     }
 
+    // P-50
     #[test]
     fn an_oversized_frame_is_refused_before_there_is_room_for_it() {
         let mut buffer = BytesMut::new();

@@ -1,17 +1,14 @@
 //! What Skep says on the network: frames, and the messages in them.
 //!
 //! [`codec`] cuts a stream into checked frames. [`proto`] holds the messages as they are on the wire; they are generated
-//! from `proto/*.proto`. [`peer`] and [`client`] turn them into the words of `skep-core` and back by moving fields; what a replica
-//! keeps, which is entries and commands, gets memory of its own ([`codec::own`]). Nothing here does I/O.
-//!
-//! A byte from the network is only ever parsed by prost, never by the protobuf library inside raft-rs.
+//! from `proto/*.proto`. [`client`] turns what clients and nodes say into the words of `skep-types` and back by moving fields, the crate
+//! `skep-peer` what nodes say to each other; what a replica keeps gets memory of its own ([`codec::own`]). Nothing here does
+//! I/O.
 
 pub mod client;
 pub mod codec;
 mod error;
-pub mod peer;
 mod proposal;
-mod raft_message;
 
 pub use error::WireError;
 

@@ -1,14 +1,13 @@
 //! Proposals and what becomes of them.
 
 use bytes::Bytes;
-use skep_core::deployment::{Deployment, Quota};
-use skep_core::id::{ComponentId, LogIndex, NodeId, RequestId, SessionId, Term};
-use skep_core::outcome::{GuestFault, Outcome};
-use skep_core::proposal::{Change, ChangeRefusal, Command, Proposal, ProposalError, Response};
+use skep_types::deployment::{Deployment, Quota};
+use skep_types::id::{ComponentId, LogIndex, NodeId, RequestId, SessionId, Term};
+use skep_types::outcome::{GuestFault, Outcome};
+use skep_types::proposal::{Change, ChangeRefusal, Command, Proposal, ProposalError, Response};
 
-use crate::codec::own;
+use crate::codec::{fixed, own};
 use crate::error::WireError;
-use crate::peer::fixed;
 use crate::proto::{self, change::Kind, outcome, proposal, proposal_error};
 
 impl From<Proposal> for proto::Proposal {

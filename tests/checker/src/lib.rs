@@ -8,6 +8,9 @@
 //! - [`indexed`]: knows also where in the log each command was applied, and needs no search where all outcomes are known.
 //! - [`kv::versions`]: the machine's versions count all its changes, so they order the changes of different keys.
 //!
+//! [`history`] notes operations, [`jsonl`] and [`text`] read and write them, [`blob`] holds their bytes; [`model`] is what a machine
+//! may do; [`verdict`] and [`error`] are the results.
+//!
 //! Another machine is checked by another [`Model`] and calls to [`wgl::check`] and [`indexed::check`].
 //!
 //! ```

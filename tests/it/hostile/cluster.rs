@@ -24,6 +24,7 @@ const BOUNDED: Duration = Duration::from_secs(30);
 /// Honest commands that are sent together with an attack.
 const BURST: u64 = 4;
 
+// P-30
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_attack_meets_its_end_on_every_replica() {
     let cluster = Cluster::start(&Settings::default()).await;

@@ -33,6 +33,7 @@ fn every_guest_file_has_its_row_in_the_table() {
     );
 }
 
+// P-30
 #[test]
 fn every_attack_meets_its_end_on_machines_of_different_lives() {
     let engine = Engine::new().expect("an engine");

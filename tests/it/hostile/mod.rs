@@ -24,6 +24,7 @@ const TICKS: usize = 5;
 /// Memory of a hostile guest, so that three replicas of a hoarder fit a small machine.
 const MEMORY_BYTES: u64 = 64 << 20;
 
+// P-31
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn traps_in_each_export_stay_in_their_group() {
     let mut cluster = Cluster::start(&Settings {
@@ -187,6 +188,7 @@ async fn traps_in_each_export_stay_in_their_group() {
     load.verify(&cluster).await;
 }
 
+// P-51
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn noise_is_tamed_in_the_logs() {
     let cluster = Cluster::start(&Settings::default()).await;
@@ -221,6 +223,7 @@ async fn noise_is_tamed_in_the_logs() {
 }
 
 /// What the host says of a machine's faults, and what the machine says, is bounded in a second however many commands fail.
+// P-51
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn faults_do_not_flood_the_logs() {
     const LINES: usize = 3;
@@ -267,6 +270,7 @@ async fn faults_do_not_flood_the_logs() {
 /// The same clock, the same randomness, the same order of a hash map on every replica, whether it applied the entries in
 /// one life or began anew from its disk in between. The answers are compared on all replicas: a group keeps those of a
 /// session with its state, so they are in each replica's snapshot, which must be the same to the byte.
+// P-21
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_see_the_same_clock_and_chance() {
     let mut cluster = Cluster::start(&Settings::default()).await;

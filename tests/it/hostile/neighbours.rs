@@ -112,6 +112,7 @@ const FAMILIES: [Family; 11] = [
     },
 ];
 
+// P-43
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn attackers_cost_their_neighbours_little() {
     let seconds = std::env::var("SKEP_NEIGHBOURS_SECONDS")

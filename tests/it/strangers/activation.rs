@@ -27,6 +27,7 @@ async fn goes_on_after_restarts(mut cluster: Cluster, group: GroupId) {
 }
 
 /// C2: 200 bytes to the client port named a component that nobody has, and the group stopped for ever.
+// P-25
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_component_that_nobody_has_is_not_activated() {
     let (cluster, group) = begun(&Settings::default()).await;
@@ -43,6 +44,7 @@ async fn a_component_that_nobody_has_is_not_activated() {
 
 /// The same in the name of a node, at the port where nodes ask each other: the catalogue must keep the component for the group, and
 /// that it keeps it as an upload is not enough.
+// P-25
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn not_even_a_node_activates_what_is_not_kept_for_the_group() {
     let (mut cluster, group) = begun(&Settings::default()).await;

@@ -50,10 +50,6 @@ impl Writers {
         }
     }
 
-    fn written(&self) -> u64 {
-        self.written.load(Ordering::SeqCst)
-    }
-
     async fn stop(mut self) {
         self.stop.store(true, Ordering::SeqCst);
         while let Some(ended) = self.workers.join_next().await {
@@ -127,12 +123,12 @@ async fn catches_up(
     group: GroupId,
     leader: u64,
     node: u64,
-    round: &Round,
-    writers: &Writers,
+    steady_for: Duration,
+    writes: &AtomicU64,
 ) -> Measured {
     let watch = Stopwatch::start();
     let before = cluster.metric(leader, "skep_snapshots_sent_total").await;
-    let written = writers.written();
+    let written = writes.load(Ordering::SeqCst);
     let (mut resident, mut disk) = (0, 0);
     let mut steady: Option<(Stopwatch, f64, u64)> = None;
     let what = format!("node {node} catches up while clients write");
@@ -157,7 +153,7 @@ async fn catches_up(
         };
         steady = since;
         match since {
-            Some((since, at, _)) if since.elapsed() >= round.steady => Ok((at, snapshots)),
+            Some((since, at, _)) if since.elapsed() >= steady_for => Ok((at, snapshots)),
             _ => Err(format!(
                 "it lacks {lacks} entries after {snapshots} snapshots; {there:?}"
             )),
@@ -170,12 +166,13 @@ async fn catches_up(
         snapshots,
         resident: resident >> 20,
         disk: disk >> 20,
-        writes_per_second: ((writers.written() - written) as f64 / passed) as u64,
+        writes_per_second: ((writes.load(Ordering::SeqCst) - written) as f64 / passed) as u64,
     }
 }
 
-/// One follower is paused and comes back, then another node joins; all the while clients write.
-async fn away_and_joining(settings: &Settings, round: &Round) -> (Measured, Measured) {
+/// One follower is paused and comes back, then another node joins; all the while clients write. Last, when nobody writes any
+/// more, that node joins once more: what transfer and restore alone take.
+async fn away_and_joining(settings: &Settings, round: &Round) -> [Measured; 3] {
     let cluster = Cluster::start(settings).await;
     let group = cluster.create_kv(1, "kv", &[1, 2, 3]).await;
     let client = cluster.client_at(&[1]).await;
@@ -194,21 +191,46 @@ async fn away_and_joining(settings: &Settings, round: &Round) -> (Measured, Meas
     cluster.pause(away);
     pause(round.away).await;
     cluster.resume(away);
-    let back = catches_up(&cluster, group, leader, away, round, &writers).await;
-    let joins = add(&cluster, group, leader);
+    let writes = Arc::clone(&writers.written);
+    let back = catches_up(&cluster, group, leader, away, round.steady, &writes).await;
+    let joined = joins(&cluster, group, leader, round.steady, &writes).await;
+    writers.stop().await;
+    cluster.caught_up(group, &cluster.ids()).await;
+    remove(&cluster, group, leader).await;
+    let alone = joins(&cluster, group, leader, Duration::ZERO, &writes).await;
+    let left = cluster.metric(leader, "skep_left_behind_total").await;
+    assert_eq!(left, 0, "nobody was left behind");
+    [back, joined, alone]
+}
+
+/// Adds node 4, and waits until it has caught up and votes.
+async fn joins(
+    cluster: &Cluster,
+    group: GroupId,
+    leader: u64,
+    steady_for: Duration,
+    writes: &AtomicU64,
+) -> Measured {
     let joined = async {
         let at = eventually("the new member is known", async || {
             cluster.try_status(4, group).await.map(|_| ())
         });
         at.await;
-        catches_up(&cluster, group, leader, 4, round, &writers).await
+        catches_up(cluster, group, leader, 4, steady_for, writes).await
     };
-    let ((), joined) = tokio::join!(joins, joined);
-    writers.stop().await;
-    cluster.caught_up(group, &cluster.ids()).await;
-    let left = cluster.metric(leader, "skep_left_behind_total").await;
-    assert_eq!(left, 0, "nobody was left behind");
-    (back, joined)
+    tokio::join!(add(cluster, group, leader), joined).1
+}
+
+/// Removes node 4, and waits until it has nothing of the group any more.
+async fn remove(cluster: &Cluster, group: GroupId, leader: u64) {
+    let path = format!("/v1/groups/{group}/members/4");
+    let answer = cluster.http(leader, "DELETE", &path, "").await;
+    let what = format!("node 4 is removed ({})", answer.text());
+    eventually(&what, async || match cluster.try_status(4, group).await {
+        Ok(status) => Err(format!("{status:?}")),
+        Err(_) => Ok(()),
+    })
+    .await;
 }
 
 /// Adds node 4; it is a voter when this is answered.
@@ -244,8 +266,8 @@ async fn who_was_away_and_who_joins_catch_up_while_clients_write() {
         away: Duration::from_secs(2),
         steady: Duration::from_secs(2),
     };
-    let (back, joined) = away_and_joining(&settings, &round).await;
-    let told = format!("who was away: {back}; who joined: {joined}");
+    let [back, joined, alone] = away_and_joining(&settings, &round).await;
+    let told = format!("who was away: {back}; who joined: {joined}; while nobody wrote: {alone}");
     println!("{told}");
     assert!(back.snapshots <= 2 && joined.snapshots <= 2, "{told}");
 }
@@ -271,7 +293,9 @@ async fn measured_at_several_sizes() {
             away: Duration::from_secs(10),
             steady: Duration::from_secs(3),
         };
-        let (back, joined) = away_and_joining(&settings, &round).await;
-        println!("{mib} MiB: who was away: {back}; who joined: {joined}");
+        let [back, joined, alone] = away_and_joining(&settings, &round).await;
+        println!(
+            "{mib} MiB: who was away: {back}; who joined: {joined}; while nobody wrote: {alone}"
+        );
     }
 }

@@ -472,6 +472,7 @@ async fn what_a_node_keeps_is_for_its_user_alone() {
 }
 
 /// The lines of README that a newcomer types, typed.
+// P-7
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_curl_lines_of_readme_work() {
     let cluster = Cluster::start(&Settings::default()).await;

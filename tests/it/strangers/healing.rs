@@ -105,6 +105,7 @@ async fn readers(cluster: &Cluster, at: u64, group: GroupId, stop: &tokio::sync:
     }
 }
 
+// P-13
 #[tokio::test]
 async fn a_quarantined_replica_is_cured_by_itself_and_its_clients_notice_nothing() {
     let mut cluster = Cluster::start(&Settings::default()).await;
@@ -246,6 +247,7 @@ async fn holds(cluster: &Cluster, id: u64, group: GroupId, keys: u32) {
     .await;
 }
 
+// P-57
 #[tokio::test]
 async fn a_follower_whose_snapshot_is_damaged_takes_the_leaders() {
     let settings = short_logs();
@@ -278,6 +280,7 @@ async fn a_follower_whose_snapshot_is_damaged_takes_the_leaders() {
     cluster.assert_no_panic();
 }
 
+// P-57
 #[tokio::test]
 async fn a_leader_whose_snapshot_is_damaged_takes_a_new_one_for_a_follower_that_is_behind() {
     let settings = short_logs();
@@ -309,6 +312,7 @@ async fn a_leader_whose_snapshot_is_damaged_takes_a_new_one_for_a_follower_that_
     cluster.assert_no_panic();
 }
 
+// P-57
 #[tokio::test]
 async fn a_node_whose_catalogue_is_damaged_starts_and_takes_the_others() {
     let settings = Settings {
@@ -348,6 +352,7 @@ async fn a_node_whose_catalogue_is_damaged_starts_and_takes_the_others() {
     cluster.assert_no_panic();
 }
 
+// P-57
 #[tokio::test]
 async fn a_snapshot_that_is_shortened_under_a_running_node_does_not_end_it() {
     let settings = short_logs();
@@ -466,6 +471,7 @@ async fn a_barrier_without_a_descriptor_costs_nothing_but_its_file_for_a_while()
     cluster.assert_no_panic();
 }
 
+// P-33
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn a_machine_that_finds_no_memory_for_its_snapshot_starts_again_by_itself() {

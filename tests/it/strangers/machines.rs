@@ -382,6 +382,7 @@ fn busy_machines(process: u32) -> usize {
 }
 
 /// A command, or a query, could loop on for as long as its fuel lasted, minutes at the ceiling, after its group was deleted.
+// P-41
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn loops_end_when_their_group_is_deleted() {

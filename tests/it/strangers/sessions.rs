@@ -62,6 +62,7 @@ async fn snapshot_everywhere(cluster: &Cluster, group: GroupId) {
 }
 
 /// 279 MB of answers of three sessions, none of them acknowledged: more than a snapshot may hold.
+// P-5
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kept_answers_cost_no_group_its_snapshots() {
     const SESSIONS: usize = 3;
@@ -133,6 +134,7 @@ async fn kept_answers_cost_no_group_its_snapshots() {
 }
 
 /// 40 commands of one session at once, at three nodes, in no order.
+// P-6
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_commands_of_one_session_may_be_in_flight_over_http() {
     const COMMANDS: u64 = 40;
@@ -191,6 +193,7 @@ async fn many_commands_of_one_session_may_be_in_flight_over_http() {
 }
 
 /// A stranger opens sessions by the thousand and tries what ids might be another's.
+// P-8
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn strangers_take_no_session_away() {
     const OPENS: usize = 5000;

@@ -1,12 +1,16 @@
 //! The replicated machine of a simulation: a few cells, a count, and a hash of everything it was ever told.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use skep_core::activation::{Decision, Readiness, Refusal};
+use skep_core::activation::Decision;
 use skep_core::effect::Call;
-use skep_core::id::{ComponentId, LogIndex};
-use skep_core::outcome::{EntryContext, GuestFault, Outcome};
+use skep_core::id::ComponentId;
+use skep_core::outcome::{
+    ChangeKind, ConfChange, EntryContext, GuestFault, LeaderChanged, Outcome,
+};
+use skep_drive::{Descriptor, LocalCode, MachineError, StateMachine};
 
 use crate::trace::digest;
 
@@ -59,8 +63,12 @@ pub fn is_too_much(command: &[u8]) -> bool {
 /// The machine of one replica.
 #[derive(Clone, Debug, Default)]
 pub struct Machine {
-    /// The last entry that called it, or that it was restored at.
-    pub applied: LogIndex,
+    /// The component that it is of.
+    component: ComponentId,
+    /// Its node cannot run some of the commands.
+    pub sick: bool,
+    /// The command of the last entry that was too much.
+    stopped_at: Option<usize>,
     count: u64,
     hash: u64,
     cells: BTreeMap<u64, u64>,
@@ -69,26 +77,92 @@ pub struct Machine {
 /// What one entry did to a machine.
 #[derive(Debug)]
 pub struct Applied {
-    /// As the core wants them.
+    /// As the core has them.
     pub outcomes: Vec<Outcome>,
     /// The commands among the calls.
     pub commands: Vec<Command>,
-    /// Of context and calls.
+    /// Of context and calls, or of what was decided.
     pub input: u64,
 }
 
 impl Applied {
-    fn at(context: &EntryContext) -> Self {
+    /// Nothing yet.
+    pub fn at(context: &EntryContext) -> Self {
         Self {
             outcomes: Vec::new(),
             commands: Vec::new(),
-            input: digest((
-                context.index.0,
-                context.term.0,
-                context.now,
-                context.entropy,
-            )),
+            input: digest(Entry::of(context)),
         }
+    }
+
+    /// The machine was told this.
+    pub fn called(&mut self, call: &Call) {
+        if let Call::Commands(commands) = call {
+            let known = commands.iter().filter_map(|bytes| Command::decode(bytes));
+            self.commands.extend(known);
+        }
+        self.input = digest((self.input, Told::of(call)));
+    }
+
+    /// The group goes on with this component, or as it was.
+    pub fn decided(&mut self, component: ComponentId, decision: Decision) {
+        let reason = match decision {
+            Decision::Confirmed => 0,
+            Decision::Aborted(reason) => reason.code(),
+        };
+        self.input = digest((self.input, component.0, reason));
+    }
+}
+
+/// An entry, for a hash.
+#[derive(Hash)]
+struct Entry {
+    index: u64,
+    term: u64,
+    now: u64,
+    entropy: [u8; 16],
+}
+
+impl Entry {
+    fn of(context: &EntryContext) -> Self {
+        Self {
+            index: context.index.0,
+            term: context.term.0,
+            now: context.now,
+            entropy: context.entropy,
+        }
+    }
+}
+
+/// A call, for a hash.
+#[derive(Hash)]
+enum Told<'a> {
+    Init(&'a [u8]),
+    Commands(Vec<&'a [u8]>),
+    Change(ChangeKind, u64, &'a [u8]),
+    Leader(u64, u64, u64),
+}
+
+impl<'a> Told<'a> {
+    fn of(call: &'a Call) -> Self {
+        match call {
+            Call::Init(config) => Self::Init(config),
+            Call::Commands(commands) => Self::commands(commands),
+            Call::ConfChange(change) => Self::change(change),
+            Call::StatusChange(event) => Self::leader(event),
+        }
+    }
+
+    fn commands(commands: &'a [Bytes]) -> Self {
+        Self::Commands(commands.iter().map(|bytes| &bytes[..]).collect())
+    }
+
+    fn change(change: &'a ConfChange) -> Self {
+        Self::Change(change.kind, change.node.0, &change.data)
+    }
+
+    fn leader(event: &LeaderChanged) -> Self {
+        Self::Leader(event.old.0, event.new.0, event.term.0)
     }
 }
 
@@ -114,58 +188,27 @@ impl Nature {
         }
     }
 
-    /// How far a node is with it that asks at this time.
-    pub fn readiness(self, node: u64, now: u64) -> Readiness {
+    /// Whether a node that asks at this time has it.
+    pub fn is_at_hand(self, node: u64, now: u64) -> bool {
         match self {
-            Self::Easy => Readiness::Prepared,
-            Self::Refuses => Readiness::Refused(Refusal::Restore(GuestFault::Unreachable)),
-            Self::Slow(seconds) if !digest((node, now)).is_multiple_of(seconds) => {
-                Readiness::NotYet
-            }
-            Self::Slow(_) => Readiness::Prepared,
+            Self::Easy | Self::Refuses => true,
+            Self::Slow(seconds) => digest((node, now)).is_multiple_of(seconds),
         }
     }
 }
 
 impl Machine {
-    /// Everything the machine ever saw, as one number.
-    pub fn state(&self) -> u64 {
-        digest((self.count, self.hash, &self.cells))
-    }
-
-    /// The answer to a query.
-    pub fn query(&self) -> (LogIndex, u64) {
-        (self.applied, self.state())
-    }
-
-    /// Applies an entry. A reply is the count and the cell after the command.
-    pub fn apply(&mut self, context: &EntryContext, calls: Vec<Call>) -> Applied {
-        let mut applied = Applied::at(context);
-        for call in calls {
-            match call {
-                Call::Init(bytes) => self.note(&mut applied, (0_u8, &bytes[..])),
-                Call::Commands(commands) => {
-                    for bytes in commands {
-                        self.note(&mut applied, (1_u8, &bytes[..]));
-                        applied
-                            .outcomes
-                            .push(self.command(&bytes, &mut applied.commands));
-                    }
-                }
-                Call::ConfChange(change) => {
-                    let what = (2_u8, change.kind, change.node.0, &change.data[..]);
-                    self.note(&mut applied, what);
-                    applied.outcomes.push(Outcome::Reply(change.data));
-                }
-                Call::StatusChange(changed) => {
-                    let what = (3_u8, changed.old.0, changed.new.0, changed.term.0);
-                    self.note(&mut applied, what);
-                }
-            }
+    /// As it is before a group's first entry.
+    pub fn new(component: ComponentId) -> Self {
+        Self {
+            component,
+            ..Self::default()
         }
-        self.hash = digest((self.hash, applied.input));
-        self.applied = context.index;
-        applied
+    }
+
+    /// What it is and everything it ever saw, as one number.
+    pub fn state(&self) -> u64 {
+        digest((self.component.0, self.count, self.hash, &self.cells))
     }
 
     /// It is another from now on.
@@ -174,29 +217,12 @@ impl Machine {
         self.hash = digest((self.hash, "wrong"));
     }
 
-    /// Goes on with another component, or as it was.
-    pub fn exchange(
-        &mut self,
-        context: &EntryContext,
-        component: ComponentId,
-        decision: Decision,
-    ) -> Applied {
-        let mut applied = Applied::at(context);
-        let reason = match decision {
-            Decision::Confirmed => 0,
-            Decision::Aborted(reason) => reason.code(),
-        };
-        self.note(&mut applied, (4_u8, component.0, reason));
-        self.hash = digest((self.hash, applied.input));
-        self.applied = context.index;
-        applied
+    fn note(&mut self, context: &EntryContext, told: Told<'_>) {
+        self.hash = digest((self.hash, Entry::of(context), told));
     }
 
-    fn note(&mut self, applied: &mut Applied, call: impl std::hash::Hash) {
-        applied.input = digest((applied.input, call));
-    }
-
-    fn command(&mut self, bytes: &[u8], commands: &mut Vec<Command>) -> Outcome {
+    /// The reply is the count and the cell after the command.
+    fn command(&mut self, bytes: &[u8]) -> Outcome {
         self.count += 1;
         let Some(command) = Command::decode(bytes) else {
             return Outcome::Rejected {
@@ -204,7 +230,6 @@ impl Machine {
                 message: "no command".to_owned(),
             };
         };
-        commands.push(command);
         let cell = self.cells.entry(command.cell).or_default();
         *cell = cell.wrapping_add(command.add);
         let mut reply = BytesMut::with_capacity(16);
@@ -212,9 +237,82 @@ impl Machine {
         reply.put_u64_le(*cell);
         Outcome::Reply(reply.freeze())
     }
+}
 
-    /// The whole state.
-    pub fn save(&self) -> Bytes {
+/// The state that a query was answered with.
+pub fn state_in(answer: &Outcome) -> Option<u64> {
+    match answer {
+        Outcome::Reply(reply) => Some(u64::from_le_bytes(reply[..].try_into().ok()?)),
+        _ => None,
+    }
+}
+
+fn said(outcomes: Vec<Outcome>) -> Result<skep_drive::Applied, MachineError> {
+    Ok(skep_drive::Applied { outcomes, fuel: 1 })
+}
+
+impl StateMachine for Machine {
+    fn describe(&self) -> Descriptor {
+        Descriptor {
+            schema: 1,
+            oldest_schema: 1,
+            ..Descriptor::default()
+        }
+    }
+
+    fn init(
+        &mut self,
+        context: &EntryContext,
+        config: &Bytes,
+    ) -> Result<skep_drive::Applied, MachineError> {
+        self.note(context, Told::Init(config));
+        said(Vec::new())
+    }
+
+    fn apply(
+        &mut self,
+        context: &EntryContext,
+        commands: &[Bytes],
+    ) -> Result<skep_drive::Applied, MachineError> {
+        let too_much = commands.iter().position(|bytes| is_too_much(bytes));
+        self.stopped_at = too_much.filter(|_| self.sick);
+        if let Some(place) = self.stopped_at {
+            let reason = format!("command {place} is too much for this node");
+            return Err(local("apply", LocalCode::StackOverflow, reason));
+        }
+        self.note(context, Told::commands(commands));
+        said(commands.iter().map(|bytes| self.command(bytes)).collect())
+    }
+
+    fn stopped_at(&self) -> Option<usize> {
+        self.stopped_at
+    }
+
+    fn apply_conf_change(
+        &mut self,
+        context: &EntryContext,
+        change: &ConfChange,
+    ) -> Result<skep_drive::Applied, MachineError> {
+        self.note(context, Told::change(change));
+        said(vec![Outcome::Reply(change.data.clone())])
+    }
+
+    fn process_status_change(
+        &mut self,
+        context: &EntryContext,
+        event: &LeaderChanged,
+    ) -> Result<skep_drive::Applied, MachineError> {
+        self.note(context, Told::leader(event));
+        said(Vec::new())
+    }
+
+    /// Every query is answered with the state.
+    fn query(&mut self, _: &Bytes) -> Result<Outcome, MachineError> {
+        let state = self.state().to_le_bytes();
+        Ok(Outcome::Reply(Bytes::copy_from_slice(&state)))
+    }
+
+    fn save(&mut self, _: &EntryContext, to: &mut dyn Write) -> Result<(), MachineError> {
         let mut bytes = BytesMut::new();
         bytes.put_u64_le(self.count);
         bytes.put_u64_le(self.hash);
@@ -222,24 +320,40 @@ impl Machine {
             bytes.put_u64_le(*cell);
             bytes.put_u64_le(*value);
         }
-        bytes.freeze()
+        to.write_all(&bytes)
+            .map_err(|error| local("save", LocalCode::Io, error.to_string()))
     }
 
-    /// From what [`save`](Self::save) wrote at the barrier `index`.
-    pub fn restore(index: LogIndex, mut bytes: Bytes) -> Option<Self> {
-        if bytes.len() < 16 || !bytes.len().is_multiple_of(16) {
-            return None;
+    fn restore(&mut self, _: &EntryContext, _: u32, mut from: Bytes) -> Result<(), MachineError> {
+        let is_strange = from.len() < 16 || !from.len().is_multiple_of(16);
+        if is_strange || Nature::of(self.component) == Nature::Refuses {
+            return Err(MachineError::Guest {
+                call: "restore",
+                fault: GuestFault::Unreachable,
+                detail: is_strange.then(|| "the bytes are strange".to_owned()),
+            });
         }
-        let mut machine = Self {
-            applied: index,
-            count: bytes.get_u64_le(),
-            hash: bytes.get_u64_le(),
+        *self = Self {
+            component: self.component,
+            sick: self.sick,
+            stopped_at: None,
+            count: from.get_u64_le(),
+            hash: from.get_u64_le(),
             cells: BTreeMap::new(),
         };
-        while bytes.has_remaining() {
-            let cell = bytes.get_u64_le();
-            machine.cells.insert(cell, bytes.get_u64_le());
+        while from.has_remaining() {
+            let cell = from.get_u64_le();
+            self.cells.insert(cell, from.get_u64_le());
         }
-        Some(machine)
+        Ok(())
+    }
+}
+
+/// A node cannot do what others may be able to.
+pub fn local(call: &'static str, code: LocalCode, reason: impl Into<String>) -> MachineError {
+    MachineError::Local {
+        call,
+        code,
+        reason: reason.into(),
     }
 }

@@ -18,7 +18,6 @@ use skep_store::convert;
 use self::running::Running;
 use crate::catalogue::Catalogue;
 use crate::invariant::{Checker, Place, Violation};
-use crate::machine::Machine;
 use crate::scenario::Scenario;
 use crate::trace::Trace;
 
@@ -318,8 +317,10 @@ impl Node {
         let running = self.running.iter_mut();
         let mut replicas = running.flat_map(|running| running.replicas.values_mut());
         let replica = replicas.find(|replica| replica.place.key == key);
-        let machine = replica.and_then(|replica| replica.machine.as_mut());
-        machine.map(Machine::go_wrong).is_some()
+        let driver = replica.and_then(|replica| replica.driver.as_mut());
+        driver
+            .map(|driver| driver.machine_mut().go_wrong())
+            .is_some()
     }
 
     /// Whether it has a replica of this life of a group.
@@ -336,7 +337,10 @@ impl Node {
                 (
                     replica.place,
                     replica.group.status(),
-                    replica.machine.as_ref().map(Machine::state),
+                    replica
+                        .driver
+                        .as_ref()
+                        .map(|driver| driver.machine().state()),
                 )
             })
     }

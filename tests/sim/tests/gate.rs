@@ -5,6 +5,7 @@ use skep_sim::{Scenario, soak};
 /// About two simulated hours.
 const SEEDS: u64 = 16;
 
+// P-15
 #[test]
 fn a_few_hours_break_no_promise() {
     let sum = soak::soak(

@@ -51,6 +51,7 @@ async fn another_cluster_is_refused() {
     .unwrap();
 }
 
+// P-14
 #[tokio::test]
 async fn an_anonymous_command_is_never_sent_twice_if_it_may_have_been_applied() {
     let node = FakeNode::start(|_, _| Act::Close).await;

@@ -38,6 +38,7 @@ async fn the_leader_is_followed_and_remembered() {
     assert_eq!(names, [(77, 1, 0), (77, 2, 1), (77, 3, 2)]);
 }
 
+// P-9
 #[tokio::test]
 async fn a_lost_connection_repeats_the_command_under_its_name() {
     let node = FakeNode::start(|at, request| match at {
@@ -106,6 +107,7 @@ async fn a_node_that_does_not_answer_is_left_for_another() {
     );
 }
 
+// P-10
 #[tokio::test]
 async fn a_refusal_is_certain_unless_an_earlier_try_is_not() {
     let node = FakeNode::start(|at, _| match at {

@@ -80,6 +80,7 @@ fn agree(cluster: &mut Cluster) {
     }
 }
 
+// P-25
 #[test]
 fn a_component_that_nobody_has_is_given_up_at_the_deadline() {
     let mut cluster = cluster(3);
@@ -386,6 +387,7 @@ fn confirm_and_abort_on_their_way_together_are_one_decision() {
 }
 
 /// Both decisions are in the log before anybody looks; whoever sees how much of it when, all do the first.
+// P-24
 #[test]
 fn the_first_decision_in_the_log_counts() {
     let decision = |kind| {
@@ -447,6 +449,7 @@ fn the_first_decision_in_the_log_counts() {
     }
 }
 
+// P-25
 #[test]
 fn a_new_leader_counts_anew_and_decides() {
     let mut cluster = cluster(3);
@@ -471,6 +474,7 @@ fn a_new_leader_counts_anew_and_decides() {
     agree(&mut cluster);
 }
 
+// P-25
 #[test]
 fn restarts_between_the_two_come_back_to_the_same_place() {
     for abort in [true, false] {

@@ -335,6 +335,7 @@ fn check(cluster: &mut Cluster, clients: &[Client], nodes: u64) {
     }
 }
 
+// P-2
 #[test]
 fn promises_hold_under_random_faults() {
     let number = |name| {

@@ -4,22 +4,23 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use raft::eraftpb::{Entry, HardState};
-use sha2::{Digest as _, Sha256};
-use skep_core::activation::{Decision, Readiness, Refusal};
-use skep_core::attestation::Deed;
 use skep_core::deployment::{Deployment, Quota};
 use skep_core::effect::{Call, Effect, Persist, Work};
 use skep_core::id::{
     ComponentId, GroupId, Incarnation, LogIndex, NodeId, ReplicaId, RequestId, SessionId, Term,
 };
-use skep_core::input::{Input, LogRead, Stopped, Waiter};
+use skep_core::input::{Input, LogRead, Waiter};
 use skep_core::message::{ArrivedSnapshot, Body, PeerMessage, SnapshotName};
-use skep_core::outcome::{GuestFault, LeaderChanged, Outcome};
 use skep_core::proposal::{Command, Proposal, ProposalError, Response};
 use skep_core::standing::Distrust;
 use skep_core::status::{Part, Status};
 use skep_core::{Group, GroupConfig, Member, Recovered};
-use skep_wire::peer::{SnapshotOffer, message_to_wire};
+use skep_peer::{SnapshotOffer, message_from_wire, message_to_wire};
+
+pub use crate::machine::{Machine, REFUSED, Sick};
+
+/// A snapshot file: the host's section, and the machine's bytes.
+pub type File = (SnapshotName, Bytes, Bytes);
 
 /// What one node's disk holds of the replica once synced.
 #[derive(Default, Clone)]
@@ -29,8 +30,8 @@ pub struct Disk {
     pub entries: Vec<Entry>,
     pub truncated: (LogIndex, Term),
     pub snapshot: Option<SnapshotName>,
-    /// Snapshot files: (host's section, machine's bytes).
-    pub files: BTreeMap<LogIndex, (SnapshotName, Bytes, Vec<Bytes>)>,
+    /// Snapshot files.
+    pub files: BTreeMap<LogIndex, File>,
     pub any: bool,
 }
 
@@ -76,48 +77,6 @@ impl Disk {
             _ => LogRead::Gone,
         }
     }
-}
-
-/// First byte of the name of a component that refuses every state.
-pub const REFUSED: u8 = 13;
-
-/// A machine that remembers every command; its answer is how many there were.
-#[derive(Default)]
-pub struct Machine {
-    pub commands: Vec<Bytes>,
-    pub changes: Vec<(u64, u8)>,
-    pub leaders: Vec<LeaderChanged>,
-    pub inits: Vec<Bytes>,
-    /// What the host of its release says when it refuses.
-    pub words: &'static str,
-    /// What it runs, by the first byte of the component's name.
-    pub runs: u8,
-    pub sick: Sick,
-    /// What it was asked to prepare.
-    asked: u8,
-    /// The activation that is not decided.
-    undecided: Option<LogIndex>,
-    /// Its node cannot make any other machine, and tries again.
-    pub lacks: bool,
-    /// No other machine takes its state.
-    pub refuses: bool,
-    /// Its node has no room for the files of its snapshots.
-    pub cannot_write: bool,
-    /// It cannot run commands that begin so.
-    pub stops_at: Option<&'static str>,
-    /// It has failed, and does nothing any more.
-    has_failed: bool,
-}
-
-/// How a machine differs from the others.
-#[derive(Clone, Copy, PartialEq, Eq, Default)]
-pub enum Sick {
-    #[default]
-    Healthy,
-    /// It loses what it is told.
-    Forgets,
-    /// It answers wrongly, and stores what is right.
-    Lies,
 }
 
 pub struct Node {
@@ -171,10 +130,8 @@ pub struct Cluster {
     late: Vec<InFlight>,
 }
 
-pub type SnapshotTransfer = (SnapshotName, Bytes, Vec<Bytes>);
-
 /// A message from a node to a node, and the file that it brings.
-pub type InFlight = (NodeId, NodeId, PeerMessage, Option<SnapshotTransfer>);
+pub type InFlight = (NodeId, NodeId, PeerMessage, Option<File>);
 
 impl Cluster {
     pub fn new(nodes: u64) -> Self {
@@ -252,10 +209,7 @@ impl Cluster {
         node.group = None;
         node.unsynced.clear();
         node.work.clear();
-        node.machine = Machine {
-            stops_at: node.machine.stops_at,
-            ..Machine::default()
-        };
+        node.machine = node.machine.after_a_crash();
     }
 
     /// Starts a replica whose machine has failed again, in the same process. `false` while something is on its way to its disk.
@@ -566,7 +520,7 @@ impl Cluster {
         from: NodeId,
         to: NodeId,
         message: PeerMessage,
-        transfer: Option<SnapshotTransfer>,
+        transfer: Option<File>,
     ) {
         if self.late_snapshots && transfer.is_some() {
             self.late.push((from, to, message, transfer));
@@ -616,7 +570,7 @@ impl Cluster {
 pub fn over_the_wire(message: PeerMessage, snapshot: Option<&SnapshotName>) -> PeerMessage {
     if message.body.priority() != skep_core::message::Priority::Low {
         let sent = message_to_wire(message).expect("it may travel");
-        return sent.try_into().expect("it can be read");
+        return message_from_wire(sent).expect("it can be read");
     }
     let Some(name) = snapshot else {
         // No file, so nothing is offered.
@@ -630,172 +584,6 @@ pub fn over_the_wire(message: PeerMessage, snapshot: Option<&SnapshotName>) -> P
     let offer = offer.into_wire().expect("it may travel");
     let offer = SnapshotOffer::try_from(offer).expect("it can be read");
     offer.message
-}
-
-impl Machine {
-    pub fn run(
-        &mut self,
-        work: Work,
-        disk: &mut Disk,
-        queries: &mut BTreeMap<Waiter, Result<Vec<Bytes>, ProposalError>>,
-    ) -> Option<Input> {
-        if self.has_failed && !matches!(work, Work::Query { .. }) {
-            return None;
-        }
-        if let Work::Apply { context, .. } | Work::Barrier { context, .. } = &work {
-            let (index, undecided) = (context.index, self.undecided);
-            assert_eq!(undecided, None, "{index} is behind what is not decided");
-        }
-        match work {
-            Work::Apply {
-                context,
-                entry,
-                calls,
-            } => {
-                let mut outcomes = Vec::new();
-                for call in calls {
-                    match call {
-                        Call::Init(bytes) => self.inits.push(bytes),
-                        Call::Commands(commands) => {
-                            for (place, command) in commands.into_iter().enumerate() {
-                                let begins = |stop: &str| command.starts_with(stop.as_bytes());
-                                if self.stops_at.is_some_and(begins) {
-                                    self.has_failed = true;
-                                    return Some(Input::MachineFailed {
-                                        reason: format!("it stops at entry {}", context.index),
-                                        at: Some(Stopped {
-                                            index: context.index,
-                                            place,
-                                            code: 3,
-                                        }),
-                                    });
-                                }
-                                if &command[..] == b"fault" {
-                                    outcomes.push(Outcome::Fault(GuestFault::Unreachable));
-                                    continue;
-                                }
-                                if command.starts_with(b"full ") {
-                                    outcomes.push(Outcome::Fault(GuestFault::OutOfMemory));
-                                    continue;
-                                }
-                                if &command[..] == b"refuse" {
-                                    outcomes.push(Outcome::Refused {
-                                        code: 9,
-                                        message: self.words.into(),
-                                    });
-                                    continue;
-                                }
-                                if command.starts_with(b"echo ") {
-                                    outcomes.push(Outcome::Reply(command));
-                                    continue;
-                                }
-                                if self.sick != Sick::Forgets {
-                                    self.commands.push(command);
-                                }
-                                let count = match self.sick {
-                                    Sick::Lies => 0,
-                                    _ => self.commands.len(),
-                                };
-                                outcomes.push(Outcome::Reply(count.to_string().into()));
-                            }
-                        }
-                        Call::ConfChange(change) => {
-                            self.changes.push((change.node.0, change.kind as u8));
-                            outcomes.push(Outcome::Reply(change.data));
-                        }
-                        Call::StatusChange(changed) => self.leaders.push(changed),
-                    }
-                }
-                Some(Input::Applied {
-                    index: context.index,
-                    deed: Deed::of(&entry, &outcomes, 1),
-                    outcomes,
-                    fuel: 1,
-                })
-            }
-            Work::Barrier { context, state } => {
-                let mut hash = Sha256::new();
-                hash.update(&state);
-                for command in &self.commands {
-                    hash.update(command);
-                }
-                let name = SnapshotName {
-                    index: context.index,
-                    term: context.term,
-                    digest: hash.finalize().into(),
-                    size: 1,
-                };
-                disk.files
-                    .insert(context.index, (name.clone(), state, self.commands.clone()));
-                let index = context.index;
-                Some(match self.cannot_write {
-                    true => Input::Unwritten {
-                        index,
-                        snapshot: name,
-                        reason: "no room".into(),
-                    },
-                    false => Input::Snapshotted {
-                        index,
-                        snapshot: Some(name),
-                    },
-                })
-            }
-            Work::Prepare {
-                context,
-                deployment,
-            } => {
-                self.asked = deployment.component.0[0];
-                self.undecided = Some(context.index);
-                Some(Input::Prepared {
-                    index: context.index,
-                    readiness: self.readiness(),
-                })
-            }
-            Work::Decide { context, decision } => {
-                let (index, readiness) = (context.index, self.readiness());
-                assert_eq!(self.undecided, Some(index), "it was prepared");
-                if decision == Decision::Confirmed {
-                    if readiness != Readiness::Prepared {
-                        return Some(Input::Prepared { index, readiness });
-                    }
-                    self.runs = self.asked;
-                }
-                self.undecided = None;
-                Some(Input::Exchanged { index })
-            }
-            Work::Restore {
-                context,
-                snapshot,
-                deployment,
-            } => {
-                self.undecided = None;
-                self.runs = deployment.map_or(0, |deployment| deployment.component.0[0]);
-                self.commands = disk.files[&snapshot.index].2.clone();
-                Some(Input::Restored {
-                    index: context.index,
-                })
-            }
-            Work::Query { waiter, .. } => {
-                assert!(
-                    queries.insert(waiter, Ok(self.commands.clone())).is_none(),
-                    "answered twice"
-                );
-                None
-            }
-        }
-    }
-}
-
-impl Machine {
-    fn readiness(&self) -> Readiness {
-        if self.asked == REFUSED || self.refuses {
-            Readiness::Refused(Refusal::Restore(GuestFault::Unreachable))
-        } else if self.lacks {
-            Readiness::NotYet
-        } else {
-            Readiness::Prepared
-        }
-    }
 }
 
 /// Asks for the component of this name.

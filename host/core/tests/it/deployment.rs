@@ -65,6 +65,7 @@ fn a_refusal_leaves_everything_as_it_was() {
     assert_eq!(component, Some(ComponentId([5; 32])));
 }
 
+// P-24
 #[test]
 fn nothing_behind_an_activation_is_planned_before_it_is_done() {
     let mut cluster = Cluster::new(3);
@@ -81,6 +82,7 @@ fn nothing_behind_an_activation_is_planned_before_it_is_done() {
     assert_eq!(cluster.commands(2), ["a", "b"]);
 }
 
+// P-29
 #[test]
 fn a_machine_that_fails_on_everything_is_paused_until_somebody_resumes() {
     let mut cluster = Cluster::with(3, |config| config.limits.pause_faults = 5);
@@ -178,6 +180,7 @@ fn a_machine_that_was_exchanged_is_not_paused_for_what_the_former_one_failed_on(
     cluster.ask(1, anonymous("good")).expect("committed");
 }
 
+// P-46
 #[test]
 fn a_quota_is_held_by_whoever_leads() {
     let mut cluster = Cluster::with(3, |config| {
@@ -229,6 +232,7 @@ fn a_quota_is_held_by_whoever_leads() {
     cluster.ask(1, anonymous("small")).expect("committed");
 }
 
+// P-46, P-47
 #[test]
 fn commands_wait_for_what_they_and_their_replies_cost_in_bytes() {
     let mut cluster = Cluster::with(3, |config| {

@@ -83,16 +83,19 @@ fn a_minority_is_mended(sick: Sick, id: u64) {
     });
 }
 
+// P-22
 #[test]
 fn a_follower_that_lost_a_command_takes_the_state_of_the_majority() {
     a_minority_is_mended(Sick::Forgets, 2);
 }
 
+// P-22
 #[test]
 fn a_leader_that_lost_a_command_gives_way_and_takes_the_state_of_the_majority() {
     a_minority_is_mended(Sick::Forgets, 1);
 }
 
+// P-22
 #[test]
 fn a_reply_that_differs_is_noticed_although_the_snapshots_are_equal() {
     // Whoever of the three speaks first.
@@ -141,6 +144,7 @@ fn a_quarantined_replica_answers_nothing_and_its_snapshot_is_offered_to_nobody()
     assert_eq!(cluster.commands(3), cluster.commands(1));
 }
 
+// P-22
 #[test]
 fn two_that_disagree_wait_for_the_third() {
     let mut cluster = cluster(3);
@@ -213,6 +217,7 @@ fn who_was_given_the_contested_state_is_no_witness_for_it() {
     }
 }
 
+// P-22
 #[test]
 fn of_two_an_operator_decides() {
     for trusted in [1, 2] {

@@ -39,6 +39,7 @@ fn a_follower_acknowledges_after_its_sync() {
     assert!(kinds(&cluster.node(2).sent).contains(&MessageType::MsgAppendResponse));
 }
 
+// P-1
 #[test]
 fn a_command_is_not_acknowledged_before_a_quorum_has_synced() {
     let mut cluster = Cluster::new(3);
@@ -67,6 +68,7 @@ fn a_leaders_own_sync_counts_like_any_other() {
     assert!(matches!(cluster.reply(1, waiter), Some(Ok(_))));
 }
 
+// P-3
 #[test]
 fn a_vote_is_given_after_its_sync_and_not_twice_after_a_crash() {
     let mut cluster = Cluster::new(3);
@@ -93,6 +95,7 @@ fn a_vote_is_given_after_its_sync_and_not_twice_after_a_crash() {
 }
 
 /// With one voter and a learner raft-rs hands out a leader's appends together with the hard state of its term.
+// P-3
 #[test]
 fn a_lone_voter_says_nothing_in_a_term_that_is_not_durable() {
     let mut cluster = Cluster::new(1);
@@ -128,6 +131,7 @@ fn a_lone_voter_says_nothing_in_a_term_that_is_not_durable() {
     assert_eq!(cluster.commands(2), ["old", "new"]);
 }
 
+// P-1
 #[test]
 fn everything_acknowledged_survives_the_crash_of_all_nodes() {
     let mut cluster = Cluster::new(3);
@@ -153,6 +157,7 @@ fn everything_acknowledged_survives_the_crash_of_all_nodes() {
     }
 }
 
+// P-38
 #[test]
 fn a_replica_that_lost_acknowledged_entries_halts_instead_of_panicking() {
     let mut cluster = Cluster::new(3);

@@ -163,6 +163,7 @@ fn strange() -> Vec<(&'static str, Entry)> {
     ]
 }
 
+// P-26
 #[test]
 fn what_a_newer_release_wrote_stops_the_replica_with_a_sentence() {
     for (what, entry) in strange() {

@@ -104,6 +104,7 @@ fn it_is_given_a_newer_snapshot_over_changes_of_members_it_did_not_see() {
     commands(&mut cluster, 80..84);
 }
 
+// P-57
 #[test]
 fn until_then_it_stores_and_votes_and_does_nothing_else() {
     let mut cluster = compacted(3);

@@ -146,6 +146,7 @@ fn a_command_that_one_member_has_run_stands() {
     }
 }
 
+// P-34
 #[test]
 fn nobody_vouches_for_what_a_former_life_may_have_run() {
     let (mut cluster, session) = begun();
@@ -399,6 +400,7 @@ fn run(seed: u64) -> (usize, usize) {
     (failed, told.len() - failed)
 }
 
+// P-34
 #[test]
 fn what_was_answered_stands_whatever_stops_and_starts() {
     let (mut failed, mut ran) = (0, 0);

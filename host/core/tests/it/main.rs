@@ -10,6 +10,7 @@ mod durability;
 mod entries;
 mod healing;
 mod impasse;
+mod machine;
 mod membership;
 mod proposals;
 mod reads;

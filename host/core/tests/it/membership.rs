@@ -23,6 +23,7 @@ fn remove(node: u64) -> Proposal {
     })
 }
 
+// P-65
 #[test]
 fn a_node_is_added_as_a_learner_and_promoted() {
     let mut cluster = Cluster::new(3);
@@ -68,6 +69,7 @@ fn only_one_change_is_in_flight() {
     assert_eq!(answers[2], Err(ProposalError::ChangeInProgress));
 }
 
+// P-66
 #[test]
 fn senseless_and_dangerous_changes_are_refused() {
     let mut cluster = Cluster::new(3);
@@ -98,6 +100,7 @@ fn senseless_and_dangerous_changes_are_refused() {
     assert_eq!(lone.ask(1, remove(1)), refused(ChangeRefusal::LastVoter));
 }
 
+// P-67
 #[test]
 fn a_leader_hands_over_before_it_is_removed() {
     let mut cluster = Cluster::new(3);
@@ -124,6 +127,7 @@ fn a_member_that_was_away_when_it_was_removed_learns_of_it() {
     assert_eq!(cluster.leader(), Some(1), "and disturbs nobody");
 }
 
+// P-68
 #[test]
 fn a_node_that_comes_back_is_another_replica() {
     let mut cluster = Cluster::new(3);
@@ -152,6 +156,7 @@ fn leadership_is_transferred_on_request() {
     cluster.ask(1, anonymous("a")).expect("committed");
 }
 
+// P-33
 #[test]
 fn a_replica_whose_machine_failed_gives_leadership_away() {
     let mut cluster = Cluster::new(3);
@@ -209,6 +214,7 @@ fn a_change_asked_of_a_new_leader_waits_for_its_log() {
 
 /// Of two voters one is removed, and the leader forgets in a crash that this was committed: it then needs the vote of the
 /// other, which therefore must still be there.
+// P-70
 #[test]
 fn of_two_voters_the_removed_one_stays_until_the_other_cannot_forget() {
     let mut cluster = Cluster::new(2);
@@ -250,6 +256,7 @@ fn of_two_voters_the_removed_one_stays_until_the_other_cannot_forget() {
 
 /// raft-rs forgets who is active with every check of the quorum; a removal must not be refused for that, nor the operator be
 /// told that a node is silent.
+// P-53
 #[test]
 fn who_answers_is_never_taken_for_silent() {
     let mut cluster = Cluster::new(3);

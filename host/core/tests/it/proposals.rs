@@ -86,6 +86,7 @@ fn a_proposal_waits_for_a_leader_but_not_for_ever() {
     }
 }
 
+// P-10
 #[test]
 fn a_deposed_leader_says_superseded_or_unknown_and_never_done() {
     let mut cluster = Cluster::new(3);
@@ -162,6 +163,7 @@ fn a_retry_under_the_same_request_is_applied_once() {
     }
 }
 
+// P-4
 #[test]
 fn a_retry_across_the_death_of_the_leader_is_applied_once() {
     let mut cluster = Cluster::new(3);
@@ -201,6 +203,7 @@ fn an_unknown_session_applies_nothing() {
     assert!(cluster.commands(1).is_empty());
 }
 
+// P-49
 #[test]
 fn what_is_too_large_or_too_much_is_refused_at_once() {
     let mut cluster = Cluster::with(1, |config| {
@@ -226,6 +229,7 @@ fn what_is_too_large_or_too_much_is_refused_at_once() {
     assert_eq!(cluster.commands(1).len(), 3);
 }
 
+// P-11
 #[test]
 fn a_stuck_machine_gives_unknown_in_bounded_time_and_goes_on_later() {
     let mut cluster = Cluster::new(1);

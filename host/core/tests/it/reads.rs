@@ -4,6 +4,7 @@ use skep_core::proposal::ProposalError;
 
 use crate::cluster::{Cluster, anonymous, is_append};
 
+// P-16
 #[test]
 fn a_query_sees_everything_acknowledged_before_it_at_any_replica() {
     let mut cluster = Cluster::new(3);
@@ -51,6 +52,7 @@ fn a_follower_that_lags_waits_until_it_has_the_index() {
     );
 }
 
+// P-16
 #[test]
 fn a_deposed_leader_does_not_answer_but_a_stale_query_does() {
     let mut cluster = Cluster::new(3);

@@ -154,6 +154,7 @@ fn a_leader_that_applies_its_own_removal_goes_on_until_it_is_told() {
 }
 
 /// Of two voters the removed one leads on, and the other leads alone: of the two states only one is the group's.
+// P-71
 #[test]
 fn a_leader_that_was_removed_answers_no_reads() {
     let mut cluster = with_the_removal_of_node_2_in_the_logs(2);
@@ -199,6 +200,7 @@ fn with_node_3_lingering() -> Cluster {
     cluster
 }
 
+// P-71
 #[test]
 fn a_follower_that_was_removed_answers_no_reads() {
     let mut cluster = with_node_3_lingering();
@@ -210,6 +212,7 @@ fn a_follower_that_was_removed_answers_no_reads() {
     assert!(!cluster.node(3).removed);
 }
 
+// P-71
 #[test]
 fn a_replica_that_was_removed_is_not_elected_and_elects_nobody() {
     let mut cluster = with_node_3_lingering();
@@ -237,6 +240,7 @@ fn a_replica_that_was_removed_is_not_elected_and_elects_nobody() {
 }
 
 /// What a lingering replica is asked to do it does not do itself: it hands it to the leader, whose word counts.
+// P-71
 #[test]
 fn a_follower_that_was_removed_only_hands_proposals_on() {
     let mut cluster = with_node_3_lingering();
@@ -248,6 +252,7 @@ fn a_follower_that_was_removed_only_hands_proposals_on() {
     assert_eq!(cluster.status(3).expect("runs").last, before.last);
 }
 
+// P-72
 #[test]
 fn a_learner_that_was_removed_while_it_was_cut_off_asks() {
     let mut cluster = with_a_learner_removed_while_cut_off();
@@ -256,6 +261,7 @@ fn a_learner_that_was_removed_while_it_was_cut_off_asks() {
     assert_eq!(cluster.leader(), Some(1), "and disturbs nobody");
 }
 
+// P-72
 #[test]
 fn a_learner_that_was_removed_while_it_was_down_asks() {
     let mut cluster = with_a_learner_removed_while_cut_off();
@@ -284,6 +290,7 @@ fn with_a_learner_removed_while_cut_off() -> Cluster {
 
 /// The one voter who stays has not heard of the commit and needs the vote of the removed one. A learner has heard of it,
 /// but its knowledge elects nobody.
+// P-70
 #[test]
 fn a_learner_announces_no_removal() {
     let mut cluster = Cluster::new(2);
@@ -331,6 +338,7 @@ fn a_learner_announces_no_removal() {
 }
 
 /// What is not on a voter's disk it forgets in a crash; then it needs the one that it has sent away.
+// P-70
 #[test]
 fn a_voter_announces_no_removal_that_it_may_forget() {
     let mut cluster = Cluster::new(3);

@@ -50,6 +50,7 @@ fn lead(cluster: &mut Cluster, node: u64) {
 /// Three sessions send twice what may be kept, one of them most of it; one acknowledges, all repeat some. Meanwhile the
 /// machines of the replicas stand still in turns, each for another time, so that what is planned on one is complete on
 /// another.
+// P-5
 #[test]
 fn machines_that_lag_by_different_amounts_keep_the_same_answers() {
     let mut cluster = Cluster::with(3, |config| {
@@ -143,6 +144,7 @@ fn machines_that_lag_by_different_amounts_keep_the_same_answers() {
 }
 
 /// Three releases that say the same in other words.
+// P-23
 #[test]
 fn the_words_of_the_host_are_in_no_hash_and_no_snapshot() {
     let mut cluster = Cluster::new(3);

@@ -130,6 +130,7 @@ fn health(cluster: &mut Cluster, id: u64) -> Option<Health> {
     cluster.status(id).map(|status| status.health)
 }
 
+// P-22
 #[test]
 fn replicas_are_equal_again_whatever_went_wrong() {
     let number = |name| {

@@ -103,6 +103,7 @@ fn cluster() -> Cluster {
     cluster
 }
 
+// P-39
 #[test]
 fn clients_whose_commands_fail_take_a_quarter_of_the_time_at_most() {
     const TICKS: u64 = 2_000;

@@ -38,6 +38,7 @@ fn recovered(vfs: &SimVfs) -> State {
     State::of(&open(vfs).expect("it recovers").1)
 }
 
+// P-68
 #[test]
 fn an_idle_group_and_tombstones_outlive_every_segment_they_were_written_to() {
     let vfs = SimVfs::new(1);

@@ -82,6 +82,7 @@ fn calls_of(workload: &Workload) -> u64 {
     vfs.calls()
 }
 
+// P-54
 #[test]
 fn no_crash_loses_what_was_synced_or_leaves_half_a_record() {
     let workload = Workload::random(11, OPS);
@@ -109,6 +110,7 @@ fn no_crash_loses_what_was_synced_or_leaves_half_a_record() {
     }
 }
 
+// P-56
 #[test]
 fn a_failed_call_poisons_the_log_and_loses_nothing_acknowledged() {
     let workload = Workload::random(12, OPS);

@@ -55,6 +55,7 @@ fn flip_all(vfs: &SimVfs, path: &Path, mut check: impl FnMut(usize, Result<State
     }
 }
 
+// P-55
 #[test]
 fn after_a_clean_close_every_flipped_bit_is_reported_or_harmless() {
     let (vfs, states, path) = written(true);
@@ -86,6 +87,7 @@ fn after_a_crash_a_flipped_bit_cuts_at_most_the_last_frame() {
     });
 }
 
+// P-55
 #[test]
 fn damage_in_a_full_segment_is_corruption() {
     let vfs = SimVfs::new(1);

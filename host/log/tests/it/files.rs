@@ -68,6 +68,7 @@ fn a_snapshot_is_read_back_whole_on_a_real_disk() {
     assert_eq!(store.list().expect("a list"), []);
 }
 
+// P-58
 #[test]
 fn a_finished_snapshot_survives_any_crash_and_an_unfinished_one_leaves_nothing() {
     let guest = sample(5000);
@@ -139,6 +140,7 @@ fn a_failed_call_leaves_no_snapshot_and_no_rubbish() {
     }
 }
 
+// P-58
 #[test]
 fn every_flipped_bit_and_every_cut_of_a_snapshot_is_noticed() {
     let vfs = SimVfs::new(1);
@@ -484,6 +486,7 @@ fn what_is_read_after_a_kill_is_still_there_after_a_power_cut() {
     }
 }
 
+// P-60
 #[test]
 fn a_lost_log_is_not_taken_for_a_new_one_and_a_first_start_may_be_cut_anywhere() {
     let start = |disk: &SimVfs| {
@@ -525,6 +528,7 @@ fn a_lost_log_is_not_taken_for_a_new_one_and_a_first_start_may_be_cut_anywhere()
     );
 }
 
+// P-59
 #[test]
 fn a_peer_with_another_disk_is_refused_until_it_is_forgotten() {
     let vfs = SimVfs::new(1);

@@ -32,6 +32,7 @@ fn large_segments() -> LogOptions {
     }
 }
 
+// P-62
 #[test]
 fn a_thousand_records_of_many_groups_share_one_sync() {
     let vfs = SimVfs::new(1);
@@ -181,6 +182,7 @@ fn a_senseless_record_stops_its_group_alone() {
     assert_eq!((persisted, rejected), (vec![1, 3, 5], vec![2, 4]));
 }
 
+// P-61
 #[test]
 fn the_writer_names_heavy_groups_and_keeps_the_log_small() {
     let vfs = SimVfs::new(1);

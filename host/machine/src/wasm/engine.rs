@@ -1,5 +1,9 @@
 //! The one place where an engine is configured. Two replicas may only run one machine if every line here is the same.
 
+pub(super) mod budget;
+pub(super) mod holdings;
+pub(super) mod layout;
+
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -8,22 +12,14 @@ use wasmtime::{
     Config, Inlining, OperatorCost, OptLevel, Strategy, VariableOperatorCost, WasmBacktraceDetails,
 };
 
-use super::budget::{Holdings, MachineBudget, Purpose};
-use super::component::ComponentError;
-use super::expansion::Size;
+use self::budget::{MachineBudget, Purpose};
+use self::holdings::Holdings;
+use self::layout::{GUEST_STACK_BYTES, Layout, MAX_WASM_STACK};
+use super::error::ComponentError;
 
 /// Stack of a thread on which a machine is called, or a component compiled, in bytes. Native machines and the compiler have it to
 /// themselves: guests have stacks of their own.
 pub const APPLY_THREAD_STACK_BYTES: usize = 2 * MAX_WASM_STACK;
-
-/// The stack that the calls of one instance run on, in bytes: what the guest may use, as much again where the host calls back
-/// into it (for room in its memory, where it cannot call the host in turn), and as much for the host's frames above, between
-/// and below. The system gives what is touched, which the counted limit keeps below a quarter of what the guest may use.
-const GUEST_STACK_BYTES: usize = 3 * MAX_WASM_STACK;
-
-/// Native stack of a guest, in bytes. Interpreters are known to need 2 to 4 MiB; guests meet the counted limit of
-/// [`super::depth`] long before this one, which is local to a replica.
-const MAX_WASM_STACK: usize = 8 << 20;
 
 /// Frames of a guest's backtrace that are kept for the node's log. They are never part of an outcome.
 const BACKTRACE_FRAMES: usize = 20;
@@ -31,7 +27,7 @@ const BACKTRACE_FRAMES: usize = 20;
 /// What a guest may use of WebAssembly: everything stable whose meaning is a function of its inputs. Threads, relaxed
 /// SIMD and anything asynchronous are not; garbage collection, exceptions and 64-bit memories are not needed by any
 /// toolchain that was tried.
-pub(super) const FEATURES: WasmFeatures = WasmFeatures::MUTABLE_GLOBAL
+pub(crate) const FEATURES: WasmFeatures = WasmFeatures::MUTABLE_GLOBAL
     .union(WasmFeatures::SATURATING_FLOAT_TO_INT)
     .union(WasmFeatures::SIGN_EXTENSION)
     .union(WasmFeatures::REFERENCE_TYPES)
@@ -46,72 +42,6 @@ pub(super) const FEATURES: WasmFeatures = WasmFeatures::MUTABLE_GLOBAL
 
 /// Fuel of one page of `memory.grow`: about what zeroing 64 KiB costs. Wasmtime's own table takes nothing for it.
 const FUEL_PER_GROWN_PAGE: u8 = 255;
-
-/// Beneath such a stack: a page, of up to so many bytes.
-const STACK_GUARD_BYTES: u64 = 64 << 10;
-
-/// The stack, and its guard.
-const MAPPINGS_PER_STACK: u64 = 2;
-
-/// How many memories a component may have, all its instances together, to be compiled for wide reservations.
-const FEW_MEMORIES: u64 = 2;
-
-/// How linear memories lie in the addresses of the process. It makes code faster or slower and means nothing to a guest.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Layout {
-    /// Reserved for a memory at first; within it a memory never moves.
-    reservation: u64,
-    /// Reserved beyond what a memory needs when it outgrows its reservation, and moves.
-    growth: u64,
-    /// Behind each memory, and before it.
-    guard: u64,
-}
-
-impl Layout {
-    /// All that a 32-bit address reaches, so that no access needs a check: for components with few memories.
-    pub(super) const ROOMY: Self = Self {
-        reservation: 4 << 30,
-        growth: 0,
-        guard: 32 << 20,
-    };
-    /// Little, with explicit checks: a component of many memories would take a part of all addresses that a process has.
-    const COMPACT: Self = Self {
-        reservation: 64 << 20,
-        growth: 64 << 20,
-        guard: 64 << 10,
-    };
-    /// Mappings of one memory: what guards it, its initial contents, what was written, and what it may still grow to.
-    const MAPPINGS_PER_MEMORY: u64 = 4;
-
-    fn for_memories(memories: u64) -> Self {
-        if memories <= FEW_MEMORIES {
-            Self::ROOMY
-        } else {
-            Self::COMPACT
-        }
-    }
-
-    /// What an instance of so many memories may come to hold of addresses and mappings, with so many bytes in them together.
-    pub(super) fn cost(self, memories: u64, bytes: u64) -> Holdings {
-        let stack = GUEST_STACK_BYTES as u64 + STACK_GUARD_BYTES;
-        let each = self.reservation + self.growth + 2 * self.guard;
-        // Where a memory never outgrows its reservation, what it holds lies within that.
-        let beyond = match self.growth {
-            0 => 0,
-            _ => bytes.min(memories.saturating_mul(4 << 30)),
-        };
-        Holdings {
-            address_bytes: memories
-                .saturating_mul(each)
-                .saturating_add(beyond)
-                .saturating_add(stack),
-            mappings: memories
-                .saturating_mul(Self::MAPPINGS_PER_MEMORY)
-                .saturating_add(MAPPINGS_PER_STACK),
-            memory_bytes: 0,
-        }
-    }
-}
 
 /// Compiles and runs components, always under the same rules. Cheap to clone; one for each process is enough.
 #[derive(Clone)]
@@ -159,7 +89,7 @@ impl Engine {
         }
     }
 
-    pub(super) fn purpose(&self) -> Purpose {
+    pub(crate) fn purpose(&self) -> Purpose {
         self.purpose
     }
 
@@ -168,20 +98,20 @@ impl Engine {
         &self.budget
     }
 
-    /// The same rules, with memories laid out as suits a component of this size. It depends on the component alone, and code
+    /// The same rules, with memories laid out as suits a component of so many memories. It depends on the component alone, and code
     /// compiled for one layout does not load for another.
-    pub(super) fn suited(&self, size: Size) -> Self {
+    pub(crate) fn suited(&self, memories: u64) -> Self {
         Self {
-            layout: Layout::for_memories(size.memories),
+            layout: Layout::for_memories(memories),
             ..self.clone()
         }
     }
 
-    pub(super) fn layout(&self) -> Layout {
+    pub(crate) fn layout(&self) -> Layout {
         self.layout
     }
 
-    pub(super) fn inner(&self) -> &wasmtime::Engine {
+    pub(crate) fn inner(&self) -> &wasmtime::Engine {
         match self.layout {
             Layout::ROOMY => &self.roomy,
             _ => &self.compact,
@@ -189,7 +119,7 @@ impl Engine {
     }
 
     /// Both, whichever this one is.
-    pub(super) fn both(&self) -> [&wasmtime::Engine; 2] {
+    pub(crate) fn both(&self) -> [&wasmtime::Engine; 2] {
         [&self.roomy, &self.compact]
     }
 }

@@ -9,7 +9,7 @@ use crate::{LocalCode, MachineError};
 
 /// Why the host itself ends a guest's call.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Stop {
+pub(crate) enum Stop {
     /// The guest asked for what it may not have; every replica refuses alike.
     #[error("{0}")]
     Fault(GuestFault),
@@ -20,7 +20,7 @@ pub(super) enum Stop {
 
 /// Why a call into a guest has no result.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(crate) enum Failure {
     /// Deterministic: every replica fails here, in this way.
     Guest { fault: GuestFault, detail: String },
     /// Only this replica may have failed.
@@ -29,7 +29,7 @@ pub(super) enum Failure {
 
 impl Failure {
     /// Sorts what wasmtime returned from a call, or from an instantiation, into the two classes.
-    pub(super) fn of(error: &wasmtime::Error) -> Self {
+    pub(crate) fn of(error: &wasmtime::Error) -> Self {
         match class_of(error) {
             Guest(fault) => Self::guest(fault, text(error)),
             Local(code) => Self::local(code, text(error)),
@@ -38,7 +38,7 @@ impl Failure {
 
     /// The same failure, known to have come after the guest was refused memory. What it did then is its own way of dying:
     /// a trap, an exit, a broken value; the other limits speak for themselves.
-    pub(super) fn for_want_of_memory(self) -> Self {
+    pub(crate) fn for_want_of_memory(self) -> Self {
         match self {
             Self::Guest { fault, detail }
                 if !matches!(
@@ -55,21 +55,21 @@ impl Failure {
         }
     }
 
-    pub(super) fn guest(fault: GuestFault, detail: impl Into<String>) -> Self {
+    pub(crate) fn guest(fault: GuestFault, detail: impl Into<String>) -> Self {
         Self::Guest {
             fault,
             detail: detail.into(),
         }
     }
 
-    pub(super) fn local(code: LocalCode, reason: impl Into<String>) -> Self {
+    pub(crate) fn local(code: LocalCode, reason: impl Into<String>) -> Self {
         Self::Local {
             code,
             reason: reason.into(),
         }
     }
 
-    pub(super) fn into_error(self, call: &'static str) -> MachineError {
+    pub(crate) fn into_error(self, call: &'static str) -> MachineError {
         match self {
             Self::Guest { fault, detail } => MachineError::Guest {
                 call,
@@ -130,7 +130,7 @@ fn class_of(error: &wasmtime::Error) -> Class {
 }
 
 /// Whether the system refused memory or address space: wasmtime has no type of its own for that.
-pub(super) fn is_of_memory(error: &wasmtime::Error) -> bool {
+pub(crate) fn is_of_memory(error: &wasmtime::Error) -> bool {
     error.is::<wasmtime::OutOfMemory>()
         || error.chain().any(|cause| {
             let cause = cause.to_string();

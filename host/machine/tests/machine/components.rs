@@ -101,6 +101,7 @@ fn damaged_bytes_never_panic() {
     }
 }
 
+// P-35
 #[test]
 fn foreign_imports_are_refused_by_name() {
     for (import, why) in [
@@ -243,6 +244,7 @@ fn a_component_that_cannot_describe_itself_is_refused() {
     );
 }
 
+// P-37
 #[test]
 fn a_cached_component_is_the_same_machine_and_a_tampered_one_is_compiled_again() {
     let dir = tempfile::tempdir().unwrap();

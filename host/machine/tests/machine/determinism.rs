@@ -25,6 +25,7 @@ fn run(machine: &mut dyn StateMachine, indices: std::ops::Range<u64>) -> Vec<App
         .collect()
 }
 
+// P-21
 #[test]
 fn two_machines_with_the_same_log_agree_in_replies_and_fuel() {
     on_apply_thread(|| {
@@ -33,6 +34,7 @@ fn two_machines_with_the_same_log_agree_in_replies_and_fuel() {
     });
 }
 
+// P-21
 #[test]
 fn a_machine_restored_at_a_barrier_agrees_with_one_that_was_always_there() {
     on_apply_thread(|| {

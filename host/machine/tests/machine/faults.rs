@@ -38,6 +38,7 @@ const ATTACKS: [(&str, GuestFault); 20] = [
     ("unreachable again", GuestFault::Unreachable),
 ];
 
+// P-30
 #[test]
 fn every_attack_has_its_code_and_leaves_no_trace() {
     on_apply_thread(|| {
@@ -68,6 +69,7 @@ fn every_attack_has_its_code_and_leaves_no_trace() {
     });
 }
 
+// P-32
 #[test]
 fn a_fault_in_an_entry_takes_only_its_own_command() {
     on_apply_thread(|| {
@@ -245,6 +247,7 @@ fn a_failing_query_harms_only_itself() {
     });
 }
 
+// P-18
 #[test]
 fn a_query_that_writes_changes_nothing_that_the_log_can_see() {
     let (mut asked, mut unasked) = (machine(&FULL), machine(&FULL));
@@ -333,6 +336,7 @@ fn is_interrupted<T>(ran: Result<T, MachineError>) -> bool {
     )
 }
 
+// P-41
 #[test]
 fn calls_of_a_machine_that_is_let_go_end_and_no_other_machine_sees_it() {
     on_apply_thread(|| {
@@ -373,6 +377,7 @@ fn calls_of_a_machine_that_is_let_go_end_and_no_other_machine_sees_it() {
 }
 
 /// What imports take of its fuel does not keep a machine from its end.
+// P-41
 #[test]
 fn a_loop_of_imports_ends_as_well() {
     on_apply_thread(|| {

@@ -124,6 +124,7 @@ impl Write for Asking<'_> {
     }
 }
 
+// P-19
 #[test]
 fn queries_are_answered_while_the_machine_saves() {
     on_apply_thread(|| {
@@ -166,6 +167,7 @@ fn a_slow_query_delays_no_command() {
     });
 }
 
+// P-18, P-20
 #[test]
 fn a_storm_of_queries_changes_neither_fuel_nor_snapshots() {
     on_apply_thread(|| {

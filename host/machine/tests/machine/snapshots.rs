@@ -94,6 +94,7 @@ impl Write for Full {
     }
 }
 
+// P-33
 #[test]
 fn a_disk_that_is_full_is_no_outcome() {
     for armed in ["get", "AS"] {

@@ -6,7 +6,7 @@ use crate::error::RehearsalError;
 use crate::report::{Check, CheckResult, Severity};
 use crate::script::Subject;
 use bytes::Bytes;
-use skep_machine::Applied;
+use skep_drive::Applied;
 
 /// Barriers in the history, and so replicas that join at one.
 const BARRIERS: usize = 6;
@@ -104,21 +104,17 @@ fn cross(
     course: &mut Course,
     result: &mut CheckResult,
 ) -> Result<bool, RehearsalError> {
-    let crossed = match member.save(events)? {
-        Ok(bytes) => match member.restore(events, bytes.clone())? {
-            Ok(()) => {
-                course.barriers.push((at, bytes));
-                Ok(())
-            }
-            Err(words) => Err(words),
-        },
-        Err(words) => Err(words),
-    };
-    if let Err(words) = &crossed {
-        let reason = format!(
-            "no snapshot can be taken here, and the group's log would grow for ever: {words}"
-        );
-        result.find(Severity::Error, None, reason);
+    match member.pass_barrier(events)? {
+        Ok(bytes) => {
+            course.barriers.push((at, bytes));
+            Ok(true)
+        }
+        Err(words) => {
+            let reason = format!(
+                "no snapshot can be taken here, and the group's log would grow for ever: {words}"
+            );
+            result.find(Severity::Error, None, reason);
+            Ok(false)
+        }
     }
-    Ok(crossed.is_ok())
 }

@@ -8,7 +8,7 @@ use super::reference::Reference;
 use super::{FAULTS_MAX, show};
 use crate::error::RehearsalError;
 use crate::report::{Check, CheckResult, Severity};
-use crate::script::Subject;
+use crate::script::{Event, Subject};
 
 /// Which of the dearest commands is the dearest one still allowed.
 const ALLOWED: [usize; 3] = [1, 4, 16];
@@ -51,6 +51,10 @@ pub(crate) fn check(
     Ok(result)
 }
 
+fn is_init(subject: &Subject, event: usize) -> bool {
+    matches!(subject.script.events[event].1, Event::Init(_))
+}
+
 /// Runs the history under the limits, and again without the calls that they cut off; how many those are.
 fn cut_off(
     subject: &Subject,
@@ -62,7 +66,15 @@ fn cut_off(
     let (mut faults, mut end) = (0, 0);
     for event in 0..subject.script.len() {
         end = event + 1;
-        let applied = cut.apply(&(event..end))?;
+        let applied = match cut.apply(&(event..end)) {
+            // No replica goes on without its configuration. The check goes on with one that was given none.
+            Err(RehearsalError::Stopped(_)) if is_init(subject, event) => {
+                cut = Member::start(subject, profile)?;
+                faults += 1;
+                continue;
+            }
+            applied => applied?,
+        };
         if matches!(applied.outcomes[..], [Outcome::Fault(_)]) {
             faults += 1;
             if faults >= FAULTS_MAX {

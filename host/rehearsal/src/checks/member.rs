@@ -3,13 +3,14 @@
 use std::ops::Range;
 
 use bytes::Bytes;
+use skep_core::effect::Call;
 use skep_core::id::GroupId;
 use skep_core::outcome::Outcome;
+use skep_drive::{Applied, CanonicalPoint, Driver, MachineError};
 use skep_machine::wasm::{MachineLabel, Profile, WasmMachine};
-use skep_machine::{Applied, MachineError, StateMachine};
 
 use crate::error::RehearsalError;
-use crate::lived::refusal;
+use crate::lived::{not_here, refusal};
 use crate::script::{Event, Subject};
 use crate::world::{Random, World};
 
@@ -19,7 +20,7 @@ const ENTRY_COMMANDS: usize = 8;
 pub(crate) struct Member<'a> {
     subject: &'a Subject,
     world: World,
-    machine: WasmMachine,
+    driver: Driver<WasmMachine>,
 }
 
 impl<'a> Member<'a> {
@@ -35,55 +36,65 @@ impl<'a> Member<'a> {
         Ok(Self {
             subject,
             world,
-            machine,
+            driver: Driver::new(machine),
         })
     }
 
     /// Applies the events of one entry.
     pub(crate) fn apply(&mut self, entry: &Range<usize>) -> Result<Applied, RehearsalError> {
-        let context = self.world.event(entry.start);
-        let events = &self.subject.script.events;
-        let applied = match &events[entry.start].1 {
-            Event::Init(config) => self.machine.init(&context, config),
-            Event::Change(change) => self.machine.apply_conf_change(&context, change),
-            Event::Leader(change) => self.machine.process_status_change(&context, change),
+        let script = &self.subject.script;
+        let call = match &script.events[entry.start].1 {
+            Event::Init(config) => Call::Init(config.clone()),
+            Event::Change(change) => Call::ConfChange(change.clone()),
+            Event::Leader(change) => Call::StatusChange(*change),
             Event::Command(_) => {
-                let script = &self.subject.script;
-                let commands: Vec<Bytes> = entry
-                    .clone()
-                    .filter_map(|event| script.command(event).cloned())
-                    .collect();
-                self.machine.apply(&context, &commands)
+                let commands = entry.clone().filter_map(|event| script.command(event));
+                Call::Commands(commands.cloned().collect())
             }
         };
-        applied.map_err(RehearsalError::Local)
+        let context = self.world.event(entry.start);
+        Ok(self.driver.apply(&context, vec![call], &mut ())?)
     }
 
     pub(crate) fn query(&mut self, query: &Bytes) -> Result<Outcome, RehearsalError> {
-        self.machine.query(query).map_err(RehearsalError::Local)
+        self.driver.query(query).map_err(not_here)
     }
 
     /// Saves at a barrier behind the first `events` events; or what the machine said.
     pub(crate) fn save(&mut self, events: usize) -> Result<Result<Bytes, String>, RehearsalError> {
-        let mut bytes = Vec::new();
-        match self.machine.save(&self.world.barrier(events), &mut bytes) {
-            Ok(()) => Ok(Ok(bytes.into())),
-            Err(error) => refusal(error).map(Err),
-        }
+        words_of(self.driver.save(&self.world.barrier(events)))
+    }
+
+    /// Passes a barrier behind the first `events` events; the bytes, or what the machine said.
+    pub(crate) fn pass_barrier(
+        &mut self,
+        events: usize,
+    ) -> Result<Result<Bytes, String>, RehearsalError> {
+        let passed = self
+            .driver
+            .pass_barrier(&self.world.barrier(events), &mut ());
+        words_of(passed.map(|point| point.guest))
     }
 
     pub(crate) fn restore(
         &mut self,
         events: usize,
-        bytes: Bytes,
+        guest: Bytes,
     ) -> Result<Result<(), String>, RehearsalError> {
-        let schema = self.subject.component.descriptor().schema;
-        let barrier = self.world.barrier(events);
-        let restored: Result<(), MachineError> = self.machine.restore(&barrier, schema, bytes);
-        match restored {
-            Ok(()) => Ok(Ok(())),
-            Err(error) => refusal(error).map(Err),
-        }
+        let point = CanonicalPoint {
+            context: self.world.barrier(events),
+            schema: self.subject.component.descriptor().schema,
+            guest,
+        };
+        words_of(self.driver.restore(&point, &mut ()))
+    }
+}
+
+/// What a call gave, or what the machine said instead.
+fn words_of<T>(called: Result<T, MachineError>) -> Result<Result<T, String>, RehearsalError> {
+    match called {
+        Ok(given) => Ok(Ok(given)),
+        Err(error) => refusal(error).map(Err),
     }
 }
 

@@ -71,6 +71,7 @@ async fn another_node_at_the_address_is_refused() {
     counted(&one.transport.stats().refused_by_peer, 1).await;
 }
 
+// P-59
 #[tokio::test(flavor = "multi_thread")]
 async fn another_store_is_refused_by_either_end() {
     let dir = tempfile::tempdir().unwrap();
@@ -104,6 +105,7 @@ async fn another_store_is_refused_by_either_end() {
     );
 }
 
+// P-50
 #[tokio::test(flavor = "multi_thread")]
 async fn garbage_on_the_port_disturbs_nobody() {
     let mut two = Setup::new(2).start().await;

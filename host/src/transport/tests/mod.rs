@@ -15,8 +15,8 @@ use skep_core::message::{Body, Priority};
 use skep_log::{
     DiskVfs, GroupKey, LogPosition, PeerPins, SnapshotMark, SnapshotMeta, SnapshotStore,
 };
+use skep_peer::{Hello, Purpose, batch_from_wire, batch_to_wire};
 use skep_wire::PEER_PROTOCOL;
-use skep_wire::peer::{Hello, Purpose, batch_from_wire, batch_to_wire};
 use skep_wire::proto::{self, peer_frame};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};

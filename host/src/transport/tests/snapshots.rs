@@ -126,6 +126,7 @@ async fn a_snapshot_that_does_not_arrive_is_reported_once() {
 }
 
 /// The transfer is throttled so far down that it cannot end before the heartbeats do; all of them pass it.
+// P-45
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_on_its_way_delays_no_heartbeat() {
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());

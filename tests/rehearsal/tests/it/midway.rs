@@ -72,6 +72,7 @@ fn compare(canonical: bool) -> Differences {
     differences
 }
 
+// P-21
 #[test]
 fn a_replica_restored_midway_differs_without_canonical_points_and_not_with_them() {
     let (without, with) = on_apply_thread(|| (compare(false), compare(true)));

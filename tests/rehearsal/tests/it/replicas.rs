@@ -306,6 +306,7 @@ fn commands() -> u64 {
     }
 }
 
+// P-21
 #[test]
 fn replicas_agree_in_everything_whatever_happens_to_each() {
     let figures = on_apply_thread(|| {
@@ -329,6 +330,7 @@ fn replicas_agree_in_everything_whatever_happens_to_each() {
     assert_eq!(differences, 0, "{figures:?}");
 }
 
+// P-21
 #[test]
 fn replicas_diverge_without_canonical_points() {
     let figures = on_apply_thread(|| {

@@ -3,29 +3,30 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use skep_core::activation::{Decision, Readiness};
-use skep_core::attestation::Deed;
+use skep_core::activation::Decision;
+use skep_core::deployment::Deployment;
 use skep_core::effect::{Call, Effect, Work};
 use skep_core::group::Group;
-use skep_core::id::{ComponentId, GroupId, LogIndex};
-use skep_core::input::{Input, Stopped};
+use skep_core::id::{GroupId, LogIndex};
+use skep_core::input::Input;
 use skep_core::message::SnapshotName;
+use skep_core::outcome::EntryContext;
 use skep_core::proposal::ProposalError;
-use skep_log::{LogError, LogPosition, SealedSnapshot, SnapshotMeta, SnapshotStore};
+use skep_drive::{CanonicalPoint, Done, Driver, Failed, Listener, LocalCode, MachineError, Source};
+use skep_log::{LogPosition, SealedSnapshot, SnapshotMeta, SnapshotStore};
 use skep_store::convert;
 
 use super::{Context, Out, violation};
 use crate::invariant::{Place, Queues, Violation};
-use crate::machine::{Machine, Nature, is_too_much};
+use crate::machine::{Applied, Machine, Nature, local, state_in};
 
 /// A replica, its machine, and what that still has to do.
 pub(super) struct Replica {
     pub(super) place: Place,
     pub(super) life: u64,
     pub(super) group: Group,
-    pub(super) machine: Option<Machine>,
-    /// What it is to go on with, since which entry, and whether it could.
-    pub(super) successor: Option<(LogIndex, ComponentId, Readiness)>,
+    /// Of its machine, until that fails.
+    pub(super) driver: Option<Driver<Machine>>,
     pub(super) work: VecDeque<Work>,
     pub(super) working: bool,
     /// Snapshots whose record is not durable yet.
@@ -47,7 +48,7 @@ impl Replica {
         let place = self.place;
         let status = self.group.status();
         let restores = |work: &Work| matches!(work, Work::Restore { .. });
-        let restoring = self.machine.is_none()
+        let restoring = self.driver.is_none()
             || self.work.iter().any(restores)
             || effects
                 .iter()
@@ -97,6 +98,7 @@ impl Replica {
         }
     }
 
+    /// Does one piece of work, as a host's worker does it.
     pub(super) fn run(
         &mut self,
         work: Work,
@@ -104,7 +106,7 @@ impl Replica {
         context: &mut Context<'_>,
     ) -> Result<Option<Input>, Violation> {
         let place = self.place;
-        let Some(machine) = &mut self.machine else {
+        let Some(driver) = &mut self.driver else {
             if let Work::Query { waiter, .. } = work {
                 context.out.push(Out::Answer {
                     place,
@@ -114,182 +116,192 @@ impl Replica {
             }
             return Ok(None);
         };
-        let failed = |error: LogError| Input::MachineFailed {
-            reason: error.to_string(),
-            at: None,
+        driver.machine_mut().sick = context.sick;
+        let mut shelf = Shelf {
+            place,
+            now: context.now,
+            snapshots,
         };
-        let goes_on = match &work {
-            Work::Apply { context, .. } | Work::Barrier { context, .. } => Some(context.index),
-            _ => None,
+        let mut watch = Watch::of(&work);
+        let done = match driver.drive(work, &mut shelf, &mut watch) {
+            Ok(done) => done,
+            // No fault of a node makes a machine fail so.
+            Err(failed) if failed.is_broken => {
+                return Err(violation("machines go on", place, failed.reason));
+            }
+            Err(failed) => {
+                self.driver = None;
+                return Ok(Some(failed.input()));
+            }
         };
-        if let (Some(index), Some((undecided, ..))) = (goes_on, &self.successor) {
-            return Err(violation(
-                "nothing behind what is undecided",
-                place,
-                format!("{index} follows the activation at {undecided}, which is undecided"),
-            ));
-        }
-        let stops = |commands: &[Bytes]| commands.iter().position(|bytes| is_too_much(bytes));
-        match work {
-            Work::Apply {
-                context: at, calls, ..
-            } if context.sick
-                && let Some(place) = calls.iter().find_map(|call| match call {
-                    Call::Commands(commands) => stops(commands),
-                    _ => None,
-                }) =>
-            {
-                self.machine = None;
-                let index = at.index;
-                Ok(Some(Input::MachineFailed {
-                    reason: format!("command {place} of entry {index} is too much for this node"),
-                    at: Some(Stopped {
-                        index,
-                        place,
-                        code: 1,
-                    }),
-                }))
+        match done {
+            Done::Tell(input) => {
+                watch.show(&input, place, driver.machine().state(), context)?;
+                Ok(Some(input))
             }
-            Work::Prepare {
-                context: at,
-                deployment,
+            Done::Passed { point, state } => {
+                let component = driver.deployment().map_or([0; 32], |it| it.component.0);
+                self.settle(point, state, component, snapshots, context)
+                    .map(Some)
+            }
+            Done::Answer {
+                waiter,
+                answer,
+                index,
             } => {
-                let component = deployment.component;
-                let readiness = Nature::of(component).readiness(place.node, context.now);
-                self.successor = Some((at.index, component, readiness));
-                Ok(Some(Input::Prepared {
-                    index: at.index,
-                    readiness,
-                }))
-            }
-            Work::Decide {
-                context: at,
-                decision,
-            } => {
-                let index = at.index;
-                let Some((_, component, readiness)) =
-                    self.successor.take().filter(|(of, ..)| *of == index)
-                else {
-                    let text = format!("{index} is decided and was not prepared");
-                    return Err(violation("a decision follows an activation", place, text));
-                };
-                let readiness = match readiness {
-                    Readiness::NotYet => Nature::of(component).readiness(place.node, context.now),
-                    known => known,
-                };
-                if decision == Decision::Confirmed && readiness != Readiness::Prepared {
-                    self.successor = Some((index, component, readiness));
-                    return Ok(Some(Input::Prepared { index, readiness }));
-                }
-                let exchanged = machine.exchange(&at, component, decision);
-                context
-                    .checker
-                    .applied(place, index.0, &exchanged, machine.state())?;
-                context.trace.line(context.now, || {
-                    format!(
-                        "node {}: {} goes on behind the activation at {index}: {decision:?}",
-                        place.node, place.key
-                    )
-                });
-                Ok(Some(Input::Exchanged { index }))
-            }
-            Work::Apply {
-                context: at,
-                entry,
-                calls,
-            } => {
-                let applied = machine.apply(&at, calls);
-                context
-                    .checker
-                    .applied(place, at.index.0, &applied, machine.state())?;
-                Ok(Some(Input::Applied {
-                    index: at.index,
-                    deed: Deed::of(&entry, &applied.outcomes, 1),
-                    outcomes: applied.outcomes,
-                    fuel: 1,
-                }))
-            }
-            Work::Barrier {
-                context: entry,
-                state,
-            } => {
-                let position = LogPosition {
-                    index: entry.index.0,
-                    term: entry.term.0,
-                };
-                // Only a new barrier makes it needless.
-                self.unwritten = None;
-                let meta = SnapshotMeta {
-                    key: place.key,
-                    position,
-                    state,
-                    schema: 1,
-                    component: [0; 32],
-                };
-                let sealed = match snapshots.seal(meta, machine.save()) {
-                    Ok(sealed) => sealed,
-                    Err(error) => {
-                        self.machine = None;
-                        return Ok(Some(failed(error)));
-                    }
-                };
-                let name = convert::name(sealed.mark());
-                context
-                    .checker
-                    .snapshotted(place, entry.index.0, name.digest)?;
-                *machine = restored(place, entry.index, sealed.guest())?;
-                let index = entry.index;
-                Ok(Some(match sealed.place() {
-                    Ok(_) => Input::Snapshotted {
-                        index,
-                        snapshot: Some(name),
-                    },
-                    Err(error) => {
-                        self.unwritten = Some((index, sealed));
-                        Input::Unwritten {
-                            index,
-                            snapshot: name,
-                            reason: error.to_string(),
-                        }
-                    }
-                }))
-            }
-            Work::Restore { snapshot, .. } => {
-                self.successor = None;
-                match snapshots.read(place.key, &convert::mark(&snapshot)) {
-                    Ok((_, guest)) => {
-                        *machine = restored(place, snapshot.index, guest)?;
-                        context
-                            .checker
-                            .restored(place, snapshot.index.0, machine.state())?;
-                        Ok(Some(Input::Restored {
-                            index: snapshot.index,
-                        }))
-                    }
-                    Err(error) => {
-                        self.machine = None;
-                        Ok(Some(failed(error)))
-                    }
-                }
-            }
-            Work::Query { waiter, .. } => {
+                let answer = answer.map_err(|error| error.to_string());
+                let state = answer.as_ref().ok().and_then(state_in);
+                let state = state.ok_or_else(|| {
+                    violation("queries are answered", place, format!("{answer:?}"))
+                })?;
                 context.out.push(Out::Answer {
                     place,
                     waiter,
-                    result: Ok(machine.query()),
+                    result: Ok((index, state)),
                 });
                 Ok(None)
             }
         }
     }
+
+    /// Makes the snapshot of a barrier durable, or keeps it for later.
+    fn settle(
+        &mut self,
+        point: CanonicalPoint,
+        state: Bytes,
+        component: [u8; 32],
+        snapshots: &SnapshotStore,
+        context: &mut Context<'_>,
+    ) -> Result<Input, Violation> {
+        let place = self.place;
+        let index = point.context.index;
+        // Only a new barrier makes it needless.
+        self.unwritten = None;
+        let meta = SnapshotMeta {
+            key: place.key,
+            position: LogPosition {
+                index: index.0,
+                term: point.context.term.0,
+            },
+            state,
+            schema: point.schema,
+            component,
+        };
+        let sealed = snapshots
+            .seal(meta, point.guest)
+            .map_err(|error| violation("snapshots are taken", place, error.to_string()))?;
+        let name = convert::name(sealed.mark());
+        context.checker.snapshotted(place, index.0, name.digest)?;
+        Ok(match sealed.place() {
+            Ok(_) => Input::Snapshotted {
+                index,
+                snapshot: Some(name),
+            },
+            Err(error) => {
+                self.unwritten = Some((index, sealed));
+                Input::Unwritten {
+                    index,
+                    snapshot: name,
+                    reason: error.to_string(),
+                }
+            }
+        })
+    }
 }
 
-fn restored(place: Place, index: LogIndex, guest: Bytes) -> Result<Machine, Violation> {
-    Machine::restore(index, guest).ok_or_else(|| {
-        violation(
-            "true snapshots",
-            place,
-            format!("the file at {index} is strange"),
-        )
-    })
+/// Where the driver of a replica gets what its node has.
+struct Shelf<'a> {
+    place: Place,
+    now: u64,
+    snapshots: &'a SnapshotStore,
+}
+
+impl Source<Machine> for Shelf<'_> {
+    /// Whoever lacks it waits, and has it in the end.
+    fn current(&mut self, deployment: &Deployment) -> Result<Machine, Failed> {
+        Ok(Machine::new(deployment.component))
+    }
+
+    fn successor(&mut self, deployment: &Deployment) -> Result<Machine, MachineError> {
+        let component = deployment.component;
+        if Nature::of(component).is_at_hand(self.place.node, self.now) {
+            return Ok(Machine::new(component));
+        }
+        let reason = "the component is not here yet";
+        Err(local("start", LocalCode::Missing, reason))
+    }
+
+    fn snapshot(&mut self, name: &SnapshotName) -> Result<(u32, Bytes), Failed> {
+        let read = self.snapshots.read(self.place.key, &convert::mark(name));
+        let (meta, guest) = read.map_err(|error| Failed::local(error.to_string()))?;
+        Ok((meta.schema, guest))
+    }
+}
+
+/// Sees what a piece of work tells a machine, for the checker.
+struct Watch {
+    applied: Applied,
+    decided: Option<Decision>,
+}
+
+impl Watch {
+    fn of(work: &Work) -> Self {
+        let context = match work {
+            Work::Apply { context, .. } | Work::Decide { context, .. } => *context,
+            _ => EntryContext::default(),
+        };
+        Self {
+            applied: Applied::at(&context),
+            decided: None,
+        }
+    }
+
+    /// Shows the checker what was done.
+    fn show(
+        self,
+        input: &Input,
+        place: Place,
+        state: u64,
+        context: &mut Context<'_>,
+    ) -> Result<(), Violation> {
+        let Context {
+            checker,
+            trace,
+            now,
+            ..
+        } = context;
+        match input {
+            Input::Applied {
+                index, outcomes, ..
+            } => {
+                let applied = Applied {
+                    outcomes: outcomes.clone(),
+                    ..self.applied
+                };
+                checker.applied(place, index.0, &applied, state)
+            }
+            Input::Exchanged { index } => {
+                trace.line(*now, || {
+                    format!(
+                        "node {}: {} goes on behind the activation at {index}: {:?}",
+                        place.node, place.key, self.decided
+                    )
+                });
+                checker.applied(place, index.0, &self.applied, state)
+            }
+            Input::Restored { index } => checker.restored(place, index.0, state),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Listener<Machine> for Watch {
+    fn called(&mut self, _: &EntryContext, call: &Call, _: &skep_drive::Applied) {
+        self.applied.called(call);
+    }
+
+    fn decided(&mut self, _: &EntryContext, deployment: &Deployment, decision: Decision) {
+        self.applied.decided(deployment.component, decision);
+        self.decided = Some(decision);
+    }
 }

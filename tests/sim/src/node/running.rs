@@ -6,19 +6,21 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use skep_core::GroupConfig;
+use skep_core::deployment::{Deployment, Quota};
 use skep_core::effect::Effect;
 use skep_core::group::Group;
-use skep_core::id::{GroupId, ReplicaId};
+use skep_core::id::{ComponentId, GroupId, ReplicaId};
 use skep_core::input::{Input, Waiter};
 use skep_core::message::{PeerMessage, SnapshotName};
 use skep_core::proposal::Proposal;
 use skep_core::standing::Distrust;
+use skep_drive::Driver;
 use skep_log::{
     GroupKey, Log, LogError, LogOptions, Record, SimVfs, SnapshotStore, Store, StoreId, Vfs,
 };
+use skep_peer::{SnapshotOffer, message_from_wire, message_to_wire};
 use skep_store::{Lives, convert};
 use skep_wire::WireError;
-use skep_wire::peer::{SnapshotOffer, message_to_wire};
 
 use super::replica::Replica;
 use super::{Context, Out, Stop, violation};
@@ -109,6 +111,13 @@ impl Running {
         config.removed_through = begin.removed_through;
         // Each life draws anew, so that answers to the former one are not taken for its own.
         config.seed ^= self.next_life.rotate_left(16);
+        let founding = config.deployment.clone().unwrap_or(Deployment {
+            component: ComponentId::default(),
+            profile: Bytes::new(),
+            quota: Quota::default(),
+        });
+        let machine = Machine::new(founding.component);
+        let driver = Driver::exchangeable(machine, founding.clone(), founding);
         for former in begin.former {
             let replica = self.lives.replica_of(former);
             let node = place.node;
@@ -159,8 +168,7 @@ impl Running {
                 place,
                 life: self.next_life,
                 group,
-                machine: Some(Machine::default()),
-                successor: None,
+                driver: Some(driver),
                 work: VecDeque::new(),
                 working: false,
                 marks: VecDeque::new(),
@@ -513,9 +521,9 @@ impl Running {
         let Some(work) = replica.work.pop_front() else {
             return Ok(());
         };
-        let had_failed = replica.machine.is_none();
+        let had_failed = replica.driver.is_none();
         let input = replica.run(work, &self.snapshots, context)?;
-        if replica.machine.is_none() && !had_failed {
+        if replica.driver.is_none() && !had_failed {
             context.out.push(Out::Failed { group, life });
         }
         let written = replica.write_again();
@@ -532,7 +540,7 @@ const READABLE: &str = "what is said can be read";
 
 /// A message as its receiver reads it.
 fn over_the_wire(message: PeerMessage) -> Result<PeerMessage, WireError> {
-    message_to_wire(message)?.try_into()
+    message_from_wire(message_to_wire(message)?)
 }
 
 /// The header of a snapshot as its receiver reads it.

@@ -11,10 +11,10 @@ use bytes::BytesMut;
 use prost::Message;
 use skep_core::message::Batch;
 use skep_core::proposal::Command;
-use skep_wire::codec::{Decoder, Encoder, header_check};
-use skep_wire::peer::{
+use skep_peer::{
     Hello, SnapshotOffer, batch_from_wire, batch_to_wire, message_to_wire, store_uuid,
 };
+use skep_wire::codec::{Decoder, Encoder, header_check};
 use skep_wire::proto::{
     self, client_frame, hello_ack, peer_frame, request, response, server_frame,
 };

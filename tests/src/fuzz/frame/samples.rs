@@ -51,12 +51,7 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
 fn peer_frames() -> Vec<(String, Vec<u8>)> {
     use proto::{Lane, RaftKind};
     let nothing = proto::Nothing {};
-    let frame = |name: &str, body| {
-        (
-            name.to_owned(),
-            skep_wire::peer::frame(body).encode_to_vec(),
-        )
-    };
+    let frame = |name: &str, body| (name.to_owned(), skep_peer::frame(body).encode_to_vec());
     let message = |body| proto::PeerMessage {
         group: 4,
         incarnation: 2,

@@ -24,7 +24,7 @@ use skep_core::message::{ArrivedSnapshot, Body, PeerMessage, SnapshotName};
 use skep_core::outcome::Outcome;
 use skep_core::status::{Health, Part, Status};
 use skep_core::{Group, GroupConfig, Member, Recovered};
-use skep_wire::peer::{SnapshotOffer, batch_from_wire};
+use skep_peer::{SnapshotOffer, batch_from_wire};
 use skep_wire::proto::{self, peer_frame};
 
 use disk::Disk;

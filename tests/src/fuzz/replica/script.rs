@@ -7,7 +7,7 @@ use prost::Message;
 use skep_core::id::NodeId;
 use skep_core::message::Batch;
 use skep_core::status::Part;
-use skep_wire::peer::{SnapshotOffer, batch_to_wire, frame};
+use skep_peer::{SnapshotOffer, batch_to_wire, frame};
 use skep_wire::proto::{self, peer_frame};
 
 use super::op::Op;

@@ -9,17 +9,15 @@ use bytes::Bytes;
 use skep_core::effect::{Effect, Persist, Work};
 use skep_core::id::{GroupId, Incarnation, NodeId};
 use skep_core::input::{Input, Waiter};
-use skep_core::message::{ArrivedSnapshot, Body, PeerMessage, Priority, SnapshotName};
+use skep_core::message::{ArrivedSnapshot, Body, PeerMessage, Priority};
 use skep_core::{Group, GroupConfig, Member, Recovered};
 
 use super::bare::Bare;
 use super::show::{self, Names};
-use crate::cluster::{Disk, Machine, over_the_wire};
+use crate::cluster::{Disk, File, Machine, over_the_wire};
 
 /// Rounds after which a group that still moves is taken to move for ever.
 const ROUNDS_MAX: usize = 10_000;
-
-type File = (SnapshotName, Bytes, Vec<Bytes>);
 
 /// What a command prints, or what is wrong with it.
 pub type Lines = Result<Vec<String>, String>;

@@ -1,0 +1,104 @@
+//! A barrier: the machine is saved, and restored from the bytes it wrote.
+
+use std::io::{self, Write};
+
+use bytes::Bytes;
+use skep_core::outcome::EntryContext;
+
+use crate::driver::Driver;
+use crate::listener::Listener;
+use crate::state_machine::{LocalCode, MachineError, StateMachine};
+
+/// The bytes that a machine was rebuilt from: what every replica goes on from at this entry.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CanonicalPoint {
+    /// The barrier entry.
+    pub context: EntryContext,
+    /// Version of the bytes.
+    pub schema: u32,
+    /// What the machine wrote.
+    pub guest: Bytes,
+}
+
+impl<M: StateMachine> Driver<M> {
+    /// Saves the machine and rebuilds it from the bytes, which are in memory: whether a disk takes them is another matter, and
+    /// no reason to go on with the old heap.
+    ///
+    /// # Errors
+    /// [`MachineError::Guest`]: the machine cannot save, or does not take what it has saved, on every replica alike. It goes on
+    /// as it is. [`MachineError::Local`]: it must be dropped.
+    pub fn pass_barrier(
+        &mut self,
+        context: &EntryContext,
+        listener: &mut impl Listener<M>,
+    ) -> Result<CanonicalPoint, MachineError> {
+        let passed = self.rebuild(context, listener);
+        self.applied = context.index;
+        match &passed {
+            Ok(point) => listener.goes_on_from(Some(point)),
+            Err(error @ MachineError::Guest { .. }) => {
+                listener.no_snapshot(context, error);
+                listener.goes_on_from(None);
+            }
+            Err(MachineError::Local { .. }) => {}
+        }
+        passed
+    }
+
+    fn rebuild(
+        &mut self,
+        context: &EntryContext,
+        listener: &mut impl Listener<M>,
+    ) -> Result<CanonicalPoint, MachineError> {
+        let schema = self.schema();
+        let guest = self.save(context)?;
+        listener.saved(context, guest.len());
+        self.machine.restore(context, schema, guest.clone())?;
+        Ok(CanonicalPoint {
+            context: *context,
+            schema,
+            guest,
+        })
+    }
+
+    /// The whole state, in memory.
+    ///
+    /// # Errors
+    /// [`MachineError::Local`] also if this node has no memory for it, whatever the machine made of that: what a node lacks is
+    /// no outcome elsewhere.
+    pub fn save(&mut self, context: &EntryContext) -> Result<Bytes, MachineError> {
+        let mut room = Room::default();
+        let saved = self.machine.save(context, &mut room);
+        if room.is_exhausted {
+            return Err(MachineError::Local {
+                call: "save",
+                code: LocalCode::Memory,
+                reason: format!("there is no memory for the state at {}", context.index),
+            });
+        }
+        saved.map(|()| room.bytes.into())
+    }
+}
+
+/// Takes bytes, and notes a want of memory.
+#[derive(Default)]
+struct Room {
+    bytes: Vec<u8>,
+    is_exhausted: bool,
+}
+
+impl Write for Room {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // A vector that grows by itself ends the process where there is no memory.
+        if self.bytes.try_reserve(bytes.len()).is_err() {
+            self.is_exhausted = true;
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,278 @@
+//! The one interpreter of the work of a log.
+
+use bytes::Bytes;
+use skep_core::attestation::Deed;
+use skep_core::deployment::Deployment;
+use skep_core::effect::Work;
+use skep_core::id::LogIndex;
+use skep_core::input::{Input, Waiter};
+use skep_core::outcome::Outcome;
+
+use crate::activation::Successor;
+use crate::barrier::CanonicalPoint;
+use crate::failed::Failed;
+use crate::listener::Listener;
+use crate::source::Source;
+use crate::state_machine::{MachineError, StateMachine};
+
+/// A machine, and how far it is in the log of its group.
+#[derive(Debug)]
+pub struct Driver<M> {
+    pub(crate) machine: M,
+    pub(crate) runs: Option<Runs>,
+    pub(crate) applied: LogIndex,
+    /// Another machine that is prepared, or is to be.
+    pub(crate) successor: Option<Successor<M>>,
+    /// It was given work.
+    begun: bool,
+}
+
+/// What a group runs whose machine can be exchanged.
+#[derive(Debug)]
+pub(crate) struct Runs {
+    /// At the first entry of its log.
+    founding: Deployment,
+    /// Now.
+    pub(crate) current: Deployment,
+}
+
+/// What is to be done behind a piece of work.
+#[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one at a time, and nearly all are the large one"
+)]
+pub enum Done {
+    /// Tell the core.
+    Tell(Input),
+    /// The machine has passed a barrier: make the snapshot durable, then tell the core.
+    Passed {
+        /// What the machine goes on from.
+        point: CanonicalPoint,
+        /// The host's section of the snapshot.
+        state: Bytes,
+    },
+    /// Answer a query.
+    Answer {
+        /// Who waits.
+        waiter: Waiter,
+        /// The outcome. The error concerns this query alone.
+        answer: Result<Outcome, MachineError>,
+        /// The answer is from the state after this entry.
+        index: LogIndex,
+    },
+}
+
+impl<M: StateMachine> Driver<M> {
+    /// Drives a machine that is never exchanged, from its beginning.
+    pub fn new(machine: M) -> Self {
+        Self {
+            machine,
+            runs: None,
+            applied: LogIndex(0),
+            successor: None,
+            begun: false,
+        }
+    }
+
+    /// Drives the machine of a group that was founded with one deployment, for ever the same on every replica. The machine that
+    /// is given is of the other: if the log says that the group runs something else, the source is asked for that.
+    pub fn exchangeable(machine: M, founding: Deployment, current: Deployment) -> Self {
+        Self {
+            runs: Some(Runs { founding, current }),
+            ..Self::new(machine)
+        }
+    }
+
+    /// The machine.
+    pub fn machine(&self) -> &M {
+        &self.machine
+    }
+
+    /// The machine, to be asked and not to be changed.
+    pub fn machine_mut(&mut self) -> &mut M {
+        &mut self.machine
+    }
+
+    /// The machine, which is driven no more.
+    pub fn into_machine(self) -> M {
+        self.machine
+    }
+
+    /// What the group runs here now, if its machine can be exchanged.
+    pub fn deployment(&self) -> Option<&Deployment> {
+        self.runs.as_ref().map(|runs| &runs.current)
+    }
+
+    /// The last entry that the machine is behind.
+    pub fn applied(&self) -> LogIndex {
+        self.applied
+    }
+
+    /// Version of the bytes that the machine saves.
+    pub(crate) fn schema(&self) -> u32 {
+        self.machine.describe().schema
+    }
+
+    /// Does a piece of work.
+    ///
+    /// # Errors
+    /// [`Failed`]: the machine can no longer be run, and must be dropped.
+    pub fn drive(
+        &mut self,
+        work: Work,
+        source: &mut impl Source<M>,
+        listener: &mut impl Listener<M>,
+    ) -> Result<Done, Failed> {
+        self.begin(&work, source, listener)?;
+        Ok(match work {
+            Work::Apply {
+                context,
+                entry,
+                calls,
+            } => {
+                let applied = self.apply(&context, calls, listener)?;
+                let deed = Deed::of(&entry, &applied.outcomes, applied.fuel);
+                Done::Tell(Input::Applied {
+                    index: context.index,
+                    outcomes: applied.outcomes,
+                    fuel: applied.fuel,
+                    deed,
+                })
+            }
+            Work::Barrier { context, state } => match self.pass_barrier(&context, listener) {
+                Ok(point) => Done::Passed { point, state },
+                Err(MachineError::Guest { .. }) => Done::Tell(Input::Snapshotted {
+                    index: context.index,
+                    snapshot: None,
+                }),
+                Err(local) => return Err(local.into()),
+            },
+            Work::Restore {
+                context, snapshot, ..
+            } => {
+                let index = snapshot.index;
+                let (schema, guest) = source.snapshot(&snapshot)?;
+                let point = CanonicalPoint {
+                    context,
+                    schema,
+                    guest,
+                };
+                self.restore(&point, listener).map_err(|error| {
+                    let failed = Failed::from(error);
+                    let reason = format!("snapshot {index} is not taken: {}", failed.reason);
+                    Failed { reason, ..failed }
+                })?;
+                Done::Tell(Input::Restored { index })
+            }
+            Work::Prepare {
+                context,
+                deployment,
+            } => {
+                let readiness = self.prepare(&context, deployment, source, listener);
+                Done::Tell(Input::Prepared {
+                    index: context.index,
+                    readiness,
+                })
+            }
+            Work::Decide { context, decision } => {
+                let index = context.index;
+                Done::Tell(match self.decide(&context, decision, source, listener)? {
+                    Ok(()) => Input::Exchanged { index },
+                    Err(readiness) => Input::Prepared { index, readiness },
+                })
+            }
+            Work::Query {
+                waiter,
+                request,
+                index,
+                ..
+            } => Done::Answer {
+                waiter,
+                answer: self.query(&request),
+                index: self.applied.max(index),
+            },
+        })
+    }
+
+    /// Rebuilds the machine from bytes that it, or one before it, has saved.
+    ///
+    /// # Errors
+    /// [`MachineError::Guest`]: the machine does not take them, and has its former state.
+    pub fn restore(
+        &mut self,
+        point: &CanonicalPoint,
+        listener: &mut impl Listener<M>,
+    ) -> Result<(), MachineError> {
+        self.machine
+            .restore(&point.context, point.schema, point.guest.clone())?;
+        self.applied = point.context.index;
+        self.successor = None;
+        listener.restored(point);
+        listener.goes_on_from(Some(point));
+        Ok(())
+    }
+
+    /// Answers a read-only request from the state that the machine has. A query that fails on every replica alike is answered
+    /// so.
+    ///
+    /// # Errors
+    /// [`MachineError::Local`]: this query alone could not be run, and nothing has changed.
+    pub fn query(&mut self, request: &Bytes) -> Result<Outcome, MachineError> {
+        match self.machine.query(request) {
+            Err(MachineError::Guest { fault, .. }) => Ok(Outcome::Fault(fault)),
+            answer => answer,
+        }
+    }
+
+    /// Makes sure that the machine is of what the group runs at this place of its log, whatever it was brought up with; and
+    /// that nothing is applied behind an activation before it is decided.
+    fn begin(
+        &mut self,
+        work: &Work,
+        source: &mut impl Source<M>,
+        listener: &mut impl Listener<M>,
+    ) -> Result<(), Failed> {
+        if let (Some(successor), Work::Apply { context, .. } | Work::Barrier { context, .. }) =
+            (&self.successor, work)
+        {
+            return Err(Failed::broken(format!(
+                "{} is behind the activation at {}, which is not decided",
+                context.index, successor.context.index
+            )));
+        }
+        let is_first = !std::mem::replace(&mut self.begun, true);
+        let Some(runs) = &self.runs else {
+            return Ok(());
+        };
+        let wanted = match work {
+            Work::Restore {
+                deployment: Some(deployment),
+                ..
+            } => deployment,
+            _ if is_first => &runs.founding,
+            _ => return Ok(()),
+        };
+        if runs.current != *wanted {
+            let wanted = wanted.clone();
+            let machine = source.current(&wanted)?;
+            listener.made(&machine);
+            drop(self.replace(machine, wanted, listener));
+        }
+        Ok(())
+    }
+
+    /// Puts another machine in the place of the one that ran, which it answers.
+    pub(crate) fn replace(
+        &mut self,
+        machine: M,
+        deployment: Deployment,
+        listener: &mut impl Listener<M>,
+    ) -> M {
+        listener.replaced(&deployment, &machine);
+        if let Some(runs) = &mut self.runs {
+            runs.current = deployment;
+        }
+        std::mem::replace(&mut self.machine, machine)
+    }
+}

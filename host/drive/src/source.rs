@@ -1,0 +1,32 @@
+//! Where a driver gets what is not in its work.
+
+use bytes::Bytes;
+use skep_core::deployment::Deployment;
+use skep_core::message::SnapshotName;
+
+use crate::failed::Failed;
+use crate::state_machine::MachineError;
+
+/// Gives a driver what its work only names.
+pub trait Source<M> {
+    /// A machine of what the log says that the group runs, as it is before a group's first entry. A node that lacks it at
+    /// the moment may wait in here.
+    ///
+    /// # Errors
+    /// [`Failed`]: there is none, and the replica cannot go on.
+    fn current(&mut self, deployment: &Deployment) -> Result<M, Failed>;
+
+    /// A machine of what the group may come to run, as it is before a group's first entry. Never waits: what is not there is
+    /// asked for again.
+    ///
+    /// # Errors
+    /// [`MachineError::Guest`]: it can start nowhere. [`MachineError::Local`]: not here, or not now.
+    fn successor(&mut self, deployment: &Deployment) -> Result<M, MachineError>;
+
+    /// The machine's bytes in a snapshot, and the version of them. A node that cannot read them at the moment may wait in
+    /// here.
+    ///
+    /// # Errors
+    /// [`Failed`]: the snapshot is damaged or gone.
+    fn snapshot(&mut self, name: &SnapshotName) -> Result<(u32, Bytes), Failed>;
+}

@@ -1,0 +1,352 @@
+//! The contract between the host and a state machine, native or in a sandbox.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use skep_core::id::LogIndex;
+use skep_core::outcome::{ConfChange, EntryContext, GuestFault, LeaderChanged, Outcome};
+pub use skep_types::machine::{Descriptor, Memory};
+
+/// What one entry did.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Applied {
+    /// One outcome for each command, in order.
+    pub outcomes: Vec<Outcome>,
+    /// Fuel used by the entry, the same on every replica; 0 for native machines.
+    pub fuel: u64,
+}
+
+/// What one query was answered.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Answer {
+    /// The outcome.
+    pub outcome: Outcome,
+    /// Index of the last entry that the answering state reflects.
+    pub index: LogIndex,
+    /// Fuel used, with what it took to come to that state. Not the same on every replica.
+    pub fuel: u64,
+}
+
+/// What kind of trouble a replica had with a call: few words with stable numbers, so that replicas can tell whether
+/// they had the same. It says nothing of whether it *is* the same everywhere.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[repr(u8)]
+pub enum LocalCode {
+    /// The native stack ended before the counted one.
+    StackOverflow = 1,
+    /// The system gave no memory or no address space.
+    Memory = 2,
+    /// The node's budget for machines is used up.
+    OutOfBudget = 3,
+    /// The node interrupted the call: its group has gone.
+    Interrupted = 4,
+    /// No thread could be started.
+    Thread = 5,
+    /// What was to be read or written could not be.
+    Io = 6,
+    /// A call that was run again did not do what it did at first.
+    Differs = 7,
+    /// A trap that no machine can cause.
+    UnexpectedTrap = 8,
+    /// Something that the engine says and this host does not know.
+    UnexpectedError = 9,
+    /// What the call needs is not there: a component, an export.
+    Missing = 10,
+}
+
+impl LocalCode {
+    /// Every code, in the order of its number.
+    pub const ALL: [Self; 10] = [
+        Self::StackOverflow,
+        Self::Memory,
+        Self::OutOfBudget,
+        Self::Interrupted,
+        Self::Thread,
+        Self::Io,
+        Self::Differs,
+        Self::UnexpectedTrap,
+        Self::UnexpectedError,
+        Self::Missing,
+    ];
+
+    /// The number, which is what replicas compare.
+    pub fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// The code of a number, if there is one.
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|one| one.code() == code)
+    }
+
+    /// The stable name, as in logs and answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::StackOverflow => "stack-overflow",
+            Self::Memory => "memory",
+            Self::OutOfBudget => "out-of-budget",
+            Self::Interrupted => "interrupted",
+            Self::Thread => "thread",
+            Self::Io => "io",
+            Self::Differs => "differs",
+            Self::UnexpectedTrap => "unexpected-trap",
+            Self::UnexpectedError => "unexpected-error",
+            Self::Missing => "missing",
+        }
+    }
+}
+
+/// Why a call into a machine has no outcome.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// The machine failed or refused, on every replica alike (only from `save`, `restore` and the hooks: a failing
+    /// command is an [`Outcome::Fault`]).
+    #[error("the machine failed in {call}: {fault}{}", detail.as_deref().map(|text| format!(" ({text})")).unwrap_or_default())]
+    Guest {
+        /// The call that failed.
+        call: &'static str,
+        /// Its code.
+        fault: GuestFault,
+        /// The machine's own words, for the operator only; never replicated.
+        detail: Option<String>,
+    },
+    /// This replica alone could not run the machine: it must stop applying, and never record this as a result.
+    #[error("this node could not run the machine in {call}: {reason}")]
+    Local {
+        /// The call that failed.
+        call: &'static str,
+        /// What kind of trouble it was: what replicas compare.
+        code: LocalCode,
+        /// What happened here, for the operator.
+        reason: String,
+    },
+}
+
+impl MachineError {
+    /// The machine's own words, if it had any.
+    pub fn detail(&self) -> Option<&str> {
+        match self {
+            Self::Guest { detail, .. } => detail.as_deref(),
+            Self::Local { .. } => None,
+        }
+    }
+}
+
+/// A replicated state machine (`StateMachine` of the seed package).
+///
+/// # Concurrency
+///
+/// The host calls one method at a time, from one thread at a time, in the order of the log; successive calls may come
+/// from different threads. A call may block its thread; other groups run on other threads. The machine's
+/// [`Reader`](Self::reader), if it has one, is called at the same time from other threads.
+///
+/// # Determinism
+///
+/// After [`restore`](Self::restore) (or creation) the answers, and the bytes of [`save`](Self::save), are a function of
+/// the restored bytes and the entries applied since. Nothing else may show: no clock, no randomness but
+/// [`EntryContext`], no iteration order of a seeded map, no query that was asked before.
+///
+/// # Queries
+///
+/// A machine has one of two ways to answer them. One that can be in two places, like a guest in a sandbox, hands out a
+/// [`Reader`](Self::reader): the host then asks that, on a thread of its own, and a query delays no command. One that has
+/// its state only once, like most native machines, has none: the host calls [`query`](Self::query) between entries, and
+/// commands wait for it.
+///
+/// # Failure
+///
+/// A command that fails deterministically yields [`Outcome::Fault`] and leaves the state as if it had never run. A
+/// [`MachineError::Local`] means that this replica's copy is no longer trustworthy: the host drops the machine; but from
+/// [`query`](Self::query) it means that this query alone could not be run, and nothing has changed.
+pub trait StateMachine: Send {
+    /// What the machine says of itself.
+    fn describe(&self) -> Descriptor;
+
+    /// The configuration bytes given at the creation of the group; called once in the group's life, never on restore.
+    fn init(&mut self, context: &EntryContext, config: &Bytes) -> Result<Applied, MachineError>;
+
+    /// Applies the commands of one entry, in order; answers each.
+    fn apply(
+        &mut self,
+        context: &EntryContext,
+        commands: &[Bytes],
+    ) -> Result<Applied, MachineError>;
+
+    /// A committed configuration change. The one outcome is reported to whoever asked for the change.
+    fn apply_conf_change(
+        &mut self,
+        context: &EntryContext,
+        change: &ConfChange,
+    ) -> Result<Applied, MachineError>;
+
+    /// The leader changed. There is no outcome; a fault in here is an outcome nobody waits for.
+    fn process_status_change(
+        &mut self,
+        context: &EntryContext,
+        event: &LeaderChanged,
+    ) -> Result<Applied, MachineError>;
+
+    /// Which of its commands, counted from 0, the last [`apply`](Self::apply) could not run, after a
+    /// [`MachineError::Local`]; none if that is not known.
+    fn stopped_at(&self) -> Option<usize> {
+        None
+    }
+
+    /// Answers a read-only request from the state after the last applied entry. Must not change anything that a later
+    /// `apply` or `save` could show.
+    fn query(&mut self, request: &Bytes) -> Result<Outcome, MachineError>;
+
+    /// The memory it has and may have, if it keeps its state in a sandbox. Asked between calls.
+    fn memory(&self) -> Option<Memory> {
+        None
+    }
+
+    /// What answers queries beside the commands, if the machine can have that. Asked once, before the first call.
+    fn reader(&self) -> Option<Box<dyn Reader>> {
+        None
+    }
+
+    /// What ends its calls from outside, if they can be ended so. Asked once, before the first call.
+    fn interrupter(&self) -> Option<Arc<dyn Interrupter>> {
+        None
+    }
+
+    /// Writes the whole state. The same bytes for the same state. After [`MachineError::Guest`] the machine is as if
+    /// `save` had not been called.
+    fn save(&mut self, context: &EntryContext, to: &mut dyn Write) -> Result<(), MachineError>;
+
+    /// Drops the state and builds it anew from bytes that `save` wrote under `schema`, in a fresh instance, under the
+    /// context of the barrier entry the bytes belong to. The bytes may be a mapped file. After
+    /// [`MachineError::Guest`] the machine still has its former state.
+    fn restore(
+        &mut self,
+        context: &EntryContext,
+        schema: u32,
+        from: Bytes,
+    ) -> Result<(), MachineError>;
+}
+
+/// A machine in a box is a machine.
+impl<M: StateMachine + ?Sized> StateMachine for Box<M> {
+    fn describe(&self) -> Descriptor {
+        (**self).describe()
+    }
+
+    fn init(&mut self, context: &EntryContext, config: &Bytes) -> Result<Applied, MachineError> {
+        (**self).init(context, config)
+    }
+
+    fn apply(
+        &mut self,
+        context: &EntryContext,
+        commands: &[Bytes],
+    ) -> Result<Applied, MachineError> {
+        (**self).apply(context, commands)
+    }
+
+    fn apply_conf_change(
+        &mut self,
+        context: &EntryContext,
+        change: &ConfChange,
+    ) -> Result<Applied, MachineError> {
+        (**self).apply_conf_change(context, change)
+    }
+
+    fn process_status_change(
+        &mut self,
+        context: &EntryContext,
+        event: &LeaderChanged,
+    ) -> Result<Applied, MachineError> {
+        (**self).process_status_change(context, event)
+    }
+
+    fn stopped_at(&self) -> Option<usize> {
+        (**self).stopped_at()
+    }
+
+    fn query(&mut self, request: &Bytes) -> Result<Outcome, MachineError> {
+        (**self).query(request)
+    }
+
+    fn memory(&self) -> Option<Memory> {
+        (**self).memory()
+    }
+
+    fn reader(&self) -> Option<Box<dyn Reader>> {
+        (**self).reader()
+    }
+
+    fn interrupter(&self) -> Option<Arc<dyn Interrupter>> {
+        (**self).interrupter()
+    }
+
+    fn save(&mut self, context: &EntryContext, to: &mut dyn Write) -> Result<(), MachineError> {
+        (**self).save(context, to)
+    }
+
+    fn restore(
+        &mut self,
+        context: &EntryContext,
+        schema: u32,
+        from: Bytes,
+    ) -> Result<(), MachineError> {
+        (**self).restore(context, schema, from)
+    }
+}
+
+/// Answers the queries of one [`StateMachine`] while it applies commands.
+///
+/// # Concurrency
+///
+/// Called one query at a time, from one thread at a time, at any moment of any call into its machine, also of `save` and
+/// `restore`; successive calls may come from different threads. It never waits for a call into the machine to end, and the
+/// machine never waits for a query.
+///
+/// # Order
+///
+/// An answer is read from the state after some whole entry, and that is the last one whose calls had returned when
+/// [`query`](Self::query) was called, or a later one. So answers never go back: neither behind what was acknowledged before
+/// the query was asked, nor behind an earlier answer of the same reader.
+///
+/// # Isolation
+///
+/// Nothing a query does, or fails at, shows in any later call into the machine: not in outcomes, not in fuel, not in the
+/// bytes of `save`.
+///
+/// # Failure
+///
+/// A query that fails deterministically is answered [`Outcome::Fault`]. A [`MachineError::Local`] concerns this query only;
+/// the next one may be asked. A panic is the host's to catch; the reader can be asked again after it.
+pub trait Reader: Send {
+    /// Answers a read-only request.
+    fn query(&mut self, request: &Bytes) -> Result<Answer, MachineError>;
+
+    /// Frees what the next query can make again, for a machine that is no longer asked.
+    fn release(&mut self);
+}
+
+/// Ends the calls of one [`StateMachine`] and of its [`Reader`] that its node has let go.
+pub trait Interrupter: Send + Sync {
+    /// The present call of each soon fails with [`LocalCode::Interrupted`], unless it ends before, and so does every later one.
+    /// Nothing of them is an outcome. Called from any thread, any number of times.
+    fn interrupt(&self);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_local_code_has_its_own_number_and_name() {
+        let mut names = std::collections::BTreeSet::new();
+        for (number, code) in (1..).zip(LocalCode::ALL) {
+            assert_eq!(code.code(), number);
+            assert_eq!(LocalCode::from_code(number), Some(code));
+            assert!(names.insert(code.name()));
+        }
+        assert_eq!(LocalCode::from_code(0), None);
+        assert_eq!(LocalCode::from_code(11), None);
+    }
+}

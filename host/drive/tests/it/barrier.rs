@@ -1,0 +1,122 @@
+//! Barriers, and snapshots that a machine begins with.
+
+use bytes::Bytes;
+use skep_core::effect::Work;
+use skep_core::id::LogIndex;
+use skep_core::input::Input;
+use skep_drive::{CanonicalPoint, Done};
+
+use crate::model::{Model, Stage, Trouble, apply, at, commands, restore};
+
+fn barrier(index: u64) -> Work {
+    Work::Barrier {
+        context: at(index),
+        state: "the host's".into(),
+    }
+}
+
+#[test]
+fn a_machine_goes_on_from_the_bytes_that_it_saved() {
+    let mut stage = Stage::exchangeable(1, 1);
+    stage.tell(apply(1, vec![commands(&["a"])]));
+    let Ok(Done::Passed { point, state }) = stage.drive(barrier(2)) else {
+        panic!("it passes");
+    };
+    let expected = CanonicalPoint {
+        context: at(2),
+        schema: 1,
+        guest: "a".into(),
+    };
+    assert_eq!((point, &state[..]), (expected, &b"the host's"[..]));
+    assert_eq!(stage.model().rebuilt, 1);
+    assert_eq!(stage.driver.applied(), LogIndex(2));
+    assert_eq!(stage.seen()[1..], ["saved 1", "goes on from Some(2)"]);
+}
+
+#[test]
+fn a_machine_that_cannot_save_or_read_back_goes_on_without_a_snapshot() {
+    for in_save in [true, false] {
+        let mut stage = Stage::new(Model::default());
+        match in_save {
+            true => stage.model().save = Some(Trouble::Guest),
+            false => stage.model().restore = Some(Trouble::Guest),
+        }
+        stage.tell(apply(1, vec![commands(&["a"])]));
+        let Input::Snapshotted { index, snapshot } = stage.tell(barrier(2)) else {
+            panic!("there is none");
+        };
+        assert_eq!((index, snapshot), (LogIndex(2), None));
+        let seen = stage.seen();
+        let last = &seen[seen.len() - 2..];
+        assert!(last[0].starts_with("no snapshot: the machine failed in"));
+        assert_eq!(last[1], "goes on from None");
+        stage.tell(apply(3, vec![commands(&["b"])]));
+        assert_eq!(stage.model().state, b"ab");
+    }
+}
+
+#[test]
+fn a_node_that_cannot_pass_a_barrier_drops_the_machine() {
+    for in_save in [true, false] {
+        let mut stage = Stage::new(Model::default());
+        match in_save {
+            true => stage.model().save = Some(Trouble::Local),
+            false => stage.model().restore = Some(Trouble::Local),
+        }
+        let failed = stage.drive(barrier(2)).expect_err("it cannot");
+        assert!(!failed.is_broken && failed.at.is_none());
+    }
+}
+
+#[test]
+fn a_machine_begins_with_what_the_log_says_that_the_group_runs() {
+    // Brought up with 2; at its first entry the group ran 1.
+    let mut stage = Stage::exchangeable(1, 2);
+    stage.tell(apply(1, vec![commands(&["a"])]));
+    assert_eq!(stage.node.made, [(1, true)]);
+    assert_eq!(stage.seen()[..2], ["made 1", "replaced by 1"]);
+    // Only the first work is the beginning.
+    stage.tell(apply(2, vec![commands(&["b"])]));
+    assert_eq!(stage.node.made.len(), 1);
+
+    // At its snapshot the group ran 3.
+    let mut stage = Stage::exchangeable(1, 2);
+    stage.node.snapshot = Some((3, Bytes::from_static(b"abc")));
+    let Input::Restored { index } = stage.tell(restore(9, Some(3))) else {
+        panic!("it is restored");
+    };
+    assert_eq!(index, LogIndex(9));
+    assert_eq!(stage.node.made, [(3, true)]);
+    assert_eq!(
+        (stage.model().component, &stage.model().state[..]),
+        (3, &b"abc"[..])
+    );
+    assert_eq!(stage.driver.applied(), LogIndex(9));
+    assert_eq!(stage.seen()[2..], ["restored 9", "goes on from Some(9)"]);
+    // That of a later one it has already.
+    stage.tell(restore(12, Some(3)));
+    assert_eq!(stage.node.made.len(), 1);
+
+    // What it was brought up with is right.
+    let mut stage = Stage::exchangeable(1, 3);
+    stage.node.snapshot = Some((3, Bytes::new()));
+    stage.tell(restore(9, Some(3)));
+    assert_eq!(stage.node.made, []);
+}
+
+#[test]
+fn a_snapshot_that_is_not_taken_is_named() {
+    let mut stage = Stage::new(Model::default());
+    let failed = stage.drive(restore(4, None)).expect_err("it is gone");
+    assert_eq!(failed.reason, "the snapshot is gone");
+    stage.node.snapshot = Some((1, Bytes::new()));
+    stage.model().restore = Some(Trouble::Guest);
+    let failed = stage.drive(restore(4, None)).expect_err("it is refused");
+    assert!(failed.is_broken);
+    assert!(
+        failed
+            .reason
+            .starts_with("snapshot 4 is not taken: the machine failed in restore"),
+        "{failed}"
+    );
+}

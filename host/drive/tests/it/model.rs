@@ -1,0 +1,380 @@
+//! A machine that does as it is told, and what its driver gets from its node.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use skep_core::activation::Decision;
+use skep_core::deployment::{Deployment, Quota};
+use skep_core::effect::{Call, Work};
+use skep_core::id::{ComponentId, LogIndex, NodeId, Term};
+use skep_core::input::Input;
+use skep_core::message::SnapshotName;
+use skep_core::outcome::{
+    ChangeKind, ConfChange, EntryContext, GuestFault, LeaderChanged, Outcome,
+};
+use skep_drive::{
+    Answer, Applied, CanonicalPoint, Descriptor, Done, Driver, Failed, Interrupter, Lack, Listener,
+    LocalCode, MachineError, Memory, Reader, Source, StateMachine,
+};
+
+/// What a call does instead of what it is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Trouble {
+    /// As on every replica.
+    Guest,
+    /// Of this node.
+    Local,
+}
+
+/// Keeps its commands, one byte each. The answer is all of them.
+#[derive(Debug, Default)]
+pub struct Model {
+    /// The first byte of the component's name.
+    pub component: u8,
+    pub state: Vec<u8>,
+    pub init: Option<Outcome>,
+    /// Outcomes that it leaves out.
+    pub silent: usize,
+    pub hook: Option<Trouble>,
+    pub save: Option<Trouble>,
+    pub restore: Option<Trouble>,
+    /// The command that it stops at.
+    pub stops_at: Option<u8>,
+    pub rebuilt: usize,
+    pub stopped_at: Option<usize>,
+}
+
+pub fn trouble(kind: Trouble, call: &'static str) -> MachineError {
+    match kind {
+        Trouble::Guest => MachineError::Guest {
+            call,
+            fault: GuestFault::Unreachable,
+            detail: Some("its own words".into()),
+        },
+        Trouble::Local => MachineError::Local {
+            call,
+            code: LocalCode::Memory,
+            reason: "no memory".into(),
+        },
+    }
+}
+
+fn unless(kind: Option<Trouble>, call: &'static str) -> Result<(), MachineError> {
+    kind.map_or(Ok(()), |kind| Err(trouble(kind, call)))
+}
+
+fn said(outcomes: Vec<Outcome>) -> Applied {
+    Applied { outcomes, fuel: 2 }
+}
+
+impl StateMachine for Model {
+    fn describe(&self) -> Descriptor {
+        Descriptor {
+            schema: u32::from(self.component),
+            ..Descriptor::default()
+        }
+    }
+
+    fn init(&mut self, _: &EntryContext, _: &Bytes) -> Result<Applied, MachineError> {
+        Ok(said(self.init.clone().into_iter().collect()))
+    }
+
+    fn apply(&mut self, _: &EntryContext, commands: &[Bytes]) -> Result<Applied, MachineError> {
+        let mut outcomes = Vec::new();
+        for (place, command) in commands.iter().enumerate() {
+            if self.stops_at.is_some() && self.stops_at == command.first().copied() {
+                self.stopped_at = Some(place);
+                return Err(trouble(Trouble::Local, "apply"));
+            }
+            self.state.extend_from_slice(command);
+            outcomes.push(Outcome::Reply(self.state.clone().into()));
+        }
+        outcomes.truncate(commands.len() - self.silent);
+        Ok(said(outcomes))
+    }
+
+    fn apply_conf_change(
+        &mut self,
+        _: &EntryContext,
+        _: &ConfChange,
+    ) -> Result<Applied, MachineError> {
+        unless(self.hook, "apply-conf-change")?;
+        Ok(said(Vec::new()))
+    }
+
+    fn process_status_change(
+        &mut self,
+        _: &EntryContext,
+        _: &LeaderChanged,
+    ) -> Result<Applied, MachineError> {
+        unless(self.hook, "process-status-change")?;
+        Ok(said(vec![Outcome::Reply("nobody waits".into())]))
+    }
+
+    fn stopped_at(&self) -> Option<usize> {
+        self.stopped_at
+    }
+
+    fn query(&mut self, _: &Bytes) -> Result<Outcome, MachineError> {
+        unless(self.hook, "query")?;
+        Ok(Outcome::Reply(self.state.clone().into()))
+    }
+
+    fn memory(&self) -> Option<Memory> {
+        Some(Memory {
+            used_bytes: 1,
+            limit_bytes: 2,
+        })
+    }
+
+    fn reader(&self) -> Option<Box<dyn Reader>> {
+        Some(Box::new(Deaf))
+    }
+
+    fn interrupter(&self) -> Option<Arc<dyn Interrupter>> {
+        Some(Arc::new(Deaf))
+    }
+
+    fn save(&mut self, _: &EntryContext, to: &mut dyn Write) -> Result<(), MachineError> {
+        unless(self.save, "save")?;
+        to.write_all(&self.state).expect("there is memory");
+        Ok(())
+    }
+
+    fn restore(&mut self, _: &EntryContext, _: u32, from: Bytes) -> Result<(), MachineError> {
+        unless(self.restore, "restore")?;
+        self.state = from.to_vec();
+        self.rebuilt += 1;
+        Ok(())
+    }
+}
+
+/// Answers nothing, and ends nothing.
+struct Deaf;
+
+impl Reader for Deaf {
+    fn query(&mut self, _: &Bytes) -> Result<Answer, MachineError> {
+        Err(trouble(Trouble::Local, "query"))
+    }
+
+    fn release(&mut self) {}
+}
+
+impl Interrupter for Deaf {
+    fn interrupt(&self) {}
+}
+
+/// What the node of a test has, and what its driver was seen to do.
+#[derive(Default)]
+pub struct Node {
+    /// Why it makes no other machine.
+    pub lacks: Option<Trouble>,
+    /// Other machines that it makes fail to restore so.
+    pub refuses: Option<Trouble>,
+    /// Machines that it made, by what they are, for the log's sake or for an activation.
+    pub made: Vec<(u8, bool)>,
+    pub snapshot: Option<(u32, Bytes)>,
+}
+
+impl Source<Model> for Node {
+    fn current(&mut self, deployment: &Deployment) -> Result<Model, Failed> {
+        let component = deployment.component.0[0];
+        self.made.push((component, true));
+        Ok(Model {
+            component,
+            ..Model::default()
+        })
+    }
+
+    fn successor(&mut self, deployment: &Deployment) -> Result<Model, MachineError> {
+        unless(self.lacks, "start")?;
+        let component = deployment.component.0[0];
+        self.made.push((component, false));
+        Ok(Model {
+            component,
+            restore: self.refuses,
+            ..Model::default()
+        })
+    }
+
+    fn snapshot(&mut self, _: &SnapshotName) -> Result<(u32, Bytes), Failed> {
+        let gone = || Failed::local("the snapshot is gone");
+        self.snapshot.clone().ok_or_else(gone)
+    }
+}
+
+/// What was seen, a line each.
+#[derive(Default)]
+pub struct Seen(pub Vec<String>);
+
+impl Listener<Model> for Seen {
+    fn called(&mut self, _: &EntryContext, call: &Call, said: &Applied) {
+        let call = match call {
+            Call::Init(_) => "init",
+            Call::Commands(_) => "commands",
+            Call::ConfChange(_) => "change",
+            Call::StatusChange(_) => "leader",
+        };
+        self.0.push(format!("{call} {:?}", said.outcomes));
+    }
+
+    fn made(&mut self, machine: &Model) {
+        self.0.push(format!("made {}", machine.component));
+    }
+
+    fn replaced(&mut self, deployment: &Deployment, machine: &Model) {
+        assert_eq!(deployment.component.0[0], machine.component);
+        self.0.push(format!("replaced by {}", machine.component));
+    }
+
+    fn saved(&mut self, _: &EntryContext, bytes: usize) {
+        self.0.push(format!("saved {bytes}"));
+    }
+
+    fn restored(&mut self, point: &CanonicalPoint) {
+        self.0.push(format!("restored {}", point.context.index));
+    }
+
+    fn goes_on_from(&mut self, point: Option<&CanonicalPoint>) {
+        let index = point.map(|point| point.context.index.0);
+        self.0.push(format!("goes on from {index:?}"));
+    }
+
+    fn no_snapshot(&mut self, _: &EntryContext, error: &MachineError) {
+        self.0.push(format!("no snapshot: {error}"));
+    }
+
+    fn prepared(&mut self, _: &EntryContext, _: &Deployment) {
+        self.0.push("prepared".into());
+    }
+
+    fn lacks(&mut self, _: &EntryContext, _: &Deployment, lack: &Lack) {
+        self.0.push(match lack {
+            Lack::Refused(refusal, error) => {
+                let words = error.as_ref().and_then(MachineError::detail);
+                format!("refused: {refusal} {words:?}")
+            }
+            Lack::Local(error) => format!("lacks: {error}"),
+        });
+    }
+
+    fn decided(&mut self, _: &EntryContext, _: &Deployment, decision: Decision) {
+        self.0.push(format!("decided {decision:?}"));
+    }
+
+    fn not_rebuilt(&mut self, _: &EntryContext, _: &MachineError) {
+        self.0.push("not rebuilt".into());
+    }
+
+    fn waits_to_go_on(&mut self, _: &EntryContext, _: &MachineError) {
+        self.0.push("waits to go on".into());
+    }
+}
+
+/// A driver, its node, and who watches.
+pub struct Stage {
+    pub driver: Driver<Model>,
+    pub node: Node,
+    pub seen: Seen,
+}
+
+impl Stage {
+    pub fn new(model: Model) -> Self {
+        Self::of(Driver::new(model))
+    }
+
+    /// Founded with one component, brought up with another.
+    pub fn exchangeable(founding: u8, current: u8) -> Self {
+        let model = Model {
+            component: current,
+            ..Model::default()
+        };
+        let (founding, current) = (deployment(founding), deployment(current));
+        Self::of(Driver::exchangeable(model, founding, current))
+    }
+
+    fn of(driver: Driver<Model>) -> Self {
+        Self {
+            driver,
+            node: Node::default(),
+            seen: Seen::default(),
+        }
+    }
+
+    pub fn model(&mut self) -> &mut Model {
+        self.driver.machine_mut()
+    }
+
+    pub fn drive(&mut self, work: Work) -> Result<Done, Failed> {
+        self.driver.drive(work, &mut self.node, &mut self.seen)
+    }
+
+    /// Work that ends with something for the core.
+    pub fn tell(&mut self, work: Work) -> Input {
+        match self.drive(work) {
+            Ok(Done::Tell(input)) => input,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn seen(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.seen.0)
+    }
+}
+
+pub fn at(index: u64) -> EntryContext {
+    EntryContext {
+        index: LogIndex(index),
+        ..EntryContext::default()
+    }
+}
+
+pub fn deployment(component: u8) -> Deployment {
+    Deployment {
+        component: ComponentId([component; 32]),
+        profile: Bytes::new(),
+        quota: Quota::default(),
+    }
+}
+
+pub fn apply(index: u64, calls: Vec<Call>) -> Work {
+    Work::Apply {
+        context: at(index),
+        entry: Bytes::from_static(b"entry"),
+        calls,
+    }
+}
+
+pub fn commands(commands: &[&'static str]) -> Call {
+    Call::Commands(commands.iter().map(|text| Bytes::from(*text)).collect())
+}
+
+pub fn change() -> Call {
+    Call::ConfChange(ConfChange {
+        kind: ChangeKind::AddVoter,
+        node: NodeId(1),
+        data: Bytes::new(),
+    })
+}
+
+pub fn leader() -> Call {
+    Call::StatusChange(LeaderChanged {
+        old: NodeId(0),
+        new: NodeId(1),
+        term: Term(1),
+    })
+}
+
+pub fn restore(index: u64, runs: Option<u8>) -> Work {
+    Work::Restore {
+        context: at(index),
+        snapshot: SnapshotName {
+            index: LogIndex(index),
+            term: Term(1),
+            digest: [0; 32],
+            size: 1,
+        },
+        deployment: runs.map(deployment),
+    }
+}

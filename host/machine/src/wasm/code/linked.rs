@@ -1,0 +1,121 @@
+//! Compiled code that is linked to what the host offers it.
+
+use std::sync::Arc;
+
+use wasmtime::component::{Component, ComponentExportIndex, InstancePre};
+
+use super::expansion::Size;
+use crate::LocalCode;
+use crate::wasm::engine::Engine;
+use crate::wasm::engine::budget::{MachineBudget, Purpose, Share};
+use crate::wasm::engine::layout::Layout;
+use crate::wasm::error::ComponentError;
+use crate::wasm::fault::{self, Failure};
+use crate::wasm::world::World;
+use crate::wasm::world::imports::linker_for;
+use skep_types::profile::Profile;
+
+/// What instances are started from.
+pub(crate) struct Linked {
+    size: Size,
+    layout: Layout,
+    budget: Arc<MachineBudget>,
+    pre: InstancePre<World>,
+    exports: Exports,
+}
+
+impl Linked {
+    /// Links code that was compiled for this engine, in the layout that suits its size.
+    pub(super) fn new(
+        engine: &Engine,
+        size: Size,
+        compiled: &Component,
+    ) -> Result<Self, ComponentError> {
+        let mismatch = |error: wasmtime::Error| {
+            local(&error).unwrap_or_else(|| ComponentError::Mismatch(format!("{error:#}")))
+        };
+        let exports = Exports::of(compiled)?;
+        let linker = linker_for(engine.inner(), compiled).map_err(mismatch)?;
+        let pre = linker.instantiate_pre(compiled).map_err(mismatch)?;
+        Ok(Self {
+            size,
+            layout: engine.layout(),
+            budget: Arc::clone(engine.budget()),
+            pre,
+            exports,
+        })
+    }
+
+    #[cfg(test)]
+    pub(super) fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// Components with code in it: each has a module of the host's, which counts its stack.
+    pub(super) fn scopes(&self) -> u64 {
+        self.size.scopes
+    }
+
+    /// Takes what an instance of it needs under this profile from the node's budget.
+    pub(super) fn share(&self, profile: &Profile, purpose: Purpose) -> Result<Share, Failure> {
+        let bytes = profile
+            .memory_bytes
+            .saturating_add(profile.snapshot_headroom());
+        let cost = self.layout.cost(self.size.memories, bytes);
+        self.budget.take(cost, purpose)
+    }
+
+    pub(super) fn pre(&self) -> &InstancePre<World> {
+        &self.pre
+    }
+
+    pub(super) fn exports(&self) -> &Exports {
+        &self.exports
+    }
+}
+
+/// What this node's memory, and not the component, is to blame for.
+fn local(error: &wasmtime::Error) -> Option<ComponentError> {
+    fault::is_of_memory(error).then(|| ComponentError::Local {
+        code: LocalCode::Memory,
+        reason: format!("{error:#}"),
+    })
+}
+
+/// Where the exports of a component are.
+pub(crate) struct Exports {
+    pub(crate) describe: ComponentExportIndex,
+    pub(crate) apply: ComponentExportIndex,
+    pub(crate) save: ComponentExportIndex,
+    pub(crate) restore: ComponentExportIndex,
+    pub(crate) apply_conf_change: ComponentExportIndex,
+    pub(crate) process_status_change: ComponentExportIndex,
+    pub(crate) init: Option<ComponentExportIndex>,
+    pub(crate) query: Option<ComponentExportIndex>,
+    pub(crate) apply_batch: Option<ComponentExportIndex>,
+}
+
+impl Exports {
+    fn of(component: &Component) -> Result<Self, ComponentError> {
+        let optional = |interface: &str, function: &str| {
+            let interface = component.get_export_index(None, interface)?;
+            component.get_export_index(Some(&interface), function)
+        };
+        let required = |function: &str| {
+            optional("skep:machine/state-machine@0.1.0", function).ok_or_else(|| {
+                ComponentError::Mismatch(format!("`state-machine` has no function `{function}`"))
+            })
+        };
+        Ok(Self {
+            describe: required("describe")?,
+            apply: required("apply")?,
+            save: required("save")?,
+            restore: required("restore")?,
+            apply_conf_change: required("apply-conf-change")?,
+            process_status_change: required("process-status-change")?,
+            init: optional("skep:machine/initializer@0.1.0", "init"),
+            query: optional("skep:machine/queries@0.1.0", "query"),
+            apply_batch: optional("skep:machine/batch@0.1.0", "apply-batch"),
+        })
+    }
+}

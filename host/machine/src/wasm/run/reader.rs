@@ -1,0 +1,172 @@
+//! Answers the queries of a machine in an instance of its own.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use skep_core::outcome::{EntryContext, Outcome};
+
+use super::call::rejected;
+use super::instance::Instance;
+use super::journal::{Journal, Place};
+use super::rebuild::{ATTEMPTS, Guest, Likeness, again, no_attempt, replay};
+use crate::state_machine::Answer;
+use crate::wasm::engine::budget::Purpose;
+use crate::wasm::fault::Failure;
+use crate::{LocalCode, MachineError, Reader};
+
+/// The reader of a [`WasmMachine`](crate::wasm::WasmMachine): an instance fed from the machine's journal, so that nothing a
+/// query does can show in the outcomes of the log, and a query delays no command.
+///
+/// # How it keeps up
+///
+/// Each query first runs the calls that the machine has made since the last one. At a barrier the machine is rebuilt, and
+/// the reader is not: it goes on from the state it has. It begins anew, from the machine's newest base, if it was left
+/// behind further than the journal keeps calls for it, if a call fails or *answers differently* than it did in the machine,
+/// after a query that failed, and after [`release`](Reader::release).
+///
+/// # What it may see
+///
+/// Queries leave their traces in its heap, and it may have another heap than the machine has had since a barrier. So a guest
+/// whose commands decide by more than its state (by the order of a hash map, by how much memory is left) may decide otherwise
+/// in here. Where the answer of the command shows it, the reader notices and begins anew; where it does not, a query sees what
+/// the log did not do. Nothing of it ever reaches the machine.
+pub struct WasmReader {
+    guest: Arc<Guest>,
+    journal: Arc<Journal>,
+    following: Option<Following>,
+    builds: u64,
+}
+
+/// An instance and where it stands.
+struct Following {
+    instance: Instance,
+    place: Place,
+}
+
+impl WasmReader {
+    pub(crate) fn new(guest: Arc<Guest>, journal: Arc<Journal>) -> Self {
+        Self {
+            guest,
+            journal,
+            following: None,
+            builds: 0,
+        }
+    }
+
+    /// Instances built so far: how often it had to begin anew.
+    pub fn builds(&self) -> u64 {
+        self.builds
+    }
+
+    /// The answer, the entry whose state it is from, and the fuel used.
+    fn ask(&mut self, request: &Bytes) -> Result<(Outcome, EntryContext, u64), Failure> {
+        let (mut following, last, fed) = match self.take_following() {
+            Some(following) => following,
+            None => self.build()?,
+        };
+        let (outcome, fuel) = following.instance.query(&last, request)?;
+        self.following = Some(following);
+        Ok((outcome, last, fed.saturating_add(fuel)))
+    }
+
+    /// The instance there is, if it can be brought to the present.
+    fn take_following(&mut self) -> Option<(Following, EntryContext, u64)> {
+        let mut following = self.following.take()?;
+        let (end, last) = self.journal.published();
+        match following.feed(end, Likeness::Answers) {
+            Ok(fuel) => Some((following, last, fuel)),
+            Err(failure) => {
+                tracing::debug!(
+                    target: "skep::machine", group = %self.guest.logbook.label.group, ?failure,
+                    "the reader of a machine begins anew"
+                );
+                None
+            }
+        }
+    }
+
+    /// A fresh instance has seen no query and passed no barrier, so it must do exactly what the machine did.
+    fn build(&mut self) -> Result<(Following, EntryContext, u64), Failure> {
+        self.builds += 1;
+        let (place, base) = Place::at_base(&self.journal);
+        // Not earlier: the base may be newer than what was published before it was taken.
+        let (end, last) = self.journal.published();
+        let instance = self
+            .guest
+            .start(&base, true, Purpose::Queries)
+            .map_err(again)?;
+        let mut following = Following { instance, place };
+        let fuel = following.feed(end, Likeness::Same)?;
+        Ok((following, last, fuel))
+    }
+}
+
+impl Following {
+    /// Brings the instance up to record `end`; gives the fuel used.
+    fn feed(&mut self, end: u64, likeness: Likeness) -> Result<u64, Failure> {
+        let mut fuel = 0u64;
+        self.instance.mute(true);
+        loop {
+            let records = self.place.take(end).ok_or_else(|| {
+                Failure::local(
+                    LocalCode::Differs,
+                    "the reader was left behind by the machine",
+                )
+            })?;
+            if records.is_empty() {
+                self.instance.mute(false);
+                return Ok(fuel);
+            }
+            fuel = fuel.saturating_add(replay(&mut self.instance, &records, likeness)?);
+        }
+    }
+}
+
+impl Reader for WasmReader {
+    fn query(&mut self, request: &Bytes) -> Result<Answer, MachineError> {
+        if self.guest.component.exports().query.is_none() {
+            let outcome = rejected(
+                "this machine answers no queries: it does not export skep:machine/queries",
+            );
+            let (_, EntryContext { index, .. }) = self.journal.published();
+            return Ok(Answer {
+                outcome,
+                index,
+                fuel: 0,
+            });
+        }
+        let before = self.journal.published().1.index;
+        let mut last = None;
+        for _ in 0..ATTEMPTS {
+            match self.ask(request) {
+                Ok((outcome, EntryContext { index, .. }, fuel)) => {
+                    return Ok(Answer {
+                        outcome,
+                        index,
+                        fuel,
+                    });
+                }
+                Err(Failure::Guest { fault, detail }) => {
+                    let logbook = &self.guest.logbook;
+                    if logbook.admits_line() {
+                        tracing::warn!(
+                            target: "skep::machine", group = %logbook.label.group, machine = %logbook.label.name,
+                            index = %before, %fault, "the machine failed on a query: {detail}"
+                        );
+                    }
+                    return Ok(Answer {
+                        outcome: Outcome::Fault(fault),
+                        index: before,
+                        fuel: self.guest.profile.query_fuel,
+                    });
+                }
+                Err(local) => last = Some(local),
+            }
+        }
+        Err(last.unwrap_or_else(no_attempt).into_error("query"))
+    }
+
+    fn release(&mut self) {
+        self.following = None;
+    }
+}

@@ -1,0 +1,102 @@
+//! What the instances of one machine have in common, and how they come to a state again.
+
+use std::sync::Arc;
+
+use super::instance::Instance;
+use super::journal::{Base, Record};
+use crate::LocalCode;
+use crate::wasm::code::component::Component;
+use crate::wasm::engine::budget::Purpose;
+use crate::wasm::fault::Failure;
+use crate::wasm::world::ending::Ending;
+use crate::wasm::world::logbook::Logbook;
+use skep_types::profile::Profile;
+
+/// Runs of a call before a local failure of it is final: once, and once more in a rebuilt instance.
+pub(crate) const ATTEMPTS: usize = 2;
+
+/// What is said where no attempt was made: [`ATTEMPTS`] is not 0.
+pub(crate) fn no_attempt() -> Failure {
+    Failure::local(LocalCode::UnexpectedError, "it was not tried")
+}
+
+/// A component under its limits.
+pub(crate) struct Guest {
+    pub(crate) component: Arc<Component>,
+    pub(crate) profile: Profile,
+    pub(crate) logbook: Arc<Logbook>,
+    pub(crate) ending: Arc<Ending>,
+}
+
+impl Guest {
+    /// An instance at `base`. A muted one writes no log lines: they were written when the calls ran first.
+    pub(crate) fn start(
+        &self,
+        base: &Base,
+        muted: bool,
+        purpose: Purpose,
+    ) -> Result<Instance, Failure> {
+        let mut instance = Instance::new(
+            &self.component,
+            &self.profile,
+            &base.context,
+            &self.logbook,
+            &self.ending,
+            purpose,
+        )?;
+        instance.mute(muted);
+        if let Some((schema, bytes)) = &base.snapshot {
+            instance.restore(&base.context, *schema, bytes.clone())?;
+        }
+        Ok(instance)
+    }
+}
+
+/// How like the first run of a call another one must be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Likeness {
+    /// In answers and fuel: every instance that came from the same base by the same calls.
+    Same,
+    /// In answers: an instance that has also answered queries, or has passed a barrier without being rebuilt there.
+    Answers,
+}
+
+/// Runs calls that have run before; gives the fuel they used. Each of them has returned once, so a failure now, or
+/// another answer, is no outcome.
+pub(crate) fn replay(
+    instance: &mut Instance,
+    records: &[Record],
+    likeness: Likeness,
+) -> Result<u64, Failure> {
+    let mut fuel = 0u64;
+    for record in records {
+        let ran = instance.run(&record.context, &record.call).map_err(again)?;
+        let alike = match likeness {
+            Likeness::Same => record.is(&ran),
+            Likeness::Answers => record.answered(&ran),
+        };
+        if !alike {
+            return Err(Failure::local(
+                LocalCode::Differs,
+                format!(
+                    "the replayed {} of entry {} did not do what it did at first",
+                    record.call.name(),
+                    record.context.index
+                ),
+            ));
+        }
+        fuel = fuel.saturating_add(ran.fuel);
+    }
+    Ok(fuel)
+}
+
+/// A call that succeeded before and fails now: whatever the failure says of itself, it is local.
+pub(crate) fn again(failure: Failure) -> Failure {
+    match failure {
+        Failure::Guest { fault, detail } => Failure::local(
+            LocalCode::Differs,
+            format!("a replayed call failed with {fault}, which it did not at first: {detail}"),
+        ),
+        local => local,
+    }
+}

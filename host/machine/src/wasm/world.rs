@@ -1,0 +1,112 @@
+//! What the host keeps beside one instance: its limits, its virtual time and randomness, its log lines, and the ends
+//! of the snapshot that is being moved.
+
+pub(super) mod clock;
+pub(super) mod ending;
+pub(super) mod imports;
+pub(super) mod limits;
+pub(super) mod log;
+pub(super) mod logbook;
+pub(super) mod pollables;
+pub(super) mod random;
+pub(super) mod resources;
+pub(super) mod sink;
+pub(super) mod types;
+pub(super) mod wasi;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use skep_core::outcome::EntryContext;
+use wasmtime::{StoreContextMut, Trap};
+
+use self::clock::Clock;
+use self::ending::Ending;
+use self::limits::Limits;
+use self::log::Log;
+use self::logbook::Logbook;
+use self::pollables::Pollables;
+use self::random::{CallKey, Random};
+use self::sink::Sink;
+use skep_types::profile::Profile;
+
+/// Fuel of one call of an import, so that a guest cannot make the host work for nothing.
+const FUEL_PER_IMPORT: u64 = 100;
+
+/// Bytes the host moves or prints for one unit of fuel.
+const BYTES_PER_FUEL: u64 = 4;
+
+/// What an import is called with: the store of the guest that calls.
+pub(crate) type Caller<'a> = StoreContextMut<'a, World>;
+
+/// The data of a guest's store.
+#[derive(Debug)]
+pub(crate) struct World {
+    ending: Arc<Ending>,
+    pub(crate) limits: Limits,
+    pub(crate) clock: Clock,
+    pub(crate) random: Random,
+    pub(crate) seed: (u64, u64),
+    pub(crate) log: Log,
+    pub(crate) pollables: Pollables,
+    pub(crate) sink: Option<Sink>,
+    pub(crate) source: Option<Bytes>,
+}
+
+impl World {
+    /// The world of an instance that starts at `context`.
+    pub(crate) fn new(
+        limits: Limits,
+        profile: &Profile,
+        context: &EntryContext,
+        logbook: Arc<Logbook>,
+        ending: Arc<Ending>,
+    ) -> Self {
+        let key = CallKey::new(context, "instantiate", 0);
+        let mut clock = Clock::default();
+        clock.enter(context.now);
+        Self {
+            ending,
+            limits,
+            clock,
+            random: Random::new(key),
+            seed: key.seed(),
+            log: Log::new(logbook, profile.log_bytes as usize),
+            pollables: Pollables::default(),
+            sink: None,
+            source: None,
+        }
+    }
+
+    /// Before each call into the guest.
+    pub(crate) fn enter(&mut self, context: &EntryContext, call: &'static str, ordinal: u32) {
+        self.limits.enter();
+        self.clock.enter(context.now);
+        self.random = Random::new(CallKey::new(context, call, ordinal));
+    }
+
+    /// After each call, however it ended.
+    pub(crate) fn leave(&mut self) {
+        self.log.finish();
+        self.sink = None;
+        self.source = None;
+    }
+}
+
+/// Takes the fuel of one import that moves `bytes`.
+pub(crate) fn charge(caller: &mut Caller<'_>, bytes: u64) -> wasmtime::Result<()> {
+    spend(caller, bytes / BYTES_PER_FUEL)
+}
+
+/// Takes the fuel of one import, and as much more as what it does is worth.
+pub(crate) fn spend(caller: &mut Caller<'_>, more: u64) -> wasmtime::Result<()> {
+    caller.data().ending.look()?;
+    let cost = FUEL_PER_IMPORT.saturating_add(more);
+    match caller.get_fuel()?.checked_sub(cost) {
+        Some(left) => caller.set_fuel(left),
+        None => {
+            caller.set_fuel(0)?;
+            Err(Trap::OutOfFuel.into())
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! Holds one instance to its profile, and counts what it takes of the node's budget.
+
+use wasmtime::ResourceLimiter;
+
+use crate::LocalCode;
+use crate::wasm::engine::budget::Share;
+use crate::wasm::fault::Stop;
+use skep_types::profile::Profile;
+
+/// Refuses what the profile does not allow, and tells a refusal, which every replica makes, from a failure of this
+/// node's memory, which only this one sees.
+#[derive(Debug)]
+pub(crate) struct Limits {
+    memory: Meter,
+    table: Meter,
+    instances: usize,
+    counters: usize,
+    refused: bool,
+    /// As `refused`, of memory that the module may have, and in the present call.
+    memory_refused: bool,
+    /// What is this instance's of the node's budget.
+    share: Share,
+}
+
+impl Limits {
+    /// Of a component with so many scopes. The modules that hold the counters of its stack are the host's, not the guest's.
+    pub(crate) fn new(profile: &Profile, scopes: u64, share: Share) -> Self {
+        Self {
+            memory: Meter::new(profile.memory_bytes),
+            table: Meter::new(profile.table_elements),
+            instances: profile.instances as usize,
+            counters: usize::try_from(scopes).unwrap_or(usize::MAX),
+            refused: false,
+            memory_refused: false,
+            share,
+        }
+    }
+
+    pub(crate) fn raise_memory(&mut self, bytes: u64) {
+        self.memory.limit = self.memory.limit.saturating_add(bytes);
+    }
+
+    pub(crate) fn lower_memory(&mut self, bytes: u64) {
+        self.memory.limit = self.memory.limit.saturating_sub(bytes);
+    }
+
+    /// Bytes of all linear memories together.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        self.memory.used
+    }
+
+    /// Before each call.
+    pub(crate) fn enter(&mut self) {
+        self.memory_refused = false;
+    }
+
+    /// Whether the profile refused memory in the present call that the module itself may have. Every replica refuses alike: it
+    /// depends on the profile and the module only, never on what this node has.
+    pub(crate) fn memory_refused(&self) -> bool {
+        self.memory_refused
+    }
+
+    /// Whether a growth was refused in the life of the instance: what tells an instance that cannot start for its size
+    /// from one that this node could not start.
+    pub(crate) fn refused(&self) -> bool {
+        self.refused
+    }
+}
+
+impl ResourceLimiter for Limits {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        let allowed = self.memory.grow(current, desired, maximum);
+        self.refused |= !allowed;
+        // Beyond what the module itself allows, or can address, no profile would help.
+        self.memory_refused |= !allowed && maximum.is_none_or(|most| desired <= most);
+        if allowed {
+            let more = desired.saturating_sub(current) as u64;
+            self.share.grow(more).map_err(|error| Stop::Local {
+                code: LocalCode::OutOfBudget,
+                reason: error.to_string(),
+            })?;
+        }
+        Ok(allowed)
+    }
+
+    fn memory_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
+        Err(not_given("a linear memory", &error).into())
+    }
+
+    fn table_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        let allowed = self.table.grow(current, desired, maximum);
+        self.refused |= !allowed;
+        Ok(allowed)
+    }
+
+    fn table_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
+        Err(not_given("a table", &error).into())
+    }
+
+    fn instances(&self) -> usize {
+        self.instances.saturating_add(self.counters)
+    }
+
+    fn memories(&self) -> usize {
+        self.instances
+    }
+
+    fn tables(&self) -> usize {
+        self.instances
+    }
+}
+
+fn not_given(what: &str, error: &wasmtime::Error) -> Stop {
+    Stop::Local {
+        code: LocalCode::Memory,
+        reason: format!("{what} could not grow although its limit allows it: {error:#}"),
+    }
+}
+
+/// The sum of what several memories or tables hold.
+#[derive(Debug)]
+struct Meter {
+    used: u64,
+    limit: u64,
+}
+
+impl Meter {
+    fn new(limit: u64) -> Self {
+        Self { used: 0, limit }
+    }
+
+    fn grow(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> bool {
+        let after = self
+            .used
+            .saturating_add(desired.saturating_sub(current) as u64);
+        let allowed = after <= self.limit && maximum.is_none_or(|maximum| desired <= maximum);
+        if allowed {
+            self.used = after;
+        }
+        allowed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wasm::engine::budget::{MachineBudget, Purpose};
+    use crate::wasm::engine::holdings::Holdings;
+
+    fn limits(profile: &Profile) -> Limits {
+        let budget = MachineBudget::new(Holdings::of_this_system());
+        let share = budget.take(Holdings::default(), Purpose::New).unwrap();
+        Limits::new(profile, 0, share)
+    }
+
+    #[test]
+    fn memories_share_one_limit_and_a_refusal_takes_nothing() {
+        let profile = Profile {
+            memory_bytes: 100,
+            ..Profile::default()
+        };
+        let mut limits = limits(&profile);
+        assert!(limits.memory_growing(0, 60, None).unwrap());
+        assert!(!limits.memory_growing(0, 50, None).unwrap());
+        assert!(limits.memory_growing(0, 40, Some(40)).unwrap());
+        assert!(!limits.memory_growing(40, 41, Some(40)).unwrap());
+        assert!(limits.refused());
+    }
+
+    #[test]
+    fn only_what_the_profile_refuses_is_a_want_of_memory() {
+        let profile = Profile {
+            memory_bytes: 100,
+            ..Profile::default()
+        };
+        let mut limits = limits(&profile);
+        assert!(!limits.memory_growing(0, 120, Some(80)).unwrap());
+        assert!(limits.refused() && !limits.memory_refused());
+        assert!(!limits.memory_growing(0, 120, Some(120)).unwrap());
+        assert!(limits.memory_refused());
+        limits.enter();
+        assert!(!limits.memory_refused());
+        assert!(!limits.memory_growing(0, 120, None).unwrap());
+        assert!(limits.memory_refused());
+    }
+
+    #[test]
+    fn a_growth_that_was_allowed_and_failed_is_local() {
+        let error = limits(&Profile::default())
+            .memory_grow_failed(wasmtime::format_err!("mmap"))
+            .unwrap_err();
+        assert!(
+            matches!(error.downcast_ref(), Some(Stop::Local { code: LocalCode::Memory, reason }) if reason.contains("mmap"))
+        );
+    }
+}

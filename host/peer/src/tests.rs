@@ -1,0 +1,751 @@
+use proptest::prelude::*;
+use prost::Message as _;
+use raft::eraftpb::{self, EntryType, MessageType};
+use skep_core::activation::Refusal;
+use skep_core::deployment::{Deployment, Quota};
+use skep_core::id::{ComponentId, RequestId, SessionId};
+use skep_core::outcome::{GuestFault, Outcome};
+use skep_core::proposal::{Change, ChangeRefusal, Command, Proposal, ProposalError, Response};
+
+use super::*;
+
+fn message(body: Body) -> PeerMessage {
+    PeerMessage {
+        group: GroupId(4),
+        incarnation: Incarnation(2),
+        from: ReplicaId(11),
+        to: ReplicaId(12),
+        body,
+    }
+}
+
+fn raft(msg_type: MessageType) -> eraftpb::Message {
+    eraftpb::Message {
+        msg_type,
+        from: 11,
+        to: 12,
+        term: 5,
+        ..Default::default()
+    }
+}
+
+/// What raft-rs sends to ask for a read index.
+fn read_index() -> eraftpb::Message {
+    let context = eraftpb::Entry {
+        data: Bytes::from_static(b"12345678"),
+        ..Default::default()
+    };
+    eraftpb::Message {
+        term: 0,
+        entries: vec![context].into(),
+        ..raft(MessageType::MsgReadIndex)
+    }
+}
+
+fn append() -> eraftpb::Message {
+    let entry = |index, entry_type, data: &'static [u8]| eraftpb::Entry {
+        entry_type,
+        term: 5,
+        index,
+        data: Bytes::from_static(data),
+        context: Bytes::from_static(b"context"),
+        sync_log: true,
+        ..Default::default()
+    };
+    eraftpb::Message {
+        log_term: 4,
+        index: 9,
+        entries: vec![
+            entry(10, EntryType::EntryNormal, b"ten"),
+            entry(11, EntryType::EntryConfChange, b""),
+            entry(12, EntryType::EntryConfChangeV2, b"twelve"),
+        ]
+        .into(),
+        commit: 8,
+        commit_term: 4,
+        request_snapshot: 3,
+        reject: true,
+        reject_hint: 7,
+        context: Bytes::from_static(b"read"),
+        deprecated_priority: 1,
+        priority: -1,
+        ..raft(MessageType::MsgAppend)
+    }
+}
+
+fn snapshot() -> eraftpb::Message {
+    let conf_state = eraftpb::ConfState {
+        voters: vec![1, 2],
+        learners: vec![3],
+        voters_outgoing: vec![1],
+        learners_next: vec![4],
+        auto_leave: true,
+        ..Default::default()
+    };
+    let metadata = eraftpb::SnapshotMetadata {
+        conf_state: Some(conf_state).into(),
+        index: 40,
+        term: 5,
+        ..Default::default()
+    };
+    let snapshot = eraftpb::Snapshot {
+        metadata: Some(metadata).into(),
+        ..Default::default()
+    };
+    eraftpb::Message {
+        snapshot: Some(snapshot).into(),
+        ..raft(MessageType::MsgSnapshot)
+    }
+}
+
+/// Through the bytes, not only through the types.
+fn over_the_wire(message: PeerMessage) -> Result<PeerMessage, WireError> {
+    let bytes = message_to_wire(message)?.encode_to_vec();
+    message_from_wire(proto::PeerMessage::decode(Bytes::from(bytes))?)
+}
+
+// P-48
+#[test]
+fn what_a_replica_keeps_does_not_keep_the_frame_it_came_in() {
+    let command = Command {
+        request: RequestId::ANONYMOUS,
+        acknowledged: 0,
+        data: Bytes::from_static(b"put"),
+    };
+    let add = Change::Add {
+        node: NodeId(3),
+        data: Bytes::from_static(b"three"),
+    };
+    for body in [
+        Body::Raft(append()),
+        Body::Raft(snapshot()),
+        Body::Raft(read_index()),
+        Body::Forward(vec![
+            Forward {
+                token: 1,
+                proposal: Proposal::Command(command),
+            },
+            Forward {
+                token: 2,
+                proposal: Proposal::Change(add),
+            },
+        ]),
+    ] {
+        let sent = message(body);
+        let frame = Bytes::from(message_to_wire(sent.clone()).unwrap().encode_to_vec());
+        let wire = proto::PeerMessage::decode(frame.clone()).unwrap();
+        let received = message_from_wire(wire).unwrap();
+        assert_eq!(received, sent);
+        assert!(frame.is_unique(), "{received:?}");
+    }
+}
+
+fn response(outcome: Outcome) -> Response {
+    let request = RequestId {
+        session: SessionId(6),
+        sequence: 3,
+    };
+    Response {
+        request,
+        index: LogIndex(77),
+        term: Term(5),
+        outcome,
+    }
+}
+
+#[test]
+fn every_field_of_a_raft_message_survives() {
+    for raft in [append(), snapshot()] {
+        let message = message(Body::Raft(raft));
+        assert_eq!(over_the_wire(message.clone()).unwrap(), message);
+    }
+}
+
+#[test]
+fn every_kind_that_travels_survives_and_no_other_leaves() {
+    use MessageType::*;
+    for kind in [
+        MsgAppend,
+        MsgAppendResponse,
+        MsgRequestVote,
+        MsgRequestVoteResponse,
+        MsgHeartbeat,
+        MsgHeartbeatResponse,
+        MsgTransferLeader,
+        MsgTimeoutNow,
+        MsgReadIndexResp,
+        MsgRequestPreVote,
+        MsgRequestPreVoteResponse,
+    ] {
+        let message = message(Body::Raft(raft(kind)));
+        assert_eq!(over_the_wire(message.clone()).unwrap(), message, "{kind:?}");
+    }
+    let read = message(Body::Raft(read_index()));
+    assert_eq!(over_the_wire(read.clone()).unwrap(), read);
+    for kind in [
+        MsgHup,
+        MsgBeat,
+        MsgPropose,
+        MsgUnreachable,
+        MsgSnapStatus,
+        MsgCheckQuorum,
+    ] {
+        let error = over_the_wire(message(Body::Raft(raft(kind)))).unwrap_err();
+        assert!(
+            matches!(error, WireError::Misplaced { .. }),
+            "{kind:?}: {error}"
+        );
+    }
+}
+
+#[test]
+fn kinds_that_must_not_arrive_are_refused() {
+    // 0 and 2 are MsgHup and MsgPropose of raft-rs; 10 to 12 its other words to itself.
+    for kind in [0, 1, 2, 10, 11, 12, 19, -1, i32::MAX] {
+        let raft = proto::RaftMessage {
+            kind,
+            term: 5,
+            ..Default::default()
+        };
+        let wire = proto::PeerMessage {
+            from: 1,
+            to: 2,
+            body: Some(peer_message::Body::Raft(raft)),
+            ..Default::default()
+        };
+        let error = message_from_wire(wire).unwrap_err();
+        assert!(
+            matches!(error, WireError::UnknownValue { .. }),
+            "{kind}: {error}"
+        );
+    }
+}
+
+#[test]
+fn term_zero_is_a_local_word_and_does_not_arrive() {
+    let zero = |kind| {
+        message(Body::Raft(eraftpb::Message {
+            term: 0,
+            ..raft(kind)
+        }))
+    };
+    assert!(matches!(
+        over_the_wire(zero(MessageType::MsgAppend)),
+        Err(WireError::Zero { .. })
+    ));
+    assert!(matches!(
+        over_the_wire(zero(MessageType::MsgHeartbeat)),
+        Err(WireError::Zero { .. })
+    ));
+    let transfer = zero(MessageType::MsgTransferLeader);
+    assert_eq!(over_the_wire(transfer.clone()).unwrap(), transfer);
+}
+
+#[test]
+fn a_read_has_one_context_and_no_term() {
+    let with_term = eraftpb::Message {
+        term: 5,
+        ..read_index()
+    };
+    let without_context = eraftpb::Message {
+        entries: Vec::new().into(),
+        ..read_index()
+    };
+    for read in [with_term, without_context] {
+        let error = over_the_wire(message(Body::Raft(read))).unwrap_err();
+        assert!(matches!(error, WireError::Misplaced { .. }), "{error}");
+    }
+}
+
+#[test]
+fn numbers_that_nobody_counts_to_do_not_arrive() {
+    let spoils: [fn(&mut eraftpb::Message); 6] = [
+        |message| message.term = u64::MAX,
+        |message| message.index = u64::MAX - 3,
+        |message| message.commit = u64::MAX,
+        |message| message.commit_term = u64::MAX,
+        |message| message.reject_hint = u64::MAX,
+        |message| message.entries[2].term = u64::MAX,
+    ];
+    for spoil in spoils {
+        let mut large = append();
+        spoil(&mut large);
+        let error = over_the_wire(message(Body::Raft(large))).unwrap_err();
+        assert!(matches!(error, WireError::Misplaced { .. }), "{error}");
+    }
+}
+
+#[test]
+fn an_append_that_hides_the_term_it_follows_does_not_arrive() {
+    let hides = eraftpb::Message {
+        log_term: 0,
+        ..append()
+    };
+    let error = over_the_wire(message(Body::Raft(hides))).unwrap_err();
+    assert!(matches!(error, WireError::Zero { .. }), "{error}");
+}
+
+#[test]
+fn an_append_with_a_gap_does_not_arrive() {
+    let mut gap = append();
+    gap.entries[1].index = 12;
+    let error = over_the_wire(message(Body::Raft(gap))).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            WireError::EntriesNotContiguous {
+                after: 9,
+                found: 12,
+                expected: 11
+            }
+        ),
+        "{error}"
+    );
+    let mut end = append();
+    end.index = u64::MAX;
+    assert!(matches!(
+        over_the_wire(message(Body::Raft(end))),
+        Err(WireError::Misplaced { .. })
+    ));
+    let mut zero = append();
+    zero.entries[0].term = 0;
+    assert!(matches!(
+        over_the_wire(message(Body::Raft(zero))),
+        Err(WireError::Zero { .. })
+    ));
+}
+
+#[test]
+fn what_replicas_say_of_barriers_survives() {
+    let said = |index, snapshot, chain| Attestation {
+        index: LogIndex(index),
+        snapshot,
+        chain,
+    };
+    let bodies = [
+        Body::AskAttestations {
+            after: LogIndex(0),
+            nonce: u64::MAX,
+        },
+        Body::AskSnapshot { after: LogIndex(9) },
+        Body::Readiness {
+            index: LogIndex(9),
+            readiness: Readiness::NotYet,
+        },
+        Body::Readiness {
+            index: LogIndex(9),
+            readiness: Readiness::Refused(Refusal::Restore(GuestFault::OutOfFuel)),
+        },
+        Body::Attestations {
+            nonce: 7,
+            said: vec![
+                said(1, None, None),
+                said(2, Some([1; 32]), None),
+                said(3, Some([1; 32]), Some([2; 16])),
+            ],
+        },
+        Body::AskStanding { nonce: 1 << 63 },
+        Body::Standing(Standing {
+            nonce: 5,
+            term: Term(3),
+            member: true,
+            removed: true,
+            matched: LogIndex(9),
+            well: true,
+            word: Word {
+                stopped: Some(Impasse {
+                    index: LogIndex(7),
+                    item: 2,
+                    code: 3,
+                }),
+                waits: LogIndex(8),
+            },
+        }),
+    ];
+    for body in bodies {
+        let message = message(body);
+        assert_eq!(over_the_wire(message.clone()).unwrap(), message);
+    }
+    let short = proto::Attestation {
+        index: 1,
+        snapshot: vec![1; 31].into(),
+        chain: Bytes::new(),
+    };
+    let body = peer_message::Body::Attestations(proto::Attestations {
+        attestations: vec![short],
+        nonce: 0,
+    });
+    let short = proto::PeerMessage {
+        group: 1,
+        incarnation: 1,
+        from: 1,
+        to: 2,
+        body: Some(body),
+    };
+    assert!(matches!(
+        message_from_wire(short),
+        Err(WireError::BadLength { .. })
+    ));
+    let unknown = proto::Readiness { index: 1, code: 0 };
+    let unknown = proto::PeerMessage {
+        group: 1,
+        incarnation: 1,
+        from: 1,
+        to: 2,
+        body: Some(peer_message::Body::Readiness(unknown)),
+    };
+    assert!(matches!(
+        message_from_wire(unknown),
+        Err(WireError::UnknownValue { .. })
+    ));
+}
+
+#[test]
+fn every_proposal_survives() {
+    let request = RequestId {
+        session: SessionId(6),
+        sequence: 3,
+    };
+    let data = Bytes::from_static(b"data");
+    let node = NodeId(3);
+    let proposals = [
+        Proposal::Command(Command {
+            request,
+            acknowledged: 2,
+            data: data.clone(),
+        }),
+        Proposal::Command(Command {
+            request: RequestId::ANONYMOUS,
+            acknowledged: 0,
+            data: data.clone(),
+        }),
+        Proposal::OpenSession,
+        Proposal::Change(Change::Add {
+            node,
+            data: data.clone(),
+        }),
+        Proposal::Change(Change::AddLearner {
+            node,
+            data: data.clone(),
+        }),
+        Proposal::Change(Change::Remove { node, data }),
+        Proposal::Barrier,
+        Proposal::Activate(Deployment {
+            component: ComponentId([9; 32]),
+            profile: Bytes::from_static(b"{}"),
+            quota: Quota {
+                commands_per_second: 7,
+                in_flight_bytes: 1 << 40,
+                bytes_per_second: 1 << 41,
+            },
+        }),
+        Proposal::Resume,
+        Proposal::AbortActivation,
+        Proposal::Trust { node },
+    ];
+    let forwards = proposals
+        .into_iter()
+        .zip(1..)
+        .map(|(proposal, token)| Forward { token, proposal })
+        .collect();
+    let message = message(Body::Forward(forwards));
+    assert_eq!(over_the_wire(message.clone()).unwrap(), message);
+}
+
+#[test]
+fn every_answer_survives() {
+    let mut results = vec![
+        Ok(response(Outcome::Reply(Bytes::from_static(b"reply")))),
+        Ok(response(Outcome::Reply(Bytes::new()))),
+        Ok(response(Outcome::Refused {
+            code: 404,
+            message: "no such node".into(),
+        })),
+        Ok(response(Outcome::Rejected {
+            code: 0,
+            message: String::new(),
+        })),
+        Err(ProposalError::NoLeader),
+        Err(ProposalError::NotLeader { leader: None }),
+        Err(ProposalError::NotLeader {
+            leader: Some(NodeId(2)),
+        }),
+        Err(ProposalError::Busy),
+        Err(ProposalError::TooLarge { size: 9, limit: 8 }),
+        Err(ProposalError::Superseded),
+        Err(ProposalError::SessionExpired),
+        Err(ProposalError::TooManySessions),
+        Err(ProposalError::AnswerExpired),
+        Err(ProposalError::SequenceClosed),
+        Err(ProposalError::ChangeInProgress),
+        Err(ProposalError::Faulted),
+        Err(ProposalError::OutOfMemory),
+        Err(ProposalError::Stopped),
+        Err(ProposalError::Unknown),
+    ];
+    results.extend(GuestFault::ALL.map(|fault| Ok(response(Outcome::Fault(fault)))));
+    results.extend(
+        (0..=u8::MAX)
+            .filter_map(ChangeRefusal::from_code)
+            .map(|why| Err(ProposalError::ChangeRefused(why))),
+    );
+    let answers = results
+        .into_iter()
+        .zip(1..)
+        .map(|(result, token)| Answer { token, result })
+        .collect();
+    let message = message(Body::Answer(answers));
+    assert_eq!(over_the_wire(message.clone()).unwrap(), message);
+}
+
+#[test]
+fn numbers_that_name_nothing_are_refused() {
+    for code in [0, 255, 256, u32::MAX] {
+        let outcome = proto::Outcome {
+            body: Some(proto::outcome::Body::Fault(code)),
+        };
+        assert!(
+            matches!(
+                Outcome::try_from(outcome),
+                Err(WireError::UnknownValue { .. })
+            ),
+            "{code}"
+        );
+        let error = proto::ProposalError {
+            body: Some(proto::proposal_error::Body::ChangeRefused(code)),
+        };
+        assert!(
+            matches!(
+                ProposalError::try_from(error),
+                Err(WireError::UnknownValue { .. })
+            ),
+            "{code}"
+        );
+    }
+}
+
+#[test]
+fn replicas_have_ids() {
+    let from_nobody = PeerMessage {
+        from: ReplicaId(0),
+        ..message(Body::Gone)
+    };
+    assert!(matches!(
+        over_the_wire(from_nobody),
+        Err(WireError::Zero { .. })
+    ));
+    let to_nobody = PeerMessage {
+        to: ReplicaId(0),
+        ..message(Body::Gone)
+    };
+    assert!(matches!(
+        over_the_wire(to_nobody),
+        Err(WireError::Zero { .. })
+    ));
+}
+
+#[test]
+fn a_batch_keeps_the_order_within_each_group() {
+    let beat = |group, commit| PeerMessage {
+        group: GroupId(group),
+        ..message(Body::Raft(eraftpb::Message {
+            commit,
+            ..raft(MessageType::MsgHeartbeat)
+        }))
+    };
+    let messages = BTreeMap::from([
+        (GroupId(0), vec![beat(0, 1), beat(0, 2)]),
+        (GroupId(7), vec![beat(7, 3)]),
+    ]);
+    let batch = Batch {
+        from: NodeId(1),
+        to: NodeId(2),
+        priority: Priority::High,
+        messages,
+    };
+    let refused = &mut Vec::new();
+    let bytes = batch_to_wire(batch.clone(), refused).encode_to_vec();
+    let decoded = proto::Batch::decode(Bytes::from(bytes)).unwrap();
+    assert_eq!(batch_from_wire(decoded.clone(), refused).unwrap(), batch);
+    assert!(refused.is_empty());
+    for wrong in [
+        proto::Batch {
+            from: 0,
+            ..decoded.clone()
+        },
+        proto::Batch {
+            to: 0,
+            ..decoded.clone()
+        },
+    ] {
+        assert!(matches!(
+            batch_from_wire(wrong, refused),
+            Err(WireError::Zero { .. })
+        ));
+    }
+    for lane in [0, 4, 9] {
+        let wrong = proto::Batch {
+            lane,
+            ..decoded.clone()
+        };
+        assert!(
+            matches!(
+                batch_from_wire(wrong, refused),
+                Err(WireError::UnknownValue { .. })
+            ),
+            "{lane}"
+        );
+    }
+}
+
+#[test]
+fn a_bad_message_costs_no_other_group_its_message() {
+    let of = |group, raft| PeerMessage {
+        group: GroupId(group),
+        ..message(Body::Raft(raft))
+    };
+    let beat = of(2, raft(MessageType::MsgHeartbeat));
+    let messages = BTreeMap::from([
+        (
+            GroupId(1),
+            vec![of(1, raft(MessageType::MsgPropose)), of(1, snapshot())],
+        ),
+        (GroupId(2), vec![beat.clone()]),
+    ]);
+    let batch = Batch {
+        from: NodeId(1),
+        to: NodeId(2),
+        priority: Priority::High,
+        messages,
+    };
+    let mut refused = Vec::new();
+    let mut wire = batch_to_wire(batch, &mut refused);
+    assert_eq!((wire.messages.len(), refused.len()), (1, 2));
+
+    wire.messages.insert(0, proto::PeerMessage::default());
+    refused.clear();
+    let batch = batch_from_wire(wire, &mut refused).unwrap();
+    assert_eq!(batch.messages, BTreeMap::from([(GroupId(2), vec![beat])]));
+    assert!(matches!(refused[..], [WireError::Missing { .. }]));
+}
+
+#[test]
+fn a_snapshot_travels_as_an_offer_only() {
+    let message = message(Body::Raft(snapshot()));
+    let name = SnapshotName {
+        index: LogIndex(40),
+        term: Term(5),
+        digest: [7; 32],
+        size: 1 << 30,
+    };
+    let offer = SnapshotOffer {
+        transfer: 3,
+        message: message.clone(),
+        name,
+    };
+    let wire = offer.clone().into_wire().unwrap();
+    assert_eq!(SnapshotOffer::try_from(wire.clone()).unwrap(), offer);
+
+    let batch = proto::Batch {
+        from: 1,
+        to: 2,
+        lane: 1,
+        messages: vec![message_to_wire(message).unwrap()],
+    };
+    let mut refused = Vec::new();
+    assert!(batch_from_wire(batch, &mut refused).unwrap().is_empty());
+    assert!(matches!(refused[..], [WireError::Misplaced { .. }]));
+
+    let mut short = wire.clone();
+    short.name.as_mut().unwrap().digest = Bytes::from_static(&[1; 31]);
+    assert!(matches!(
+        SnapshotOffer::try_from(short),
+        Err(WireError::BadLength { found: 31, .. })
+    ));
+    let not_one = SnapshotOffer {
+        message: self::message(Body::Raft(append())),
+        ..offer
+    };
+    assert!(matches!(
+        not_one.into_wire(),
+        Err(WireError::Misplaced { .. })
+    ));
+}
+
+#[test]
+fn a_snapshot_header_stands_in_its_own_kind_only() {
+    let mut append = append();
+    append.snapshot = snapshot().snapshot;
+    assert!(matches!(
+        over_the_wire(message(Body::Raft(append))),
+        Err(WireError::Misplaced { .. })
+    ));
+    let bare = raft(MessageType::MsgSnapshot);
+    assert!(matches!(
+        over_the_wire(message(Body::Raft(bare))),
+        Err(WireError::Misplaced { .. })
+    ));
+}
+
+#[test]
+fn a_hello_is_complete_or_refused() {
+    let hello = Hello {
+        protocol: PEER_PROTOCOL,
+        cluster: "bees".into(),
+        from: NodeId(1),
+        to: NodeId(2),
+        store: [9; 16],
+        purpose: Purpose::Transfer,
+    };
+    for purpose in Priority::ALL
+        .map(Purpose::Lane)
+        .into_iter()
+        .chain([Purpose::Transfer, Purpose::Requests])
+    {
+        let hello = Hello {
+            purpose,
+            ..hello.clone()
+        };
+        assert_eq!(
+            Hello::try_from(proto::Hello::from(hello.clone())).unwrap(),
+            hello
+        );
+    }
+    let wire = proto::Hello::from(hello);
+    for wrong in [
+        proto::Hello {
+            protocol: PEER_PROTOCOL + 1,
+            ..wire.clone()
+        },
+        proto::Hello {
+            from: 0,
+            ..wire.clone()
+        },
+        proto::Hello {
+            to: 0,
+            ..wire.clone()
+        },
+        proto::Hello {
+            store: Bytes::from_static(b"short"),
+            ..wire.clone()
+        },
+        proto::Hello { lane: 0, ..wire },
+    ] {
+        assert!(Hello::try_from(wrong).is_err());
+    }
+}
+
+proptest! {
+    /// Whatever parses as a batch is a batch or an error.
+    #[test]
+    fn garbage_never_panics(garbage in prop::collection::vec(any::<u8>(), 0..300)) {
+        if let Ok(frame) = proto::PeerFrame::decode(Bytes::from(garbage.clone()))
+            && let Some(peer_frame::Body::Batch(batch)) = frame.body
+        {
+            let _ = batch_from_wire(batch, &mut Vec::new());
+        }
+        if let Ok(message) = proto::PeerMessage::decode(Bytes::from(garbage)) {
+            let _ = message_from_wire(message);
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! The words that nodes, clients and the command line of Skep share: what can be asked, and what is answered.
+//!
+//! * [`id`]: names of things; [`priority`]: how urgent messages are; [`hex`]: bytes as text.
+//! * [`proposal`], [`outcome`]: what can be put into a group's log, and what becomes of it.
+//! * [`deployment`], [`profile`], [`machine`], [`activation`]: what a group runs, within which limits, and how it comes to
+//!   run something else.
+//! * [`status`], [`node_status`], [`trouble`]: what a replica and a node say of themselves.
+//! * [`admin`], [`record`]: requests of administration and their answers.
+//!
+//! Nothing here computes, and nothing knows Raft, a runtime or a sandbox, so a program that only talks to nodes compiles
+//! none of these.
+
+pub mod activation;
+pub mod admin;
+pub mod deployment;
+pub mod hex;
+pub mod id;
+pub mod machine;
+pub mod node_status;
+pub mod outcome;
+pub mod priority;
+pub mod profile;
+pub mod proposal;
+pub mod record;
+pub mod status;
+pub mod trouble;
