@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use skep::GroupStatus;
-use skep::api::admin::GroupInfo;
 use skep_client::{Client, ClientConfig, ComponentId, Consistency, GroupId, LogIndex, Outcome};
+use skep_types::admin::GroupInfo;
 use tempfile::TempDir;
 
 use crate::clock::{PATIENCE, Stopwatch, eventually};

@@ -23,7 +23,7 @@ pub fn skep_binary() -> PathBuf {
     let binary = profile.join(format!("skep{}", std::env::consts::EXE_SUFFIX));
     assert!(
         binary.is_file(),
-        "{} is not there: run `cargo test --workspace`, or `cargo build -p skep` with the same profile first",
+        "{} is not there: run `cargo test --workspace`, or `cargo build` with the same profile first",
         binary.display()
     );
     binary

@@ -216,7 +216,7 @@ pub fn verbs((path, text): (&str, &str)) -> Vec<(String, String)> {
         .file_stem()
         .unwrap_or_default()
         .to_string_lossy();
-    let parent = match body.contains("enum Verb ") && stem == "cli" {
+    let parent = match body.contains("enum Verb ") && stem == "verbs" {
         true => String::new(),
         false => format!(" {stem}"),
     };

@@ -33,7 +33,7 @@ pub fn skep() -> anyhow::Result<()> {
             "build",
             "--quiet",
             "-p",
-            "skep",
+            "skep-cli",
             "--bin",
             "skep",
             "--profile",

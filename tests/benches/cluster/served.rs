@@ -23,7 +23,7 @@ pub struct ServedClient {
 impl Served {
     /// Starts it, with one group of the built-in machine.
     pub async fn start() -> anyhow::Result<Self> {
-        let raft = skep::config::RaftSection::default();
+        let raft = skep_server::config::RaftSection::default();
         let cluster = Cluster::start(&Settings {
             nodes: 3,
             cluster: "bench".to_owned(),

@@ -69,7 +69,7 @@ impl Kept {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_ask_nothing_hurt_nobody() {
     assert!(
-        skep::descriptors::raise().expect("a limit") > 4 * STRANGERS,
+        skep_server::descriptors::raise().expect("a limit") > 4 * STRANGERS,
         "this test needs as many descriptors itself"
     );
     let mut cluster = Cluster::prepare(&Settings {

@@ -7,13 +7,13 @@ use std::fmt::Debug;
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use skep::api::admin::{CreateGroup, OfGroup, OfGroupAndNode};
-use skep::catalog::command::{Command, NewGroup, Reply};
-use skep::catalog::machine::CatalogMachine;
-use skep::catalog::{Catalog, ComponentRecord, MEMBERS_MAX, NodeRecord};
-use skep::components::Upload;
 use skep::{ComponentId, EntryContext, LogIndex, NodeId, Outcome, StateMachine, Term};
 use skep_machine::wasm::Profile;
+use skep_server::catalog::command::{Command, NewGroup, Reply};
+use skep_server::catalog::machine::CatalogMachine;
+use skep_server::catalog::{Catalog, ComponentRecord, MEMBERS_MAX, NodeRecord};
+use skep_types::admin::Upload;
+use skep_types::admin::{CreateGroup, OfGroup, OfGroupAndNode};
 
 /// Codes of the catalogue's refusals.
 const REFUSALS: [u32; 4] = [400, 404, 409, 507];
@@ -105,7 +105,7 @@ fn commands(text: &[u8]) {
 
 fn sound(catalog: &Catalog) {
     for group in catalog.groups() {
-        assert!(group.id != skep::catalog::GROUP && group.members.len() <= MEMBERS_MAX);
+        assert!(group.id != skep_server::catalog::GROUP && group.members.len() <= MEMBERS_MAX);
         let found = catalog.find(&group.name).expect("its name leads to it");
         assert_eq!(found.id, group.id, "two groups have one name");
         assert_eq!(catalog.group(group.id), Some(group));

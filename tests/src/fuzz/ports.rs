@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use prost::Message;
-use skep::api::{client_port, server};
-use skep::config::Config;
-use skep::host::Host;
+use skep_server::api::{client_port, server};
+use skep_server::cluster::Host;
+use skep_server::config::Config;
 use skep_wire::codec::{Decoder, Encoder};
 use skep_wire::proto::{self, client_frame, server_frame};
 use skep_wire::{CLIENT_PROTOCOL, MAX_CLIENT_FRAME};

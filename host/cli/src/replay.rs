@@ -1,0 +1,638 @@
+//! The data directory of a stopped node, looked at: what its groups' machines were told, told again.
+//!
+//! Nothing is written ([`ReadOnlyVfs`]). What an entry means to a machine is decided by the same [`Group`] that decided
+//! it when the node ran: it recovers from the log as at a start, with a commit index of the reader's choice. What it asks of
+//! the machine is done by the same [`Driver`] that did it then; a visitor listens.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+use skep::machines::exchange::MachineFactory;
+use skep_core::activation::Decision;
+use skep_core::config::{ConfigError, GroupConfig};
+use skep_core::deployment::Deployment;
+use skep_core::effect::{Call, Effect, Work};
+use skep_core::group::Group;
+use skep_core::id::{ComponentId, GroupId, Incarnation, LogIndex, NodeId, Term};
+use skep_core::input::Input;
+use skep_core::message::SnapshotName;
+use skep_core::outcome::{ConfChange, EntryContext, LeaderChanged, Outcome};
+use skep_drive::{
+    Applied, CanonicalPoint, Done, Driver, Failed, Lack, Listener, LocalCode, MachineError, Source,
+    StateMachine,
+};
+use skep_log::{
+    GroupKey, Identity, LogError, LogOptions, ReadOnlyVfs, RecoveredGroup, SnapshotFile,
+    SnapshotStore, Store, Vfs,
+};
+use skep_server::catalog::machine::CatalogMachine;
+use skep_server::catalog::{self, Catalog, GroupRecord};
+use skep_store::convert;
+
+/// Why the past cannot be told.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    /// The directory cannot be read, is damaged, or is in use.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The group's log makes no sense.
+    #[error(transparent)]
+    Core(#[from] ConfigError),
+    /// The group's replica cannot go on.
+    #[error("the log of group {group} cannot be applied: {reason}")]
+    Halted {
+        /// The group.
+        group: GroupId,
+        /// Why.
+        reason: String,
+    },
+    /// The directory has no replica of the group.
+    #[error("this data directory has no replica of group {group}")]
+    NoReplica {
+        /// The group.
+        group: GroupId,
+    },
+    /// The machine could not be run any further. On a node the replica would have stopped there, or did.
+    #[error("the machine failed at index {index}: {source}")]
+    Machine {
+        /// The entry.
+        index: LogIndex,
+        /// How.
+        source: Failed,
+    },
+    /// The index is not between what is retained.
+    #[error("index {index} cannot be rebuilt: this node has what lies between {first} and {last}")]
+    NotRetained {
+        /// The index asked for.
+        index: LogIndex,
+        /// The first index that can be rebuilt.
+        first: LogIndex,
+        /// The last one.
+        last: LogIndex,
+    },
+    /// A component is not where it should be.
+    #[error("the component {id} is not in {path}, or damaged there; name a file instead")]
+    NoComponent {
+        /// The component.
+        id: ComponentId,
+        /// Where it was looked for.
+        path: PathBuf,
+        /// Why it could not be read, if that is so.
+        #[source]
+        source: Option<std::io::Error>,
+    },
+}
+
+/// A data directory that is looked at. It holds the directory's lock, so that no node starts on it meanwhile.
+pub struct Archive {
+    dir: PathBuf,
+    node: NodeId,
+    groups: BTreeMap<GroupKey, RecoveredGroup>,
+    snapshots: SnapshotStore,
+    catalog: Arc<Catalog>,
+    _store: Store,
+}
+
+impl Archive {
+    /// Opens the data directory of a stopped node; reads all of its log.
+    ///
+    /// # Errors
+    ///
+    /// [`ReplayError::Log`] if it is none, is damaged, or is in use.
+    pub fn open(dir: &Path) -> Result<Self, ReplayError> {
+        let vfs: Arc<dyn Vfs> = Arc::new(ReadOnlyVfs::new());
+        let identity = Identity::read(&*vfs, dir)?;
+        let store = Store::open(&vfs, dir, &identity.cluster, identity.node)?;
+        let (_, recovered) = store.open_log(&vfs, LogOptions::default())?;
+        let snapshots = SnapshotStore::open_dir(vfs, &store.snapshot_dir())?;
+        let mut archive = Self {
+            dir: dir.to_owned(),
+            node: NodeId(identity.node),
+            groups: recovered
+                .groups
+                .into_iter()
+                .map(|group| (group.key, group))
+                .collect(),
+            snapshots,
+            catalog: Arc::default(),
+            _store: store,
+        };
+        if let Ok(past) = archive.past(catalog::GROUP) {
+            // What was not known to be committed here may still name the group that is looked for.
+            let (machine, states) = CatalogMachine::new();
+            past.replay(Cast::One(Box::new(machine)), past.last(), &mut |_| ())?;
+            archive.catalog = states.borrow().clone();
+        }
+        Ok(archive)
+    }
+
+    /// What the node knew of its cluster.
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// The newest life of a group of which there is a replica here.
+    ///
+    /// # Errors
+    ///
+    /// [`ReplayError::NoReplica`].
+    pub fn past(&self, group: GroupId) -> Result<Past<'_>, ReplayError> {
+        let newest = self
+            .groups
+            .values()
+            .rfind(|recovered| recovered.key.group == group.0 && recovered.replica != 0);
+        let recovered = newest.ok_or(ReplayError::NoReplica { group })?;
+        Ok(Past {
+            archive: self,
+            recovered,
+        })
+    }
+
+    /// The bytes of a component that the node keeps.
+    ///
+    /// # Errors
+    ///
+    /// [`ReplayError::NoComponent`].
+    pub fn component(&self, id: ComponentId) -> Result<Bytes, ReplayError> {
+        let path = self.dir.join("components").join(format!("{id}.wasm"));
+        match std::fs::read(&path) {
+            Ok(bytes) if ComponentId::of(&bytes) == id => Ok(bytes.into()),
+            Ok(_) => Err(ReplayError::NoComponent {
+                id,
+                path,
+                source: None,
+            }),
+            Err(source) => Err(ReplayError::NoComponent {
+                id,
+                path,
+                source: Some(source),
+            }),
+        }
+    }
+}
+
+/// The context in which a group's machine begins.
+pub fn genesis(group: &GroupRecord) -> EntryContext {
+    skep_server::components::machines::genesis(group)
+}
+
+/// The retained past of one group.
+pub struct Past<'a> {
+    archive: &'a Archive,
+    recovered: &'a RecoveredGroup,
+}
+
+/// The machines that are told a past.
+pub enum Cast<'a> {
+    /// One throughout, at the start of its group.
+    One(Box<dyn StateMachine>),
+    /// At each place the one that the group ran there.
+    Many {
+        /// What the group was created with.
+        founding: Deployment,
+        /// Makes them.
+        factory: &'a dyn MachineFactory,
+    },
+}
+
+/// Something the machine was told, and what it said.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Happened {
+    /// Index, term and stamp of the entry.
+    pub context: EntryContext,
+    /// What it was.
+    pub what: What,
+    /// Fuel it used; 0 for native machines.
+    pub fuel: u64,
+}
+
+/// What a machine can be told.
+#[derive(Clone, PartialEq, Debug)]
+pub enum What {
+    /// It was rebuilt from a snapshot: where the replay begins.
+    Restored {
+        /// Bytes of the machine's section.
+        bytes: u64,
+        /// The component that wrote it.
+        component: ComponentId,
+    },
+    /// Its group began.
+    Init {
+        /// The configuration.
+        config: Bytes,
+        /// What it said.
+        outcome: Outcome,
+    },
+    /// Commands of one entry. Those that a session had seen before are not among them: the machine never met them.
+    Commands(Vec<(Bytes, Outcome)>),
+    /// The membership changed.
+    Change {
+        /// How.
+        change: ConfChange,
+        /// What it said.
+        outcome: Outcome,
+    },
+    /// Another node leads.
+    Leader(LeaderChanged),
+    /// The group was to go on with this component, and a later entry has decided.
+    Activated {
+        /// Which.
+        component: ComponentId,
+        /// An empty reply, or why it goes on with what it ran.
+        outcome: Outcome,
+    },
+    /// It saved itself and was rebuilt from that.
+    Barrier {
+        /// sha256 and number of its bytes, or what it said instead.
+        saved: Result<Digested, String>,
+        /// Whether the node's own snapshot of this index holds the same bytes, if it is still there.
+        as_on_disk: Option<bool>,
+    },
+}
+
+/// The state of a machine, in short.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Digested {
+    /// sha256 of what `save` wrote.
+    pub sha256: [u8; 32],
+    /// Bytes of it.
+    pub bytes: u64,
+}
+
+impl Past<'_> {
+    /// The group.
+    pub fn group(&self) -> GroupId {
+        GroupId(self.recovered.key.group)
+    }
+
+    /// The life of the group.
+    pub fn incarnation(&self) -> Incarnation {
+        Incarnation(self.recovered.key.incarnation)
+    }
+
+    /// The last entry that this node knew to be committed. What came right after it may have been committed as well: a
+    /// commit index that moves alone is not written down.
+    pub fn committed(&self) -> LogIndex {
+        LogIndex(self.recovered.hard_state.commit)
+    }
+
+    /// The last entry in the log, committed or not.
+    pub fn last(&self) -> LogIndex {
+        LogIndex(self.recovered.truncated.index + self.recovered.entries.len() as u64)
+    }
+
+    /// The first index whose state can be rebuilt: that of the oldest snapshot the log follows on, or 0.
+    ///
+    /// # Errors
+    ///
+    /// [`ReplayError::Log`] if the snapshots cannot be listed.
+    pub fn first(&self) -> Result<LogIndex, ReplayError> {
+        if self.recovered.truncated.index == 0 {
+            return Ok(LogIndex(0));
+        }
+        let first = self.snapshots()?.into_iter().next();
+        Ok(first.map_or(self.last(), |name| LogIndex(name.position.index)))
+    }
+
+    /// Tells the machines everything up to and including entry `until`, beginning with the newest usable snapshot. `visit`
+    /// sees each thing as it happens. Answers the machine as it is then.
+    ///
+    /// # Errors
+    ///
+    /// [`ReplayError`]: the index is not retained, or a machine could not be run. What a machine answers is never one.
+    pub fn replay(
+        &self,
+        cast: Cast<'_>,
+        until: LogIndex,
+        visit: &mut dyn FnMut(Happened),
+    ) -> Result<Box<dyn StateMachine>, ReplayError> {
+        let base = self.base(until)?;
+        let snapshot = match &base {
+            Some(file) => Some((file.meta().schema, file.guest()?)),
+            None => None,
+        };
+        let wrote = base.as_ref().map(|file| ComponentId(file.meta().component));
+        let mut recovered = self.recovered.clone();
+        recovered.hard_state.commit = until.0;
+        let kept = until.0.saturating_sub(recovered.truncated.index) as usize;
+        let later = recovered
+            .entries
+            .split_off(kept.min(recovered.entries.len()));
+        recovered.snapshot = base.as_ref().map(|file| file.mark().clone());
+        let state = base.as_ref().map(|file| file.meta().state.clone());
+        let mut config = GroupConfig::new(self.group(), self.incarnation(), self.archive.node);
+        let (driver, factory) = match cast {
+            Cast::One(machine) => (Driver::new(machine), None),
+            Cast::Many { founding, factory } => {
+                config.deployment = Some(founding.clone());
+                let first = factory.make(&founding);
+                let first = first.map_err(|error| ReplayError::Machine {
+                    index: LogIndex(0),
+                    source: error.into(),
+                })?;
+                let driver = Driver::exchangeable(first, founding.clone(), founding);
+                (driver, Some(factory))
+            }
+        };
+        let mut group = Group::recover(config, convert::recovered(recovered, state)?)?;
+        // Whether a command was given up is decided behind it.
+        group.foresee(&convert::entries(self.recovered.key, later)?);
+        Telling {
+            past: self,
+            group,
+            driver,
+            shelf: Shelf { snapshot, factory },
+            teller: Teller {
+                wrote: wrote.unwrap_or_default(),
+                lack: None,
+                visit,
+            },
+        }
+        .run()
+    }
+
+    /// Snapshots that the log follows on, oldest first.
+    fn snapshots(&self) -> Result<Vec<skep_log::SnapshotName>, ReplayError> {
+        let mut names = self.archive.snapshots.list()?;
+        names.retain(|name| {
+            name.key == self.recovered.key
+                && name.position.index >= self.recovered.truncated.index
+                && name.position.index <= self.last().0
+        });
+        names.sort_unstable_by_key(|name| name.position.index);
+        Ok(names)
+    }
+
+    /// The newest snapshot at or below `until` that can be read; `None` is the start of the group.
+    fn base(&self, until: LogIndex) -> Result<Option<SnapshotFile>, ReplayError> {
+        let (first, last) = (self.first()?, self.last());
+        if until < first || until > last {
+            return Err(ReplayError::NotRetained {
+                index: until,
+                first,
+                last,
+            });
+        }
+        let mut trouble = None;
+        for name in self.snapshots()?.into_iter().rev() {
+            if name.position.index > until.0 {
+                continue;
+            }
+            let snapshots = &self.archive.snapshots;
+            match snapshots.verify(&snapshots.path(name.key, name.position)) {
+                Ok(file) => return Ok(Some(file)),
+                Err(error) => trouble = Some(error),
+            }
+        }
+        match trouble {
+            Some(error) if self.recovered.truncated.index > 0 => Err(error.into()),
+            _ => Ok(None),
+        }
+    }
+
+    /// The node's own snapshot at this index, if it is there.
+    fn on_disk(&self, index: LogIndex, term: Term) -> Option<SnapshotFile> {
+        let position = skep_log::LogPosition {
+            index: index.0,
+            term: term.0,
+        };
+        let snapshots = &self.archive.snapshots;
+        let path = snapshots.path(self.recovered.key, position);
+        path.exists()
+            .then(|| snapshots.verify(&path).ok())
+            .flatten()
+    }
+}
+
+/// The state of a machine at the context of its last entry.
+///
+/// # Errors
+///
+/// [`MachineError`], if it cannot be saved.
+pub fn digest(
+    machine: &mut dyn StateMachine,
+    context: &EntryContext,
+) -> Result<Digested, MachineError> {
+    let mut bytes = Vec::new();
+    machine.save(context, &mut bytes)?;
+    Ok(Digested::of(&bytes))
+}
+
+impl Digested {
+    fn of(bytes: &[u8]) -> Self {
+        Self {
+            sha256: Sha256::digest(bytes).into(),
+            bytes: bytes.len() as u64,
+        }
+    }
+}
+
+/// A group that applies, the driver of its machine, and somebody who watches.
+struct Telling<'a> {
+    past: &'a Past<'a>,
+    group: Group,
+    driver: Driver<Box<dyn StateMachine>>,
+    shelf: Shelf<'a>,
+    teller: Teller<'a>,
+}
+
+impl Telling<'_> {
+    fn run(mut self) -> Result<Box<dyn StateMachine>, ReplayError> {
+        let mut effects = Vec::new();
+        loop {
+            self.group.poll(&mut effects);
+            if effects.is_empty() {
+                return Ok(self.driver.into_machine());
+            }
+            for effect in effects.drain(..) {
+                let input = match effect {
+                    // There is no disk behind it.
+                    Effect::Persist(record) => Input::Persisted {
+                        number: record.number,
+                    },
+                    Effect::Machine(work) => match self.work(work)? {
+                        Some(input) => input,
+                        None => continue,
+                    },
+                    Effect::Halt { reason } => {
+                        let group = self.past.group();
+                        return Err(ReplayError::Halted { group, reason });
+                    }
+                    // Nobody listens, and nobody asked.
+                    _ => continue,
+                };
+                self.group.handle(input);
+            }
+        }
+    }
+
+    fn work(&mut self, work: Work) -> Result<Option<Input>, ReplayError> {
+        let index = index_of(&work);
+        let is_decision = matches!(work, Work::Decide { .. });
+        let stopped = |source: Failed| ReplayError::Machine { index, source };
+        let done = self
+            .driver
+            .drive(work, &mut self.shelf, &mut self.teller)
+            .map_err(stopped)?;
+        Ok(match done {
+            // What a node would wait for does not come any more.
+            Done::Tell(Input::Prepared { .. }) if is_decision => {
+                return Err(stopped(Failed::local(
+                    self.teller.lack.take().unwrap_or_default(),
+                )));
+            }
+            Done::Tell(input) => Some(input),
+            Done::Passed { point, .. } => Some(self.passed(&point)),
+            Done::Answer { .. } => None,
+        })
+    }
+
+    /// The machine has passed a barrier. There is no file for it: what a snapshot would hold is compared with the node's own.
+    fn passed(&mut self, point: &CanonicalPoint) -> Input {
+        let CanonicalPoint { context, guest, .. } = point;
+        let saved = Digested::of(guest);
+        let on_disk = self.past.on_disk(context.index, context.term);
+        let as_on_disk = on_disk.map(|file| file.guest().is_ok_and(|on_disk| on_disk == *guest));
+        self.teller.tell(
+            context,
+            0,
+            What::Barrier {
+                saved: Ok(saved),
+                as_on_disk,
+            },
+        );
+        Input::Snapshotted {
+            index: context.index,
+            snapshot: Some(SnapshotName {
+                index: context.index,
+                term: context.term,
+                digest: saved.sha256,
+                size: saved.bytes,
+            }),
+        }
+    }
+}
+
+fn index_of(work: &Work) -> LogIndex {
+    match work {
+        Work::Apply { context, .. }
+        | Work::Barrier { context, .. }
+        | Work::Restore { context, .. }
+        | Work::Prepare { context, .. }
+        | Work::Decide { context, .. } => context.index,
+        Work::Query { index, .. } => *index,
+    }
+}
+
+/// Where the driver of a past gets machines, and the one snapshot that it begins with.
+struct Shelf<'a> {
+    snapshot: Option<(u32, Bytes)>,
+    factory: Option<&'a dyn MachineFactory>,
+}
+
+impl Shelf<'_> {
+    fn make(&self, deployment: &Deployment) -> Result<Box<dyn StateMachine>, MachineError> {
+        let factory = self.factory.ok_or_else(|| MachineError::Local {
+            call: "start",
+            code: LocalCode::Missing,
+            reason: "the machine of this group cannot be exchanged".into(),
+        })?;
+        factory.make(deployment)
+    }
+}
+
+impl Source<Box<dyn StateMachine>> for Shelf<'_> {
+    fn current(&mut self, deployment: &Deployment) -> Result<Box<dyn StateMachine>, Failed> {
+        Ok(self.make(deployment)?)
+    }
+
+    fn successor(
+        &mut self,
+        deployment: &Deployment,
+    ) -> Result<Box<dyn StateMachine>, MachineError> {
+        self.make(deployment)
+    }
+
+    fn snapshot(&mut self, name: &SnapshotName) -> Result<(u32, Bytes), Failed> {
+        let missing = || Failed::broken(format!("snapshot {} is not at hand", name.index));
+        self.snapshot.take().ok_or_else(missing)
+    }
+}
+
+/// Tells a visitor what the driver does.
+struct Teller<'a> {
+    /// The component that wrote the snapshot in the beginning.
+    wrote: ComponentId,
+    /// Why the other machine of an activation is not to be had.
+    lack: Option<String>,
+    visit: &'a mut dyn FnMut(Happened),
+}
+
+impl Teller<'_> {
+    fn tell(&mut self, context: &EntryContext, fuel: u64, what: What) {
+        (self.visit)(Happened {
+            context: *context,
+            what,
+            fuel,
+        });
+    }
+}
+
+impl Listener<Box<dyn StateMachine>> for Teller<'_> {
+    fn called(&mut self, context: &EntryContext, call: &Call, said: &Applied) {
+        let outcome = || {
+            let first = said.outcomes.first().cloned();
+            first.unwrap_or_else(|| Outcome::Reply(Bytes::new()))
+        };
+        let what = match call {
+            Call::Init(config) => What::Init {
+                config: config.clone(),
+                outcome: outcome(),
+            },
+            Call::Commands(commands) => {
+                let pairs = commands.iter().cloned().zip(said.outcomes.iter().cloned());
+                What::Commands(pairs.collect())
+            }
+            Call::ConfChange(change) => What::Change {
+                change: change.clone(),
+                outcome: outcome(),
+            },
+            Call::StatusChange(event) => What::Leader(*event),
+        };
+        self.tell(context, said.fuel, what);
+    }
+
+    fn restored(&mut self, point: &CanonicalPoint) {
+        let (bytes, component) = (point.guest.len() as u64, self.wrote);
+        self.tell(&point.context, 0, What::Restored { bytes, component });
+    }
+
+    fn no_snapshot(&mut self, context: &EntryContext, error: &MachineError) {
+        let saved = Err(error.to_string());
+        let as_on_disk = None;
+        self.tell(context, 0, What::Barrier { saved, as_on_disk });
+    }
+
+    fn lacks(&mut self, _: &EntryContext, _: &Deployment, lack: &Lack) {
+        self.lack = Some(match lack {
+            Lack::Refused(_, Some(error)) | Lack::Local(error) => error.to_string(),
+            // It was told before.
+            Lack::Refused(refusal, None) => self.lack.take().unwrap_or_else(|| refusal.to_string()),
+        });
+    }
+
+    fn decided(&mut self, context: &EntryContext, deployment: &Deployment, decision: Decision) {
+        let told = What::Activated {
+            component: deployment.component,
+            outcome: decision.outcome(),
+        };
+        self.tell(context, 0, told);
+    }
+
+    fn waits_to_go_on(&mut self, _: &EntryContext, error: &MachineError) {
+        self.lack = Some(error.to_string());
+    }
+}

@@ -1,0 +1,169 @@
+//! `skep serve`: one node.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use skep::clock;
+use skep_server::api::{client_port, server};
+use skep_server::cluster::Host;
+use skep_server::components::compiler;
+use skep_server::config::{Config, ConfigError};
+use skep_server::descriptors;
+use skep_server::error::{HostError, listen};
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::failure::{Exit, Failure};
+use super::private;
+use super::reload::reload;
+use crate::telemetry::Telemetry;
+
+/// Pause between two looks at whether the node is ready, at start only.
+const READY_POLL: Duration = Duration::from_millis(20);
+/// How long requests in flight may take to finish when the node stops.
+const DRAIN_WITHIN: Duration = Duration::from_secs(5);
+
+/// Prints one line on stdout when the node serves, and logs on stderr. SIGINT and SIGTERM stop it in order;
+/// SIGHUP reads the configuration again and says in the log what is changed by that, and what counts after a restart only.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// The configuration; see skep.example.toml
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Overrides [node] data_dir
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Overrides [listen] insecure_plaintext: allows addresses other than loopback without encryption
+    #[arg(long)]
+    insecure_plaintext: bool,
+}
+
+impl Arguments {
+    /// The configuration, with the flags over it.
+    pub fn load(&self) -> anyhow::Result<Config> {
+        let mut config = Config::load(&self.config, environment(self)).map_err(HostError::from)?;
+        if let Some(dir) = &self.data_dir {
+            config.node.data_dir =
+                std::path::absolute(dir).context("cannot make --data-dir absolute")?;
+        }
+        Ok(config)
+    }
+}
+
+pub async fn run(arguments: Arguments, telemetry: &Telemetry) -> anyhow::Result<()> {
+    let descriptors = descriptors::raise().context("cannot see how many files may be open")?;
+    let mut config = arguments.load()?;
+    let lowered = descriptors::fit(&mut config, descriptors).map_err(Failure::from)?;
+    telemetry
+        .filter(config.log.filter.as_deref())
+        .map_err(|error| ConfigError::invalid("log.filter", error))
+        .map_err(HostError::from)?;
+    // Before anything else: a node that is told to stop while it starts must not be killed by the default action.
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
+    let _harmless = harmless_signals()?;
+    tell(&lowered, descriptors);
+    private::mask();
+    private::enforce(&config.node.data_dir);
+
+    // The ports come first: a taken one must be found before the store is touched.
+    let failure = |error: HostError| anyhow::Error::new(Failure::from(error));
+    let (clients, client_address) = listen("clients", config.listen_client())
+        .await
+        .map_err(failure)?;
+    let (web, http_address) = listen("HTTP", config.listen_http())
+        .await
+        .map_err(failure)?;
+    let mut running = config.clone();
+    let compiler = compiler::of_this_program(config.compiling());
+    let host = Host::start_with(config, compiler).await.map_err(failure)?;
+    host.metrics().count_log_lines(telemetry.lines.clone());
+    let stop = host.stopping();
+    let clients = tokio::spawn(client_port::serve(host.clone(), clients, stop.clone()));
+    let web = tokio::spawn(server::serve(host.clone(), web, stop.clone()));
+    tracing::info!(client = %client_address, http = %http_address, peer = host.config().listen_peer(), "node started");
+    let mut fatal = std::pin::pin!(host.failed());
+    let mut ready = std::pin::pin!(announce(&host));
+    let mut announced = false;
+    let result = loop {
+        tokio::select! {
+            () = &mut ready, if !announced => announced = true,
+            _ = hangup.recv() => reload(&arguments, &mut running, descriptors, &host, telemetry),
+            _ = interrupt.recv() => break Ok(()),
+            _ = terminate.recv() => break Ok(()),
+            reason = &mut fatal => break Err(Failure::new("node-failed", reason, Exit::Failed).into()),
+        }
+    };
+    tracing::info!("node stops");
+    host.stop().await;
+    if clock::timeout(DRAIN_WITHIN, async { (clients.await, web.await) })
+        .await
+        .is_none()
+    {
+        tracing::warn!("connections were cut off");
+    }
+    result
+}
+
+/// Signals that would end a process that does not listen for them, and are none of a node's business: those of users, and of
+/// a file that may not grow, which is an error of the write.
+fn harmless_signals() -> anyhow::Result<Vec<Signal>> {
+    [
+        SignalKind::user_defined1(),
+        SignalKind::user_defined2(),
+        SignalKind::pipe(),
+        SignalKind::alarm(),
+        SignalKind::from_raw(libc::SIGXFSZ),
+    ]
+    .into_iter()
+    .map(|kind| signal(kind).with_context(|| format!("cannot listen for signal {kind:?}")))
+    .collect()
+}
+
+/// The environment as the configuration sees it, with the flags over it.
+fn environment(arguments: &Arguments) -> Vec<(String, String)> {
+    let mut variables: Vec<_> = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    if arguments.insecure_plaintext {
+        variables.push((
+            "SKEP_LISTEN__INSECURE_PLAINTEXT".to_owned(),
+            "true".to_owned(),
+        ));
+    }
+    variables
+}
+
+/// Says what [`descriptors::fit`] has lowered.
+pub fn tell(lowered: &[String], descriptors: usize) {
+    for lowered in lowered {
+        tracing::warn!(
+            descriptors,
+            "this process may open too few files for all connections: lowered {lowered}; raise `ulimit -n`"
+        );
+    }
+}
+
+/// Prints one line once the node can serve everything it should. A thread writes it, for which nobody waits: who reads may hang,
+/// and the node serves.
+async fn announce(host: &Host) {
+    while !host.waiting_for().is_empty() {
+        clock::sleep(READY_POLL).await;
+    }
+    let own = host.config().own();
+    let line = format!(
+        "ready node={} client={} http={} peer={}\n",
+        own.id, own.client, own.http, own.peer
+    );
+    tracing::info!("node is ready");
+    let write = move || {
+        if let Err(error) = super::output::raw(line.as_bytes()) {
+            tracing::warn!(%error, "that the node is ready is not said on stdout");
+        }
+    };
+    let thread = std::thread::Builder::new().name("skep-announce".into());
+    if let Err(error) = thread.spawn(write) {
+        tracing::warn!(%error, "that the node is ready is not said on stdout");
+    }
+}

@@ -1,0 +1,278 @@
+//! Answers the queries of one group beside its commands: an actor with a queue of its own, so that a slow query delays only
+//! other queries of its group.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use skep_core::allowance::{Allowance, Rates};
+use skep_core::id::{GroupId, LogIndex, Term};
+use skep_core::outcome::Outcome;
+use skep_core::proposal::ProposalError;
+use skep_drive::{Answer, Failed, MachineError, Reader};
+
+use crate::error::Error;
+use crate::machines::worker::{Owner, guarded};
+use crate::pool::Pool;
+use crate::pool::run_queue::{Account, Meter, TURN_COST};
+use crate::shards::mailbox::Asked;
+use crate::shards::router::Router;
+use crate::status::QueryAnswer;
+
+/// Queries that wait for a reader. At the quickest, some microseconds each, it has them answered in a tenth of a second; at
+/// the slowest nobody waits for the last of them any more.
+const QUEUE_MAX: usize = 16_384;
+
+/// Ticks without a query after which a reader is released: a minute at the default tick. An instance takes as much memory as
+/// the machine itself, and building it again as long as the commands since the last barrier.
+pub(crate) const IDLE_TICKS: u32 = 600;
+
+/// A query whose turn has come: everything up to `index` was applied.
+pub(crate) struct Query {
+    pub(crate) request: Bytes,
+    pub(crate) index: LogIndex,
+    pub(crate) term: Term,
+    pub(crate) asked: Asked<QueryAnswer>,
+}
+
+/// The handle of an actor; clones share it.
+#[derive(Clone)]
+pub(crate) struct Queries {
+    actor: Arc<Actor>,
+}
+
+struct Actor {
+    owner: Owner,
+    router: Arc<Router>,
+    pool: Arc<Pool>,
+    account: Account,
+    queue: Mutex<Queue>,
+    /// Until the reader is released; 0 when it is.
+    ticks_left: AtomicU32,
+    /// Locked only by the one task that runs.
+    reader: Mutex<Option<Box<dyn Reader>>>,
+}
+
+#[derive(Default)]
+struct Queue {
+    queries: VecDeque<Query>,
+    /// A task of the actor is queued or runs.
+    scheduled: bool,
+    release: bool,
+    halted: bool,
+    /// The group's, as of the last tick.
+    rates: Rates,
+    /// What is left of its bytes for queries on this node.
+    allowance: Allowance,
+}
+
+impl Queue {
+    fn take_bytes(&mut self, request: &Bytes, outcome: &Outcome) {
+        for length in [request.len(), outcome.size()] {
+            self.allowance.take_bytes(self.rates, length);
+        }
+    }
+
+    /// Whether there is a query that may be answered now.
+    fn is_due(&self) -> bool {
+        !self.queries.is_empty() && !self.allowance.owes_bytes(self.rates)
+    }
+}
+
+impl Queries {
+    pub(crate) fn new(
+        owner: Owner,
+        reader: Box<dyn Reader>,
+        router: Arc<Router>,
+        pool: Arc<Pool>,
+    ) -> Self {
+        Self {
+            actor: Arc::new(Actor {
+                owner,
+                router,
+                pool,
+                account: Account::default(),
+                queue: Mutex::default(),
+                ticks_left: AtomicU32::new(0),
+                reader: Mutex::new(Some(reader)),
+            }),
+        }
+    }
+
+    /// Queues a query. It is refused if too many wait.
+    pub(crate) fn push(&self, query: Query) {
+        let actor = &self.actor;
+        let mut queue = actor.lock();
+        let error = match () {
+            () if queue.halted => Some(None),
+            () if queue.queries.len() >= QUEUE_MAX => Some(Some(ProposalError::Busy)),
+            () => None,
+        };
+        match error {
+            None => {
+                queue.queries.push_back(query);
+                actor.ticks_left.store(IDLE_TICKS, Relaxed);
+                if queue.is_due() {
+                    actor.schedule(queue);
+                }
+            }
+            Some(reason) => {
+                drop(queue);
+                actor.refuse(query, reason);
+            }
+        }
+    }
+
+    /// Time passes: a reader that nobody asks is released, and queries that waited for the quota may go on. Tells whether some
+    /// waited.
+    pub(crate) fn tick(&self, now: u64, rates: Rates) -> bool {
+        let before = self
+            .actor
+            .ticks_left
+            .fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1));
+        if before.is_err() {
+            return false;
+        }
+        let mut queue = self.actor.lock();
+        let waited = !queue.queries.is_empty() && !queue.is_due();
+        if waited {
+            queue.queries.retain(|query| !query.asked.is_abandoned());
+        }
+        queue.rates = rates;
+        queue.allowance.refill(rates, now);
+        queue.release |= before == Ok(1);
+        if queue.release || queue.is_due() {
+            self.actor.schedule(queue);
+        }
+        waited
+    }
+
+    /// Ends the actor: nothing queued is answered any more, and the reader is dropped once its present call returns.
+    pub(crate) fn halt(&self) {
+        let mut queue = self.actor.lock();
+        if std::mem::replace(&mut queue.halted, true) {
+            return;
+        }
+        let queries = std::mem::take(&mut queue.queries);
+        self.actor.schedule(queue);
+        for query in queries {
+            self.actor.refuse(query, None);
+        }
+    }
+}
+
+impl Actor {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_halted(&self) -> bool {
+        self.lock().halted
+    }
+
+    fn schedule(self: &Arc<Self>, mut queue: MutexGuard<'_, Queue>) {
+        if !std::mem::replace(&mut queue.scheduled, true) {
+            drop(queue);
+            let actor = Arc::clone(self);
+            self.pool.run_for(&self.account, move || actor.turn());
+        }
+    }
+
+    /// Works the queue off, for one turn.
+    fn turn(self: Arc<Self>) {
+        let mut cell = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut meter = Meter::start();
+        while meter.cost() < TURN_COST {
+            let mut queue = self.lock();
+            if queue.halted && cell.is_some() {
+                drop(queue);
+                // May unmap much memory, so not under the lock.
+                *cell = None;
+                continue;
+            }
+            let release = std::mem::take(&mut queue.release);
+            let query = if queue.is_due() {
+                queue.queries.pop_front()
+            } else {
+                None
+            };
+            if !release && query.is_none() {
+                // Before the flag is cleared: from then on the next turn may be queued.
+                self.account.charge(&meter);
+                queue.scheduled = false;
+                return;
+            }
+            drop(queue);
+            let Some(reader) = cell.as_mut() else {
+                if let Some(query) = query {
+                    self.refuse(query, None);
+                }
+                continue;
+            };
+            match query {
+                Some(query) => self.answer(&mut **reader, query, &mut meter),
+                None => reader.release(),
+            }
+        }
+        self.account.charge(&meter);
+        drop(cell);
+        let actor = Arc::clone(&self);
+        self.pool.run_for(&self.account, move || actor.turn());
+    }
+
+    fn answer(&self, reader: &mut dyn Reader, query: Query, meter: &mut Meter) {
+        // Nobody waits any more: late, or gone.
+        if query.asked.is_abandoned() {
+            return;
+        }
+        let answer = guarded(|| match reader.query(&query.request) {
+            Ok(answer) => Ok(answer),
+            Err(MachineError::Guest { fault, .. }) => Ok(Answer {
+                outcome: Outcome::Fault(fault),
+                index: query.index,
+                fuel: 0,
+            }),
+            Err(local @ MachineError::Local { .. }) => Err(local.into()),
+        });
+        match answer {
+            Ok(Answer {
+                outcome,
+                index,
+                fuel,
+            }) => {
+                meter.add(fuel);
+                self.lock().take_bytes(&query.request, &outcome);
+                query.asked.answer(Ok(QueryAnswer {
+                    outcome,
+                    // Entries that the machine has no part in do not move its index.
+                    index: index.max(query.index),
+                    term: query.term,
+                }));
+            }
+            // It was interrupted, or might as well have been.
+            Err(_) if self.is_halted() => self.refuse(query, None),
+            // What applies commands is untouched, and so is the reader: the query failed, and not its group.
+            Err(Failed { reason, .. }) => {
+                let (group, name) = (self.owner.key.group, &self.owner.name);
+                tracing::warn!(group, %name, reason = %reason, "a query could not be run on this node");
+                let group = GroupId(group);
+                query
+                    .asked
+                    .answer(Err(Error::QueryFailed { group, reason }));
+            }
+        }
+    }
+
+    /// Answers that there is no answer: for this reason, or because the actor has ended.
+    fn refuse(&self, query: Query, reason: Option<ProposalError>) {
+        let error = match reason {
+            Some(source) => Error::Proposal {
+                group: GroupId(self.owner.key.group),
+                source,
+            },
+            None => self.owner.refusal(&self.router),
+        };
+        query.asked.answer(Err(error));
+    }
+}

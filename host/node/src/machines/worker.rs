@@ -1,0 +1,615 @@
+//! Runs the machine of one group: an actor with a queue of its own, so that a slow or stuck machine delays only its
+//! own group.
+
+mod guard;
+mod recent;
+mod rehearsal;
+mod results;
+mod snapshots;
+mod supply;
+mod watch;
+
+use std::collections::VecDeque;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+
+use skep_core::allowance::Rates;
+use skep_core::effect::Work;
+use skep_core::id::{ComponentId, GroupId, LogIndex};
+use skep_core::input::Input;
+use skep_core::message::SnapshotName;
+use skep_core::proposal::ProposalError;
+use skep_drive::{Descriptor, Done, Driver, Failed, Interrupter, StateMachine};
+use skep_log::GroupKey;
+use tokio::sync::oneshot;
+
+use self::recent::Recent;
+use self::results::Results;
+use self::snapshots::Unwritten;
+use self::supply::Supply;
+use self::watch::Watch;
+use crate::disk::store::Disk;
+use crate::error::Error;
+use crate::machines::exchange::Exchange;
+use crate::machines::gauge::MemoryGauge;
+use crate::machines::queries::{Queries, Query};
+use crate::pool::Pool;
+use crate::pool::run_queue::{Account, Meter, TURN_COST};
+use crate::shards::mailbox::{Completion, Event};
+use crate::shards::replica::Life;
+use crate::shards::router::Router;
+use crate::status::QueryAnswer;
+
+pub(crate) use self::guard::{guarded, panic_text};
+pub use self::recent::Rehearsable;
+pub use self::rehearsal::{Extent, refusal};
+pub(crate) use self::snapshots::Saved;
+
+type Machine = Driver<Box<dyn StateMachine>>;
+
+/// Something for the machine's thread, in order.
+pub(crate) enum Job {
+    /// Everything of [`Work`] but queries.
+    Work(Work),
+    Query(Query),
+    /// A newer snapshot is durable in the log: delete the files before it. In the queue, so that no file goes that an
+    /// earlier job still restores from.
+    Prune(SnapshotName),
+}
+
+impl Job {
+    /// Whether queries behind it may have to see what it does. A barrier only changes where the state is kept.
+    fn changes_state(&self) -> bool {
+        matches!(
+            self,
+            Self::Work(Work::Apply { .. } | Work::Restore { .. } | Work::Decide { .. })
+        )
+    }
+}
+
+/// Who a machine belongs to.
+#[derive(Clone, Debug)]
+pub(crate) struct Owner {
+    pub(crate) key: GroupKey,
+    pub(crate) name: String,
+    pub(crate) life: Life,
+    pub(crate) component: ComponentId,
+    /// What the machine holds, as its route shows it.
+    pub(crate) memory: Arc<MemoryGauge>,
+}
+
+impl Owner {
+    /// Why its machine answers nothing any more.
+    pub(crate) fn refusal(&self, router: &Router) -> Error {
+        let group = GroupId(self.key.group);
+        match router.route(group) {
+            Ok(route) if route.life == self.life => Error::Proposal {
+                group,
+                source: ProposalError::Faulted,
+            },
+            Ok(_) => Error::NoSuchGroup {
+                group,
+                node: router.node,
+            },
+            Err(gone) => gone,
+        }
+    }
+}
+
+/// The handle of an actor; clones share it.
+#[derive(Clone)]
+pub(crate) struct Worker {
+    actor: Arc<Actor>,
+}
+
+struct Actor {
+    owner: Owner,
+    disk: Arc<Disk>,
+    router: Arc<Router>,
+    pool: Arc<Pool>,
+    account: Account,
+    exchange: Option<Exchange>,
+    queue: Mutex<Queue>,
+    /// The actor was halted; wakes whoever waits until a machine can be made.
+    halting: Condvar,
+    results: Mutex<Results>,
+    running: Mutex<Running>,
+    recent: Mutex<Recent>,
+    /// The machine has failed in a way that no other start of it mends.
+    broken: AtomicBool,
+    /// What the machine waits for, if it waits for something that this node lacks at the moment.
+    waits: Mutex<Option<Arc<str>>>,
+    /// Locked only by the one task that runs.
+    machine: Mutex<Option<Machine>>,
+}
+
+/// What a group runs on this node now.
+#[derive(Clone, Debug)]
+pub(crate) struct Running {
+    pub(crate) component: ComponentId,
+    pub(crate) descriptor: Descriptor,
+}
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    /// Answers queries, if the machine can have that done beside its commands.
+    queries: Option<Queries>,
+    /// Of the machines that there are: the one that runs, and one that is to.
+    interrupters: Vec<Weak<dyn Interrupter>>,
+    /// Jobs that change the state and are not done: queued, or in hand.
+    unapplied: usize,
+    /// Snapshots of barriers that are being made durable, each by a task of its own.
+    settling: u32,
+    /// The snapshot of the last barrier, if it could not be written.
+    unwritten: Option<Unwritten>,
+    /// The last barrier, or what the machine was restored from since.
+    newest: LogIndex,
+    /// A task of the actor is queued or runs.
+    scheduled: bool,
+    halted: bool,
+    /// The machine of a halted actor was dropped.
+    ended: bool,
+    end: Option<End>,
+}
+
+impl Worker {
+    pub(crate) fn new(
+        owner: Owner,
+        machine: Box<dyn StateMachine>,
+        exchange: Option<Exchange>,
+        disk: Arc<Disk>,
+        router: Arc<Router>,
+        pool: Arc<Pool>,
+    ) -> Self {
+        let running = Mutex::new(Running {
+            component: owner.component,
+            descriptor: machine.describe(),
+        });
+        let actor = Actor {
+            owner,
+            disk,
+            router,
+            pool,
+            account: Account::default(),
+            exchange,
+            queue: Mutex::default(),
+            halting: Condvar::new(),
+            results: Mutex::default(),
+            running,
+            recent: Mutex::default(),
+            broken: AtomicBool::new(false),
+            waits: Mutex::default(),
+            machine: Mutex::default(),
+        };
+        actor.lock().queries = actor.queries_of(&*machine);
+        actor.may_interrupt(&*machine);
+        actor.owner.memory.set(&*machine);
+        let machine = match &actor.exchange {
+            None => Driver::new(machine),
+            Some(exchange) => {
+                let (founding, current) = (exchange.founding.clone(), exchange.current.clone());
+                Driver::exchangeable(machine, founding, current)
+            }
+        };
+        *actor.machine() = Some(machine);
+        Self {
+            actor: Arc::new(actor),
+        }
+    }
+
+    /// Queues a job; after [`Worker::halt`] it is dropped, and a query is answered so. A query that has nothing to wait for
+    /// is handed on at once: it does not wait for a barrier.
+    pub(crate) fn push(&self, job: Job) {
+        let actor = &self.actor;
+        let mut queue = actor.lock();
+        if queue.halted {
+            drop(queue);
+            actor.refuse(job);
+            return;
+        }
+        match (job, &queue.queries) {
+            (Job::Query(query), Some(queries)) if queue.unapplied == 0 => queries.push(query),
+            (job, _) => {
+                queue.unapplied += usize::from(job.changes_state());
+                queue.jobs.push_back(job);
+                actor.schedule(queue);
+            }
+        }
+    }
+
+    /// Time passes: what is not used is let go. Tells whether queries waited for the quota.
+    pub(crate) fn tick(&self, now: u64, rates: Rates) -> bool {
+        let queue = self.actor.lock();
+        let queries = queue.queries.as_ref();
+        let waited = queries.is_some_and(|queries| queries.tick(now, rates));
+        self.actor.write_again_if_due(queue);
+        waited
+    }
+
+    /// What the group runs here.
+    pub(crate) fn running(&self) -> Running {
+        let running = self.actor.running.lock();
+        running.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What another machine can be tried on; none if it is not known which bytes this one goes on from.
+    pub(crate) fn rehearsable(&self) -> Option<Rehearsable> {
+        self.actor.recent().rehearsable()
+    }
+
+    /// Whether the machine would fail again however often it is started.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.actor.broken.load(Acquire)
+    }
+
+    /// What the machine waits for, if it waits for something that this node lacks at the moment.
+    pub(crate) fn waits(&self) -> Option<Arc<str>> {
+        let waits = self.actor.waits.lock();
+        waits.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replicas of the group were found to differ.
+    pub(crate) fn count_divergence(&self) {
+        self.actor.router.divergences.fetch_add(1, Relaxed);
+    }
+
+    /// Ends the actor: nothing queued is run any more, and the machine is dropped once its present call returns. A guest's call
+    /// is made to return.
+    pub(crate) fn halt(&self) {
+        let mut queue = self.actor.lock();
+        queue.halted = true;
+        queue.unwritten = None;
+        let jobs = std::mem::take(&mut queue.jobs);
+        let queries = queue.queries.take();
+        self.actor.halting.notify_all();
+        self.actor.schedule(queue);
+        for job in jobs {
+            self.actor.refuse(job);
+        }
+        if let Some(queries) = queries {
+            queries.halt();
+        }
+        self.actor.interrupt();
+    }
+
+    /// Deletes the snapshot files of the group, when its present call has returned; for a halted actor.
+    pub(crate) fn erase(&self, done: Option<oneshot::Sender<Result<(), Error>>>) {
+        self.end(End::Erase(done));
+    }
+
+    /// Lets the files of the group go to a successor, when the present call has returned; for a halted actor.
+    pub(crate) fn release(&self, done: oneshot::Sender<Result<(), Error>>) {
+        self.end(End::Release(done));
+    }
+
+    fn end(&self, end: End) {
+        let mut queue = self.actor.lock();
+        queue.end = Some(end);
+        self.actor.schedule(queue);
+    }
+}
+
+/// What becomes of a halted actor when its present call has returned and no file of it is being written.
+enum End {
+    /// The snapshot files of the group are deleted.
+    Erase(Option<oneshot::Sender<Result<(), Error>>>),
+    /// They stay, for its successor.
+    Release(oneshot::Sender<Result<(), Error>>),
+}
+
+/// What a turn does next.
+enum Next {
+    Job(Job),
+    /// The actor was halted.
+    End(Option<End>),
+    /// Nothing, until something is queued.
+    Sleep,
+}
+
+impl Actor {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn machine(&self) -> MutexGuard<'_, Option<Machine>> {
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn results(&self) -> MutexGuard<'_, Results> {
+        self.results.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_halted(&self) -> bool {
+        self.lock().halted
+    }
+
+    fn schedule(self: &Arc<Self>, mut queue: MutexGuard<'_, Queue>) {
+        if !std::mem::replace(&mut queue.scheduled, true) {
+            drop(queue);
+            let actor = Arc::clone(self);
+            self.pool.run_for(&self.account, move || actor.turn());
+        }
+    }
+
+    /// Works the queue off, for one turn.
+    fn turn(self: Arc<Self>) {
+        let mut cell = self.machine();
+        let mut meter = Meter::start();
+        while meter.cost() < TURN_COST {
+            match self.next(&meter) {
+                Next::Job(job) => {
+                    let changed = job.changes_state();
+                    match cell.as_mut() {
+                        Some(machine) => {
+                            let ran = self.run(machine, job, &mut meter);
+                            self.owner.memory.set(&**machine.machine());
+                            if let Err(failed) = ran {
+                                self.let_go(&mut cell, failed);
+                            }
+                        }
+                        None => self.refuse(job),
+                    }
+                    if changed {
+                        self.lock().unapplied -= 1;
+                    }
+                }
+                Next::End(end) => {
+                    *cell = None;
+                    self.recent().forget();
+                    self.results().clear();
+                    if let Some(end) = end {
+                        self.finish(end);
+                    }
+                }
+                Next::Sleep => return,
+            }
+        }
+        self.post();
+        self.account.charge(&meter);
+        drop(cell);
+        let actor = Arc::clone(&self);
+        self.pool.run_for(&self.account, move || actor.turn());
+    }
+
+    /// Decides under the lock of the queue, so that whoever changes it afterwards finds the actor asleep and wakes it.
+    fn next(&self, meter: &Meter) -> Next {
+        let mut queue = self.lock();
+        if queue.halted {
+            // A snapshot that becomes durable after the others were deleted would stay.
+            let end = if queue.settling > 0 {
+                None
+            } else {
+                queue.end.take()
+            };
+            if end.is_some() || !queue.ended {
+                queue.ended = true;
+                return Next::End(end);
+            }
+        } else if !(queue.settling > 0 && self.results().is_full())
+            && let Some(job) = queue.jobs.pop_front()
+        {
+            return Next::Job(job);
+        }
+        self.post();
+        self.account.charge(meter);
+        queue.scheduled = false;
+        Next::Sleep
+    }
+
+    fn run(
+        self: &Arc<Self>,
+        machine: &mut Machine,
+        job: Job,
+        meter: &mut Meter,
+    ) -> Result<(), Failed> {
+        match job {
+            // A panic leaves the machine in no known state; it is dropped, so nothing broken is seen again.
+            Job::Work(work) => guarded(|| self.work(machine, work, meter)),
+            Job::Query(query) => {
+                let queries = self.lock().queries.clone();
+                match queries {
+                    Some(queries) => {
+                        queries.push(query);
+                        Ok(())
+                    }
+                    None => self.query(machine, query),
+                }
+            }
+            Job::Prune(newest) => {
+                if let Err(error) = self.disk.prune_snapshots(self.owner.key, newest.index) {
+                    tracing::warn!(group = self.owner.key.group, %error, "old snapshots are not deleted; tried again at the next one");
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn work(
+        self: &Arc<Self>,
+        machine: &mut Machine,
+        work: Work,
+        meter: &mut Meter,
+    ) -> Result<(), Failed> {
+        let kept = match &work {
+            Work::Apply { context, calls, .. } => {
+                self.recent().keep(calls).map(|calls| (*context, calls))
+            }
+            _ => None,
+        };
+        let done = machine.drive(work, &mut Supply(self), &mut Watch::start(self))?;
+        match done {
+            Done::Tell(input) => {
+                match &input {
+                    Input::Applied { outcomes, fuel, .. } => {
+                        meter.add(*fuel);
+                        if let Some((context, calls)) = kept {
+                            self.recent().add(context, calls, outcomes, *fuel);
+                        }
+                    }
+                    Input::Restored { index } => self.supersede_unwritten(*index),
+                    _ => {}
+                }
+                self.push(input);
+                Ok(())
+            }
+            Done::Passed { point, state } => {
+                let deployment = machine.deployment();
+                let component = deployment.map_or(self.owner.component, |it| it.component);
+                self.settle(Saved {
+                    point,
+                    state,
+                    component,
+                });
+                Ok(())
+            }
+            Done::Answer { .. } => Err(Failed::broken("a query came without its waiter")),
+        }
+    }
+
+    /// The actor that answers queries of a machine beside it.
+    fn queries_of(&self, machine: &dyn StateMachine) -> Option<Queries> {
+        machine.reader().map(|reader| {
+            Queries::new(
+                self.owner.clone(),
+                reader,
+                Arc::clone(&self.router),
+                Arc::clone(&self.pool),
+            )
+        })
+    }
+
+    /// Has the calls of a machine end with the actor.
+    fn may_interrupt(&self, machine: &dyn StateMachine) {
+        let Some(interrupter) = machine.interrupter() else {
+            return;
+        };
+        let mut queue = self.lock();
+        if queue.halted {
+            interrupter.interrupt();
+        }
+        queue.interrupters.retain(|other| other.strong_count() > 0);
+        queue.interrupters.push(Arc::downgrade(&interrupter));
+    }
+
+    /// Ends what the machines do.
+    fn interrupt(&self) {
+        let interrupters = self.lock().interrupters.clone();
+        for interrupter in interrupters.iter().filter_map(Weak::upgrade) {
+            interrupter.interrupt();
+        }
+    }
+
+    /// Answers a query between entries, from the one state that the machine has.
+    fn query(&self, machine: &mut Machine, query: Query) -> Result<(), Failed> {
+        let Query {
+            request,
+            index,
+            term,
+            asked,
+        } = query;
+        let group = GroupId(self.owner.key.group);
+        let faulted = || Error::Proposal {
+            group,
+            source: ProposalError::Faulted,
+        };
+        match guarded(|| Ok(machine.query(&request))) {
+            Ok(Ok(outcome)) => {
+                asked.answer(Ok(QueryAnswer {
+                    outcome,
+                    index: machine.applied().max(index),
+                    term,
+                }));
+                Ok(())
+            }
+            // The query alone could not be run: nothing has changed.
+            Ok(Err(error)) => {
+                let reason = error.to_string();
+                tracing::warn!(%group, name = %self.owner.name, reason = %reason, "a query could not be run on this node");
+                asked.answer(Err(Error::QueryFailed { group, reason }));
+                Ok(())
+            }
+            Err(failed) => {
+                asked.answer(Err(faulted()));
+                Err(failed)
+            }
+        }
+    }
+
+    /// Drops a machine that can no longer be run, and says so if anybody wants it.
+    fn let_go(&self, cell: &mut Option<Machine>, failed: Failed) {
+        *cell = None;
+        if self.is_halted() {
+            return;
+        }
+        self.broken.store(failed.is_broken, Release);
+        tracing::error!(group = self.owner.key.group, name = %self.owner.name, reason = failed.reason, "the machine of a group has failed on this node");
+        self.recent().forget();
+        // Not taken away: it refuses queries that come from now on.
+        if let Some(queries) = &self.lock().queries {
+            queries.halt();
+        }
+        self.interrupt();
+        self.push(failed.input());
+    }
+
+    /// Drops a job; if somebody waits for it, says why.
+    fn refuse(&self, job: Job) {
+        if let Job::Query(query) = job {
+            query.asked.answer(Err(self.owner.refusal(&self.router)));
+        }
+    }
+
+    fn finish(&self, end: End) {
+        let (done, result) = match end {
+            End::Erase(done) => (
+                done,
+                self.disk
+                    .remove_snapshots(self.owner.key)
+                    .map_err(Error::from),
+            ),
+            End::Release(done) => (Some(done), Ok(())),
+        };
+        if let Err(error) = &result {
+            tracing::warn!(group = self.owner.key.group, %error, "snapshots of a removed group are not deleted; tried again at the next start");
+        }
+        self.router
+            .vacate(GroupId(self.owner.key.group), self.owner.life);
+        if let Some(done) = done {
+            drop(done.send(result));
+        }
+    }
+
+    fn push(&self, input: Input) {
+        let many = {
+            let mut results = self.results();
+            results.push(input);
+            results.is_many()
+        };
+        if many {
+            self.post();
+        }
+    }
+
+    /// Posts the results that may be.
+    fn post(&self) {
+        let Owner { key, life, .. } = self.owner;
+        let group = GroupId(key.group);
+        // Locked until they are in the mailbox, so that none overtakes another.
+        let mut results = self.results();
+        let inputs = results.take();
+        if !inputs.is_empty() {
+            let completions = inputs.into_iter().map(|input| Completion {
+                group,
+                life,
+                event: Event::Input(input),
+            });
+            self.router.complete(group, completions);
+        }
+    }
+}

@@ -1,0 +1,608 @@
+//! A thread that owns replicas: takes what is in its mailbox, lets the replicas act once, and carries out what they want.
+
+use std::collections::HashMap;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread::JoinHandle;
+
+use skep_core::effect::{Call, Effect, Work};
+use skep_core::healing::Parked;
+use skep_core::id::{GroupId, LogIndex, NodeId};
+use skep_core::input::Input;
+use skep_core::message::{PeerMessage, SnapshotName};
+use skep_core::proposal::Proposal;
+use skep_log::Record;
+use tokio::sync::oneshot;
+
+use crate::disk::store::{Disk, Token};
+use crate::error::Error;
+use crate::machines::queries::Query;
+use crate::machines::worker::{Job, panic_text};
+use crate::pool::Pool;
+use crate::shards::mailbox::{Completion, Event, FromPeer, Request, Round};
+use crate::shards::outbox::Outbox;
+use crate::shards::replica::{Replica, Waiting};
+use crate::shards::router::{Router, TransferReporter};
+use crate::transport::{Reporter, Transport};
+use skep_store::convert;
+
+/// The records of a round, by the log they belong to: one for almost all groups.
+type Records = Vec<(Arc<Disk>, Vec<(Record, Token)>)>;
+
+/// One shard.
+pub(crate) struct Shard {
+    index: usize,
+    router: Arc<Router>,
+    reporter: Arc<dyn Reporter>,
+    transport: Arc<dyn Transport>,
+    pool: Arc<Pool>,
+    replicas: HashMap<GroupId, Replica>,
+    /// Replicas that took something in and have not been polled since.
+    touched: Vec<GroupId>,
+    effects: Vec<Effect>,
+    outbox: Outbox,
+    records: Records,
+}
+
+impl Shard {
+    /// Starts the thread; it ends when its mailbox is closed. A panic in here would be a bug of the host itself: it
+    /// fails the node, so that nobody waits for ever.
+    pub(crate) fn spawn(
+        index: usize,
+        router: Arc<Router>,
+        transport: Arc<dyn Transport>,
+        pool: Arc<Pool>,
+    ) -> io::Result<JoinHandle<()>> {
+        std::thread::Builder::new()
+            .name(format!("skep-shard-{index}"))
+            .spawn(move || {
+                let outbox = Outbox::new(router.node);
+                let reporter = Arc::clone(&router) as Arc<dyn Reporter>;
+                let mut shard = Self {
+                    index,
+                    router: Arc::clone(&router),
+                    reporter,
+                    transport,
+                    pool,
+                    replicas: HashMap::new(),
+                    touched: Vec::new(),
+                    effects: Vec::new(),
+                    outbox,
+                    records: Vec::new(),
+                };
+                if let Err(panic) = catch_unwind(AssertUnwindSafe(|| shard.run())) {
+                    router.fail(format!("shard {index} panicked: {}", panic_text(&*panic)));
+                }
+                // What waits in the mailbox of a shard that panicked must be answered too: dropping it does.
+                while router.mailboxes()[index].take().is_some() {}
+            })
+    }
+
+    fn run(&mut self) {
+        let router = Arc::clone(&self.router);
+        while let Some(round) = router.mailboxes()[self.index].take() {
+            self.take_in(round);
+            self.act();
+        }
+        self.end();
+    }
+
+    /// Takes in a round, the most urgent first.
+    fn take_in(&mut self, round: Round) {
+        if let Some(now) = round.tick {
+            self.tick(now);
+        }
+        for message in round.high.into_iter().chain(round.normal) {
+            self.message(message);
+        }
+        for completion in round.completions {
+            self.completion(completion);
+        }
+        for request in round.requests {
+            self.request(request);
+        }
+    }
+
+    fn tick(&mut self, now: u64) {
+        let (mut quota, mut catch_up, mut left_behind) = (0, 0, 0);
+        for (group, replica) in &mut self.replicas {
+            let waits = replica.tick(now);
+            quota += u64::from(waits.quota);
+            catch_up += u64::from(waits.catch_up);
+            left_behind += waits.left_behind;
+            touch(&mut self.touched, *group, replica);
+        }
+        // All shards count there, so it is done once, and seldom.
+        let router = &self.router;
+        for (count, more) in [
+            (&router.quota_waits, quota),
+            (&router.catch_up_waits, catch_up),
+            (&router.left_behind, left_behind),
+        ] {
+            if more > 0 {
+                count.fetch_add(more, Relaxed);
+            }
+        }
+    }
+
+    fn message(&mut self, FromPeer { from, message }: FromPeer) {
+        if let Some(replica) = self.replicas.get_mut(&message.group)
+            && replica.parking.is_none()
+        {
+            touch(&mut self.touched, message.group, replica);
+            replica.handle(Input::Message { from, message });
+        }
+    }
+
+    fn completion(&mut self, Completion { group, life, event }: Completion) {
+        let Some(replica) = self
+            .replicas
+            .get_mut(&group)
+            .filter(|replica| replica.life == life)
+        else {
+            return;
+        };
+        touch(&mut self.touched, group, replica);
+        match event {
+            Event::Input(input) => replica.handle(input),
+            Event::Persisted { number } => replica.persisted(number),
+            Event::Broken { reason } => replica.halt(reason),
+            Event::NotSent(reporter) => replica.not_sent(reporter),
+            Event::Heavy => {
+                replica.handle(Input::LogCrowded);
+                // Only the leader's request makes a barrier; its followers have the same log, so they ask it in vain.
+                if replica.route.leader() == self.router.node && replica.heavy.is_none() {
+                    let waiter = self.router.next_waiter();
+                    replica.heavy = Some(waiter);
+                    replica.handle(Input::Propose {
+                        waiter,
+                        proposal: Proposal::Barrier,
+                    });
+                }
+            }
+        }
+    }
+
+    fn request(&mut self, request: Request) {
+        match request {
+            Request::Install(replica) => {
+                let group = replica.group();
+                let replica = self.replicas.entry(group).insert_entry(*replica).into_mut();
+                touch(&mut self.touched, group, replica);
+            }
+            Request::Propose {
+                group,
+                waiter,
+                proposal,
+                asked,
+            } => match self.running(group) {
+                Ok(replica) => {
+                    replica.waiters.insert(waiter, Waiting::Response(asked));
+                    replica.handle(Input::Propose { waiter, proposal });
+                }
+                Err(error) => asked.answer(Err(error)),
+            },
+            Request::Query {
+                group,
+                waiter,
+                request,
+                linearizable,
+                asked,
+            } => match self.running(group) {
+                Ok(replica) => {
+                    replica.waiters.insert(waiter, Waiting::Answer(asked));
+                    replica.handle(Input::Query {
+                        waiter,
+                        request,
+                        linearizable,
+                    });
+                }
+                Err(error) => asked.answer(Err(error)),
+            },
+            Request::Forget { group, waiter } => {
+                if let Ok(replica) = self.running(group)
+                    && replica.waiters.remove(&waiter).is_some()
+                {
+                    replica.handle(Input::Forget { waiter });
+                }
+            }
+            Request::Campaign { group, done } => {
+                let result = self
+                    .running(group)
+                    .map(|replica| replica.handle(Input::Campaign));
+                drop(done.send(result));
+            }
+            Request::Transfer { group, to, done } => {
+                let result = self
+                    .running(group)
+                    .and_then(|replica| transfer(replica, to));
+                drop(done.send(result));
+            }
+            Request::HandOver { group, done } => {
+                let result = self
+                    .running(group)
+                    .map(|replica| replica.handle(Input::HandOver));
+                drop(done.send(result));
+            }
+            Request::Status { group, done } => {
+                let node = self.router.node;
+                let status = self.replicas.get(&group).map(Replica::status);
+                drop(done.send(status.ok_or(Error::NoSuchGroup { group, node })));
+            }
+            Request::Rehearsable { group, done } => {
+                let node = self.router.node;
+                let replica = self.replicas.get(&group);
+                let found = replica.map(|replica| replica.worker.rehearsable());
+                drop(done.send(found.ok_or(Error::NoSuchGroup { group, node })));
+            }
+            Request::Park { group, done } => self.park(group, done),
+            Request::Remove { group, done } => match self.replicas.remove(&group) {
+                Some(replica) => self.remove(replica, Some(done)),
+                None => drop(done.send(Err(self.absent(group)))),
+            },
+        }
+    }
+
+    /// Why a replica is not among this shard's: it is nowhere, or in hand until its files have been read.
+    fn absent(&self, group: GroupId) -> Error {
+        let node = self.router.node;
+        match self.router.route(group) {
+            Ok(_) => Error::Busy { node },
+            Err(gone) => gone,
+        }
+    }
+
+    /// The replica, if it is here and not halted; it will be polled.
+    fn running(&mut self, group: GroupId) -> Result<&mut Replica, Error> {
+        self.router.running()?;
+        let node = self.router.node;
+        let replica = self
+            .replicas
+            .get_mut(&group)
+            .ok_or(Error::NoSuchGroup { group, node })?;
+        if let Some(halted) = replica.halted() {
+            return Err(halted);
+        }
+        touch(&mut self.touched, group, replica);
+        Ok(replica)
+    }
+
+    /// Lets each replica that took something in act once, then hands on what they want, for all of them at once.
+    fn act(&mut self) {
+        let (mut removed, mut given_up) = (Vec::new(), Vec::new());
+        let mut effects = std::mem::take(&mut self.effects);
+        for group in std::mem::take(&mut self.touched) {
+            let Some(replica) = self.replicas.get_mut(&group) else {
+                continue;
+            };
+            replica.touched = false;
+            replica.poll(&mut effects);
+            replica.route.set_leader(replica.leader());
+            replica.show();
+            let mut out = Out {
+                router: &self.router,
+                transport: &self.transport,
+                pool: &self.pool,
+                outbox: &mut self.outbox,
+                records: &mut self.records,
+            };
+            let mut is_removed = false;
+            for effect in effects.drain(..) {
+                is_removed |= out.carry_out(replica, effect);
+            }
+            // Behind the work of this poll, which may still need the older files.
+            if let Some(newest) = replica.durable.take() {
+                replica.route.snapshotted(newest.index);
+                replica.worker.push(Job::Prune(newest));
+            }
+            if is_removed {
+                removed.push(group);
+            } else if replica.parking.is_some()
+                && let Some(parked) = replica.parked()
+            {
+                given_up.push((group, parked));
+            }
+        }
+        self.effects = effects;
+        // Sending never blocks; handing records to a log that is behind may, and heartbeats must not wait for it.
+        self.outbox.flush(&*self.transport, &self.reporter);
+        for (disk, records) in self.records.drain(..) {
+            if disk.submit(records).is_err() {
+                // It acknowledges nothing any more, so nothing unsafe can follow.
+                tracing::debug!(
+                    shard = self.index,
+                    "records are not written: the log has stopped"
+                );
+            }
+        }
+        for (group, parked) in given_up {
+            self.give_up(group, parked);
+        }
+        for group in removed {
+            if let Some(replica) = self.replicas.remove(&group) {
+                tracing::info!(group = group.0, name = %replica.route.name, "this replica was removed from its group; deleting it");
+                self.remove(replica, None);
+            }
+        }
+    }
+
+    /// Stops a replica for ever; its files go once its tombstone is durable.
+    fn remove(&mut self, mut replica: Replica, done: Option<oneshot::Sender<Result<(), Error>>>) {
+        let group = replica.group();
+        replica.leave(&self.router);
+        let worker = replica.worker.clone();
+        if replica
+            .disk
+            .bury(replica.key, replica.replica(), move || worker.erase(done))
+            .is_err()
+        {
+            // `done` is dropped with the closure, which its waiter understands.
+            tracing::warn!(
+                group = group.0,
+                "a removed group is still on disk: the log has stopped"
+            );
+        }
+    }
+
+    /// Gives up a replica whose machine stopped for a reason of this node, as soon as nothing is on its way to its disk. Until
+    /// then it is deaf, so that this comes.
+    fn park(&mut self, group: GroupId, done: oneshot::Sender<Result<(), Error>>) {
+        let node = self.router.node;
+        let refused = match self.replicas.get_mut(&group) {
+            Some(replica) if replica.may_be_parked() => {
+                replica.parking = Some(done);
+                touch(&mut self.touched, group, replica);
+                return;
+            }
+            Some(_) => Error::Busy { node },
+            None => Error::NoSuchGroup { group, node },
+        };
+        drop(done.send(Err(refused)));
+    }
+
+    /// Its files stay, and what is in them is kept for whoever brings it up again. What is in no memory is read elsewhere, for the
+    /// disk is slow. The replica is in nobody's hands meanwhile, so that nothing is appended: at most it is here again if that
+    /// fails.
+    fn give_up(&mut self, group: GroupId, parked: Parked) {
+        let Some(mut replica) = self.replicas.remove(&group) else {
+            return;
+        };
+        let Some(done) = replica.parking.take() else {
+            return;
+        };
+        let (router, shard) = (Arc::clone(&self.router), self.index);
+        self.pool.run(move || {
+            if let Err(error) = replica.disk.park(replica.key, parked) {
+                let worker = replica.worker.clone();
+                let back = Request::Install(Box::new(replica));
+                if router.request(shard, back).is_err() {
+                    // The node stops.
+                    worker.halt();
+                }
+                drop(done.send(Err(error.into())));
+                return;
+            }
+            replica.leave(&router);
+            replica.worker.release(done);
+        });
+    }
+
+    /// The node stops: everybody is answered, every machine let go.
+    fn end(&mut self) {
+        let node = self.router.node;
+        for (_, mut replica) in self.replicas.drain() {
+            replica.fail_all(|waiting| match waiting {
+                Waiting::Response(_) => Error::StoppedInFlight { node },
+                Waiting::Answer(_) => Error::Stopped { node },
+            });
+            replica.worker.halt();
+        }
+    }
+}
+
+/// Where effects go.
+struct Out<'a> {
+    router: &'a Arc<Router>,
+    transport: &'a Arc<dyn Transport>,
+    pool: &'a Arc<Pool>,
+    outbox: &'a mut Outbox,
+    records: &'a mut Records,
+}
+
+impl Out<'_> {
+    /// Answers whether the replica is to be removed.
+    fn carry_out(&mut self, replica: &mut Replica, effect: Effect) -> bool {
+        match effect {
+            Effect::Persist(persist) => {
+                let number = persist.number;
+                if let Some(snapshot) = &persist.snapshot {
+                    replica.marks.push_back((number, snapshot.clone()));
+                }
+                let token = Token::Persisted {
+                    group: replica.group(),
+                    life: replica.life,
+                    number,
+                };
+                let record = convert::record(replica.key, persist);
+                match self
+                    .records
+                    .iter_mut()
+                    .find(|(disk, _)| Arc::ptr_eq(disk, &replica.disk))
+                {
+                    Some((_, records)) => records.push((record, token)),
+                    None => self
+                        .records
+                        .push((Arc::clone(&replica.disk), vec![(record, token)])),
+                }
+            }
+            Effect::Send { to, message } => self.outbox.push(to, message),
+            Effect::SendSnapshot {
+                to,
+                message,
+                snapshot,
+            } => self.send_snapshot(replica, to, message, snapshot),
+            Effect::ReadLog {
+                from,
+                through,
+                bytes,
+            } => self.read_log(replica, (from, through), bytes),
+            Effect::Machine(work) => self.work(replica, work),
+            Effect::Reply { waiter, result } => replica.reply(waiter, result),
+            Effect::QueryFailed { waiter, error } => {
+                let group = replica.group();
+                if let Some(waiting) = replica.waiters.remove(&waiter) {
+                    waiting.fail(Error::Proposal {
+                        group,
+                        source: error,
+                    });
+                }
+            }
+            Effect::Diverged {
+                index,
+                decided,
+                here,
+            } => replica.diverged(index, decided, here),
+            Effect::GivenUp { index, commands } => {
+                self.router.given_up.fetch_add(commands as u64, Relaxed);
+                let (group, name) = (replica.key.group, &replica.route.name);
+                let index = index.0;
+                tracing::warn!(
+                    group,
+                    name,
+                    index,
+                    commands,
+                    "commands were given up: every member of the group had stopped at them; their clients are answered `unrunnable`"
+                );
+            }
+            Effect::Distrusted { from, why } => {
+                self.router.distrusted.fetch_add(1, Relaxed);
+                let (group, name) = (replica.key.group, &replica.route.name);
+                tracing::debug!(
+                    group,
+                    name,
+                    node = from.0,
+                    why = why.code(),
+                    "a message of another node is not believed"
+                );
+            }
+            Effect::Leader(change) => self.router.leader_changed(&replica.route, change),
+            Effect::Removed => return true,
+            Effect::Halt { reason } => replica.halt(reason),
+        }
+        false
+    }
+
+    fn work(&mut self, replica: &mut Replica, work: Work) {
+        match work {
+            Work::Query {
+                waiter,
+                request,
+                index,
+                term,
+            } => {
+                if let Some(Waiting::Answer(asked)) = replica.waiters.remove(&waiter) {
+                    replica.worker.push(Job::Query(Query {
+                        request,
+                        index,
+                        term,
+                        asked,
+                    }));
+                }
+            }
+            work => {
+                let changes_members = match &work {
+                    Work::Apply { calls, .. } => calls
+                        .iter()
+                        .any(|call| matches!(call, Call::ConfChange(_) | Call::Init(_))),
+                    Work::Restore { .. } => true,
+                    Work::Barrier { .. }
+                    | Work::Prepare { .. }
+                    | Work::Decide { .. }
+                    | Work::Query { .. } => false,
+                };
+                replica.worker.push(Job::Work(work));
+                if changes_members {
+                    let members = replica.status().replica.members;
+                    replica
+                        .route
+                        .set_members(members.iter().map(|member| member.node).collect());
+                }
+            }
+        }
+    }
+
+    /// Reading waits for the disk, so it is done elsewhere.
+    fn read_log(&self, replica: &Replica, range: (LogIndex, LogIndex), bytes: u64) {
+        let (disk, key) = (Arc::clone(&replica.disk), replica.key);
+        let (group, life) = (replica.group(), replica.life);
+        let router = Arc::clone(self.router);
+        self.pool.run(move || {
+            let read = disk.read_log(key, range, bytes);
+            let from = range.0;
+            let event = Event::Input(Input::LogRead { from, read });
+            router.complete_all(vec![Completion { group, life, event }]);
+        });
+    }
+
+    /// Opening verifies the whole file, so it is done elsewhere.
+    fn send_snapshot(
+        &self,
+        replica: &Replica,
+        to: NodeId,
+        message: PeerMessage,
+        snapshot: SnapshotName,
+    ) {
+        let (disk, key, group) = (Arc::clone(&replica.disk), replica.key, replica.group());
+        let (router, life) = (Arc::clone(self.router), replica.life);
+        let reporter = TransferReporter::new(Arc::clone(&router), to, group, life);
+        let transport = Arc::clone(self.transport);
+        self.pool
+            .run(move || match disk.open_snapshot(key, &snapshot) {
+                Ok(file) => transport.send_snapshot(
+                    to,
+                    message,
+                    Arc::new(file),
+                    &(Arc::new(reporter) as Arc<dyn Reporter>),
+                ),
+                Err(error) => {
+                    tracing::warn!(group = group.0, to = to.0, %error, "a snapshot cannot be sent");
+                    let event = if error.is_transient() {
+                        Event::NotSent(reporter)
+                    } else {
+                        // The reporter is dropped, which reports the failure; Raft asks again, and there is none to send
+                        // until there is a new one.
+                        Event::Input(Input::SnapshotUnreadable {
+                            index: snapshot.index,
+                            reason: format!("its file cannot be read: {error}"),
+                        })
+                    };
+                    router.complete(group, [Completion { group, life, event }]);
+                }
+            });
+    }
+}
+
+fn touch(touched: &mut Vec<GroupId>, group: GroupId, replica: &mut Replica) {
+    if !std::mem::replace(&mut replica.touched, true) {
+        touched.push(group);
+    }
+}
+
+/// Starts a transfer of leadership, if it can come to anything.
+fn transfer(replica: &mut Replica, to: NodeId) -> Result<(), Error> {
+    let group = replica.group();
+    let status = replica.status().replica;
+    let Some(member) = status.members.iter().find(|member| member.node == to) else {
+        return Err(Error::invalid(
+            "to",
+            format!("node {to} is not a member of group {group}"),
+        ));
+    };
+    if member.active == Some(false) {
+        return Err(Error::Unreachable { node: to });
+    }
+    replica.handle(Input::Transfer { to });
+    Ok(())
+}

@@ -1,0 +1,345 @@
+//! Who is at the other end: the first frame of a connection and its answer.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use skep_core::id::NodeId;
+use skep_log::{LogError, PeerPins, StoreId};
+use skep_peer::{Hello, Purpose, store_uuid};
+use skep_wire::proto::{self, RefusalReason, hello_ack, peer_frame};
+use skep_wire::{MAX_CHUNK, MAX_CLIENT_FRAME, MAX_FRAME, PEER_PROTOCOL, WireError};
+use tokio::net::{TcpStream, lookup_host};
+
+use super::connection::Connection;
+use crate::clock::timeout;
+
+/// From the first byte of a connection to the end of its handshake. Generous: it only bounds how long a silent
+/// stranger holds a connection.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// To resolve a name and to connect; a host that does not answer at all would hold a dial for minutes.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// To ask other nodes about one that is not known here; its own patience is longer.
+const INQUIRY_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Decides whether a node may be spoken to, by its store: a node that lost its disk and comes back under its old id has
+/// forgotten its votes and must not be taken for the old one.
+///
+/// *Concurrency*: called from any thread, at each handshake; may block on the disk to remember a node's first store.
+pub trait PeerCheck: Send + Sync + 'static {
+    /// Whether this node has this store.
+    ///
+    /// # Errors
+    /// Why it may not be spoken to.
+    fn check(&self, node: NodeId, store: [u8; 16]) -> Result<(), PeerRefused>;
+
+    /// Learns from nodes that are known whether `node`, which [`check`](Self::check) does not know, has joined. It is checked
+    /// once more afterwards. Whoever dials may cause this, so it must be cheap to ask often. By default there is nobody to
+    /// ask.
+    fn inquire(&self, node: NodeId) -> BoxFuture<'_, ()> {
+        let _ = node;
+        Box::pin(std::future::ready(()))
+    }
+}
+
+/// Why a node is not spoken to.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PeerRefused {
+    /// The node is known with another store.
+    #[error(
+        "node {node} is known here with another store: was its data directory wiped or replaced? Remove it from its groups and add it as a new node"
+    )]
+    WrongStore {
+        /// The node.
+        node: NodeId,
+    },
+    /// The node is not, or no longer, part of the cluster.
+    #[error("node {node} is not part of the cluster; add it first")]
+    UnknownNode {
+        /// The node.
+        node: NodeId,
+    },
+    /// It cannot be told.
+    #[error("node {node} cannot be checked: {reason}")]
+    CheckFailed {
+        /// The node.
+        node: NodeId,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What this node is to others, and whom it trusts.
+pub(super) struct Identity {
+    pub cluster: String,
+    pub node: NodeId,
+    pub store: [u8; 16],
+    pub peers: Arc<dyn PeerCheck>,
+    pub insecure_plaintext: bool,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum HandshakeError {
+    /// There is no way there.
+    #[error("cannot connect: {0}")]
+    Connect(#[from] std::io::Error),
+    /// The other end says nothing.
+    #[error("it did not answer in time")]
+    TimedOut,
+    /// Whoever is on the way could read it.
+    #[error(
+        "the address {0} is not a loopback address, and without TLS others could read and change what is sent; set insecure_plaintext to allow it"
+    )]
+    Plaintext(SocketAddr),
+    /// What came is no message of this protocol.
+    #[error("it speaks another protocol: {0}")]
+    Wire(#[from] WireError),
+    /// The other end has gone.
+    #[error("it closed the connection without an answer")]
+    Closed,
+    /// Refused by the other end.
+    #[error("it refused the connection: {text}")]
+    RefusedByPeer {
+        /// Why.
+        reason: RefusalReason,
+        /// The same for people.
+        text: String,
+    },
+    /// Refused by this end.
+    #[error("it was refused here: {text}")]
+    Refused {
+        /// Why.
+        reason: RefusalReason,
+        /// The same for people.
+        text: String,
+    },
+}
+
+impl HandshakeError {
+    /// Stable name; the same as long as the same thing is wrong.
+    pub(super) fn code(&self) -> &'static str {
+        match self {
+            Self::Connect(_) => "cannot-connect",
+            Self::TimedOut => "timed-out",
+            Self::Plaintext(_) => "plaintext-refused",
+            Self::Wire(error) => error.code(),
+            Self::Closed => "closed",
+            Self::RefusedByPeer { reason, .. } | Self::Refused { reason, .. } => {
+                reason.as_str_name()
+            }
+        }
+    }
+}
+
+/// The pins of a store's data directory.
+impl PeerCheck for Mutex<PeerPins> {
+    fn check(&self, node: NodeId, store: [u8; 16]) -> Result<(), PeerRefused> {
+        let mut pins = self.lock().unwrap_or_else(PoisonError::into_inner);
+        pins.check(node.0, StoreId(store))
+            .map(drop)
+            .map_err(|error| match error {
+                LogError::PeerChanged { .. } => PeerRefused::WrongStore { node },
+                error => PeerRefused::CheckFailed {
+                    node,
+                    reason: error.to_string(),
+                },
+            })
+    }
+}
+
+impl Identity {
+    /// Connects to a node and introduces this one.
+    pub(super) async fn dial(
+        &self,
+        to: NodeId,
+        address: &str,
+        purpose: Purpose,
+    ) -> Result<Connection, HandshakeError> {
+        let stream = timeout(CONNECT_TIMEOUT, self.connect(address))
+            .await
+            .ok_or(HandshakeError::TimedOut)??;
+        let mut connection = Connection::new(stream)?;
+        timeout(
+            HANDSHAKE_TIMEOUT,
+            self.introduce(&mut connection, to, purpose),
+        )
+        .await
+        .ok_or(HandshakeError::TimedOut)??;
+        connection.reader.trust(frame_limit(purpose));
+        Ok(connection)
+    }
+
+    async fn connect(&self, address: &str) -> Result<TcpStream, HandshakeError> {
+        let mut failure = HandshakeError::Connect(std::io::Error::new(
+            std::io::ErrorKind::NotFound,
+            format!("`{address}` resolves to no address"),
+        ));
+        for address in lookup_host(address).await? {
+            if !address.ip().is_loopback() && !self.insecure_plaintext {
+                failure = HandshakeError::Plaintext(address);
+                continue;
+            }
+            match TcpStream::connect(address).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => failure = error.into(),
+            }
+        }
+        Err(failure)
+    }
+
+    async fn introduce(
+        &self,
+        connection: &mut Connection,
+        to: NodeId,
+        purpose: Purpose,
+    ) -> Result<(), HandshakeError> {
+        let hello = Hello {
+            protocol: PEER_PROTOCOL,
+            cluster: self.cluster.clone(),
+            from: self.node,
+            to,
+            store: self.store,
+            purpose,
+        };
+        connection
+            .writer
+            .send(peer_frame::Body::Hello(hello.into()))
+            .await?;
+        let answer = connection
+            .reader
+            .next(None)
+            .await?
+            .ok_or(HandshakeError::Closed)?;
+        let peer_frame::Body::HelloAck(ack) = answer else {
+            return Err(WireError::Misplaced {
+                what: "a frame came before the answer to the handshake",
+            }
+            .into());
+        };
+        match ack.body.ok_or(WireError::Missing {
+            what: "answer to the handshake",
+        })? {
+            hello_ack::Body::Welcome(welcome) => self.check(to, store_uuid(&welcome.store)?).await,
+            hello_ack::Body::Refusal(refusal) => Err(HandshakeError::RefusedByPeer {
+                reason: refusal.reason(),
+                text: refusal.text,
+            }),
+        }
+    }
+
+    /// Hears out who has connected. The answer is for `welcome` or `refuse` to give.
+    pub(super) async fn hear(&self, connection: &mut Connection) -> Result<Hello, HandshakeError> {
+        let first = timeout(HANDSHAKE_TIMEOUT, connection.reader.next(None))
+            .await
+            .ok_or(HandshakeError::TimedOut)??;
+        let Some(peer_frame::Body::Hello(hello)) = first else {
+            return Err(WireError::Misplaced {
+                what: "the connection does not begin with a handshake",
+            }
+            .into());
+        };
+        let refused = |reason, text| HandshakeError::Refused { reason, text };
+        if hello.protocol != PEER_PROTOCOL {
+            let text = format!(
+                "protocol version {} is not spoken here, but version {PEER_PROTOCOL}; run the same release on all nodes",
+                hello.protocol
+            );
+            return Err(refused(RefusalReason::Protocol, text));
+        }
+        let hello = Hello::try_from(hello)
+            .map_err(|error| refused(RefusalReason::BadHello, error.to_string()))?;
+        if hello.cluster != self.cluster {
+            // Who does not know the name of the cluster does not learn it here.
+            let text = "this node belongs to another cluster; check the addresses and cluster names of both";
+            return Err(refused(RefusalReason::Cluster, text.to_owned()));
+        }
+        if hello.to != self.node || hello.from == self.node {
+            let text = format!(
+                "here is node {}, not node {}, and the caller is node {}; check the address book of the caller",
+                self.node, hello.to, hello.from
+            );
+            return Err(refused(RefusalReason::WrongNode, text));
+        }
+        if let Err(HandshakeError::Refused {
+            reason: RefusalReason::UnknownNode,
+            ..
+        }) = self.check(hello.from, hello.store).await
+        {
+            // It may have joined while this node was away. If nobody answers in time, it is unknown still.
+            let _ = timeout(INQUIRY_TIMEOUT, self.peers.inquire(hello.from)).await;
+        }
+        self.check(hello.from, hello.store).await?;
+        Ok(hello)
+    }
+
+    /// Lets the connection in, with frames of at most so many bytes.
+    pub(super) async fn welcome(
+        &self,
+        connection: &mut Connection,
+        frame_limit: usize,
+    ) -> Result<(), WireError> {
+        connection.reader.trust(frame_limit);
+        let welcome = proto::Welcome {
+            store: Bytes::copy_from_slice(&self.store),
+        };
+        answer(connection, hello_ack::Body::Welcome(welcome)).await
+    }
+
+    async fn check(&self, node: NodeId, store: [u8; 16]) -> Result<(), HandshakeError> {
+        let peers = Arc::clone(&self.peers);
+        let checked = tokio::task::spawn_blocking(move || peers.check(node, store)).await;
+        let checked = checked.unwrap_or_else(|error| {
+            Err(PeerRefused::CheckFailed {
+                node,
+                reason: format!("the check did not end: {error}"),
+            })
+        });
+        checked.map_err(|refused| HandshakeError::Refused {
+            reason: match refused {
+                PeerRefused::WrongStore { .. } => RefusalReason::WrongStore,
+                PeerRefused::UnknownNode { .. } => RefusalReason::UnknownNode,
+                PeerRefused::CheckFailed { .. } => RefusalReason::Busy,
+            },
+            text: refused.to_string(),
+        })
+    }
+}
+
+/// Most bytes of a frame on a connection of this kind.
+pub(super) fn frame_limit(purpose: Purpose) -> usize {
+    /// What an offer and a chunk have around their bytes.
+    const ENVELOPE: usize = 64 << 10;
+    match purpose {
+        Purpose::Lane(_) => MAX_FRAME,
+        Purpose::Transfer => MAX_CHUNK + ENVELOPE,
+        Purpose::Requests => MAX_CLIENT_FRAME,
+    }
+}
+
+/// Tells the other end why it is not let in.
+pub(super) async fn refuse(
+    connection: &mut Connection,
+    reason: RefusalReason,
+    text: &str,
+) -> Result<(), WireError> {
+    let refusal = proto::Refusal {
+        reason: reason.into(),
+        text: text.to_owned(),
+    };
+    answer(connection, hello_ack::Body::Refusal(refusal)).await
+}
+
+async fn answer(connection: &mut Connection, body: hello_ack::Body) -> Result<(), WireError> {
+    connection
+        .writer
+        .send(peer_frame::Body::HelloAck(proto::HelloAck {
+            body: Some(body),
+        }))
+        .await
+}

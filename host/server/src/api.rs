@@ -1,0 +1,12 @@
+//! The interfaces of a node: HTTP for people and tools, the framed client protocol for programs.
+
+mod call;
+pub mod client_port;
+pub mod door;
+pub mod doors;
+pub mod http;
+mod origin;
+mod pot;
+pub mod problem;
+pub(crate) mod requests;
+pub mod server;

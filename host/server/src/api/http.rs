@@ -1,0 +1,664 @@
+//! HTTP for people and tools: `/v1`, health, metrics.
+
+use std::io;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, JsonRejection};
+use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Query, Request, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::middleware;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, delete, get, post, put};
+use futures::StreamExt;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use skep::clock;
+use skep::status::Consistency;
+use skep::trouble::Troubled;
+use skep_core::id::{ComponentId, LogIndex, NodeId, RequestId, SessionId, Term, as_text};
+use skep_core::outcome::Outcome;
+use skep_core::proposal::Command;
+use skep_types::admin::{
+    Collect, CreateGroup, Done, GroupInfo, OfGroupAndNode, Page, Placed, Upgrade,
+};
+
+use super::origin;
+use super::problem::{Problem, quoted};
+use crate::api::pot::Portion;
+use crate::catalog::ComponentRecord;
+use crate::cluster::{Host, Reach, the_first};
+use crate::error::HostError;
+
+/// Names the session of a command.
+pub const SESSION: HeaderName = HeaderName::from_static("skep-session");
+/// Names a command within its session, from 1.
+pub const SEQUENCE: HeaderName = HeaderName::from_static("skep-sequence");
+/// The client has the answers to its session's commands up to this sequence: they need not be kept.
+pub const ACKNOWLEDGED: HeaderName = HeaderName::from_static("skep-acknowledged");
+/// Milliseconds the caller will wait.
+pub const TIMEOUT: HeaderName = HeaderName::from_static("skep-timeout-ms");
+/// Where an answer stands in the group's log.
+pub const INDEX: HeaderName = HeaderName::from_static("skep-index");
+/// Term of that place.
+pub const TERM: HeaderName = HeaderName::from_static("skep-term");
+
+/// Most bytes of a JSON body of administration.
+const ADMIN_BYTES_MAX: usize = 1 << 20;
+/// A body that is no longer takes nothing of the memory for bodies: long ones that stall must not keep short ones out. All places
+/// for connections together bound those.
+const SMALL: usize = 64 << 10;
+/// Longest a caller may wait.
+const TIMEOUT_MAX: Duration = Duration::from_millis(skep_wire::MAX_TIMEOUT_MS as u64);
+
+type Answer<T> = Result<T, Problem>;
+
+/// Every route.
+pub fn router(host: Host) -> Router {
+    let limits = &host.config().limits;
+    // One byte more than allowed, so that the host itself refuses what is too large and says the limit.
+    let command = DefaultBodyLimit::max(limits.command_bytes as usize + 1);
+    let component = DefaultBodyLimit::max(limits.component_bytes as usize + 1);
+    let data = Router::new()
+        .route("/v1/groups/{group}/propose", post(propose))
+        .route("/v1/groups/{group}/query", post(query))
+        .layer(command);
+    let components = Router::new()
+        .route(
+            "/v1/components/{id}",
+            put(put_component).get(component_bytes),
+        )
+        .layer(component);
+    Router::new()
+        .route("/v1/groups", get(groups).post(create_group))
+        .route("/v1/groups/{group}", get(group).delete(remove_group))
+        .route("/v1/groups/{group}/status", get(group_status))
+        .route("/v1/groups/{group}/campaign", post(campaign))
+        .route("/v1/groups/{group}/transfer", post(transfer))
+        .route("/v1/groups/{group}/snapshot", post(snapshot))
+        .route("/v1/groups/{group}/upgrade", post(upgrade))
+        .route("/v1/groups/{group}/abort-upgrade", post(abort_upgrade))
+        .route("/v1/groups/{group}/resume", post(resume))
+        .route("/v1/groups/{group}/trust", post(trust))
+        .route("/v1/groups/{group}/members", post(add_member))
+        .route("/v1/groups/{group}/members/{node}", delete(remove_member))
+        .route("/v1/groups/{group}/sessions", post(open_session))
+        .route("/v1/components", get(components_list))
+        .route("/v1/components/collect", post(collect_components))
+        .route("/v1/status", get(status))
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .layer(DefaultBodyLimit::max(ADMIN_BYTES_MAX))
+        .merge(data)
+        .merge(components)
+        .fallback(any(async || {
+            Problem::new(
+                StatusCode::NOT_FOUND,
+                "no-such-path",
+                "there is nothing at this path; the API begins at /v1",
+            )
+        }))
+        .method_not_allowed_fallback(async || {
+            let detail = "this path does not take this method";
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", detail)
+        })
+        .layer(middleware::from_fn_with_state(host.clone(), origin::check))
+        .with_state(host)
+}
+
+async fn propose(
+    State(host): State<Host>,
+    Path(group): Path<String>,
+    headers: HeaderMap,
+    Body(data, _held): Body,
+) -> Answer<Response> {
+    let timeout = timeout(&host, &headers)?;
+    let command = command(&headers, data)?;
+    let id = host.find(&group).await?.id;
+    let response = host.propose(id, command, Reach::Cluster, timeout).await?;
+    Ok(outcome(response.outcome, response.index.0, response.term.0))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct QueryParameters {
+    #[serde(default)]
+    consistency: Consistency,
+}
+
+async fn query(
+    State(host): State<Host>,
+    Path(group): Path<String>,
+    parameters: Result<Query<QueryParameters>, axum::extract::rejection::QueryRejection>,
+    headers: HeaderMap,
+    Body(request, _held): Body,
+) -> Answer<Response> {
+    let Query(parameters) = parameters.map_err(|error| bad_request(error.body_text()))?;
+    let timeout = timeout(&host, &headers)?;
+    let id = host.find(&group).await?.id;
+    let answer = host
+        .query(id, request, parameters.consistency, Reach::Cluster, timeout)
+        .await?;
+    Ok(outcome(answer.outcome, answer.index.0, answer.term.0))
+}
+
+#[derive(Serialize)]
+struct SessionOpened {
+    session: SessionId,
+    index: LogIndex,
+    term: Term,
+}
+
+async fn open_session(
+    State(host): State<Host>,
+    Path(group): Path<String>,
+    headers: HeaderMap,
+) -> Answer<(StatusCode, Json<SessionOpened>)> {
+    let timeout = timeout(&host, &headers)?;
+    let id = host.find(&group).await?.id;
+    let response = host.open_session(id, Reach::Cluster, timeout).await?;
+    let (session, index, term) = (response.session(), response.index, response.term);
+    Ok((
+        StatusCode::CREATED,
+        Json(SessionOpened {
+            session,
+            index,
+            term,
+        }),
+    ))
+}
+
+async fn groups(
+    State(host): State<Host>,
+    page: Result<Query<Page>, axum::extract::rejection::QueryRejection>,
+) -> Answer<Json<Vec<GroupInfo>>> {
+    let Query(page) = page.map_err(|error| bad_request(error.body_text()))?;
+    Ok(Json(host.groups(page).await?))
+}
+
+async fn create_group(
+    State(host): State<Host>,
+    Json(request): Json<CreateGroup>,
+) -> Answer<(StatusCode, Json<GroupInfo>)> {
+    Ok((StatusCode::CREATED, Json(host.create_group(request).await?)))
+}
+
+async fn group(State(host): State<Host>, Path(group): Path<String>) -> Answer<Json<GroupInfo>> {
+    let record = host.find(&group).await?;
+    Ok(Json(host.group_info(&record).await))
+}
+
+async fn remove_group(
+    State(host): State<Host>,
+    Path(group): Path<String>,
+) -> Answer<Json<GroupInfo>> {
+    Ok(Json(host.remove_group(&group).await?))
+}
+
+async fn group_status(State(host): State<Host>, Path(group): Path<String>) -> Answer<Response> {
+    Ok(Json(host.group_status(&group, Reach::Cluster).await?).into_response())
+}
+
+async fn campaign(State(host): State<Host>, Path(group): Path<String>) -> Answer<Json<Done>> {
+    Ok(Json(host.campaign(&group, Reach::Cluster).await?))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ToNode {
+    node: NodeId,
+    #[serde(default)]
+    data: String,
+}
+
+async fn transfer(
+    State(host): State<Host>,
+    Path(group): Path<String>,
+    Json(to): Json<ToNode>,
+) -> Answer<Json<Done>> {
+    Ok(Json(
+        host.transfer_leader(&group, to.node, Reach::Cluster)
+            .await?,
+    ))
+}
+
+async fn snapshot(State(host): State<Host>, Path(group): Path<String>) -> Answer<Json<Placed>> {
+    Ok(Json(host.snapshot(&group, Reach::Cluster).await?))
+}
+
+async fn upgrade(
+    State(host): State<Host>,
+    Path(group): Path<String>,
+    Json(request): Json<Upgrade>,
+) -> Answer<Response> {
+    let request = Upgrade { group, ..request };
+    if request.dry_run {
+        return Ok(Json(host.rehearse_upgrade(request).await?).into_response());
+    }
+    Ok(Json(host.upgrade_group(request).await?).into_response())
+}
+
+async fn abort_upgrade(
+    State(host): State<Host>,
+    Path(group): Path<String>,
+) -> Answer<Json<Placed>> {
+    Ok(Json(host.abort_upgrade(&group, Reach::Cluster).await?))
+}
+
+async fn resume(State(host): State<Host>, Path(group): Path<String>) -> Answer<Json<Placed>> {
+    Ok(Json(host.resume(&group, Reach::Cluster).await?))
+}
+
+async fn trust(
+    State(host): State<Host>,
+    Path(group): Path<String>,
+    Json(of): Json<ToNode>,
+) -> Answer<Json<Placed>> {
+    Ok(Json(host.trust(&group, of.node, Reach::Cluster).await?))
+}
+
+async fn add_member(
+    State(host): State<Host>,
+    Path(group): Path<String>,
+    Json(to): Json<ToNode>,
+) -> Answer<Json<GroupInfo>> {
+    Ok(Json(
+        host.add_member(OfGroupAndNode {
+            group,
+            node: to.node,
+            data: to.data,
+        })
+        .await?,
+    ))
+}
+
+async fn remove_member(
+    State(host): State<Host>,
+    Path((group, node)): Path<(String, String)>,
+) -> Answer<Json<GroupInfo>> {
+    let node = node
+        .parse()
+        .map_err(|_| bad_request(format!("`{node}` is no node id; use digits")))?;
+    Ok(Json(
+        host.remove_member(OfGroupAndNode {
+            group,
+            node: NodeId(node),
+            data: String::new(),
+        })
+        .await?,
+    ))
+}
+
+async fn put_component(
+    State(host): State<Host>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Answer<(StatusCode, Json<ComponentRecord>)> {
+    // Before anything of the body is read.
+    let id = component_id(&id)?;
+    let Body(bytes, _held) = Body::from_request(request, &host).await?;
+    Ok((
+        StatusCode::CREATED,
+        Json(host.put_component(Some(id), bytes).await?),
+    ))
+}
+
+async fn component_bytes(State(host): State<Host>, Path(id): Path<String>) -> Answer<Response> {
+    let id = component_id(&id)?;
+    let mut portion = host.doors().components.portion();
+    let mut hold = |bytes| portion.set(bytes).then_some(()).ok_or_else(crowded);
+    // Before it is read, as far as its size is known by then.
+    let known = host.catalog().component(id).map(|record| record.size);
+    hold(known.map_or(0, |size| size as usize))?;
+    let bytes = host.component(id).await?;
+    hold(bytes.len())?;
+    let bytes = Bytes::from_owner(Held {
+        bytes,
+        _portion: portion,
+    });
+    Ok(([(header::CONTENT_TYPE, "application/wasm")], bytes).into_response())
+}
+
+/// An answer, and its share of the memory for components that are sent, which is kept until the answer is written.
+struct Held {
+    bytes: Bytes,
+    _portion: Portion,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+async fn components_list(State(host): State<Host>) -> Json<Vec<ComponentRecord>> {
+    Json(
+        host.catalog()
+            .components()
+            .map(|component| (**component).clone())
+            .collect(),
+    )
+}
+
+async fn collect_components(
+    State(host): State<Host>,
+    Json(asked): Json<Collect>,
+) -> Answer<Json<Vec<ComponentRecord>>> {
+    Ok(Json(host.collect_components(asked).await?))
+}
+
+async fn status(State(host): State<Host>) -> Answer<Response> {
+    Ok(Json(host.info().await?).into_response())
+}
+
+async fn livez(State(host): State<Host>) -> Response {
+    match host.node().node_status().fault {
+        None => "alive\n".into_response(),
+        Some(reason) => {
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "node-failed", reason).into_response()
+        }
+    }
+}
+
+async fn readyz(State(host): State<Host>) -> Response {
+    let waiting_for = host.waiting_for();
+    let troubled = the_first(host.troubled().iter().map(Troubled::to_string));
+    if waiting_for.is_empty() {
+        let lines: String = troubled.iter().map(|line| format!("{line}\n")).collect();
+        return format!("ready\n{lines}").into_response();
+    }
+    let mut detail = format!("waiting for {}", waiting_for.join(", "));
+    for line in troubled {
+        detail.push_str("; ");
+        detail.push_str(&line);
+    }
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", detail).into_response()
+}
+
+async fn metrics(State(host): State<Host>) -> Answer<Response> {
+    let text = host
+        .metrics()
+        .render(&host)
+        .map_err(|error| HostError::Internal(error.to_string()))?;
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
+}
+
+fn outcome(outcome: Outcome, index: u64, term: u64) -> Response {
+    let mut response = match (Problem::of_outcome(&outcome), outcome) {
+        (Some(problem), _) => problem.into_response(),
+        (None, Outcome::Reply(reply)) => {
+            ([(header::CONTENT_TYPE, "application/octet-stream")], reply).into_response()
+        }
+        (None, _) => unreachable!("an answer without a body is a problem"),
+    };
+    response
+        .headers_mut()
+        .insert(INDEX, HeaderValue::from(index));
+    response.headers_mut().insert(TERM, HeaderValue::from(term));
+    response
+}
+
+fn command(headers: &HeaderMap, data: Bytes) -> Answer<Command> {
+    let request = match (number(headers, &SESSION)?, number(headers, &SEQUENCE)?) {
+        (None, None) => RequestId::ANONYMOUS,
+        (Some(SessionId(session)), Some(sequence)) if session > 0 && sequence > 0 => RequestId {
+            session: SessionId(session),
+            sequence,
+        },
+        _ => {
+            let detail = "give Skep-Session and Skep-Sequence together, both 1 or more, or neither";
+            return Err(bad_request(detail));
+        }
+    };
+    // Nothing is concluded from the sequence: many commands of a session may be in flight.
+    let acknowledged = number(headers, &ACKNOWLEDGED)?.unwrap_or(0);
+    if acknowledged > 0 && acknowledged >= request.sequence {
+        let detail =
+            "Skep-Acknowledged names commands that are answered, so it is below Skep-Sequence";
+        return Err(bad_request(detail));
+    }
+    Ok(Command {
+        request,
+        acknowledged,
+        data,
+    })
+}
+
+fn timeout(host: &Host, headers: &HeaderMap) -> Answer<Duration> {
+    let given = number(headers, &TIMEOUT)?.map(Duration::from_millis);
+    Ok(given
+        .unwrap_or(host.config().request_timeout())
+        .min(TIMEOUT_MAX))
+}
+
+fn number<T: FromStr>(headers: &HeaderMap, name: &HeaderName) -> Answer<Option<T>> {
+    let Some(value) = headers.get(name) else {
+        return Ok(None);
+    };
+    let number = value.to_str().ok().and_then(|text| text.parse().ok());
+    number
+        .map(Some)
+        .ok_or_else(|| bad_request(format!("the header {name} must be a number")))
+}
+
+fn component_id(text: &str) -> Answer<ComponentId> {
+    text.parse()
+        .map_err(|error: skep_core::id::NotAComponentId| bad_request(error.to_string()))
+}
+
+fn bad_request(detail: impl Into<String>) -> Problem {
+    let detail = quoted(&detail.into());
+    Problem::new(StatusCode::BAD_REQUEST, "invalid-request", detail)
+}
+
+/// A part of the path; what is wrong with it is a [`Problem`].
+struct Path<T>(T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        match axum::extract::Path::from_request_parts(parts, state).await {
+            Ok(axum::extract::Path(value)) => Ok(Self(value)),
+            Err(error) => Err(bad_request(format!("the path: {}", error.body_text()))),
+        }
+    }
+}
+
+/// What has come of a body.
+struct Coming {
+    portion: Portion,
+    read: usize,
+    /// It is refused, because all bodies together are too much.
+    full: bool,
+}
+
+impl Coming {
+    fn take(&mut self, piece: Bytes) -> io::Result<Bytes> {
+        self.read += piece.len();
+        self.full = self.read > SMALL && !self.portion.set(self.read);
+        match self.full {
+            false => Ok(piece),
+            true => Err(io::ErrorKind::OutOfMemory.into()),
+        }
+    }
+}
+
+/// A body of raw bytes, and its share of the memory for bodies, which is kept until the request is answered. What is wrong
+/// with it is a [`Problem`].
+struct Body(Bytes, Portion);
+
+impl FromRequest<Host> for Body {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, host: &Host) -> Result<Self, Problem> {
+        let coming = Arc::new(Mutex::new(Coming {
+            portion: host.doors().bodies.portion(),
+            read: 0,
+            full: false,
+        }));
+        let counting = Arc::clone(&coming);
+        let request = request.map(|body| {
+            axum::body::Body::from_stream(body.into_data_stream().map(move |piece| {
+                let piece = piece.map_err(io::Error::other)?;
+                let mut coming = counting.lock().unwrap_or_else(PoisonError::into_inner);
+                coming.take(piece)
+            }))
+        });
+        let body_ms = host.doors().settings().body_ms;
+        let read = Bytes::from_request(request, host);
+        let read = clock::timeout(Duration::from_millis(body_ms), read)
+            .await
+            .ok_or_else(|| late(body_ms))?;
+        let full = coming.lock().unwrap_or_else(PoisonError::into_inner).full;
+        let bytes = read.map_err(|error| if full { crowded() } else { unreadable(error) })?;
+        // The stream that shared it has ended; if not, the share goes with it.
+        let coming = Arc::into_inner(coming).map(Mutex::into_inner);
+        let portion = match coming {
+            Some(coming) => coming.unwrap_or_else(PoisonError::into_inner).portion,
+            None => host.doors().bodies.portion(),
+        };
+        Ok(Self(bytes, portion))
+    }
+}
+
+/// A body or an answer of JSON; what is wrong with it is a [`Problem`].
+struct Json<T>(T);
+
+impl<T: DeserializeOwned> FromRequest<Host> for Json<T> {
+    type Rejection = Problem;
+
+    /// The content type is not asked for: `curl -d` sends another one, and there is only one thing it can be.
+    async fn from_request(request: Request, host: &Host) -> Result<Self, Problem> {
+        let Body(bytes, _held) = Body::from_request(request, host).await?;
+        match axum::Json::<T>::from_bytes(&bytes) {
+            Ok(axum::Json(value)) => Ok(Self(value)),
+            Err(JsonRejection::JsonSyntaxError(error)) => Err(bad_request(error.body_text())),
+            Err(error) => Err(bad_request(error.body_text())),
+        }
+    }
+}
+
+fn late(body_ms: u64) -> Problem {
+    let detail = format!("the body did not come within {body_ms} ms; see [http] body_ms");
+    Problem::new(StatusCode::REQUEST_TIMEOUT, "body-late", detail)
+}
+
+fn crowded() -> Problem {
+    let detail = "the bodies of other requests take all the memory there is for bodies; try again";
+    Problem {
+        retryable: true,
+        ..Problem::new(StatusCode::TOO_MANY_REQUESTS, "busy", detail)
+    }
+}
+
+impl<T: Serialize> IntoResponse for Json<T> {
+    fn into_response(self) -> Response {
+        as_text(|| axum::Json(self.0).into_response())
+    }
+}
+
+fn unreadable(error: BytesRejection) -> Problem {
+    match error.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            let detail =
+                "the body is larger than this node takes; see [limits] in its configuration";
+            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", detail)
+        }
+        _ => bad_request(error.body_text()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&HeaderName, &str)]) -> HeaderMap {
+        pairs
+            .iter()
+            .map(|(name, value)| ((*name).clone(), value.parse().unwrap()))
+            .collect()
+    }
+
+    #[test]
+    fn a_command_is_anonymous_or_named_in_full() {
+        let data = Bytes::from_static(b"put a 1");
+        assert_eq!(
+            command(&headers(&[]), data.clone()).unwrap().request,
+            RequestId::ANONYMOUS
+        );
+        let named = command(&headers(&[(&SESSION, "7"), (&SEQUENCE, "3")]), data.clone()).unwrap();
+        assert_eq!(
+            named.request,
+            RequestId {
+                session: SessionId(7),
+                sequence: 3
+            }
+        );
+        assert_eq!(
+            named.acknowledged, 0,
+            "1 and 2 may be in flight as well as 3"
+        );
+        let said = [(&SESSION, "7"), (&SEQUENCE, "3"), (&ACKNOWLEDGED, "1")];
+        assert_eq!(
+            command(&headers(&said), data.clone()).unwrap().acknowledged,
+            1
+        );
+        for wrong in [
+            headers(&[(&ACKNOWLEDGED, "1")]),
+            headers(&[(&SESSION, "7"), (&SEQUENCE, "3"), (&ACKNOWLEDGED, "3")]),
+            headers(&[(&SESSION, "7")]),
+            headers(&[(&SEQUENCE, "7")]),
+            headers(&[(&SESSION, "0"), (&SEQUENCE, "1")]),
+            headers(&[(&SESSION, "7"), (&SEQUENCE, "x")]),
+        ] {
+            assert_eq!(command(&wrong, data.clone()).unwrap_err().status, 400);
+        }
+    }
+
+    #[test]
+    fn answers_carry_their_place_whether_reply_or_rejection() {
+        for answer in [
+            Outcome::Reply(Bytes::from_static(b"1")),
+            Outcome::Rejected {
+                code: 1,
+                message: "no".into(),
+            },
+        ] {
+            let response = outcome(answer, 9, 2);
+            assert_eq!(
+                (&response.headers()[INDEX], &response.headers()[TERM]),
+                (&"9".parse().unwrap(), &"2".parse().unwrap())
+            );
+        }
+    }
+
+    #[test]
+    fn a_number_is_text_for_others_only_and_both_are_read() {
+        let large = LogIndex(u64::MAX);
+        assert_eq!(serde_json::to_string(&large).unwrap(), u64::MAX.to_string());
+        let shown = as_text(|| serde_json::to_string(&large).unwrap());
+        assert_eq!(shown, format!("\"{}\"", u64::MAX));
+        assert_eq!(serde_json::to_string(&NodeId(1)).unwrap(), "1");
+        for text in [shown.as_str(), "18446744073709551615"] {
+            assert_eq!(serde_json::from_str::<LogIndex>(text).unwrap(), large);
+        }
+        for wrong in [
+            "-1",
+            "\"-1\"",
+            "\"+1\"",
+            "\"\"",
+            "1.5",
+            "\"x\"",
+            "18446744073709551616",
+        ] {
+            assert!(serde_json::from_str::<LogIndex>(wrong).is_err(), "{wrong}");
+        }
+    }
+}

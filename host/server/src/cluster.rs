@@ -1,0 +1,522 @@
+//! One node of a cluster as the binary runs it: a [`MultiNode`], its transport, the catalogue, and the groups the
+//! catalogue puts on it.
+
+mod collection;
+mod disk;
+mod groups;
+mod members;
+mod reconcile;
+mod requests;
+mod restarts;
+mod roster;
+mod start;
+mod upgrades;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use skep::MultiNode;
+use skep::clock::{self, Stopwatch};
+use skep::disk::room::DiskRoom;
+use skep::status::Consistency;
+use skep::supervisor::Supervisor;
+use skep::transport::TcpTransport;
+use skep::trouble::{Kind, Trouble, Troubled};
+use skep_core::id::{GroupId, Incarnation, NodeId};
+use skep_core::outcome::Outcome;
+use skep_log::StoreId;
+use skep_machine::wasm::{Compiler, InProcess, MachineBudget};
+use skep_types::admin::{GroupInfo, LIST_MAX, NodeInfo, Page};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::api::doors::Doors;
+use crate::catalog::command::{Command, Refusal, Reply};
+use crate::catalog::{self, Catalog, GroupRecord};
+use crate::components::ComponentStore;
+use crate::components::machines::Machines;
+use crate::config::Config;
+use crate::error::HostError;
+use crate::metrics::Metrics;
+use crate::peers::Peers;
+
+pub use requests::{Place, Reach};
+pub use upgrades::Activate;
+
+/// How long one attempt to change the catalogue may take; an election fits into it several times.
+const CATALOG_ATTEMPT: Duration = Duration::from_secs(5);
+/// How long a group that fails to come up holds back a node's readiness, from its first failure on. One that fails for longer
+/// is trouble of that group alone, and no reason to send clients of all others away.
+const PATIENCE: Duration = Duration::from_secs(6);
+/// Attempts to change the catalogue, all under one request id.
+const CATALOG_RETRIES: i32 = 3;
+
+/// Reasons why a node is not ready, and groups in trouble, that it names in one answer.
+const REASONS_MAX: usize = 64;
+
+/// A running node. Cheap to clone; all clones are the same node.
+#[derive(Clone)]
+pub struct Host {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: Config,
+    node: MultiNode,
+    transport: Arc<TcpTransport>,
+    store: StoreId,
+    roster: Arc<roster::Roster>,
+    catalog: watch::Receiver<Arc<Catalog>>,
+    /// Where the catalogue's machine shows its states.
+    published: watch::Sender<Arc<Catalog>>,
+    /// Whether a majority has confirmed the catalogue since this node started. Until then groups may be missing in it that
+    /// were put here long ago.
+    confirmed: AtomicBool,
+    /// Groups have gone whose memory the allocator still keeps.
+    emptied: AtomicBool,
+    components: ComponentStore,
+    room: Arc<DiskRoom>,
+    /// Held while a component is weighed, stored and announced, so that what all may have together is not given twice.
+    announcing: tokio::sync::Mutex<()>,
+    /// Held while a component is stored and announced, and alone while those that nothing names are deleted.
+    storing: tokio::sync::RwLock<()>,
+    machines: Machines,
+    peers: Peers,
+    doors: Doors,
+    metrics: Metrics,
+    supervisor: Supervisor,
+    /// What becomes of each group that the catalogue has put here, or had.
+    hosted: Mutex<BTreeMap<GroupId, Hosted>>,
+    /// Something changed that the reconciler ought to look at.
+    changed: Notify,
+    stopping: CancellationToken,
+}
+
+/// The state of one group on this node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Hosted {
+    /// It is being brought up. It fails since then; `reason` is why the last of the attempts failed.
+    Starting {
+        incarnation: Incarnation,
+        fails: Option<Stopwatch>,
+        reason: Option<String>,
+    },
+    /// It runs.
+    Running { incarnation: Incarnation },
+    /// It is being removed.
+    Stopping {
+        incarnation: Incarnation,
+        reason: Option<String>,
+    },
+}
+
+impl Host {
+    /// Starts the node of a configuration: opens its store, its group 0 and its ports for other nodes. Groups come up
+    /// in the background as the catalogue names them.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError`] naming the directory, port or setting that is in the way; nothing runs then.
+    pub async fn start(config: Config) -> Result<Self, HostError> {
+        Self::start_with(config, Arc::new(InProcess)).await
+    }
+
+    /// As [`start`](Self::start), with a compiler other than the one in this process, whose work nothing ends.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn start_with(
+        config: Config,
+        compiler: Arc<dyn Compiler>,
+    ) -> Result<Self, HostError> {
+        start::start(config, compiler).await
+    }
+
+    /// Stops everything in order. Idempotent; afterwards every request is answered `stopped`.
+    pub async fn stop(&self) {
+        self.inner.stopping.cancel();
+        self.inner.node.stop().await;
+        self.inner.transport.stop().await;
+    }
+
+    /// Resolves, with the reason, if the node fails in a way that only a restart can mend.
+    pub async fn failed(&self) -> String {
+        self.inner.node.on_fatal().await.reason
+    }
+
+    /// Cancelled when [`stop`](Self::stop) begins.
+    pub fn stopping(&self) -> CancellationToken {
+        self.inner.stopping.clone()
+    }
+
+    /// Takes from a configuration what can change while the node runs; see [`Config::take_reloadable`].
+    pub fn reload(&self, config: &Config) {
+        self.inner.doors.set(config);
+    }
+
+    /// The ports for clients.
+    pub fn doors(&self) -> &Doors {
+        &self.inner.doors
+    }
+
+    /// The configuration it was started with.
+    pub fn config(&self) -> &Config {
+        &self.inner.config
+    }
+
+    /// Who watches the node's tasks.
+    pub fn supervisor(&self) -> &Supervisor {
+        &self.inner.supervisor
+    }
+
+    /// The library's node.
+    pub fn node(&self) -> &MultiNode {
+        &self.inner.node
+    }
+
+    /// What the machines of this node hold together, and may.
+    pub fn machine_budget(&self) -> &MachineBudget {
+        self.inner.machines.budget()
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.inner.metrics
+    }
+
+    /// The transport between the nodes.
+    pub fn transport(&self) -> &Arc<TcpTransport> {
+        &self.inner.transport
+    }
+
+    /// The components on this node's disk.
+    pub fn components(&self) -> &ComponentStore {
+        &self.inner.components
+    }
+
+    /// The catalogue as this node has it.
+    pub fn catalog(&self) -> Arc<Catalog> {
+        self.inner.catalog.borrow().clone()
+    }
+
+    /// Why the node cannot serve yet; empty if it can. A group in trouble is no reason: the node serves the others, and passes
+    /// on what it is asked for that one. See [`troubled`](Self::troubled).
+    pub fn waiting_for(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        match self.inner.node.leader(catalog::GROUP) {
+            Ok(Some(_)) => {}
+            Ok(None) => reasons.push("a leader of the catalogue".to_owned()),
+            Err(error) => reasons.push(format!("the catalogue: {error}")),
+        }
+        let (catalog, own) = (self.catalog(), self.id());
+        if !self.inner.confirmed.load(Ordering::Acquire) {
+            reasons.push("a majority to confirm the catalogue".to_owned());
+        }
+        if catalog.node(own).is_none() {
+            reasons.push("this node's entry in the catalogue".to_owned());
+        }
+        let hosted = self.hosted();
+        let to_be_begun = catalog
+            .groups()
+            .filter(|record| record.members.contains(&own) && !hosted.contains_key(&record.id));
+        reasons.extend(to_be_begun.map(|record| format!("group {}", record.id)));
+        for (group, hosted) in hosted.iter() {
+            if let Hosted::Starting { reason, fails, .. } = hosted
+                && fails.is_none_or(|since| since.elapsed() < PATIENCE)
+            {
+                let reason = reason
+                    .as_deref()
+                    .map(|reason| format!(" ({reason})"))
+                    .unwrap_or_default();
+                reasons.push(format!("group {group}{reason}"));
+            }
+        }
+        reasons.extend(self.inner.supervisor.missing());
+        the_first(reasons.into_iter())
+    }
+
+    /// The groups that this node ought to serve and cannot, or not as it should, in the order of their ids.
+    pub fn troubled(&self) -> Vec<Troubled> {
+        let mut troubled = self.inner.node.node_status().troubled;
+        for Troubled { group, trouble, .. } in &mut troubled {
+            *trouble = self.judged(*group, trouble.clone());
+        }
+        let catalog = self.catalog();
+        let starting = self.hosted();
+        troubled.extend(starting.iter().filter_map(|(group, hosted)| {
+            let Hosted::Starting {
+                reason: Some(reason),
+                ..
+            } = hosted
+            else {
+                return None;
+            };
+            // While a replica is here it speaks for itself.
+            if self.inner.node.exists(*group) {
+                return None;
+            }
+            let name = catalog.group(*group)?.name.clone();
+            Some(Troubled {
+                group: *group,
+                name,
+                trouble: Trouble::new(Kind::Starting, reason.clone()),
+            })
+        }));
+        troubled.sort_by_key(|troubled| troubled.group);
+        troubled
+    }
+
+    /// What is wrong with a replica, in the light of who else has one.
+    pub(super) fn judged(&self, group: GroupId, trouble: Trouble) -> Trouble {
+        let catalog = self.catalog();
+        let is_the_only_one = match catalog.group(group) {
+            Some(record) => record.members.iter().all(|node| *node == self.id()),
+            None => group == catalog::GROUP && self.inner.config.cluster.nodes.len() == 1,
+        };
+        match is_the_only_one {
+            true => trouble.of_the_only_one(),
+            false => trouble,
+        }
+    }
+
+    /// The node as it sees itself and its cluster.
+    pub async fn info(&self) -> Result<NodeInfo, HostError> {
+        let waiting_for = self.waiting_for();
+        let catalog = self.catalog();
+        let status = self.inner.node.node_status();
+        let mut troubled = self.troubled();
+        troubled.truncate(LIST_MAX);
+        let log = self.inner.node.log_stats();
+        Ok(NodeInfo {
+            id: self.id(),
+            name: self.inner.config.node_name(),
+            cluster: self.inner.config.cluster.id.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ready: waiting_for.is_empty(),
+            waiting_for,
+            troubled,
+            replicas: status.groups,
+            leading: status.leading,
+            snapshots_received: self
+                .inner
+                .transport
+                .stats()
+                .snapshots_received
+                .load(Ordering::Relaxed),
+            nodes: catalog.nodes().map(|node| (**node).clone()).collect(),
+            groups: self.group_infos(&catalog, Page::default()).await,
+            group_count: catalog.groups().len(),
+            log: serde_json::json!({
+                "bytes": log.bytes,
+                "segments": log.segments,
+                "records": log.records,
+                "syncs": log.syncs,
+                "appended_bytes": log.appended_bytes,
+            }),
+        })
+    }
+
+    /// What is known here of a group.
+    pub async fn group_info(&self, record: &GroupRecord) -> GroupInfo {
+        let mut info = record.info();
+        if self.inner.node.exists(record.id) {
+            match self.inner.node.status(record.id).await {
+                Ok(status) => {
+                    info.leader = status.replica.leader;
+                    info.term = Some(status.replica.term);
+                    info.memory = status.memory;
+                    let trouble = status.trouble;
+                    let trouble = trouble.map(|trouble| self.judged(record.id, trouble));
+                    info.problem = trouble.map(|trouble| trouble.to_string());
+                }
+                Err(error) => info.problem = Some(error.to_string()),
+            }
+        } else if record.members.contains(&self.id()) {
+            info.problem = Some(match self.hosted().get(&record.id) {
+                Some(Hosted::Starting {
+                    reason: Some(reason),
+                    ..
+                }) => Trouble::new(Kind::Starting, reason.clone()).to_string(),
+                _ => "starting".to_owned(),
+            });
+        }
+        info
+    }
+
+    /// Groups, as the catalogue has them after it was refreshed.
+    pub async fn groups(&self, page: Page) -> Result<Vec<GroupInfo>, HostError> {
+        self.refresh().await?;
+        Ok(self.group_infos(&self.catalog(), page).await)
+    }
+
+    async fn group_infos(&self, catalog: &Catalog, page: Page) -> Vec<GroupInfo> {
+        let limit = page.limit.unwrap_or(LIST_MAX).min(LIST_MAX);
+        let mut groups = Vec::new();
+        for record in catalog.groups_after(page.after).take(limit) {
+            groups.push(self.group_info(record).await);
+        }
+        groups
+    }
+
+    /// The group of a name or id. Asks the other nodes if this one does not know it, so that a group that was just
+    /// created elsewhere is found.
+    pub async fn find(&self, group: &str) -> Result<Arc<GroupRecord>, HostError> {
+        if let Some(record) = self.catalog().find(group) {
+            return Ok(record.clone());
+        }
+        self.refresh().await?;
+        let unknown = || HostError::UnknownGroup(group.chars().take(catalog::NAME_MAX).collect());
+        self.catalog().find(group).cloned().ok_or_else(unknown)
+    }
+
+    fn id(&self) -> NodeId {
+        self.inner.config.node_id()
+    }
+
+    fn hosted(&self) -> std::sync::MutexGuard<'_, BTreeMap<GroupId, Hosted>> {
+        self.inner
+            .hosted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes sure that the catalogue here holds everything that was acknowledged anywhere before.
+    async fn refresh(&self) -> Result<(), HostError> {
+        self.inner
+            .node
+            .query(
+                catalog::GROUP,
+                Bytes::from_static(b"version"),
+                Consistency::Linearizable,
+            )
+            .await?;
+        Ok(())
+    }
+
+    /// Changes the catalogue, exactly once, and waits until the change is visible here.
+    async fn change_catalog(&self, command: &Command) -> Result<Reply, HostError> {
+        let bytes =
+            serde_json::to_vec(command).map_err(|error| HostError::Internal(error.to_string()))?;
+        let retry = self.inner.node.propose_retry(
+            catalog::GROUP,
+            bytes.into(),
+            CATALOG_ATTEMPT,
+            CATALOG_RETRIES,
+        );
+        let response = retry.await?;
+        let reply = match response.outcome {
+            Outcome::Reply(reply) => serde_json::from_slice(&reply)
+                .map_err(|error| HostError::Internal(error.to_string()))?,
+            Outcome::Refused { code, message } => {
+                return Err(HostError::Refused(Refusal::from_code(code, message)));
+            }
+            Outcome::Rejected { code, message } => {
+                return Err(HostError::Internal(format!(
+                    "the catalogue rejected a command ({code}): {message}"
+                )));
+            }
+            Outcome::Fault(fault) => {
+                return Err(HostError::Internal(format!(
+                    "the catalogue failed: {fault}"
+                )));
+            }
+        };
+        let mut states = self.inner.catalog.clone();
+        let seen = states.wait_for(|catalog| catalog.version >= response.index);
+        // The change is made; that this node is slow to see it is no reason to call it failed.
+        let _ = clock::timeout(CATALOG_ATTEMPT, seen).await;
+        Ok(reply)
+    }
+}
+
+/// The first of these reasons, and how many more there are.
+pub(crate) fn the_first(reasons: impl ExactSizeIterator<Item = String>) -> Vec<String> {
+    let more = reasons.len().saturating_sub(REASONS_MAX);
+    let mut first: Vec<String> = reasons.take(REASONS_MAX).collect();
+    if more > 0 {
+        first.push(format!("{more} more"));
+    }
+    first
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use skep_core::id::{ComponentId, LogIndex};
+
+    use super::*;
+    use crate::catalog::command::NewGroup;
+    use crate::catalog::{ComponentRecord, NodeRecord};
+
+    /// A catalogue with so many groups, all of them on another node.
+    fn catalog_of(groups: usize) -> Catalog {
+        let (other, component) = (NodeId(2), ComponentId::of(b"machine"));
+        let node = NodeRecord {
+            id: other,
+            name: "other".to_owned(),
+            peer: String::new(),
+            client: String::new(),
+            http: String::new(),
+            store: StoreId([2; 16]).to_string(),
+        };
+        let uploaded = ComponentRecord {
+            id: component,
+            size: 7,
+            name: "machine".to_owned(),
+            uploaded: 0,
+        };
+        let group = |number| NewGroup {
+            id: None,
+            name: format!("group-{number}"),
+            component,
+            members: [other].into(),
+            init: Vec::new(),
+            profile: Default::default(),
+            quota: Default::default(),
+        };
+        let mut catalog = Catalog::default();
+        let first = [Command::PutNode(node), Command::PutComponent(uploaded)];
+        let all = (0..groups).map(|number| Command::CreateGroup(group(number)));
+        for (command, index) in first.into_iter().chain(all).zip(1..) {
+            catalog.apply(LogIndex(index), command).expect("taken");
+        }
+        catalog
+    }
+
+    /// M9: a list of groups was as long as there were groups.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_list_of_groups_has_a_bound_whatever_is_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = include_str!("../skep.example.toml");
+        let mut config = Config::parse(text, Path::new("skep.toml"), []).unwrap();
+        config.node.data_dir = dir.path().join("data");
+        config.listen.peer = Some("127.0.0.1:0".to_owned());
+        let host = Host::start(config).await.unwrap();
+        let catalog = catalog_of(LIST_MAX + 7);
+        let listed = async |after, limit| {
+            let page = Page { after, limit };
+            host.group_infos(&catalog, page).await.len()
+        };
+        for limit in [None, Some(LIST_MAX), Some(usize::MAX)] {
+            assert_eq!(listed(None, limit).await, LIST_MAX, "{limit:?}");
+        }
+        let first = GroupId(LIST_MAX as u64);
+        assert_eq!(listed(Some(first), None).await, 7);
+        assert_eq!(listed(None, Some(3)).await, 3);
+        host.stop().await;
+    }
+
+    #[test]
+    fn a_node_names_so_many_reasons_and_counts_the_rest() {
+        let named = |reasons: usize| the_first((0..reasons).map(|at| at.to_string()));
+        assert_eq!(named(REASONS_MAX).len(), REASONS_MAX);
+        let many = named(REASONS_MAX + 7);
+        assert_eq!(many.len(), REASONS_MAX + 1);
+        assert_eq!(many.last().map(String::as_str), Some("7 more"));
+    }
+}

@@ -1,0 +1,446 @@
+//! Creating, removing and steering groups; storing components.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use skep::clock::{self, Stopwatch};
+use skep::disk::room::NoRoom;
+use skep::status::GroupStatus;
+use skep::trouble::Kind;
+use skep_core::id::{ComponentId, NodeId};
+use skep_machine::wasm::{ComponentError, Profile};
+use skep_types::admin::{
+    CreateGroup, Done, GroupInfo, OfGroup, OfGroupAndNode, Placed, Upload, Written, method,
+};
+
+use super::reconcile::blocking;
+use super::requests::Reach;
+use super::upgrades::place_of;
+use super::{Host, catalog};
+use crate::catalog::command::{Command, NewGroup, Reply};
+use crate::catalog::{ComponentRecord, GroupRecord};
+use crate::components::StoreError;
+use crate::error::HostError;
+
+/// Members of a group for which no number is asked.
+const REPLICAS: usize = 3;
+/// How long the creation of a group waits for its first leader. The group exists whether or not it comes in time: its
+/// members may still be fetching and compiling a large component.
+const LEADER_WITHIN: Duration = Duration::from_secs(15);
+/// Pause between two looks for the leader.
+const LEADER_POLL: Duration = Duration::from_millis(50);
+/// How old the catalogue's word of an upload may be until the same upload is announced anew, so that it is not collected
+/// before it is used: a small part of the time that is left for that.
+const ANNOUNCED_AGAIN: Duration = Duration::from_secs(60);
+/// Bytes that a group takes in the catalogue, about, without what its machine is created with.
+const NEW_GROUP_BYTES: u64 = 1024;
+/// The name of the machine that is built in.
+const BUILT_IN: &str = "kv";
+
+/// What a name may not be although the catalogue takes it: logs of old have such names, and only new ones are refused. Browsers
+/// and proxies fold `.` and `..` away, and a leading `-` is a flag of a command line.
+fn takes_name(name: &str) -> Result<(), HostError> {
+    if matches!(name, "." | "..") || name.starts_with('-') {
+        let name: String = name.chars().take(catalog::NAME_MAX).collect();
+        return Err(HostError::Invalid(format!(
+            "the group name `{name}` cannot be written into a path or a command line; begin it with a letter or digit"
+        )));
+    }
+    Ok(())
+}
+
+impl Host {
+    /// Creates a group and waits, within bounds, until it has a leader.
+    pub async fn create_group(&self, request: CreateGroup) -> Result<GroupInfo, HostError> {
+        let name = match (request.name, request.id) {
+            (Some(name), _) => name,
+            (None, Some(id)) => format!("group-{id}"),
+            (None, None) => {
+                return Err(HostError::Invalid(
+                    "a group needs a name, or at least an id".into(),
+                ));
+            }
+        };
+        takes_name(&name)?;
+        if request.members.is_some() && request.replicas.is_some() {
+            return Err(HostError::Invalid(
+                "give either the members or the number of replicas, not both".into(),
+            ));
+        }
+        self.check_profile(&request.profile)?;
+        let component = self
+            .component_named(request.component.as_deref().unwrap_or(BUILT_IN))
+            .await?;
+        let members = match request.members {
+            Some(members) => members,
+            None => {
+                self.refresh().await?;
+                let size = request.replicas.unwrap_or(REPLICAS);
+                let members = self.catalog().least_loaded(size);
+                if request.replicas.is_some() && members.len() < size {
+                    let nodes = members.len();
+                    return Err(HostError::Invalid(format!(
+                        "{size} replicas need {size} nodes; the cluster has {nodes}"
+                    )));
+                }
+                members
+            }
+        };
+        let new = NewGroup {
+            id: request.id,
+            name,
+            component,
+            members,
+            init: request.init.unwrap_or_default().into_bytes(),
+            profile: request.profile,
+            quota: request.quota,
+        };
+        self.check_new_group(&new)?;
+        let record = self.change_group(&Command::CreateGroup(new)).await?;
+        tracing::info!(group = %record.id, name = %record.name, members = ?record.members, "group created");
+        self.await_leader(&record).await
+    }
+
+    /// Refuses a profile that asks for more than anybody may have here.
+    pub(super) fn check_profile(&self, profile: &Profile) -> Result<(), HostError> {
+        match profile.above(&self.inner.config.limits.profile_ceiling()) {
+            None => Ok(()),
+            Some((key, value, most)) => Err(HostError::AboveCeiling { key, value, most }),
+        }
+    }
+
+    /// Refuses a group that there is no room for. Only here, at the door: what is in the catalogue's log is carried out, since no two
+    /// replicas of it need have the same limits. So groups that are created at the same time may each find the last room, and
+    /// exceed a limit by as much as is under way.
+    fn check_new_group(&self, new: &NewGroup) -> Result<(), HostError> {
+        let (catalog, limits) = (self.catalog(), &self.inner.config.limits);
+        let init = new.init.len() as u64;
+        for (would, most, what, key) in [
+            (
+                catalog.groups().len() as u64 + 1,
+                limits.groups as u64,
+                "groups of this cluster",
+                "groups",
+            ),
+            (
+                catalog.init_bytes().saturating_add(init),
+                limits.init_total_bytes,
+                "bytes that groups were created with (`init`)",
+                "init_total_bytes",
+            ),
+            (
+                catalog.bytes().saturating_add(NEW_GROUP_BYTES + 2 * init),
+                limits.catalogue_bytes,
+                "bytes of the catalogue",
+                "catalogue_bytes",
+            ),
+        ] {
+            NoRoom::above(would, most, what, key, "delete groups that are not needed")?;
+        }
+        if new.members.contains(&self.id()) {
+            self.inner.room.check(0)?;
+            self.machine_budget().has_room()?;
+        }
+        Ok(())
+    }
+
+    /// Refuses a component that is new to the cluster and that there is no room for.
+    async fn check_new_component(&self, id: ComponentId, size: u64) -> Result<(), HostError> {
+        let catalog = self.catalog();
+        if catalog.component(id).is_some() {
+            return Ok(());
+        }
+        let store = self.inner.components.clone();
+        // Those that were stored and are not in the catalogue yet, or no longer, are on the disk.
+        let here = blocking(move || store.bytes()).await??;
+        Ok(NoRoom::above(
+            catalog.component_bytes().max(here).saturating_add(size),
+            self.inner.config.limits.components_total_bytes,
+            "bytes of all components of this cluster",
+            "components_total_bytes",
+            "`skep component collect` removes those that nothing uses",
+        )?)
+    }
+
+    /// Removes a group with all its data; its replicas go as their nodes learn of it.
+    pub async fn remove_group(&self, group: &str) -> Result<GroupInfo, HostError> {
+        let record = self.find(group).await?;
+        let record = self
+            .change_group(&Command::RemoveGroup { group: record.id })
+            .await?;
+        tracing::info!(group = %record.id, name = %record.name, "group removed");
+        Ok(record.info())
+    }
+
+    /// The status of this node's replica, or of a member's if there is none here.
+    pub async fn group_status(&self, group: &str, reach: Reach) -> Result<GroupStatus, HostError> {
+        let id = if group == "0" {
+            catalog::GROUP
+        } else {
+            self.find(group).await?.id
+        };
+        let asked = &OfGroup {
+            group: id.to_string(),
+        };
+        self.served(
+            id,
+            reach,
+            async || {
+                let mut status = self.inner.node.status(id).await?;
+                let trouble = status.trouble.take();
+                status.trouble = trouble.map(|trouble| self.judged(id, trouble));
+                Ok(status)
+            },
+            |member| async move { self.ask(&member, method::GROUP_STATUS, asked).await },
+        )
+        .await
+    }
+
+    /// Makes a replica stand for election: this node's, or a member's if there is none here.
+    pub async fn campaign(&self, group: &str, reach: Reach) -> Result<Done, HostError> {
+        let id = self.find(group).await?.id;
+        let asked = &OfGroup {
+            group: id.to_string(),
+        };
+        self.served(
+            id,
+            reach,
+            async || self.inner.node.campaign(id).await.map(|()| Done::DONE),
+            |member| async move { self.ask(&member, method::GROUP_CAMPAIGN, asked).await },
+        )
+        .await
+    }
+
+    /// Asks the leader to hand over to another member.
+    pub async fn transfer_leader(
+        &self,
+        group: &str,
+        to: NodeId,
+        reach: Reach,
+    ) -> Result<Done, HostError> {
+        let record = self.find(group).await?;
+        let id = record.id;
+        if !record.members.contains(&to) {
+            return Err(HostError::Invalid(format!(
+                "node {to} is not a member of group {id}; see `skep member list {id}`"
+            )));
+        }
+        let leader = self
+            .group_status(&id.to_string(), reach)
+            .await?
+            .replica
+            .leader;
+        match leader.filter(|leader| *leader != self.id() && reach == Reach::Cluster) {
+            None => {
+                self.inner.node.transfer_leader(id, to).await?;
+                Ok(Done::DONE)
+            }
+            Some(leader) => {
+                let node = self.node_record(leader)?;
+                let body = OfGroupAndNode {
+                    group: id.to_string(),
+                    node: to,
+                    data: String::new(),
+                };
+                self.ask(&node, method::GROUP_TRANSFER, &body).await
+            }
+        }
+    }
+
+    /// Makes every replica of the group take a snapshot at one index, now.
+    pub async fn snapshot(&self, group: &str, reach: Reach) -> Result<Placed, HostError> {
+        let id = self.find(group).await?.id;
+        let asked = &OfGroup {
+            group: id.to_string(),
+        };
+        let here = async || self.inner.node.snapshot(id).await.map(place_of);
+        self.served(id, reach, here, |member| async move {
+            self.ask(&member, method::GROUP_SNAPSHOT, asked).await
+        })
+        .await
+    }
+
+    /// Checks, stores and announces a component. It is compiled here first, so that what cannot be a machine is
+    /// refused before any node depends on it.
+    pub async fn put_component(
+        &self,
+        expected: Option<ComponentId>,
+        bytes: Bytes,
+    ) -> Result<ComponentRecord, HostError> {
+        let (size, limit) = (bytes.len() as u64, self.inner.config.limits.component_bytes);
+        if size > limit {
+            return Err(HostError::TooLarge { size, limit });
+        }
+        let of = bytes.clone();
+        let id = blocking(move || ComponentId::of(&of)).await?;
+        if let Some(expected) = expected.filter(|expected| *expected != id) {
+            return Err(StoreError::Digest {
+                expected,
+                actual: id,
+            }
+            .into());
+        }
+        self.check_new_component(id, size).await?;
+        let component = self.inner.machines.component(id, bytes.clone()).await?;
+        let memories = component.inspection().memories;
+        let limit = self.inner.config.limits.component_memories;
+        // What the cluster has already, it keeps.
+        if memories > limit && self.catalog().component(id).is_none() {
+            return Err(ComponentError::TooManyMemories { memories, limit }.into());
+        }
+        let name = component.descriptor().name.clone();
+        let record = ComponentRecord {
+            id,
+            size,
+            name,
+            uploaded: clock::now(),
+        };
+        let _not_collected = self.inner.storing.read().await;
+        // Others may have been stored while it was compiled.
+        let _one_at_a_time = self.inner.announcing.lock().await;
+        self.check_new_component(id, size).await?;
+        let store = self.inner.components.clone();
+        blocking(move || store.put(id, &bytes)).await??;
+        let again = ANNOUNCED_AGAIN.as_nanos() as u64;
+        let known = self.catalog().component(id).cloned();
+        if known.is_none_or(|known| known.uploaded.saturating_add(again) < record.uploaded) {
+            self.change_catalog(&Command::PutComponent(record.clone()))
+                .await?;
+        }
+        Ok(record)
+    }
+
+    /// Takes one piece of a component in; the last one announces it.
+    pub async fn write_component(&self, piece: Upload) -> Result<Written, HostError> {
+        let limit = self.inner.config.limits.component_bytes;
+        let size = piece
+            .total
+            .max(piece.offset.saturating_add(piece.data.len() as u64));
+        if size > limit {
+            return Err(HostError::TooLarge { size, limit });
+        }
+        self.check_new_component(piece.id, piece.total).await?;
+        let (store, id) = (self.inner.components.clone(), piece.id);
+        let (received, whole) = blocking(move || store.write(&piece)).await??;
+        let component = match whole {
+            Some(bytes) => Some(self.put_component(Some(id), bytes).await?),
+            None => None,
+        };
+        Ok(Written {
+            received,
+            component,
+        })
+    }
+
+    /// The bytes of a component, if this node has it.
+    pub async fn component(&self, id: ComponentId) -> Result<Bytes, HostError> {
+        let store = self.inner.components.clone();
+        blocking(move || store.read(id))
+            .await??
+            .ok_or(HostError::UnknownComponent(id))
+    }
+
+    /// Part of a component, and the size of the whole.
+    pub async fn component_range(
+        &self,
+        id: ComponentId,
+        offset: u64,
+        length: u64,
+    ) -> Result<(Bytes, u64), HostError> {
+        let store = self.inner.components.clone();
+        blocking(move || store.read_range(id, offset, length))
+            .await??
+            .ok_or(HostError::UnknownComponent(id))
+    }
+
+    pub(super) async fn component_named(&self, name: &str) -> Result<ComponentId, HostError> {
+        if name == BUILT_IN {
+            return Ok(self
+                .put_component(None, Bytes::from_static(skep_examples::KV))
+                .await?
+                .id);
+        }
+        let wrong = |error: skep_core::id::NotAComponentId| {
+            HostError::Invalid(format!(
+                "{error}; or use `{BUILT_IN}`, the machine that is built in"
+            ))
+        };
+        name.parse().map_err(wrong)
+    }
+
+    pub(super) async fn change_group(
+        &self,
+        command: &Command,
+    ) -> Result<Arc<GroupRecord>, HostError> {
+        match self.change_catalog(command).await? {
+            Reply::Group(record) => Ok(record),
+            Reply::Done | Reply::Collected(_) => Err(HostError::Internal(
+                "the catalogue answered without a group".into(),
+            )),
+        }
+    }
+
+    async fn await_leader(&self, record: &GroupRecord) -> Result<GroupInfo, HostError> {
+        let (watch, id) = (Stopwatch::start(), record.id.to_string());
+        let mut info = record.info();
+        loop {
+            match self.group_status(&id, Reach::Cluster).await {
+                Ok(GroupStatus {
+                    trouble: Some(trouble),
+                    ..
+                }) if trouble.kind.waits_for_somebody() || trouble.kind == Kind::Faulted => {
+                    info.problem = Some(trouble.to_string());
+                    return Ok(info);
+                }
+                // `init` runs with the leader's own first entry, behind one for each founder and the empty one of its
+                // term: only then is it known whether the machine takes its configuration.
+                Ok(status)
+                    if status.replica.leader.is_some()
+                        && status.replica.applied.0 > record.founders.len() as u64 + 1 =>
+                {
+                    info.leader = status.replica.leader;
+                    info.term = Some(status.replica.term);
+                    info.problem = None;
+                    return Ok(info);
+                }
+                Ok(status) => {
+                    info.problem = status
+                        .halted
+                        .or_else(|| Some("no leader is elected yet".to_owned()))
+                }
+                Err(error) => info.problem = Some(error.chain()),
+            }
+            if watch.elapsed() > LEADER_WITHIN {
+                return Ok(info);
+            }
+            clock::sleep(LEADER_POLL).await;
+        }
+    }
+}
+
+impl Host {
+    pub(super) async fn changed_group(
+        &self,
+        record: &GroupRecord,
+        node: NodeId,
+        add: bool,
+    ) -> Result<GroupInfo, HostError> {
+        let (group, incarnation) = (record.id, record.incarnation);
+        let command = if add {
+            Command::AddMember {
+                group,
+                incarnation,
+                node,
+            }
+        } else {
+            Command::RemoveMember {
+                group,
+                incarnation,
+                node,
+            }
+        };
+        let record = self.change_group(&command).await?;
+        Ok(self.group_info(&record).await)
+    }
+}

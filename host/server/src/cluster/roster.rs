@@ -1,0 +1,194 @@
+//! Who is part of the cluster, as this node knows, and by which store each of them is known.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, OnceLock, Weak};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use skep::clock::{self, Stopwatch};
+use skep::transport::{PeerCheck, PeerRefused, RequestHandler};
+use skep_core::id::NodeId;
+use skep_log::{PeerPins, StoreId};
+use skep_wire::proto;
+
+use super::{Host, Inner};
+use crate::api::requests::{Caller, answer};
+use crate::catalog::Catalog;
+
+/// How long the other nodes are asked for the catalogue because of a stranger.
+const INQUIRY_WITHIN: Duration = Duration::from_secs(2);
+/// Between two such questions, however many strangers come: one answer holds for all of them.
+const INQUIRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// The node that a transport belongs to, which is started after it.
+#[derive(Default)]
+pub(super) struct Owner(OnceLock<Weak<Inner>>);
+
+impl Owner {
+    /// The node has started.
+    pub(super) fn started(&self, host: &Host) {
+        // There is one node for each transport.
+        let _ = self.0.set(std::sync::Arc::downgrade(&host.inner));
+    }
+
+    fn host(&self) -> Option<Host> {
+        let inner = self.0.get()?.upgrade()?;
+        Some(Host { inner })
+    }
+}
+
+/// Who is let in: the nodes of the configuration and those of the catalogue. Each one's store is remembered from the first
+/// time it was seen, or named by the catalogue; nothing is remembered of anybody else.
+pub(super) struct Roster {
+    configured: BTreeSet<NodeId>,
+    pins: Mutex<PeerPins>,
+    owner: std::sync::Arc<Owner>,
+    /// When the others were last asked.
+    inquired: tokio::sync::Mutex<Option<Stopwatch>>,
+}
+
+impl Roster {
+    pub(super) fn new(
+        configured: BTreeSet<NodeId>,
+        pins: PeerPins,
+        owner: std::sync::Arc<Owner>,
+    ) -> Self {
+        Self {
+            configured,
+            pins: Mutex::new(pins),
+            owner,
+            inquired: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Pins the stores that the catalogue names: those of nodes this one has never met too.
+    pub(super) fn learn(&self, own: NodeId, catalog: &Catalog) {
+        for node in catalog.nodes().filter(|node| node.id != own) {
+            let Some(store) = StoreId::parse(&node.store) else {
+                continue;
+            };
+            if let Err(refused) = self.pins.check(node.id, store.0) {
+                tracing::warn!(node = node.id.0, %refused, "the catalogue knows a node with another store");
+            }
+        }
+    }
+}
+
+impl PeerCheck for Roster {
+    fn check(&self, node: NodeId, store: [u8; 16]) -> Result<(), PeerRefused> {
+        let catalog = self.owner.host().map(|host| host.catalog());
+        let record = catalog.as_ref().and_then(|catalog| catalog.node(node));
+        if record.is_none() && !self.configured.contains(&node) {
+            return Err(PeerRefused::UnknownNode { node });
+        }
+        // A node that was not met yet is known by the store that the catalogue names. Where it was met with another one, nobody
+        // can say which of them is right, and it is let in with neither.
+        if let Some(named) = record.and_then(|record| StoreId::parse(&record.store)) {
+            self.pins.check(node, named.0)?;
+        }
+        self.pins.check(node, store)
+    }
+
+    fn inquire(&self, node: NodeId) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let Some(host) = self.owner.host() else {
+                return;
+            };
+            // One at a time: whoever waits here finds the answer that another one got.
+            let mut inquired = self.inquired.lock().await;
+            if inquired.is_some_and(|watch| watch.elapsed() < INQUIRY_PAUSE) {
+                return;
+            }
+            let asked = clock::timeout(INQUIRY_WITHIN, host.refresh()).await;
+            *inquired = Some(Stopwatch::start());
+            if !matches!(asked, Some(Ok(()))) {
+                tracing::debug!(%node, "nobody could say whether a node is part of the cluster");
+            }
+        })
+    }
+}
+
+impl RequestHandler for Owner {
+    fn answer(&self, from: NodeId, request: proto::Request) -> BoxFuture<'static, proto::Response> {
+        let host = self.host();
+        Box::pin(async move {
+            match host {
+                Some(host) => answer(&host, Caller::Node, request).await,
+                None => {
+                    tracing::debug!(node = %from, "a node asks before this one has started");
+                    let error = proto::Error {
+                        code: "busy".to_owned(),
+                        message: "the node is starting; ask again".to_owned(),
+                        retryable: true,
+                        ..Default::default()
+                    };
+                    proto::Response {
+                        id: request.id,
+                        body: Some(proto::response::Body::Error(error)),
+                        leader: 0,
+                    }
+                }
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use skep_core::id::LogIndex;
+    use skep_log::{SimVfs, Vfs};
+
+    use super::*;
+    use crate::catalog::NodeRecord;
+    use crate::catalog::command::Command;
+
+    fn roster(configured: &[u64]) -> Roster {
+        let vfs: Arc<dyn Vfs> = Arc::new(SimVfs::new(1));
+        let dir = Path::new("/data");
+        vfs.create_dir_all(dir).expect("a directory");
+        let pins = PeerPins::open(vfs, dir).expect("no pins yet");
+        let configured = configured.iter().copied().map(NodeId).collect();
+        Roster::new(configured, pins, Arc::default())
+    }
+
+    #[test]
+    fn a_store_that_the_catalogue_names_is_known_before_its_node_was_met() {
+        let roster = roster(&[1, 2]);
+        let (own, other) = (NodeId(1), NodeId(2));
+        let mut catalog = Catalog::default();
+        for (id, store) in [(own, [1; 16]), (other, [2; 16])] {
+            let record = NodeRecord {
+                id,
+                name: format!("node-{id}"),
+                peer: String::new(),
+                client: String::new(),
+                http: String::new(),
+                store: StoreId(store).to_string(),
+            };
+            catalog
+                .apply(LogIndex(1), Command::PutNode(record))
+                .expect("taken");
+        }
+        roster.learn(own, &catalog);
+        assert!(roster.check(other, [2; 16]).is_ok());
+        let refused = roster.check(other, [3; 16]).expect_err("another store");
+        assert!(matches!(refused, PeerRefused::WrongStore { node } if node == other));
+    }
+
+    /// Four thousand forged ids filled the file, and then no node was let in any more.
+    #[test]
+    fn nothing_is_remembered_of_nodes_that_nobody_named() {
+        let roster = roster(&[1, 2]);
+        for id in 3..10_000 {
+            let refused = roster.check(NodeId(id), [9; 16]).expect_err("unknown");
+            assert!(matches!(refused, PeerRefused::UnknownNode { node } if node == NodeId(id)));
+        }
+        let pins = roster.pins.lock().expect("no panic");
+        assert!((3..10_000).all(|id| pins.pinned(id).is_none()));
+        drop(pins);
+        assert!(roster.check(NodeId(2), [2; 16]).is_ok());
+    }
+}

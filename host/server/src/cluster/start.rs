@@ -1,0 +1,240 @@
+//! Bringing a node up: store, transport, group 0, and the tasks that keep it in step with the catalogue.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use skep::disk::room::DiskRoom;
+use skep::supervisor::Supervisor;
+use skep::transport::{PeerCheck, RequestHandler, TcpConfig, TcpLimits, TcpTransport};
+use skep::{Inbound, MultiNode, Ticker, Transport, clock};
+use skep_core::id::NodeId;
+use skep_log::{DiskVfs, PeerPins, Store, StoreId, Vfs};
+use skep_machine::wasm::Compiler;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::reconcile::blocking;
+use super::roster::{Owner, Roster};
+use super::{Host, Inner, collection, disk, reconcile, restarts};
+use crate::api::doors::Doors;
+use crate::catalog::command::Command;
+use crate::catalog::{Catalog, NodeRecord};
+use crate::components::ComponentStore;
+use crate::components::machines::Machines;
+use crate::config::Config;
+use crate::descriptors;
+use crate::error::HostError;
+use crate::metrics::Metrics;
+use crate::peers::Peers;
+
+pub(super) async fn start(config: Config, compiler: Arc<dyn Compiler>) -> Result<Host, HostError> {
+    let supervisor = Supervisor::default();
+    let data = config.node.data_dir.clone();
+    let (dir, reserve) = (data.clone(), config.limits.disk_reserve_bytes);
+    // Before the log is opened, which needs some of it.
+    let room = blocking(move || DiskRoom::open(&dir, reserve)).await?;
+    let room = Arc::new(room.map_err(|source| skep::Error::Start {
+        what: "a look at the disk",
+        source,
+    })?);
+    let Started {
+        node,
+        transport,
+        store,
+        roster,
+        owner,
+    } = node(&config, &supervisor).await?;
+    // From here on a failure must not leave the node running.
+    let build = || async {
+        let components = ComponentStore::open(data.join("components"))?
+            .bounded(config.limits.uploads_bytes, Arc::clone(&room));
+        let most = config.limits.machines();
+        let room = Some(Arc::clone(&room));
+        let machines = Machines::open(data.join("compiled"), compiler, room, most)?;
+        let published = watch::Sender::new(Arc::new(Catalog::default()));
+        node.create_group(restarts::catalogue(&config, &published))
+            .await?;
+        let peers = Peers::new(transport.clone(), supervisor.clone());
+        Ok::<_, HostError>((components, machines, published, peers))
+    };
+    let (components, machines, published, peers) = match build().await {
+        Ok(parts) => parts,
+        Err(error) => {
+            node.stop().await;
+            transport.stop().await;
+            return Err(error);
+        }
+    };
+    let doors = Doors::new(&config);
+    let host = Host {
+        inner: Arc::new(Inner {
+            config,
+            node,
+            transport,
+            store,
+            roster,
+            catalog: published.subscribe(),
+            published,
+            confirmed: AtomicBool::new(false),
+            emptied: AtomicBool::new(false),
+            components,
+            room,
+            announcing: Default::default(),
+            storing: Default::default(),
+            machines,
+            peers,
+            doors,
+            metrics: Metrics::new(),
+            supervisor,
+            hosted: Default::default(),
+            changed: Notify::new(),
+            stopping: CancellationToken::new(),
+        }),
+    };
+    owner.started(&host);
+    host.keep("reconciler", reconcile::run);
+    host.keep("collector", collection::run);
+    host.keep("restarts", restarts::run);
+    host.keep("registration", register);
+    host.keep("disk", disk::look_after);
+    Ok(host)
+}
+
+impl Host {
+    /// Runs a task of the node until it ends by itself or the node stops, again after a panic.
+    pub(super) fn keep<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        name: &'static str,
+        make: impl Fn(Self) -> F + Send + Sync + 'static,
+    ) {
+        let host = self.clone();
+        tokio::spawn(async move {
+            let kept = host.inner.supervisor.keep(name, || make(host.clone()));
+            host.inner.stopping.run_until_cancelled(kept).await;
+        });
+    }
+}
+
+/// Tells the catalogue where this node is reached, as often as it takes.
+async fn register(host: Host) {
+    let own = host.inner.config.own();
+    let record = NodeRecord {
+        id: NodeId(own.id),
+        name: host.inner.config.node_name(),
+        peer: own.peer.clone(),
+        client: own.client.clone(),
+        http: own.http.clone(),
+        store: host.inner.store.to_string(),
+    };
+    let mut attempt = 0;
+    // A stale catalogue may say what is not so any more, so it is asked only after it was refreshed.
+    loop {
+        match announce(&host, &record).await {
+            Ok(()) => return,
+            Err(error @ HostError::Refused(_)) => {
+                tracing::error!(%error, "this node is not registered");
+            }
+            Err(error) => tracing::debug!(%error, "this node is not registered yet"),
+        }
+        clock::sleep(reconcile::backoff(attempt)).await;
+        attempt += 1;
+    }
+}
+
+async fn announce(host: &Host, record: &NodeRecord) -> Result<(), HostError> {
+    host.refresh().await?;
+    if host.catalog().node(record.id).map(|node| &**node) != Some(record) {
+        host.change_catalog(&Command::PutNode(record.clone()))
+            .await?;
+    }
+    Ok(())
+}
+
+/// A node that runs, and whom it knows.
+struct Started {
+    node: MultiNode,
+    transport: Arc<TcpTransport>,
+    store: StoreId,
+    roster: Arc<Roster>,
+    owner: Arc<Owner>,
+}
+
+/// The library's node on a transport of its own. The port comes first: a taken one must be found before the store is
+/// touched.
+async fn node(config: &Config, supervisor: &Supervisor) -> Result<Started, HostError> {
+    let insecure_plaintext = config.listen.insecure_plaintext;
+    let listener = TcpTransport::bind(config.listen_peer(), insecure_plaintext).await?;
+    let (dir, cluster, id) = (
+        config.node.data_dir.clone(),
+        config.cluster.id.clone(),
+        config.node_id(),
+    );
+    let opened = blocking(move || {
+        let vfs: Arc<dyn Vfs> = Arc::new(DiskVfs);
+        let store = Store::open(&vfs, &dir, &cluster, id.0)?;
+        let pins = PeerPins::open(vfs, &dir)?;
+        Ok((store, pins))
+    });
+    let (store, pins) = opened.await?.map_err(skep::Error::Storage)?;
+    let own_store = store.identity().store;
+    let owner = Arc::<Owner>::default();
+    let configured = config.cluster.nodes.iter().map(|node| NodeId(node.id));
+    let roster = Arc::new(Roster::new(configured.collect(), pins, owner.clone()));
+    let tcp = TcpConfig {
+        cluster: config.cluster.id.clone(),
+        node: id,
+        store: store.identity().store.0,
+        peers: config
+            .cluster
+            .nodes
+            .iter()
+            .map(|node| (NodeId(node.id), node.peer.clone()))
+            .collect(),
+        check: Arc::clone(&roster) as Arc<dyn PeerCheck>,
+        requests: Some(Arc::clone(&owner) as Arc<dyn RequestHandler>),
+        insecure_plaintext,
+        limits: TcpLimits {
+            connections: descriptors::of_peers(config.cluster.nodes.len()),
+            ..TcpLimits::default()
+        },
+        supervisor: supervisor.clone(),
+    };
+    let mut settings = skep::Config::new(
+        id,
+        config.node_name(),
+        &config.cluster.id,
+        &config.node.data_dir,
+    );
+    settings.fsync_tick = Duration::from_millis(config.raft.fsync_delay_ms);
+    settings.ticker = Ticker::Every(config.tick());
+    settings.shards = config.raft.shards;
+    settings.store = Some(store);
+    settings.disk_reserve = config.limits.disk_reserve_bytes;
+    settings.supervisor = supervisor.clone();
+    let mut transport = None;
+    let send = |inbound: Arc<dyn Inbound>| {
+        let started = TcpTransport::start(tcp, listener, inbound)?;
+        transport = Some(Arc::clone(&started));
+        Ok(started as Arc<dyn Transport>)
+    };
+    let started = MultiNode::start(settings, send).await;
+    match (started, transport) {
+        (Ok(node), Some(transport)) => Ok(Started {
+            node,
+            transport,
+            store: own_store,
+            roster,
+            owner,
+        }),
+        (Err(error), transport) => {
+            if let Some(transport) = transport {
+                transport.stop().await;
+            }
+            Err(error.into())
+        }
+        (Ok(_), None) => Err(HostError::Internal(
+            "the node started without a transport".into(),
+        )),
+    }
+}

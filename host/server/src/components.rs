@@ -1,0 +1,597 @@
+//! The components a node keeps: files named by the sha256 of what they hold.
+
+pub mod compiler;
+pub mod machines;
+
+use std::collections::BTreeSet;
+use std::fs::{DirBuilder, File};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use skep::disk::room::{DiskRoom, NoRoom};
+use skep_core::id::ComponentId;
+use skep_types::admin::Upload;
+
+const SUFFIX: &str = "wasm";
+/// Of a component that has not arrived whole.
+const PARTIAL_SUFFIX: &str = "part";
+/// Uploads that may be under way.
+const UPLOADS_MAX: usize = 16;
+/// How long an upload may be without progress: then it is abandoned. Where others wait for its place it is sooner.
+const ABANDONED: Duration = Duration::from_secs(60);
+const ABANDONED_IF_FULL: Duration = Duration::from_secs(10);
+
+/// A directory of components. All methods block on the disk; call them off the async threads.
+///
+/// A file appears whole or not at all, and is verified when it is read whole, so a torn or damaged one is noticed and
+/// fetched again instead of being run.
+#[derive(Clone, Debug)]
+pub struct ComponentStore {
+    dir: PathBuf,
+    /// Bytes of all uploads under way together.
+    uploads_bytes: u64,
+    /// The disk; none if it is nobody's business how full that is.
+    room: Option<Arc<DiskRoom>>,
+    /// Held while pieces are taken in, so that what all uploads may have together is not given twice.
+    taking: Arc<Mutex<()>>,
+}
+
+/// Why a component could not be stored or read.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The disk failed.
+    #[error("cannot {what} {path}; check the disk and the rights of the data directory")]
+    Disk {
+        /// What was tried.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// A piece does not follow those before it.
+    #[error(
+        "the piece begins at {offset}, but {received} bytes have arrived; go on from there, or begin again at 0"
+    )]
+    OutOfOrder {
+        /// Where the piece begins.
+        offset: u64,
+        /// Where it should.
+        received: u64,
+    },
+    /// Too many components are being uploaded.
+    #[error("{UPLOADS_MAX} components are being uploaded already; try again")]
+    TooManyUploads,
+    /// There is no room for it.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
+    /// The bytes are not those the name promises.
+    #[error(
+        "the bytes have the sha256 {actual}, not {expected}; the transfer was damaged or the name is wrong"
+    )]
+    Digest {
+        /// The name.
+        expected: ComponentId,
+        /// What the bytes are.
+        actual: ComponentId,
+    },
+}
+
+impl ComponentStore {
+    /// Opens the directory; creates it if it is not there. What was not finished before is removed.
+    pub fn open(dir: PathBuf) -> Result<Self, StoreError> {
+        let mut builder = DirBuilder::new();
+        builder.recursive(true).mode(0o700);
+        builder
+            .create(&dir)
+            .map_err(disk("create the directory", &dir))?;
+        let store = Self {
+            dir,
+            uploads_bytes: u64::MAX,
+            room: None,
+            taking: Arc::default(),
+        };
+        for path in store.list()? {
+            if path
+                .extension()
+                .is_some_and(|suffix| suffix == PARTIAL_SUFFIX || suffix == "tmp")
+            {
+                std::fs::remove_file(&path).map_err(disk("remove", &path))?;
+            }
+        }
+        Ok(store)
+    }
+
+    /// Bounds what uploads under way may have together, and lets the disk refuse what does not fit.
+    pub fn bounded(self, uploads_bytes: u64, room: Arc<DiskRoom>) -> Self {
+        Self {
+            uploads_bytes,
+            room: Some(room),
+            ..self
+        }
+    }
+
+    /// Takes one piece in; returns how many bytes have arrived, and the whole once it is complete and verified. The
+    /// whole is not stored: whoever gets it decides whether it is worth that.
+    pub fn write(&self, piece: &Upload) -> Result<(u64, Option<Bytes>), StoreError> {
+        let path = self.dir.join(format!("{}.{PARTIAL_SUFFIX}", piece.id));
+        let append = || {
+            let mut file = std::fs::OpenOptions::new()
+                .create(true)
+                .append(true)
+                .mode(0o600)
+                .open(&path)?;
+            if piece.offset == 0 {
+                file.set_len(0)?;
+            }
+            let received = file.metadata()?.len();
+            if received == piece.offset {
+                file.write_all(&piece.data)?;
+            }
+            Ok::<_, io::Error>(received)
+        };
+        let _nobody_else = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
+        self.admit(&path, piece)?;
+        let received = append().map_err(disk("write", &path))?;
+        if received != piece.offset {
+            return Err(StoreError::OutOfOrder {
+                offset: piece.offset,
+                received,
+            });
+        }
+        let received = received + piece.data.len() as u64;
+        if received < piece.total {
+            return Ok((received, None));
+        }
+        let bytes = Bytes::from(std::fs::read(&path).map_err(disk("read", &path))?);
+        std::fs::remove_file(&path).map_err(disk("remove", &path))?;
+        match ComponentId::of(&bytes) {
+            actual if actual == piece.id => Ok((received, Some(bytes))),
+            actual => Err(StoreError::Digest {
+                expected: piece.id,
+                actual,
+            }),
+        }
+    }
+
+    /// Makes room for a piece of an upload: abandoned ones go.
+    fn admit(&self, path: &Path, piece: &Upload) -> Result<(), StoreError> {
+        let mut others = self.uploads()?;
+        others.retain(|upload| upload.path != path);
+        let abandoned = match others.len() >= UPLOADS_MAX {
+            true => ABANDONED_IF_FULL,
+            false => ABANDONED,
+        };
+        let mut kept = Vec::new();
+        for upload in others {
+            if upload.idle >= abandoned {
+                std::fs::remove_file(&upload.path).map_err(disk("remove", &upload.path))?;
+                tracing::info!(path = %upload.path.display(), "an upload that does not go on is given up");
+            } else {
+                kept.push(upload);
+            }
+        }
+        if kept.len() >= UPLOADS_MAX {
+            return Err(StoreError::TooManyUploads);
+        }
+        let others: u64 = kept.iter().map(|upload| upload.bytes).sum();
+        let end = piece.offset.saturating_add(piece.data.len() as u64);
+        NoRoom::above(
+            others.saturating_add(end),
+            self.uploads_bytes,
+            "bytes of components that are being uploaded",
+            "uploads_bytes",
+            "wait until others have ended",
+        )?;
+        self.has_room(piece.data.len())
+    }
+
+    fn has_room(&self, bytes: usize) -> Result<(), StoreError> {
+        match &self.room {
+            Some(room) => Ok(room.check(bytes as u64)?),
+            None => Ok(()),
+        }
+    }
+
+    /// Uploads under way.
+    fn uploads(&self) -> Result<Vec<UnderWay>, StoreError> {
+        let mut uploads = Vec::new();
+        for path in self.list()? {
+            if path.extension().is_none_or(|s| s != PARTIAL_SUFFIX) {
+                continue;
+            }
+            let looked = std::fs::metadata(&path).and_then(|found| {
+                // One that was changed in what is the future here has just been changed.
+                let idle = found.modified()?.elapsed().unwrap_or_default();
+                Ok((found.len(), idle))
+            });
+            let (bytes, idle) = looked.map_err(disk("look at", &path))?;
+            uploads.push(UnderWay { path, bytes, idle });
+        }
+        Ok(uploads)
+    }
+
+    /// Bytes of all components that are here.
+    pub fn bytes(&self) -> Result<u64, StoreError> {
+        let mut bytes: u64 = 0;
+        for path in self.list()? {
+            if path.extension().is_some_and(|suffix| suffix == SUFFIX) {
+                match std::fs::metadata(&path) {
+                    Ok(found) => bytes = bytes.saturating_add(found.len()),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(source) => return Err(disk("look at", &path)(source)),
+                }
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Stores bytes under a name they must match; durable when it returns. Storing twice is no error.
+    pub fn put(&self, expected: ComponentId, bytes: &[u8]) -> Result<(), StoreError> {
+        let actual = ComponentId::of(bytes);
+        if actual != expected {
+            return Err(StoreError::Digest { expected, actual });
+        }
+        if matches!(self.read(expected), Ok(Some(_))) {
+            return Ok(());
+        }
+        self.has_room(bytes.len())?;
+        let path = self.path(expected);
+        // Named by process and thread, so two writers of one component do not write into one file.
+        let unique = format!("{}-{:?}", std::process::id(), std::thread::current().id());
+        let temporary = self.dir.join(format!("{expected}.{unique}.tmp"));
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let written = options.open(&temporary).and_then(|mut file| {
+            file.write_all(bytes)?;
+            file.sync_all()
+        });
+        let renamed = written.and_then(|()| std::fs::rename(&temporary, &path));
+        if let Err(source) = renamed {
+            let _ = std::fs::remove_file(&temporary);
+            return Err(StoreError::Disk {
+                what: "write",
+                path,
+                source,
+            });
+        }
+        File::open(&self.dir)
+            .and_then(|dir| dir.sync_all())
+            .map_err(disk("sync the directory", &self.dir))
+    }
+
+    /// The bytes of a component, verified; `None` if it is not here. A damaged file counts as not here.
+    pub fn read(&self, id: ComponentId) -> Result<Option<Bytes>, StoreError> {
+        let path = self.path(id);
+        match std::fs::read(&path) {
+            Ok(bytes) if ComponentId::of(&bytes) == id => Ok(Some(bytes.into())),
+            Ok(_) => {
+                tracing::warn!(component = %id, path = %path.display(), "a stored component is damaged; it will be fetched again");
+                Ok(None)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(StoreError::Disk {
+                what: "read",
+                path,
+                source,
+            }),
+        }
+    }
+
+    /// Up to `length` bytes from `offset`, and the size of the whole; `None` if it is not here. Not verified: whoever
+    /// fetches verifies the whole.
+    pub fn read_range(
+        &self,
+        id: ComponentId,
+        offset: u64,
+        length: u64,
+    ) -> Result<Option<(Bytes, u64)>, StoreError> {
+        let path = self.path(id);
+        let read = || {
+            let mut file = File::open(&path)?;
+            let total = file.metadata()?.len();
+            file.seek(SeekFrom::Start(offset))?;
+            let mut bytes = Vec::with_capacity(length.min(total.saturating_sub(offset)) as usize);
+            file.take(length).read_to_end(&mut bytes)?;
+            Ok::<_, io::Error>((Bytes::from(bytes), total))
+        };
+        match read() {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(StoreError::Disk {
+                what: "read",
+                path,
+                source,
+            }),
+        }
+    }
+
+    /// Deletes a component; that it is not here is no error.
+    pub fn remove(&self, id: ComponentId) -> Result<(), StoreError> {
+        let path = self.path(id);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::Disk {
+                what: "remove",
+                path,
+                source: error,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The components that are here, whole or damaged.
+    pub fn ids(&self) -> Result<BTreeSet<ComponentId>, StoreError> {
+        let suffix = |path: &PathBuf| path.extension().is_some_and(|suffix| suffix == SUFFIX);
+        let paths = self.list()?.into_iter().filter(suffix);
+        Ok(paths
+            .filter_map(|path| path.file_stem()?.to_str()?.parse().ok())
+            .collect())
+    }
+
+    fn list(&self) -> Result<Vec<PathBuf>, StoreError> {
+        let list = || {
+            std::fs::read_dir(&self.dir)?
+                .map(|entry| Ok(entry?.path()))
+                .collect::<io::Result<Vec<_>>>()
+        };
+        list().map_err(disk("list", &self.dir))
+    }
+
+    fn path(&self, id: ComponentId) -> PathBuf {
+        self.dir.join(format!("{id}.{SUFFIX}"))
+    }
+}
+
+/// An upload that has begun.
+struct UnderWay {
+    path: PathBuf,
+    bytes: u64,
+    /// How long it has not gone on.
+    idle: Duration,
+}
+
+fn disk(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |source| StoreError::Disk { what, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stored_bytes_come_back_and_others_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ComponentStore::open(dir.path().join("components")).unwrap();
+        let bytes = b"a component".as_slice();
+        let id = ComponentId::of(bytes);
+        assert_eq!(store.read(id).unwrap(), None);
+        store.put(id, bytes).unwrap();
+        store.put(id, bytes).unwrap();
+        assert_eq!(store.read(id).unwrap().as_deref(), Some(bytes));
+        let wrong = store.put(id, b"other bytes");
+        assert!(matches!(wrong, Err(StoreError::Digest { expected, .. }) if expected == id));
+        let files = std::fs::read_dir(dir.path().join("components"))
+            .unwrap()
+            .count();
+        assert_eq!(files, 1, "no temporary file is left");
+        assert_eq!(store.ids().unwrap(), [id].into());
+        store.remove(id).unwrap();
+        store.remove(id).unwrap();
+        assert_eq!(store.read(id).unwrap(), None);
+        assert_eq!(store.ids().unwrap(), [].into());
+    }
+
+    // P-37
+    #[test]
+    fn a_damaged_file_counts_as_absent_and_is_mended() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ComponentStore::open(dir.path().to_owned()).unwrap();
+        let bytes = b"a component".as_slice();
+        let id = ComponentId::of(bytes);
+        store.put(id, bytes).unwrap();
+        std::fs::write(store.path(id), b"a c").unwrap();
+        assert_eq!(store.read(id).unwrap(), None);
+        store.put(id, bytes).unwrap();
+        assert_eq!(store.read(id).unwrap().as_deref(), Some(bytes));
+    }
+
+    #[test]
+    fn pieces_add_up_in_order_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ComponentStore::open(dir.path().to_owned()).unwrap();
+        let id = ComponentId::of(b"abcdef");
+        let piece = |offset, data: &'static [u8]| Upload {
+            id,
+            offset,
+            total: 6,
+            data: data.to_vec(),
+        };
+        assert_eq!(store.write(&piece(0, b"abcd")).unwrap(), (4, None));
+        assert!(matches!(
+            store.write(&piece(2, b"cd")),
+            Err(StoreError::OutOfOrder {
+                offset: 2,
+                received: 4
+            })
+        ));
+        assert_eq!(
+            store.write(&piece(4, b"ef")).unwrap(),
+            (6, Some(Bytes::from_static(b"abcdef")))
+        );
+        assert_eq!(
+            store.write(&piece(0, b"zzz")).unwrap(),
+            (3, None),
+            "an upload can begin again"
+        );
+        assert!(matches!(
+            store.write(&piece(3, b"zzz")),
+            Err(StoreError::Digest { .. })
+        ));
+        assert_eq!(store.list().unwrap(), Vec::<PathBuf>::new());
+        store.write(&piece(0, b"abcd")).unwrap();
+        let again = ComponentStore::open(dir.path().to_owned()).unwrap();
+        assert_eq!(
+            again.list().unwrap(),
+            Vec::<PathBuf>::new(),
+            "what was not finished is removed"
+        );
+    }
+
+    #[test]
+    fn abandoned_uploads_are_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ComponentStore::open(dir.path().to_owned()).unwrap();
+        let write = |n: usize| {
+            let id = ComponentId::of(&n.to_le_bytes());
+            store.write(&Upload {
+                id,
+                offset: 0,
+                total: 6,
+                data: b"a".to_vec(),
+            })
+        };
+        for n in 0..UPLOADS_MAX {
+            write(n).unwrap();
+        }
+        assert!(matches!(
+            write(UPLOADS_MAX),
+            Err(StoreError::TooManyUploads)
+        ));
+        write(0).unwrap();
+    }
+
+    /// As if nothing had come for so long.
+    fn age(path: &Path, by: Duration) {
+        let file = File::options().write(true).open(path).unwrap();
+        let then = file.metadata().unwrap().modified().unwrap() - by;
+        file.set_modified(then).unwrap();
+    }
+
+    #[test]
+    fn uploads_that_do_not_go_on_give_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ComponentStore::open(dir.path().to_owned()).unwrap();
+        let id = |n: usize| ComponentId::of(&n.to_le_bytes());
+        let part = |n| dir.path().join(format!("{}.{PARTIAL_SUFFIX}", id(n)));
+        let write = |n: usize| {
+            store.write(&Upload {
+                id: id(n),
+                offset: 0,
+                total: 6,
+                data: b"a".to_vec(),
+            })
+        };
+        for n in 0..UPLOADS_MAX {
+            write(n).unwrap();
+        }
+        // Others wait for its place.
+        age(&part(3), ABANDONED_IF_FULL);
+        write(UPLOADS_MAX).unwrap();
+        assert!(!part(3).exists());
+        assert!(matches!(write(3), Err(StoreError::TooManyUploads)));
+        // Nobody does, and a minute is over.
+        std::fs::remove_file(part(4)).unwrap();
+        age(&part(5), ABANDONED - Duration::from_secs(1));
+        age(&part(6), ABANDONED);
+        write(7).unwrap();
+        assert!(part(5).exists() && !part(6).exists());
+    }
+
+    #[test]
+    fn uploads_share_a_budget_of_bytes_and_the_disk_keeps_some_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let room = |reserve| Arc::new(DiskRoom::open(dir.path(), reserve).unwrap());
+        let open = |reserve| {
+            let store = ComponentStore::open(dir.path().join("components")).unwrap();
+            store.bounded(10, room(reserve))
+        };
+        let write = |store: &ComponentStore, name: &[u8], offset, data: &[u8]| {
+            store.write(&Upload {
+                id: ComponentId::of(name),
+                offset,
+                total: 100,
+                data: data.to_vec(),
+            })
+        };
+        let store = open(0);
+        write(&store, b"one", 0, b"123456").unwrap();
+        write(&store, b"two", 0, b"1234").unwrap();
+        for (name, offset) in [(b"one", 6), (b"two", 4), (b"new", 0)] {
+            let refused = write(&store, name, offset, b"7").unwrap_err();
+            assert!(
+                matches!(
+                    refused,
+                    StoreError::NoRoom(NoRoom::Budget {
+                        would: 11,
+                        most: 10,
+                        ..
+                    })
+                ),
+                "{refused}"
+            );
+        }
+        // An upload that begins again has its own bytes back.
+        write(&store, b"one", 0, b"12345").unwrap();
+        write(&store, b"new", 0, b"7").unwrap();
+        let short = open(u64::MAX / 2);
+        let refused = write(&short, b"one", 0, b"1").unwrap_err();
+        assert!(
+            matches!(refused, StoreError::NoRoom(NoRoom::Disk { .. })),
+            "{refused}"
+        );
+        let refused = short.put(ComponentId::of(b"whole"), b"whole").unwrap_err();
+        assert!(
+            matches!(refused, StoreError::NoRoom(NoRoom::Disk { .. })),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn files_are_their_owners() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().join("components");
+        let store = ComponentStore::open(home.clone()).unwrap();
+        store.put(ComponentId::of(b"whole"), b"whole").unwrap();
+        let piece = Upload {
+            id: ComponentId::of(b"part"),
+            offset: 0,
+            total: 4,
+            data: b"pa".to_vec(),
+        };
+        store.write(&piece).unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&home), 0o700);
+        let files = store.list().unwrap();
+        assert_eq!(files.len(), 2);
+        for path in files {
+            assert_eq!(mode(&path), 0o600, "{}", path.display());
+        }
+        assert_eq!(store.bytes().unwrap(), 5);
+    }
+
+    #[test]
+    fn ranges_add_up_to_the_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ComponentStore::open(dir.path().to_owned()).unwrap();
+        let bytes: Vec<u8> = (0..=255).collect();
+        let id = ComponentId::of(&bytes);
+        store.put(id, &bytes).unwrap();
+        let mut whole = Vec::new();
+        while let Some((chunk, total)) = store.read_range(id, whole.len() as u64, 100).unwrap() {
+            assert_eq!(total, 256);
+            if chunk.is_empty() {
+                break;
+            }
+            whole.extend_from_slice(&chunk);
+        }
+        assert_eq!(whole, bytes);
+        assert_eq!(store.read_range(ComponentId::of(b"x"), 0, 1).unwrap(), None);
+    }
+}

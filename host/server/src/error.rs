@@ -1,0 +1,341 @@
+//! Why the host refused or failed a request.
+
+use std::net::SocketAddr;
+
+use skep::disk::room::NoRoom;
+use skep::transport::TransportError;
+use skep_core::id::{ComponentId, GroupId, NodeId};
+use skep_machine::wasm::{CompileError, ComponentError, OutOfBudget};
+use skep_machine::{LocalCode, MachineError};
+
+use crate::catalog::command::Refusal;
+use crate::components::StoreError;
+use crate::config::ConfigError;
+
+const OUT_OF_BUDGET: &str = "out-of-budget";
+
+/// Why a request to a [`Host`](crate::cluster::Host) failed. [`code`](Self::code) is stable.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HostError {
+    /// The node or the group said so.
+    #[error(transparent)]
+    Node(#[from] skep::Error),
+    /// Other nodes could not be listened to.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The catalogue refused.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// The request makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// What only nodes ask of each other.
+    #[error(
+        "`{0}` is between nodes; clients ask for the whole, as with `group.upgrade`, and the node that is asked does the rest"
+    )]
+    BetweenNodes(String),
+    /// The request is larger than this node takes.
+    #[error("the request has {size} bytes, the limit is {limit}")]
+    TooLarge {
+        /// Bytes of the request.
+        size: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// The process may open too few files and sockets.
+    #[error(
+        "this process may have {descriptors} files and connections open, and a node needs {floor} at least; raise the limit with `ulimit -n 4096`, or LimitNOFILE= of its unit"
+    )]
+    TooFewDescriptors {
+        /// How many it may have.
+        descriptors: usize,
+        /// How many it needs.
+        floor: usize,
+    },
+    /// The machines of this node hold as much as they may.
+    #[error(transparent)]
+    OutOfBudget(#[from] OutOfBudget),
+    /// A profile asks for more than this node lets anybody have.
+    #[error(
+        "the profile's `{key}` is {value}, and this node allows at most {most}; ask for less, or raise [limits] profile_{} on the nodes", key.replace('-', "_")
+    )]
+    AboveCeiling {
+        /// The setting.
+        key: &'static str,
+        /// What was asked for.
+        value: u64,
+        /// What may be.
+        most: u64,
+    },
+    /// There is no room for it.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
+    /// No group of this name or id.
+    #[error("there is no group `{0}`; see `skep group list`")]
+    UnknownGroup(String),
+    /// The group belongs on this node alone and does not run yet.
+    #[error("group {group} is not running on node {node} yet{}; try again", .reason.as_deref().map(|reason| format!(" ({reason})")).unwrap_or_default())]
+    Starting {
+        /// The group.
+        group: GroupId,
+        /// This node.
+        node: NodeId,
+        /// Why the last attempt failed.
+        reason: Option<String>,
+    },
+    /// The group has no replica here; a member is named.
+    #[error("group {group} is not on this node; node {node} at {address} hosts it")]
+    Elsewhere {
+        /// The group.
+        group: GroupId,
+        /// A member.
+        node: NodeId,
+        /// Where clients reach it.
+        address: String,
+    },
+    /// No component of this id.
+    #[error(
+        "component {0} is not known here; upload it with `PUT /v1/components/{0}` or `skep group create --component FILE`"
+    )]
+    UnknownComponent(ComponentId),
+    /// The component cannot be a machine.
+    #[error("the component cannot be used")]
+    Component(#[from] ComponentError),
+    /// Others were compiled before the component for as long as one may take.
+    #[error(
+        "component {component} is not compiled: others were before it for {milliseconds} ms; try again later"
+    )]
+    CompileLate {
+        /// The component.
+        component: ComponentId,
+        /// The time waited.
+        milliseconds: u64,
+    },
+    /// An instance of the component could not be made.
+    #[error("the machine could not be started")]
+    Machine(#[from] MachineError),
+    /// A component could not be stored.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The new machine does not take the state of the group.
+    #[error(
+        "the group was not upgraded and goes on with what it ran: {0}; see the nodes' logs for the machine's own words"
+    )]
+    NotUpgraded(String),
+    /// An upgrade was decided before it was to be given up.
+    #[error("the upgrade is not given up: {0}")]
+    NotAborted(String),
+    /// The group has no snapshot that a machine could be tried on.
+    #[error(
+        "group {0} could not take a snapshot to try the machine on; see `skep group status {0}` and the node's log"
+    )]
+    NotRehearsed(GroupId),
+    /// It took longer than the request allowed.
+    #[error("no answer within {milliseconds} ms; it may have been applied")]
+    TimedOut {
+        /// The time allowed.
+        milliseconds: u64,
+    },
+    /// An address cannot be listened on.
+    #[error(
+        "cannot listen on {address} for {what}; stop what uses the port, or change it in [cluster.nodes] or [listen]"
+    )]
+    Listen {
+        /// For whom.
+        what: &'static str,
+        /// The address as configured.
+        address: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Another node that was asked for this answered with an error.
+    #[error("node {node}: {message}")]
+    Remote {
+        /// The node.
+        node: NodeId,
+        /// Its stable code.
+        code: String,
+        /// Its words.
+        message: String,
+        /// Whether the command may have been applied.
+        unknown: bool,
+        /// Whether a retry may succeed.
+        retryable: bool,
+    },
+    /// The node ran into something that cannot happen.
+    #[error("internal error: {0}; this is a defect of skep, please report it with the node's log")]
+    Internal(String),
+}
+
+impl HostError {
+    /// A stable short name, for programs and for documentation.
+    pub fn code(&self) -> &str {
+        match self {
+            Self::Node(error) => error.code(),
+            Self::Transport(error) => error.code(),
+            Self::Config(error) => error.code(),
+            Self::Refused(refusal) => match refusal {
+                Refusal::Invalid(_) => "invalid-request",
+                Refusal::NotFound(_) => "not-found",
+                Refusal::Exists(_) => "group-exists",
+                Refusal::Full(_) => "catalogue-full",
+            },
+            Self::Invalid(_) => "invalid-request",
+            Self::BetweenNodes(_) => "forbidden",
+            Self::TooLarge { .. } => "too-large",
+            Self::TooFewDescriptors { .. } => "too-few-descriptors",
+            Self::AboveCeiling { .. } => "above-ceiling",
+            Self::OutOfBudget(_) | Self::NoRoom(_) | Self::Store(StoreError::NoRoom(_)) => {
+                OUT_OF_BUDGET
+            }
+            Self::UnknownGroup(_) => "no-such-group",
+            Self::Starting { .. } => "group-starting",
+            Self::Elsewhere { .. } => "group-elsewhere",
+            Self::UnknownComponent(_) => "no-such-component",
+            Self::NotUpgraded(_) => "not-upgraded",
+            Self::NotAborted(_) => "not-aborted",
+            Self::NotRehearsed(_) => "not-rehearsed",
+            Self::CompileLate { .. } => "compile-late",
+            Self::Component(error) => component_code(error),
+            Self::Machine(MachineError::Guest { .. }) => "guest-fault",
+            Self::Machine(MachineError::Local {
+                code: LocalCode::OutOfBudget,
+                ..
+            }) => OUT_OF_BUDGET,
+            Self::Machine(MachineError::Local { .. }) => "machine-failed",
+            Self::Store(StoreError::Digest { .. }) => "digest-mismatch",
+            Self::Store(StoreError::OutOfOrder { .. }) => "invalid-request",
+            Self::Store(StoreError::TooManyUploads) => "busy",
+            Self::Store(StoreError::Disk { .. }) => "storage",
+            Self::TimedOut { .. } => "outcome-unknown",
+            Self::Listen { .. } => "cannot-listen",
+            Self::Remote { code, .. } => code,
+            Self::Internal(_) => "internal",
+        }
+    }
+
+    /// Whether what was asked for may have been done, or may yet be.
+    pub fn is_unknown(&self) -> bool {
+        match self {
+            Self::Node(error) => error.is_unknown(),
+            Self::TimedOut { .. } => true,
+            Self::Remote { unknown, .. } => *unknown,
+            _ => false,
+        }
+    }
+
+    /// Whether the same request may succeed if it is sent again.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Node(error) => error.is_retryable(),
+            Self::Starting { .. }
+            | Self::Elsewhere { .. }
+            | Self::TimedOut { .. }
+            | Self::CompileLate { .. }
+            | Self::Component(
+                ComponentError::Code(_)
+                | ComponentError::NotCompiled(CompileError::Late { .. } | CompileError::Local(_)),
+            ) => true,
+            Self::Remote { retryable, .. } => *retryable,
+            _ => false,
+        }
+    }
+
+    /// The whole chain of causes in one line.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            let line = error.to_string();
+            // A transparent variant repeats its source.
+            if !text.ends_with(&line) {
+                text.push_str(": ");
+                text.push_str(&line);
+            }
+            cause = error.source();
+        }
+        text
+    }
+
+    pub(crate) fn listen(what: &'static str, address: &str) -> impl FnOnce(std::io::Error) -> Self {
+        let address = address.to_owned();
+        move |source| Self::Listen {
+            what,
+            address,
+            source,
+        }
+    }
+}
+
+fn component_code(error: &ComponentError) -> &'static str {
+    match error {
+        ComponentError::Engine(_) => "engine-unusable",
+        ComponentError::NotWasm => "not-wasm",
+        ComponentError::CoreModule => "core-module",
+        ComponentError::Truncated { .. } => "component-truncated",
+        ComponentError::TooLarge { .. }
+        | ComponentError::TooManyFunctions { .. }
+        | ComponentError::TooManyItems { .. }
+        | ComponentError::TooManyMemories { .. }
+        | ComponentError::TooDeep { .. } => "too-large",
+        ComponentError::ForeignImport { .. } => "foreign-import",
+        ComponentError::MissingExport { .. } => "missing-export",
+        ComponentError::Cache { .. } => "storage",
+        ComponentError::Local {
+            code: LocalCode::OutOfBudget,
+            ..
+        } => OUT_OF_BUDGET,
+        ComponentError::Local { .. } => "machine-failed",
+        ComponentError::TooIntricate { .. }
+        | ComponentError::NotCompiled(CompileError::Memory { .. }) => "compile-too-costly",
+        ComponentError::NotCompiled(CompileError::Late { .. }) => "compile-late",
+        ComponentError::NotCompiled(CompileError::Crashed(_)) => "compiler-failed",
+        ComponentError::NotCompiled(CompileError::Local(_)) | ComponentError::Code(_) => {
+            "compiler-unavailable"
+        }
+        _ => "invalid-component",
+    }
+}
+
+/// Resolves and binds an address; the port may be 0, so the one taken is returned.
+pub async fn listen(
+    what: &'static str,
+    address: &str,
+) -> Result<(tokio::net::TcpListener, SocketAddr), HostError> {
+    let listener = tokio::net::TcpListener::bind(address)
+        .await
+        .map_err(HostError::listen(what, address))?;
+    let bound = listener
+        .local_addr()
+        .map_err(HostError::listen(what, address))?;
+    Ok((listener, bound))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_only_this_node_could_not_do_is_worth_another_attempt() {
+        for (error, retryable) in [
+            (ComponentError::Code("no memory".to_owned()), true),
+            (
+                ComponentError::NotCompiled(CompileError::Local("no process".to_owned())),
+                true,
+            ),
+            (
+                ComponentError::NotCompiled(CompileError::Invalid("no".to_owned())),
+                false,
+            ),
+            (ComponentError::NotWasm, false),
+        ] {
+            let error = HostError::Component(error);
+            assert_eq!(error.is_retryable(), retryable, "{error}");
+        }
+    }
+}
