@@ -492,7 +492,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_list_of_groups_has_a_bound_whatever_is_asked_for() {
         let dir = tempfile::tempdir().unwrap();
-        let text = include_str!("../skep.example.toml");
+        let text = include_str!("../../skep.example.toml");
         let mut config = Config::parse(text, Path::new("skep.toml"), []).unwrap();
         config.node.data_dir = dir.path().join("data");
         config.listen.peer = Some("127.0.0.1:0".to_owned());
