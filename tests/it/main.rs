@@ -8,7 +8,6 @@ mod faults;
 mod fuzz_corpus;
 mod group_commit;
 mod hostile;
-mod layout;
 mod lifecycle;
 mod load;
 mod membership;
