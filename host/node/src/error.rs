@@ -54,7 +54,7 @@ pub enum Error {
     },
     /// The node's replica of this life of the group was removed for ever.
     #[error(
-        "incarnation {incarnation} of group {group} was removed from this node; let the node join again with empty peers, or \
+        "incarnation {incarnation} of group {group} was removed from this node; let the node join again with empty members, or \
          create the group under a higher incarnation"
     )]
     GroupRemoved {

@@ -56,7 +56,7 @@ impl Peer {
 }
 
 /// The configuration of one group on one node (`GroupConfig` of the seed package). All initial members must be given the
-/// same `id`, `incarnation`, `peers`, `init` and machine; timing and limits ought to agree.
+/// same `id`, `incarnation`, `members`, `init` and machine; timing and limits ought to agree.
 pub struct GroupConfig {
     /// The group. 0 is the host's catalogue.
     pub id: GroupId,
@@ -70,7 +70,8 @@ pub struct GroupConfig {
     pub exchange: Option<Exchange>,
     /// The initial voters. Empty on a node that joins later and waits to be contacted by the leader. Ignored when the
     /// replica is recovered from disk: its log knows.
-    pub peers: Vec<Peer>,
+    #[doc(alias = "peers")]
+    pub members: Vec<Peer>,
     /// The life of the group id; a group that is removed and created again needs a higher one. Default 1.
     pub incarnation: Incarnation,
     /// Bytes for the machine's `init`, called once in the group's life. Default empty.
@@ -79,18 +80,22 @@ pub struct GroupConfig {
     /// share each sync of.
     pub data_dir: Option<PathBuf>,
     /// Entries after a snapshot that make the leader ask for the next one. Default 8192.
-    pub snap_count: u64,
+    #[doc(alias = "snap_count", alias = "SnapCount")]
+    pub snapshot_entries: u64,
     /// How long the log waits for more records before it syncs, where `data_dir` gives the group its own log. It delays
     /// acknowledgements and never acknowledges early. Default 0.
-    pub fsync_tick: Duration,
+    #[doc(alias = "fsync_tick", alias = "FsyncTick")]
+    pub fsync_delay: Duration,
     /// Ticks without a leader before a replica campaigns; the real timeout lies between this and twice this. Default 10.
     pub election_ticks: u32,
     /// Ticks between heartbeats of a leader. Default 2.
     pub heartbeat_ticks: u32,
     /// Append messages in flight to one follower. Default 256.
-    pub max_in_flights: usize,
+    #[doc(alias = "max_in_flights", alias = "MaxInFlights")]
+    pub max_in_flight: usize,
     /// Bytes of entries in one append message. Default 1 MiB.
-    pub max_msg_size: u64,
+    #[doc(alias = "max_msg_size", alias = "MaxMsgSize")]
+    pub max_message_bytes: u64,
     /// What the group refuses to hold more of.
     pub limits: Limits,
 }
@@ -101,7 +106,7 @@ impl GroupConfig {
         id: GroupId,
         name: impl Into<String>,
         machine: Box<dyn StateMachine>,
-        peers: Vec<Peer>,
+        members: Vec<Peer>,
     ) -> Self {
         let core = CoreConfig::new(id, Incarnation(1), NodeId(1));
         Self {
@@ -110,16 +115,16 @@ impl GroupConfig {
             machine,
             component: ComponentId::default(),
             exchange: None,
-            peers,
+            members,
             incarnation: core.incarnation,
             init: core.init,
             data_dir: None,
-            snap_count: core.snapshot_entries,
-            fsync_tick: Duration::ZERO,
+            snapshot_entries: core.snapshot_entries,
+            fsync_delay: Duration::ZERO,
             election_ticks: core.election_ticks,
             heartbeat_ticks: core.heartbeat_ticks,
-            max_in_flights: core.max_in_flight,
-            max_msg_size: core.max_message_bytes,
+            max_in_flight: core.max_in_flight,
+            max_message_bytes: core.max_message_bytes,
             limits: core.limits,
         }
     }
@@ -135,8 +140,11 @@ impl GroupConfig {
                 ),
             ));
         }
-        if self.max_msg_size == 0 {
-            return Err(Error::invalid("max_msg_size", "must be at least 1 byte"));
+        if self.max_message_bytes == 0 {
+            return Err(Error::invalid(
+                "max_message_bytes",
+                "must be at least 1 byte",
+            ));
         }
         let config = CoreConfig {
             removed_through: ReplicaId(0),
@@ -144,7 +152,7 @@ impl GroupConfig {
             incarnation: self.incarnation,
             node,
             members: self
-                .peers
+                .members
                 .iter()
                 .map(|peer| Member {
                     node: peer.node,
@@ -158,29 +166,17 @@ impl GroupConfig {
                 .map(|exchange| exchange.founding.clone()),
             election_ticks: self.election_ticks,
             heartbeat_ticks: self.heartbeat_ticks,
-            max_in_flight: self.max_in_flights,
-            max_message_bytes: self.max_msg_size,
-            snapshot_entries: self.snap_count,
+            max_in_flight: self.max_in_flight,
+            max_message_bytes: self.max_message_bytes,
+            snapshot_entries: self.snapshot_entries,
             seed,
             limits: self.limits,
         };
         config.validate().map_err(|error| Error::InvalidConfig {
-            field: page_name(error.field),
+            field: error.field,
             reason: error.reason,
         })?;
         Ok(config)
-    }
-}
-
-/// The name a field of the core has here.
-fn page_name(field: &'static str) -> &'static str {
-    match field {
-        "group" => "id",
-        "members" => "peers",
-        "max_in_flight" => "max_in_flights",
-        "max_message_bytes" => "max_msg_size",
-        "snapshot_entries" => "snap_count",
-        same => same,
     }
 }
 
@@ -190,7 +186,7 @@ impl fmt::Debug for GroupConfig {
             .field("id", &self.id)
             .field("name", &self.name)
             .field("incarnation", &self.incarnation)
-            .field("peers", &self.peers)
+            .field("members", &self.members)
             .finish_non_exhaustive()
     }
 }

@@ -8,6 +8,65 @@
 //!                          └── worker (StateMachine) → reply
 //! ```
 //!
+//! A node alone, with one group and a machine in plain Rust; `examples/embed` has three nodes and two groups.
+//!
+//! ```
+//! use std::io::{self, Write};
+//! use std::sync::{Arc, Mutex};
+//! use std::time::Duration;
+//!
+//! use bytes::Bytes;
+//! use skep::transport::{TcpConfig, TcpTransport};
+//! use skep::{Config, Consistency, Descriptor, DiskVfs, EntryContext, GroupConfig, GroupId, MultiNode};
+//! use skep::{Native, NativeMachine, NodeId, Outcome, Peer, PeerPins, Rejection, Store, Vfs};
+//!
+//! struct Counter(u64);
+//!
+//! impl NativeMachine for Counter {
+//!     fn describe(&self) -> Descriptor {
+//!         Descriptor { name: "counter".into(), version: "1".into(), schema: 1, oldest_schema: 1 }
+//!     }
+//!     fn apply(&mut self, _: &EntryContext, _: &Bytes) -> Result<Bytes, Rejection> {
+//!         self.0 += 1;
+//!         Ok(self.0.to_string().into())
+//!     }
+//!     fn query(&self, _: &EntryContext, _: &Bytes) -> Result<Bytes, Rejection> {
+//!         Ok(self.0.to_string().into())
+//!     }
+//!     fn save(&self, to: &mut dyn Write) -> io::Result<()> {
+//!         to.write_all(&self.0.to_le_bytes())
+//!     }
+//!     fn restore(&self, _: u32, from: &Bytes) -> Result<Self, Rejection> {
+//!         let bytes = from[..].try_into().map_err(|_| Rejection::new(1, "not eight bytes"))?;
+//!         Ok(Self(u64::from_le_bytes(bytes)))
+//!     }
+//! }
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! # let dir = dir.path();
+//! let (node, group) = (NodeId(1), GroupId(1));
+//! let vfs: Arc<dyn Vfs> = Arc::new(DiskVfs);
+//! let store = Store::open(&vfs, dir, "a-cluster", node.0)?;
+//! let pins = PeerPins::open(vfs, dir)?;
+//! let tcp = TcpConfig::new(&store, vec![/* (NodeId(2), "host:port") */], Arc::new(Mutex::new(pins)));
+//! let listener = TcpTransport::bind("127.0.0.1:0", false).await?;
+//! let mut config = Config::new(node, "a-node", "a-cluster", dir);
+//! config.store = Some(store);
+//! let multi = MultiNode::start(config, |inbound| Ok(TcpTransport::start(tcp, listener, inbound)?)).await?;
+//!
+//! let machine = Box::new(Native::new(Counter(0)));
+//! multi.create_group(GroupConfig::new(group, "visits", machine, vec![Peer::new(node)])).await?;
+//! let added = multi.propose_retry(group, "one more".into(), Duration::from_secs(5), 10).await?;
+//! let asked = multi.query(group, Bytes::new(), Consistency::Linearizable).await?;
+//! assert_eq!(added.outcome, Outcome::Reply("1".into()));
+//! assert_eq!(asked.outcome, added.outcome);
+//! multi.stop().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! * [`multinode`]: the public surface; [`node_config`], [`group_config`], [`status`], [`trouble`], [`error`]: its words.
 //!   `node`: its inside, start and stop; `session`: proposals that are applied once.
 //! * `shards`: threads that own replicas, and what they are told; which shard has which group.
@@ -51,6 +110,7 @@ pub use skep_core::id::{
 pub use skep_core::message::{Batch, Priority};
 pub use skep_core::outcome::{ConfChange, EntryContext, LeaderChanged, Outcome};
 pub use skep_core::proposal::{Command, Proposal, ProposalError, Response};
-pub use skep_log::{DiskStorage, LogStats, open_storage};
-pub use skep_machine::state_machine::{MachineError, StateMachine};
+pub use skep_log::{DiskStorage, DiskVfs, LogStats, PeerPins, Store, Vfs, open_storage};
+pub use skep_machine::native::{Native, NativeMachine, Rejection};
+pub use skep_machine::state_machine::{Applied, Descriptor, MachineError, StateMachine};
 pub use skep_wire::codec::{Decoder, Encoder};

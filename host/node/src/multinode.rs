@@ -69,7 +69,7 @@ impl MultiNode {
     /// # Errors
     /// [`Error::GroupExists`] before anything is touched, also while what a removed replica stored is being deleted;
     /// [`Error::InvalidConfig`]; [`Error::GroupRemoved`] if this node's replica of this life was removed and the new one
-    /// would not join with empty `peers`, or if a later life was here; [`Error::Storage`] if its data cannot be read.
+    /// would not join with empty `members`, or if a later life was here; [`Error::Storage`] if its data cannot be read.
     pub async fn create_group(&self, config: GroupConfig) -> Result<(), Error> {
         let reservation = self.inner.router.reserve(config.id)?;
         let inner = Arc::clone(&self.inner);
@@ -97,7 +97,7 @@ impl MultiNode {
     }
 
     /// Stops the replica of a group on this node and deletes what it stored, for ever. The node can be a member of the
-    /// same life of the group again only as a joiner, with empty `peers`, and as another replica. Also removes what is on disk of a group that was not brought up. Answers when the
+    /// same life of the group again only as a joiner, with empty `members`, and as another replica. Also removes what is on disk of a group that was not brought up. Answers when the
     /// removal is durable and the machine's present call has returned. The group's other members are not told; see
     /// [`MultiNode::remove_node_from_group`].
     ///
@@ -117,14 +117,14 @@ impl MultiNode {
     }
 
     /// Adds a node to a group: as a learner first, promoted when it has caught up; answers then. The new node must have
-    /// brought up the group with empty `peers`.
+    /// brought up the group with empty `members`.
     ///
     /// # Errors
     /// [`Error::Proposal`] with `ChangeInProgress` or `ChangeRefused`, or as [`MultiNode::propose`].
     pub async fn add_node_to_group(
         &self,
-        node: NodeId,
         group: GroupId,
+        node: NodeId,
         data: Bytes,
     ) -> Result<Response, Error> {
         self.submit(group, Proposal::Change(Change::Add { node, data }))
@@ -138,8 +138,8 @@ impl MultiNode {
     /// As [`MultiNode::add_node_to_group`].
     pub async fn remove_node_from_group(
         &self,
-        node: NodeId,
         group: GroupId,
+        node: NodeId,
         data: Bytes,
     ) -> Result<Response, Error> {
         self.submit(group, Proposal::Change(Change::Remove { node, data }))

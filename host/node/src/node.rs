@@ -65,7 +65,7 @@ impl Node {
             name,
             cluster,
             data_dir,
-            fsync_tick,
+            fsync_delay,
             ticker,
             shards,
             seed,
@@ -94,7 +94,7 @@ impl Node {
                     dir: &data_dir,
                     cluster: &cluster,
                     node: id,
-                    sync_delay: fsync_tick,
+                    sync_delay: fsync_delay,
                     store,
                     reserve: disk_reserve,
                 };
@@ -167,7 +167,7 @@ impl Node {
             untried_from,
             removed_through,
             former,
-        } = disk.begin(key, config.peers.is_empty())?;
+        } = disk.begin(key, config.members.is_empty())?;
         core.removed_through = removed_through;
         for former in former {
             let done = move |result| {
@@ -278,7 +278,7 @@ impl Node {
             dir,
             cluster: &self.cluster,
             node: self.router.node,
-            sync_delay: config.fsync_tick,
+            sync_delay: config.fsync_delay,
             store: None,
             reserve: 0,
         };

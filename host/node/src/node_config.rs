@@ -27,7 +27,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// How long the log waits for more records before it syncs. It delays acknowledgements and never acknowledges early.
     /// Default 0.
-    pub fsync_tick: Duration,
+    #[doc(alias = "fsync_tick", alias = "FsyncTick")]
+    pub fsync_delay: Duration,
     /// Where ticks come from. Default every 100 ms.
     pub ticker: Ticker,
     /// Threads that own replicas, at most 256. Default 0: as many as cores.
@@ -57,7 +58,7 @@ impl Config {
             name: name.into(),
             cluster: cluster.into(),
             data_dir: data_dir.into(),
-            fsync_tick: Duration::ZERO,
+            fsync_delay: Duration::ZERO,
             ticker: Ticker::default(),
             shards: 0,
             seed: None,

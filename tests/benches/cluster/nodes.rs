@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
-use skep::transport::{PeerCheck, TcpConfig, TcpLimits, TcpTransport};
+use skep::transport::{TcpConfig, TcpTransport};
 use skep::{
     ComponentId, Config, Consistency, EntryContext, GroupConfig, GroupId, MultiNode, NodeId,
     Outcome, Peer, StateMachine, Transport,
@@ -105,17 +105,8 @@ impl Node {
         let dir = tempfile::Builder::new().prefix("skep-bench-").tempdir()?;
         let vfs: Arc<dyn Vfs> = Arc::new(DiskVfs);
         let store = Store::open(&vfs, dir.path(), CLUSTER, id.0)?;
-        let tcp = TcpConfig {
-            cluster: CLUSTER.to_owned(),
-            node: id,
-            store: store.identity().store.0,
-            peers,
-            check: Arc::new(Mutex::new(PeerPins::open(vfs, dir.path())?)) as Arc<dyn PeerCheck>,
-            requests: None,
-            insecure_plaintext: false,
-            limits: TcpLimits::default(),
-            supervisor: Default::default(),
-        };
+        let pins = PeerPins::open(vfs, dir.path())?;
+        let tcp = TcpConfig::new(&store, peers, Arc::new(Mutex::new(pins)));
         let mut config = Config::new(id, format!("bench-{id}"), CLUSTER, dir.path());
         config.store = Some(store);
         let mut transport = None;

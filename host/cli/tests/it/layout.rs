@@ -129,6 +129,7 @@ fn an_embedder_and_a_client_compile_no_more_than_they_need() {
     let raft = ["protobuf", "raft", "skep-core", "slog", "wasmtime"];
     for (package, absent) in [
         ("skep", &binary[..]),
+        ("skep-example-embed", &binary[..]),
         ("skep-client", &[&binary[..], &raft[..]].concat()[..]),
         (
             "skep-types",

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use dashmap::DashMap;
 use skep_core::id::{GroupId, NodeId};
 use skep_core::message::{Batch, PeerMessage, Priority};
-use skep_log::SnapshotFile;
+use skep_log::{SnapshotFile, Store};
 use skep_peer::Purpose;
 use tokio::net::{TcpListener, lookup_host};
 use tokio::runtime::Handle;
@@ -46,6 +46,24 @@ pub struct TcpConfig {
     pub limits: TcpLimits,
     /// Who watches the transport's tasks.
     pub supervisor: Supervisor,
+}
+
+impl TcpConfig {
+    /// The node of a store, with the defaults: it answers no requests of clients and stays on the loopback.
+    pub fn new(store: &Store, peers: Vec<(NodeId, String)>, check: Arc<dyn PeerCheck>) -> Self {
+        let identity = store.identity();
+        Self {
+            cluster: identity.cluster.clone(),
+            node: NodeId(identity.node),
+            store: identity.store.0,
+            peers,
+            check,
+            requests: None,
+            insecure_plaintext: false,
+            limits: TcpLimits::default(),
+            supervisor: Supervisor::default(),
+        }
+    }
 }
 
 /// What the transport may hold and use. The defaults suit a node of thousands of groups.

@@ -95,7 +95,7 @@ impl StateMachine for Forgetful {
 async fn create(cluster: &mut Cluster, node: NodeId, members: &[NodeId], sick: bool) {
     let mut config = cluster.group(node, GROUP, members);
     // Barriers are the test's to ask for.
-    config.snap_count = u64::MAX;
+    config.snapshot_entries = u64::MAX;
     if sick {
         let healthy = Counters::machine(&cluster.probe(node, GROUP));
         config.machine = Box::new(Forgetful(healthy));
@@ -444,7 +444,7 @@ async fn a_guest_that_differs_by_replica_is_noticed_by_its_replies_alone() {
         .expect("a machine");
         let mut config = cluster.group(node, GROUP, &members);
         config.machine = Box::new(machine);
-        config.snap_count = u64::MAX;
+        config.snapshot_entries = u64::MAX;
         let created = cluster.node(node.0).create_group(config).await;
         created.expect("the group is created");
     }

@@ -47,19 +47,23 @@ async fn bad_configurations_name_their_field() {
     let mut cluster = Cluster::start(1).await;
     type Spoil = fn(&mut skep::GroupConfig);
     let fields: [(&str, Spoil); 9] = [
-        ("peers", |config| config.peers = vec![Peer::new(NodeId(0))]),
-        ("peers", |config| {
-            config.peers = vec![Peer::new(ONE), Peer::new(ONE)]
+        ("members", |config| {
+            config.members = vec![Peer::new(NodeId(0))]
         }),
-        ("peers", |config| config.peers = vec![Peer::new(NodeId(2))]),
+        ("members", |config| {
+            config.members = vec![Peer::new(ONE), Peer::new(ONE)]
+        }),
+        ("members", |config| {
+            config.members = vec![Peer::new(NodeId(2))]
+        }),
         ("incarnation", |config| config.incarnation = Incarnation(0)),
         ("heartbeat_ticks", |config| config.heartbeat_ticks = 0),
         ("election_ticks", |config| {
             config.election_ticks = config.heartbeat_ticks
         }),
-        ("max_in_flights", |config| config.max_in_flights = 0),
-        ("max_msg_size", |config| config.max_msg_size = 0),
-        ("snap_count", |config| config.snap_count = 0),
+        ("max_in_flight", |config| config.max_in_flight = 0),
+        ("max_message_bytes", |config| config.max_message_bytes = 0),
+        ("snapshot_entries", |config| config.snapshot_entries = 0),
     ];
     for (field, spoil) in fields {
         let mut config = cluster.group(ONE, GROUP, &[ONE]);
@@ -104,7 +108,7 @@ async fn an_unknown_group_is_an_error_at_once() {
             .await
             .expect_err("unknown")
             .code(),
-        node.add_node_to_group(NodeId(2), unknown, Bytes::new())
+        node.add_node_to_group(unknown, NodeId(2), Bytes::new())
             .await
             .expect_err("unknown")
             .code(),

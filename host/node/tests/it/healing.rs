@@ -123,7 +123,7 @@ fn poisonable(
         stops_at: Arc::clone(stops_at),
         stopped_at: None,
     });
-    config.snap_count = 50;
+    config.snapshot_entries = 50;
     config
 }
 

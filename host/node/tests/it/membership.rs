@@ -28,7 +28,7 @@ const MEMBERS: [NodeId; 2] = [NodeId(1), NodeId(2)];
 /// Snapshots soon, and so keeps little of the log behind a snapshot.
 fn eager(config: skep::GroupConfig) -> skep::GroupConfig {
     skep::GroupConfig {
-        snap_count: 16,
+        snapshot_entries: 16,
         ..config
     }
 }
@@ -76,7 +76,7 @@ async fn a_joiner_catches_up_by_a_snapshot_and_votes() {
         "add",
         cluster
             .node(1)
-            .add_node_to_group(joiner, GROUP, data.clone()),
+            .add_node_to_group(GROUP, joiner, data.clone()),
     )
     .await
     .expect("it is added");
@@ -162,7 +162,7 @@ async fn a_removed_leader_hands_over_and_deletes_itself() {
         "remove",
         cluster
             .node(asked.0)
-            .remove_node_from_group(leader, GROUP, Bytes::new()),
+            .remove_node_from_group(GROUP, leader, Bytes::new()),
     )
     .await
     .expect("it is removed");
@@ -199,22 +199,22 @@ async fn changes_that_make_no_sense_are_refused() {
     let refusals = [
         soon(
             "add",
-            node.add_node_to_group(NodeId(0), GROUP, Bytes::new()),
+            node.add_node_to_group(GROUP, NodeId(0), Bytes::new()),
         )
         .await,
         soon(
             "add",
-            node.add_node_to_group(NodeId(2), GROUP, Bytes::new()),
+            node.add_node_to_group(GROUP, NodeId(2), Bytes::new()),
         )
         .await,
         soon(
             "remove",
-            node.remove_node_from_group(NodeId(3), GROUP, Bytes::new()),
+            node.remove_node_from_group(GROUP, NodeId(3), Bytes::new()),
         )
         .await,
         soon(
             "remove",
-            node.remove_node_from_group(NodeId(0), GROUP, Bytes::new()),
+            node.remove_node_from_group(GROUP, NodeId(0), Bytes::new()),
         )
         .await,
     ];
@@ -237,7 +237,7 @@ async fn one_change_at_a_time_and_none_hangs() {
     let leader = cluster.leader(GROUP).await;
     let adding = tokio::spawn(async move {
         first
-            .add_node_to_group(NodeId(3), GROUP, Bytes::new())
+            .add_node_to_group(GROUP, NodeId(3), Bytes::new())
             .await
     });
     until("it is in flight", || async {
@@ -258,7 +258,7 @@ async fn one_change_at_a_time_and_none_hangs() {
         "the second",
         cluster
             .node(2)
-            .add_node_to_group(NodeId(4), GROUP, Bytes::new()),
+            .add_node_to_group(GROUP, NodeId(4), Bytes::new()),
     )
     .await;
     assert_eq!(
@@ -366,7 +366,7 @@ async fn a_removed_node_may_join_again_as_another_replica() {
     for restart in [false, true] {
         let remove = cluster
             .node(asked)
-            .remove_node_from_group(leaver, GROUP, Bytes::new());
+            .remove_node_from_group(GROUP, leaver, Bytes::new());
         soon("remove", remove).await.expect("it is removed");
         until("it is gone", || async {
             (!cluster.node(3).exists(GROUP)).then_some(())
@@ -396,7 +396,7 @@ async fn a_removed_node_may_join_again_as_another_replica() {
         .await;
         let add_back = cluster
             .node(asked)
-            .add_node_to_group(leaver, GROUP, Bytes::new());
+            .add_node_to_group(GROUP, leaver, Bytes::new());
         soon("add", add_back).await.expect("it is added");
         cluster
             .node(asked)

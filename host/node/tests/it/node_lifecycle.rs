@@ -32,10 +32,10 @@ async fn after_stop_every_call_says_so_and_none_hangs() {
         [
             node.create_group(again).await.expect_err("stopped"),
             node.remove_group(GROUP).await.expect_err("stopped"),
-            node.add_node_to_group(NodeId(2), GROUP, Bytes::new())
+            node.add_node_to_group(GROUP, NodeId(2), Bytes::new())
                 .await
                 .expect_err("stopped"),
-            node.remove_node_from_group(NodeId(2), GROUP, Bytes::new())
+            node.remove_node_from_group(GROUP, NodeId(2), Bytes::new())
                 .await
                 .expect_err("stopped"),
             node.campaign(GROUP).await.expect_err("stopped"),

@@ -448,7 +448,7 @@ impl Cluster {
 
     /// The configuration of a group on a node, with a probed machine.
     pub fn group(&mut self, node: NodeId, group: GroupId, members: &[NodeId]) -> GroupConfig {
-        let peers = members
+        let voters = members
             .iter()
             .map(|member| Peer {
                 node: *member,
@@ -459,7 +459,7 @@ impl Cluster {
             group,
             format!("group-{group}"),
             Counters::machine(&self.probe(node, group)),
-            peers,
+            voters,
         )
     }
 

@@ -59,8 +59,8 @@ impl Host {
         let (node, data) = (request.node, Bytes::from(request.data.clone()));
         let adds = method == method::MEMBER_ADD;
         let changed = match adds {
-            true => self.inner.node.add_node_to_group(node, id, data).await,
-            false => self.inner.node.remove_node_from_group(node, id, data).await,
+            true => self.inner.node.add_node_to_group(id, node, data).await,
+            false => self.inner.node.remove_node_from_group(id, node, data).await,
         };
         match changed {
             Ok(_) => Ok(Done::DONE),

@@ -232,7 +232,7 @@ pub(super) async fn machine(
 pub(super) fn tuned(config: &Config, mut group: GroupConfig) -> GroupConfig {
     group.election_ticks = config.raft.election_ticks;
     group.heartbeat_ticks = config.raft.heartbeat_ticks;
-    group.snap_count = config.raft.snapshot_entries;
+    group.snapshot_entries = config.raft.snapshot_entries;
     group.limits.command_bytes = config.limits.command_bytes;
     group.limits.long_bytes_per_second = config.limits.long_bytes_per_second;
     group.limits.log_retained_bytes = config.limits.log_retained_bytes;

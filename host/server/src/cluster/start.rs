@@ -181,17 +181,10 @@ async fn node(config: &Config, supervisor: &Supervisor) -> Result<Started, HostE
     let owner = Arc::<Owner>::default();
     let configured = config.cluster.nodes.iter().map(|node| NodeId(node.id));
     let roster = Arc::new(Roster::new(configured.collect(), pins, owner.clone()));
+    let peers = config.cluster.nodes.iter();
+    let peers = peers.map(|node| (NodeId(node.id), node.peer.clone()));
+    let check = Arc::clone(&roster) as Arc<dyn PeerCheck>;
     let tcp = TcpConfig {
-        cluster: config.cluster.id.clone(),
-        node: id,
-        store: store.identity().store.0,
-        peers: config
-            .cluster
-            .nodes
-            .iter()
-            .map(|node| (NodeId(node.id), node.peer.clone()))
-            .collect(),
-        check: Arc::clone(&roster) as Arc<dyn PeerCheck>,
         requests: Some(Arc::clone(&owner) as Arc<dyn RequestHandler>),
         insecure_plaintext,
         limits: TcpLimits {
@@ -199,6 +192,7 @@ async fn node(config: &Config, supervisor: &Supervisor) -> Result<Started, HostE
             ..TcpLimits::default()
         },
         supervisor: supervisor.clone(),
+        ..TcpConfig::new(&store, peers.collect(), check)
     };
     let mut settings = skep::Config::new(
         id,
@@ -206,7 +200,7 @@ async fn node(config: &Config, supervisor: &Supervisor) -> Result<Started, HostE
         &config.cluster.id,
         &config.node.data_dir,
     );
-    settings.fsync_tick = Duration::from_millis(config.raft.fsync_delay_ms);
+    settings.fsync_delay = Duration::from_millis(config.raft.fsync_delay_ms);
     settings.ticker = Ticker::Every(config.tick());
     settings.shards = config.raft.shards;
     settings.store = Some(store);
