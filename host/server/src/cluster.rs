@@ -412,7 +412,7 @@ impl Host {
             Outcome::Reply(reply) => serde_json::from_slice(&reply)
                 .map_err(|error| HostError::Internal(error.to_string()))?,
             Outcome::Refused { code, message } => {
-                return Err(HostError::Refused(Refusal::from_code(code, message)));
+                return Err(HostError::Refused(Refusal::from_number(code, message)));
             }
             Outcome::Rejected { code, message } => {
                 return Err(HostError::Internal(format!(
