@@ -261,3 +261,26 @@ fn step(shared: &Shared, from: NodeId, priority: Priority, batch: proto::Batch) 
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_those_who_have_not_said_who_they_are_the_oldest_gives_way() {
+        let all = Introductions::default();
+        let mut open: Vec<_> = (0..INTRODUCTIONS).map(|_| all.begin()).collect();
+        let given_up = |open: &[Introduction<'_>]| {
+            let gone = open.iter().map(|one| one.given_up.is_cancelled());
+            gone.filter(|gone| *gone).count()
+        };
+        assert_eq!(given_up(&open), 0);
+        // Whoever has said it makes room.
+        drop(open.pop());
+        open.push(all.begin());
+        assert_eq!(given_up(&open), 0);
+        open.push(all.begin());
+        assert_eq!(given_up(&open), 1);
+        assert!(open[0].given_up.is_cancelled());
+    }
+}

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
 use bytes::Bytes;
+use skep::trouble::Kind;
 use skep::{
     ConfChange, Consistency, EntryContext, LeaderChanged, MachineError, NodeId, Outcome,
     StateMachine,
@@ -265,6 +266,15 @@ async fn a_minority_is_mended(leads: bool) {
         }
         barrier(&cluster).await;
         until_health(&cluster, sick, "quarantined", is_quarantined).await;
+        until("its node says so", || async {
+            let troubled = cluster.node(sick.0).node_status().troubled;
+            let kinds: Vec<_> = troubled
+                .iter()
+                .map(|troubled| troubled.trouble.kind)
+                .collect();
+            (kinds == [Kind::Quarantined]).then_some(())
+        })
+        .await;
         until("another leader", || async {
             (cluster.leader(GROUP).await != sick).then_some(())
         })
