@@ -407,7 +407,7 @@ mod tests {
                 disk.crash(Crash::LoseAll);
                 let store = open_on(disk).expect("nothing fails now");
                 assert_eq!(store.read(id).unwrap().as_deref(), Some(&*bytes), "{end:?}");
-                assert_eq!(disk.files(), [path.clone()], "{end:?}");
+                assert_eq!(disk.files(), std::slice::from_ref(&path), "{end:?}");
             });
         }
     }
