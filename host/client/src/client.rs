@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::Value;
+use skep_types::code::Code;
 use skep_types::id::{ComponentId, GroupId, LogIndex, RequestId, Term};
 pub use skep_types::node_status::Consistency;
 use skep_types::outcome::Outcome;
@@ -372,7 +373,7 @@ impl Client {
                     let retry = error.retryable && (repeat == Repeat::Safe || !error.unknown);
                     let may_have_happened = error.unknown;
                     // A leader that has too much to do is still the leader.
-                    let stay = error.code == "busy";
+                    let stay = error.code() == Code::Busy;
                     let error = ClientError::of(error);
                     if !retry {
                         return Err(error.after(unknown));
@@ -457,7 +458,7 @@ pub(crate) fn unexpected() -> ClientError {
 
 fn busy() -> ClientError {
     ClientError::Rejected {
-        code: "busy".to_owned(),
+        code: Code::Busy,
         message: "this client has too many bytes in flight; nothing was sent".to_owned(),
         retryable: true,
     }

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use skep_types::code::Code;
 use skep_wire::client::request_frame;
 use skep_wire::codec::{Decoder, Encoder};
 use skep_wire::proto::{
@@ -171,20 +172,20 @@ impl Node {
         let Some(server_frame::Body::Hello(hello)) = first else {
             return Err(self.unreachable(&"it closed the connection without an answer"));
         };
-        let refused = |code: &str, message| ClientError::Refused {
+        let refused = |code, message| ClientError::Refused {
             address: self.address.clone(),
-            code: code.into(),
+            code,
             message,
         };
         if let Some(error) = hello.refused {
-            return Err(refused(&error.code, error.message));
+            return Err(refused(error.code(), error.words()));
         }
         if hello.protocol != CLIENT_PROTOCOL {
             let message = format!(
                 "it speaks protocol version {}, this client version {CLIENT_PROTOCOL}",
                 hello.protocol
             );
-            return Err(refused("wrong-protocol", message));
+            return Err(refused(Code::WrongProtocol, message));
         }
         if let Some(cluster) = self
             .cluster
@@ -195,7 +196,7 @@ impl Node {
                 "it belongs to cluster `{}`, not to `{cluster}`",
                 hello.cluster
             );
-            return Err(refused("wrong-cluster", message));
+            return Err(refused(Code::WrongCluster, message));
         }
         reader.decoder.set_limit(MAX_CLIENT_FRAME);
         Ok((reader, writer))

@@ -1,5 +1,6 @@
 //! Why a request has no answer.
 
+use skep_types::code::Code;
 use skep_wire::proto;
 
 /// Why a request has no answer. Unless [`ClientError::is_unknown`], a command was certainly not applied, or, if it is
@@ -19,7 +20,7 @@ pub enum ClientError {
         /// The node's address.
         address: String,
         /// Its code.
-        code: String,
+        code: Code,
         /// Its words.
         message: String,
     },
@@ -27,7 +28,7 @@ pub enum ClientError {
     #[error("{message}")]
     Rejected {
         /// Its code.
-        code: String,
+        code: Code,
         /// Its words.
         message: String,
         /// Whether the same request may succeed later.
@@ -59,32 +60,33 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// Stable name.
-    pub fn code(&self) -> &str {
+    /// The stable code, for programs and for documentation.
+    pub fn code(&self) -> Code {
         match self {
-            Self::Config(_) => "invalid-config",
-            Self::Unreachable(_) => "unreachable",
-            Self::Refused { code, .. } | Self::Rejected { code, .. } => code,
-            Self::SessionExpired => "session-expired",
-            Self::AnswerExpired => "answer-expired",
-            Self::Unknown(_) => "outcome-unknown",
-            Self::TooLarge { .. } => "too-large",
-            Self::BadAnswer(_) => "bad-answer",
-            Self::WrongComponent(_) => "wrong-component",
+            Self::Config(_) => Code::InvalidConfig,
+            Self::Unreachable(_) => Code::Unreachable,
+            Self::Refused { code, .. } | Self::Rejected { code, .. } => *code,
+            Self::SessionExpired => Code::SessionExpired,
+            Self::AnswerExpired => Code::AnswerExpired,
+            Self::Unknown(_) => Code::OutcomeUnknown,
+            Self::TooLarge { .. } => Code::TooLarge,
+            Self::BadAnswer(_) => Code::BadAnswer,
+            Self::WrongComponent(_) => Code::WrongComponent,
         }
     }
 
     /// Whether the command may have been applied, or may yet be.
     pub fn is_unknown(&self) -> bool {
-        matches!(self, Self::Unknown(_))
+        self.code().is_unknown()
     }
 
     /// Whether the same request may succeed later.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Unreachable(_) => true,
             Self::Rejected { retryable, .. } => *retryable,
-            _ => false,
+            // Without a session it would be done twice.
+            Self::Unknown(_) => false,
+            error => error.code().is_retryable(),
         }
     }
 
@@ -92,15 +94,14 @@ impl ClientError {
         if error.unknown {
             return Self::Unknown(error.message);
         }
-        match error.code.as_str() {
-            "session-expired" => return Self::SessionExpired,
-            "answer-expired" => return Self::AnswerExpired,
-            _ => {}
-        }
-        Self::Rejected {
-            code: error.code,
-            message: error.message,
-            retryable: error.retryable,
+        match error.code() {
+            Code::SessionExpired => Self::SessionExpired,
+            Code::AnswerExpired => Self::AnswerExpired,
+            code => Self::Rejected {
+                code,
+                retryable: error.retryable,
+                message: error.words(),
+            },
         }
     }
 

@@ -35,6 +35,7 @@ pub use client::{Answer, Client, ComponentPiece, Consistency};
 pub use config::ClientConfig;
 pub use error::ClientError;
 pub use session::Session;
+pub use skep_types::code::Code;
 pub use skep_types::id::{ComponentId, GroupId, LogIndex, NodeId, RequestId, SessionId, Term};
 pub use skep_types::outcome::{GuestFault, Outcome};
 pub use skep_types::proposal::Response;

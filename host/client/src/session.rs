@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use skep_types::code::Code;
 use skep_types::id::{GroupId, RequestId, SessionId};
 use skep_types::proposal::Response;
 use skep_wire::proto::{self, request, response};
@@ -104,7 +105,7 @@ impl Session {
         let name = timeout(limit, self.name())
             .await
             .ok_or_else(|| ClientError::Rejected {
-                code: "busy".to_owned(),
+                code: Code::Busy,
                 message: format!(
                     "{WINDOW} commands of the session are in flight; nothing was sent"
                 ),

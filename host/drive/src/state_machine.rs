@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use skep_core::id::LogIndex;
 use skep_core::outcome::{ConfChange, EntryContext, GuestFault, LeaderChanged, Outcome};
+use skep_types::code::Code;
 pub use skep_types::machine::{Descriptor, Memory};
 
 /// What one entry did.
@@ -96,6 +97,14 @@ impl LocalCode {
             Self::Missing => "missing",
         }
     }
+
+    /// The code of a request that fails for it.
+    pub fn refusal(self) -> Code {
+        match self {
+            Self::OutOfBudget => Code::OutOfBudget,
+            _ => Code::MachineFailed,
+        }
+    }
 }
 
 /// Why a call into a machine has no outcome.
@@ -130,6 +139,14 @@ impl MachineError {
         match self {
             Self::Guest { detail, .. } => detail.as_deref(),
             Self::Local { .. } => None,
+        }
+    }
+
+    /// The stable code of a request that fails for it.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Guest { .. } => Code::GuestFault,
+            Self::Local { code, .. } => code.refusal(),
         }
     }
 }

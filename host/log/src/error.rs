@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use skep_types::code::Code;
 use skep_vfs::{FileError, is_want};
 
 use crate::record::GroupKey;
@@ -202,31 +203,31 @@ pub enum LogError {
 }
 
 impl LogError {
-    /// A stable short name, for programs and for documentation.
-    pub fn code(&self) -> &'static str {
+    /// The stable code, for programs and for documentation.
+    pub fn code(&self) -> Code {
         match self {
-            LogError::Io { source, .. } if is_full(source) => "disk-full",
-            LogError::Io { .. } => "log-io",
-            LogError::Corrupt { .. } => "log-corrupt",
-            LogError::MissingSegment { .. } => "log-missing-segment",
-            LogError::UnsupportedFormat { .. } => "log-format",
-            LogError::WrongStore { .. } => "log-wrong-store",
-            LogError::Poisoned { .. } => "log-poisoned",
-            LogError::InvalidRecord { .. } => "log-invalid-record",
-            LogError::RecordTooLarge { .. } => "log-record-too-large",
-            LogError::Removed { .. } => "group-removed",
-            LogError::InvalidOptions { .. } => "log-options",
-            LogError::Locked { .. } => "store-locked",
-            LogError::WrongCluster { .. } => "store-wrong-cluster",
-            LogError::WrongNode { .. } => "store-wrong-node",
-            LogError::WrongGroup { .. } => "store-wrong-group",
-            LogError::BadIdentity { .. } => "store-bad-identity",
-            LogError::InvalidIdentity { .. } => "store-invalid-identity",
-            LogError::PeerChanged { .. } => "peer-store-changed",
-            LogError::TooManyPeers { .. } => "peer-limit",
-            LogError::BadSnapshot { .. } => "snapshot-corrupt",
-            LogError::SnapshotTooLarge { .. } => "snapshot-too-large",
-            LogError::SnapshotChunk { .. } => "snapshot-chunk",
+            LogError::Io { source, .. } if is_full(source) => Code::DiskFull,
+            LogError::Io { .. } => Code::LogIo,
+            LogError::Corrupt { .. } => Code::LogCorrupt,
+            LogError::MissingSegment { .. } => Code::LogMissingSegment,
+            LogError::UnsupportedFormat { .. } => Code::LogFormat,
+            LogError::WrongStore { .. } => Code::LogWrongStore,
+            LogError::Poisoned { .. } => Code::LogPoisoned,
+            LogError::InvalidRecord { .. } => Code::LogInvalidRecord,
+            LogError::RecordTooLarge { .. } => Code::LogRecordTooLarge,
+            LogError::Removed { .. } => Code::GroupRemoved,
+            LogError::InvalidOptions { .. } => Code::LogOptions,
+            LogError::Locked { .. } => Code::StoreLocked,
+            LogError::WrongCluster { .. } => Code::StoreWrongCluster,
+            LogError::WrongNode { .. } => Code::StoreWrongNode,
+            LogError::WrongGroup { .. } => Code::StoreWrongGroup,
+            LogError::BadIdentity { .. } => Code::StoreBadIdentity,
+            LogError::InvalidIdentity { .. } => Code::StoreInvalidIdentity,
+            LogError::PeerChanged { .. } => Code::PeerStoreChanged,
+            LogError::TooManyPeers { .. } => Code::PeerLimit,
+            LogError::BadSnapshot { .. } => Code::SnapshotCorrupt,
+            LogError::SnapshotTooLarge { .. } => Code::SnapshotTooLarge,
+            LogError::SnapshotChunk { .. } => Code::SnapshotChunk,
         }
     }
 

@@ -6,6 +6,7 @@ use skep_core::config::ConfigError;
 use skep_core::id::{GroupId, Incarnation, NodeId};
 use skep_core::proposal::ProposalError;
 use skep_log::LogError;
+use skep_types::code::Code;
 use skep_wire::WireError;
 
 /// Why a call of a [`MultiNode`](crate::MultiNode) failed. [`Error::code`] is stable; the texts are for people.
@@ -112,6 +113,16 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// Code that was called for this panicked: a machine of the embedding program, or this library.
+    #[error(
+        "node {node} panicked: {reason}; this is a defect of the machine or of skep, see the node's log"
+    )]
+    Panicked {
+        /// The node.
+        node: NodeId,
+        /// What the panic said.
+        reason: String,
+    },
     /// The group answered that it did not do what was proposed, or that it does not know.
     #[error("group {group}: {source}")]
     Proposal {
@@ -123,22 +134,23 @@ pub enum Error {
 }
 
 impl Error {
-    /// A stable short name, for programs and for documentation.
-    pub fn code(&self) -> &'static str {
+    /// The stable code, for programs and for documentation.
+    pub fn code(&self) -> Code {
         match self {
-            Self::Stopped { .. } | Self::StoppedInFlight { .. } => "stopped",
-            Self::NodeFailed { .. } => "node-failed",
-            Self::Unreachable { .. } => "unreachable",
-            Self::GroupExists { .. } => "group-exists",
-            Self::NoSuchGroup { .. } => "no-such-group",
-            Self::GroupRemoved { .. } => "group-removed",
-            Self::GroupHalted { .. } => "group-faulted",
-            Self::QueryFailed { .. } => "query-failed",
-            Self::InvalidConfig { .. } => "invalid-config",
-            Self::Busy { .. } => "busy",
+            Self::Stopped { .. } | Self::StoppedInFlight { .. } => Code::Stopped,
+            Self::NodeFailed { .. } => Code::NodeFailed,
+            Self::Unreachable { .. } => Code::Unreachable,
+            Self::GroupExists { .. } => Code::GroupExists,
+            Self::NoSuchGroup { .. } => Code::NoSuchGroup,
+            Self::GroupRemoved { .. } => Code::GroupRemoved,
+            Self::GroupHalted { .. } => Code::GroupFaulted,
+            Self::QueryFailed { .. } => Code::QueryFailed,
+            Self::InvalidConfig { .. } => Code::InvalidConfig,
+            Self::Busy { .. } => Code::Busy,
             Self::Wire(error) => error.code(),
             Self::Storage(error) => error.code(),
-            Self::Start { .. } => "cannot-start",
+            Self::Start { .. } => Code::CannotStart,
+            Self::Panicked { .. } => Code::Internal,
             Self::Proposal { source, .. } => source.code(),
         }
     }
@@ -146,20 +158,13 @@ impl Error {
     /// Whether what was asked for may have been done, or may yet be. Every other error means that this call changed
     /// nothing.
     pub fn is_unknown(&self) -> bool {
-        match self {
-            Self::StoppedInFlight { .. } => true,
-            Self::Proposal { source, .. } => source.is_unknown(),
-            _ => false,
-        }
+        // A node that stopped says so by one code, whether or not it had begun.
+        matches!(self, Self::StoppedInFlight { .. }) || self.code().is_unknown()
     }
 
     /// Whether the same request may succeed on this node if it is sent again (under the same request id).
     pub fn is_retryable(&self) -> bool {
-        match self {
-            Self::Busy { .. } | Self::Unreachable { .. } | Self::QueryFailed { .. } => true,
-            Self::Proposal { source, .. } => source.is_retryable(),
-            _ => false,
-        }
+        self.code().is_retryable()
     }
 
     pub(crate) fn invalid(field: &'static str, reason: impl Into<String>) -> Self {

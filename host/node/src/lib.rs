@@ -101,6 +101,7 @@ pub use status::{Consistency, GroupStatus, NodeStatus, QueryAnswer, Rehearsal, V
 pub use ticker::Ticker;
 pub use transport::{Inbound, Reporter, SnapshotStatus, Transport};
 
+pub use skep_types::code::Code;
 pub use skep_types::{node_status as status, trouble};
 
 pub use skep_core::config::Limits;

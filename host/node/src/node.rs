@@ -408,11 +408,8 @@ pub(crate) async fn blocking<T: Send + 'static>(
         // A panic in there is a bug of a machine's `describe` or of the host; the runtime may also be going away.
         Err(error) if error.is_panic() => {
             let panic = error.into_panic();
-            let reason = format!("panicked: {}", panic_text(&*panic));
-            Err(Error::InvalidConfig {
-                field: "machine",
-                reason,
-            })
+            let reason = panic_text(&*panic).to_owned();
+            Err(Error::Panicked { node, reason })
         }
         Err(_) => Err(Error::Stopped { node }),
     }
@@ -425,4 +422,20 @@ fn random_seed() -> Result<u64, Error> {
         source: io::Error::other(error.to_string()),
     })?;
     Ok(u64::from_le_bytes(seed))
+}
+
+#[cfg(test)]
+mod tests {
+    use skep_types::code::Code;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_a_defect_and_no_wrong_configuration() {
+        let error = blocking::<()>(NodeId(1), || panic!("on purpose"))
+            .await
+            .unwrap_err();
+        assert_eq!(error.code(), Code::Internal);
+        assert!(error.to_string().contains("on purpose"), "{error}");
+    }
 }

@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use skep_types::code::Code;
+
 use self::Beyond::Otherwise;
 use self::Most::{Bytes, Count, Milliseconds, Words};
 
@@ -44,7 +46,7 @@ pub enum Beyond {
     /// The caller is refused, with a stable code and the next step.
     Refused {
         /// The code.
-        code: &'static str,
+        code: Code,
         /// What to do.
         next: &'static str,
     },
@@ -137,12 +139,12 @@ impl Budget {
     }
 }
 
-const fn refused(code: &'static str, next: &'static str) -> Beyond {
+const fn refused(code: Code, next: &'static str) -> Beyond {
     Beyond::Refused { code, next }
 }
 
-const BUSY: Beyond = refused("busy", "wait and ask again");
-const TOO_LARGE: Beyond = refused("too-large", "send less at once");
+const BUSY: Beyond = refused(Code::Busy, "wait and ask again");
+const TOO_LARGE: Beyond = refused(Code::TooLarge, "send less at once");
 
 /// Every budget.
 #[rustfmt::skip]
@@ -161,10 +163,10 @@ pub const BUDGETS: &[Budget] = &[
     row("records-on-the-way", "records of a replica on their way before it packs again", Count(2), ("host/core/src/proposals.rs", "RECORDS_ON_THE_WAY"), Otherwise("commands wait and share an entry")),
     row("forwards-in-message", "forwards in one message", Count(1024), ("host/core/src/forwards.rs", "FORWARDS_IN_MESSAGE"), Otherwise("the next message takes the rest")),
     row("read-rounds", "read-index rounds in flight of a group", Count(4), ("host/core/src/reads.rs", "ROUNDS_MAX"), Otherwise("queries wait and share a round")),
-    row("request-time", "a request that names no deadline of its own", Milliseconds(10_000), ("host/server/src/config.rs", "request_timeout_ms"), refused("outcome-unknown", "look whether it was done, or send it in a session")).key("limits.request_timeout_ms"),
+    row("request-time", "a request that names no deadline of its own", Milliseconds(10_000), ("host/server/src/config.rs", "request_timeout_ms"), refused(Code::OutcomeUnknown, "look whether it was done, or send it in a session")).key("limits.request_timeout_ms"),
     row("activation-time", "the wait of a group for the decision on an upgrade", Milliseconds(60_000), ("host/server/src/config.rs", "activation_timeout_ms"), Otherwise("it goes on with what it ran")).key("limits.activation_timeout_ms"),
     // Groups.
-    row("members", "members of a group", Count(63), ("host/core/src/config.rs", "MEMBERS_MAX"), refused("catalogue-full", "remove a member first")),
+    row("members", "members of a group", Count(63), ("host/core/src/config.rs", "MEMBERS_MAX"), refused(Code::CatalogueFull, "remove a member first")),
     row("promotion-lag", "entries behind the leader at which a learner is promoted", Count(64), ("host/core/src/changes.rs", "PROMOTION_LAG"), Otherwise("it stays a learner")),
     row("barrier", "log between two snapshots of a group: entries; bytes (4 times the snapshot, between these, or as many as a larger snapshot has); both up to twice that while snapshots take long; fuel; faults", Words("8192; 4 to 64 MiB, or to 256 MiB; 20 × 10⁹; 4"), ("host/core/src/config.rs", "barrier_log_bytes_max"), Otherwise("the leader proposes a barrier")).key("raft.snapshot_entries"),
     row("log-memory", "entries of a group in memory once they are processed", Bytes(32 << 20), ("host/core/src/config.rs", "log_memory_bytes"), Otherwise("older ones are in the files only")),
@@ -179,22 +181,22 @@ pub const BUDGETS: &[Budget] = &[
     row("read-back-in-flight", "append messages in flight to a member that is served from the files", Count(16), ("host/core/src/read_back.rs", "IN_FLIGHT"), Otherwise("the rest waits for its answer")),
     row("sessions", "sessions of a group", Count(4096), ("host/core/src/sessions.rs", "SESSIONS_MAX"), Otherwise("one is forgotten, an unused one first; its commands are `session-expired`")),
     row("sessions-untried", "sessions of a group that never had a command and are not forgotten first", Count(1024), ("host/core/src/sessions.rs", "UNTRIED_MAX"), Otherwise("the oldest of them goes when there are too many sessions")),
-    row("sessions-at-once", "sessions that a group opens at once", Count(1024), ("host/types/src/proposal.rs", "SESSIONS_AT_ONCE"), refused("too-many-sessions", "go on in one that is open, or try again")),
-    row("sessions-rate", "sessions that a group opens in a second, after that", Count(128), ("host/types/src/proposal.rs", "SESSIONS_PER_SECOND"), refused("too-many-sessions", "go on in one that is open, or try again")),
+    row("sessions-at-once", "sessions that a group opens at once", Count(1024), ("host/types/src/proposal.rs", "SESSIONS_AT_ONCE"), refused(Code::TooManySessions, "go on in one that is open, or try again")),
+    row("sessions-rate", "sessions that a group opens in a second, after that", Count(128), ("host/types/src/proposal.rs", "SESSIONS_PER_SECOND"), refused(Code::TooManySessions, "go on in one that is open, or try again")),
     row("session-window", "commands of a session that are remembered", Count(2048), ("host/core/src/sessions.rs", "WINDOW_MAX"), Otherwise("the oldest is closed: `sequence-closed`")),
     row("session-commands", "the same, of all sessions of a group", Count(1 << 18), ("host/core/src/sessions.rs", "COMMANDS_MAX"), Otherwise("the session that has most closes its oldest: `sequence-closed`")),
     row("session-reply", "longest reply kept for a session", Bytes(64 << 10), ("host/core/src/sessions.rs", "KEPT_REPLY_BYTES_MAX"), Otherwise("a repeated command is told that it was applied: `answer-expired`")),
     row("session-bytes", "answers kept for all sessions of a group, each counted as its reply and 128 bytes", Bytes(32 << 20), ("host/core/src/sessions.rs", "KEPT_BYTES_MAX"), Otherwise("the session that keeps most loses its oldest: `answer-expired`")),
     row("member-data", "data of one member of a group", Bytes(64 << 10), ("host/core/src/state.rs", "MEMBER_DATA_BYTES_MAX"), TOO_LARGE),
     row("profile", "a machine's limits, as they are written down", Bytes(64 << 10), ("host/types/src/deployment.rs", "PROFILE_BYTES_MAX"), TOO_LARGE),
-    row("catalogue-groups", "groups of a cluster", Count(65_536), ("host/server/src/catalog.rs", "GROUPS_MAX"), refused("catalogue-full", "remove groups that are not needed")),
-    row("groups", "groups of a cluster, as a node lets them be created", Count(16_384), ("host/server/src/cluster/groups.rs", "check_new_group"), refused("out-of-budget", "delete groups, or raise the key")).key("limits.groups"),
-    row("init-total", "bytes of the configurations of all groups' machines", Bytes(64 << 20), ("host/server/src/cluster/groups.rs", "check_new_group"), refused("out-of-budget", "delete groups, or raise the key")).key("limits.init_total_bytes"),
-    row("catalogue-bytes", "bytes of the catalogue, about", Bytes(256 << 20), ("host/server/src/cluster/groups.rs", "check_new_group"), refused("out-of-budget", "delete groups, or raise the key")).key("limits.catalogue_bytes"),
-    row("catalogue-components", "components of a cluster", Count(4096), ("host/server/src/catalog.rs", "COMPONENTS_MAX"), refused("catalogue-full", "`skep component collect`")),
-    row("catalogue-nodes", "nodes of a cluster", Count(256), ("host/server/src/catalog.rs", "NODES_MAX"), refused("catalogue-full", "a cluster has no more")),
-    row("configured-nodes", "nodes of a configuration", Count(64), ("host/server/src/config.rs", "NODE_LIMIT"), refused("invalid-config", "list fewer")),
-    row("init", "configuration of a group's machine", Bytes(64 << 10), ("host/server/src/catalog.rs", "INIT_MAX"), refused("invalid-request", "send it as a command instead")),
+    row("catalogue-groups", "groups of a cluster", Count(65_536), ("host/server/src/catalog.rs", "GROUPS_MAX"), refused(Code::CatalogueFull, "remove groups that are not needed")),
+    row("groups", "groups of a cluster, as a node lets them be created", Count(16_384), ("host/server/src/cluster/groups.rs", "check_new_group"), refused(Code::OutOfBudget, "delete groups, or raise the key")).key("limits.groups"),
+    row("init-total", "bytes of the configurations of all groups' machines", Bytes(64 << 20), ("host/server/src/cluster/groups.rs", "check_new_group"), refused(Code::OutOfBudget, "delete groups, or raise the key")).key("limits.init_total_bytes"),
+    row("catalogue-bytes", "bytes of the catalogue, about", Bytes(256 << 20), ("host/server/src/cluster/groups.rs", "check_new_group"), refused(Code::OutOfBudget, "delete groups, or raise the key")).key("limits.catalogue_bytes"),
+    row("catalogue-components", "components of a cluster", Count(4096), ("host/server/src/catalog.rs", "COMPONENTS_MAX"), refused(Code::CatalogueFull, "`skep component collect`")),
+    row("catalogue-nodes", "nodes of a cluster", Count(256), ("host/server/src/catalog.rs", "NODES_MAX"), refused(Code::CatalogueFull, "a cluster has no more")),
+    row("configured-nodes", "nodes of a configuration", Count(64), ("host/server/src/config.rs", "NODE_LIMIT"), refused(Code::InvalidConfig, "list fewer")),
+    row("init", "configuration of a group's machine", Bytes(64 << 10), ("host/server/src/catalog.rs", "INIT_MAX"), refused(Code::InvalidRequest, "send it as a command instead")),
     // The log and snapshots.
     row("log-segment", "one file of the log; zeros written ahead; spare files", Words("64 MiB; 1 MiB; 2"), ("host/log/src/log.rs", "LogOptions"), Otherwise("the next file begins")),
     row("log-record", "one record of the log", Bytes(256 << 20), ("host/log/src/frame.rs", "MAX_BODY"), Otherwise("it is not written; the replica halts")),
@@ -205,7 +207,7 @@ pub const BUDGETS: &[Budget] = &[
     row("snapshot-file", "a snapshot taken from a peer", Bytes(16 << 30), ("host/node/src/disk/store.rs", "SNAPSHOT_BYTES_MAX"), Otherwise("it is refused, and the sender says so")),
     row("peers-pinned", "stores remembered of peers", Count(4096), ("host/log/src/pins.rs", "MAX_PEERS"), Otherwise("the peer is refused")),
     // Shards and machines.
-    row("shards", "shards of a node, which `[raft] shards` sets", Count(256), ("host/node/src/node_config.rs", "SHARDS_MAX"), refused("invalid-config", "use fewer")),
+    row("shards", "shards of a node, which `[raft] shards` sets", Count(256), ("host/node/src/node_config.rs", "SHARDS_MAX"), refused(Code::InvalidConfig, "use fewer")),
     row("shard-round", "requests, and appends, of one round of a shard", Count(4096), ("host/node/src/shards/mailbox.rs", "ROUND_MAX"), Otherwise("the next round takes the rest")),
     row("shard-appends", "appends that wait for a shard", Bytes(64 << 20), ("host/node/src/shards/mailbox.rs", "NORMAL_BYTES_MAX"), Otherwise("more are dropped and counted; Raft sends them again")),
     row("shard-urgent", "urgent messages that wait for a shard", Bytes(256 << 20), ("host/node/src/shards/mailbox.rs", "HIGH_BYTES_MAX"), Otherwise("more are dropped and counted")),
@@ -222,10 +224,10 @@ pub const BUDGETS: &[Budget] = &[
     row("reader-lag-bytes", "calls from before a barrier kept for a reader", Bytes(64 << 20), ("host/machine/src/wasm/run/journal.rs", "LAG_BYTES_MAX"), Otherwise("the reader begins anew from a snapshot")),
     row("reader-lag-fuel", "the same in fuel", Count(4_000_000_000), ("host/machine/src/wasm/run/journal.rs", "LAG_FUEL_MAX"), Otherwise("the reader begins anew from a snapshot")),
     row("guest", "a guest: fuel, memory, tables, reply, snapshot, log lines", Words("see `wit/README.md`"), ("host/types/src/profile.rs", "Profile"), Otherwise("an outcome, or a failed save")),
-    row("profile-ceilings", "what the profile of a group may ask for: one key for each setting", Words("`Profile::CEILING`"), ("host/types/src/profile.rs", "CEILING"), refused("above-ceiling", "ask for less, or raise the key")).key("limits.profile_command_fuel"),
-    row("machines-memory", "linear memory of all machines of a node, passed by as many as start at once", Words("three quarters of what the system has"), ("host/machine/src/wasm/engine/budget.rs", "machines_memory_bytes"), refused("out-of-budget", "delete groups, or raise the key")).key("limits.machines_memory_bytes"),
-    row("machines-addresses", "addresses of all machines of a node, likewise", Words("three quarters of what the system has"), ("host/machine/src/wasm/engine/budget.rs", "machines_address_bytes"), refused("out-of-budget", "delete groups, or raise the key")).key("limits.machines_address_bytes"),
-    row("machines-mappings", "mappings of all machines of a node, likewise", Words("three quarters of what the system has"), ("host/machine/src/wasm/engine/budget.rs", "machines_mappings"), refused("out-of-budget", "delete groups, or raise the key")).key("limits.machines_mappings"),
+    row("profile-ceilings", "what the profile of a group may ask for: one key for each setting", Words("`Profile::CEILING`"), ("host/types/src/profile.rs", "CEILING"), refused(Code::AboveCeiling, "ask for less, or raise the key")).key("limits.profile_command_fuel"),
+    row("machines-memory", "linear memory of all machines of a node, passed by as many as start at once", Words("three quarters of what the system has"), ("host/machine/src/wasm/engine/budget.rs", "machines_memory_bytes"), refused(Code::OutOfBudget, "delete groups, or raise the key")).key("limits.machines_memory_bytes"),
+    row("machines-addresses", "addresses of all machines of a node, likewise", Words("three quarters of what the system has"), ("host/machine/src/wasm/engine/budget.rs", "machines_address_bytes"), refused(Code::OutOfBudget, "delete groups, or raise the key")).key("limits.machines_address_bytes"),
+    row("machines-mappings", "mappings of all machines of a node, likewise", Words("three quarters of what the system has"), ("host/machine/src/wasm/engine/budget.rs", "machines_mappings"), refused(Code::OutOfBudget, "delete groups, or raise the key")).key("limits.machines_mappings"),
     row("guest-stack", "a guest's counted stack, of all modules of a component and the components in it together", Bytes(2 << 20), ("host/machine/src/wasm/code/depth/cost.rs", "STACK_LIMIT"), Otherwise("the outcome `unreachable`")),
     row("guest-native-stack", "a guest's native stack", Bytes(8 << 20), ("host/machine/src/wasm/engine/layout.rs", "MAX_WASM_STACK"), Otherwise("a guard page ends the call")),
     row("guest-replies", "replies of one entry", Bytes(64 << 20), ("host/machine/src/wasm/run/call.rs", "MAX_ENTRY_REPLY_BYTES"), Otherwise("the outcome is a fault")),
@@ -233,16 +235,16 @@ pub const BUDGETS: &[Budget] = &[
     row("guest-random", "random bytes in one call", Bytes(16 << 20), ("host/machine/src/wasm/world/random.rs", "MAX_RANDOM_BYTES"), Otherwise("the outcome is a fault")),
     // Components.
     row("component", "bytes of a component", Bytes(32 << 20), ("host/server/src/config.rs", "component_bytes"), TOO_LARGE).key("limits.component_bytes"),
-    row("component-functions", "functions of a component", Count(65_536), ("host/machine/src/wasm/code/inspect.rs", "MAX_FUNCTIONS"), refused("too-large", "build a smaller one")),
-    row("component-memories", "linear memories of a component that is uploaded, all its instances together", Count(16), ("host/server/src/config.rs", "component_memories"), refused("too-large", "build it of fewer modules, or raise the key")).key("limits.component_memories"),
-    row("component-targets", "targets of all `br_table`s of a component; of one function 65,536", Count(1 << 18), ("host/machine/src/wasm/code/complexity.rs", "MAX_TARGETS"), refused("compile-too-costly", "split what jumps so much")),
-    row("component-merges", "blocks of a function times its locals", Count(1 << 22), ("host/machine/src/wasm/code/complexity.rs", "MAX_MERGES"), refused("compile-too-costly", "split the function")),
-    row("compile-time", "one compilation, of which there is one at a time on a node, in a process of its own", Milliseconds(120_000), ("host/server/src/config.rs", "compile_timeout_ms"), refused("compile-late", "ask again later, or raise the key")).key("limits.compile_timeout_ms"),
-    row("compile-memory", "memory of that process beside its program: an eighth, and 64 times the component, up to the whole", Bytes(1 << 30), ("host/server/src/config.rs", "compile_memory_bytes"), refused("compile-too-costly", "make the largest function smaller, or raise the key")).key("limits.compile_memory_bytes"),
-    row("components-total", "bytes of all components of a cluster, and of those on a node", Bytes(4 << 30), ("host/server/src/cluster/groups.rs", "check_new_component"), refused("out-of-budget", "`skep component collect`, or raise the key")).key("limits.components_total_bytes"),
+    row("component-functions", "functions of a component", Count(65_536), ("host/machine/src/wasm/code/inspect.rs", "MAX_FUNCTIONS"), refused(Code::TooLarge, "build a smaller one")),
+    row("component-memories", "linear memories of a component that is uploaded, all its instances together", Count(16), ("host/server/src/config.rs", "component_memories"), refused(Code::TooLarge, "build it of fewer modules, or raise the key")).key("limits.component_memories"),
+    row("component-targets", "targets of all `br_table`s of a component; of one function 65,536", Count(1 << 18), ("host/machine/src/wasm/code/complexity.rs", "MAX_TARGETS"), refused(Code::CompileTooCostly, "split what jumps so much")),
+    row("component-merges", "blocks of a function times its locals", Count(1 << 22), ("host/machine/src/wasm/code/complexity.rs", "MAX_MERGES"), refused(Code::CompileTooCostly, "split the function")),
+    row("compile-time", "one compilation, of which there is one at a time on a node, in a process of its own", Milliseconds(120_000), ("host/server/src/config.rs", "compile_timeout_ms"), refused(Code::CompileLate, "ask again later, or raise the key")).key("limits.compile_timeout_ms"),
+    row("compile-memory", "memory of that process beside its program: an eighth, and 64 times the component, up to the whole", Bytes(1 << 30), ("host/server/src/config.rs", "compile_memory_bytes"), refused(Code::CompileTooCostly, "make the largest function smaller, or raise the key")).key("limits.compile_memory_bytes"),
+    row("components-total", "bytes of all components of a cluster, and of those on a node", Bytes(4 << 30), ("host/server/src/cluster/groups.rs", "check_new_component"), refused(Code::OutOfBudget, "`skep component collect`, or raise the key")).key("limits.components_total_bytes"),
     row("uploads", "uploads under way", Count(16), ("host/server/src/components.rs", "UPLOADS_MAX"), BUSY),
     row("upload-idle", "an upload without progress (10 s where others wait for its place)", Milliseconds(60_000), ("host/server/src/components.rs", "ABANDONED"), Otherwise("it is given up")),
-    row("upload-bytes", "bytes of uploads under way on a node", Bytes(256 << 20), ("host/server/src/components.rs", "uploads_bytes"), refused("out-of-budget", "wait until others have ended, or raise the key")).key("limits.uploads_bytes"),
+    row("upload-bytes", "bytes of uploads under way on a node", Bytes(256 << 20), ("host/server/src/components.rs", "uploads_bytes"), refused(Code::OutOfBudget, "wait until others have ended, or raise the key")).key("limits.uploads_bytes"),
     row("artefact", "a compiled artefact read back", Bytes(512 << 20), ("host/machine/src/wasm/code/cache.rs", "MAX_ARTEFACT_BYTES"), Otherwise("it is compiled anew")),
     row("dry-run-entries", "entries kept for a dry run, of a group on a node", Count(128), ("host/node/src/machines/worker/recent.rs", "ENTRIES_MAX"), Otherwise("the dry run applies those from the start")),
     row("dry-run-bytes", "their bytes", Bytes(256 << 10), ("host/node/src/machines/worker/recent.rs", "BYTES_MAX"), Otherwise("the dry run applies those from the start")),
@@ -265,22 +267,22 @@ pub const BUDGETS: &[Budget] = &[
     row("peer-silence", "time in which a node that owes answers says nothing", Milliseconds(1500), ("host/server/src/peers/link.rs", "SILENT_AFTER"), Otherwise("others are asked first")),
     row("peer-inquiry", "between two questions for the catalogue because of nodes that are not known", Milliseconds(1000), ("host/server/src/cluster/roster.rs", "INQUIRY_PAUSE"), Otherwise("the last answer holds")),
     // Connections.
-    row("descriptors", "files and sockets that a process must be allowed to have open, in a cluster of up to 16 nodes; 8 more for each further one", Count(512), ("host/server/src/descriptors.rs", "FLOOR"), refused("too-few-descriptors", "`ulimit -n 4096`, or LimitNOFILE= of the unit")),
+    row("descriptors", "files and sockets that a process must be allowed to have open, in a cluster of up to 16 nodes; 8 more for each further one", Count(512), ("host/server/src/descriptors.rs", "FLOOR"), refused(Code::TooFewDescriptors, "`ulimit -n 4096`, or LimitNOFILE= of the unit")),
     row("own-descriptors", "those that connections never get: for the log, snapshots and components", Words("192, or a quarter of all"), ("host/server/src/descriptors.rs", "OWN"), Otherwise("a node takes fewer connections than its configuration says, and logs it")),
-    row("http-connections", "HTTP connections of a node", Count(1024), ("host/server/src/config.rs", "connections"), refused("busy", "try again: who asks nothing makes room")).key("http.connections"),
-    row("http-per-address", "of them from one address of another machine (a /64 of IPv6 is one)", Count(128), ("host/server/src/config.rs", "per_address"), refused("busy", "use the connections that are open")).key("http.per_address"),
+    row("http-connections", "HTTP connections of a node", Count(1024), ("host/server/src/config.rs", "connections"), refused(Code::Busy, "try again: who asks nothing makes room")).key("http.connections"),
+    row("http-per-address", "of them from one address of another machine (a /64 of IPv6 is one)", Count(128), ("host/server/src/config.rs", "per_address"), refused(Code::Busy, "use the connections that are open")).key("http.per_address"),
     row("http-head", "bytes of the head of a request", Bytes(64 << 10), ("host/server/src/api/server.rs", "HEAD_BYTES"), Otherwise("431, and the connection ends")),
     row("http-head-time", "the head of a request", Milliseconds(10_000), ("host/server/src/config.rs", "header_ms"), Otherwise("the connection ends")).key("http.header_ms"),
-    row("http-body-time", "the body of a request", Milliseconds(60_000), ("host/server/src/config.rs", "body_ms"), refused("body-late", "send it faster, or raise the key")).key("http.body_ms"),
+    row("http-body-time", "the body of a request", Milliseconds(60_000), ("host/server/src/config.rs", "body_ms"), refused(Code::BodyLate, "send it faster, or raise the key")).key("http.body_ms"),
     row("http-idle", "an HTTP connection without a request", Milliseconds(120_000), ("host/server/src/config.rs", "idle_ms"), Otherwise("the connection ends")).key("http.idle_ms"),
     row("http-bodies", "bodies of a node's requests that are read, or whose requests are not answered yet, if they are longer than 64 KiB", Bytes(256 << 20), ("host/server/src/api/doors.rs", "BODIES_BYTES"), BUSY),
     row("http-components", "components that a node sends", Bytes(128 << 20), ("host/server/src/api/doors.rs", "COMPONENTS_BYTES"), BUSY),
-    row("client-per-address", "connections of the client protocol from one address of another machine (a /64 of IPv6 is one)", Count(256), ("host/server/src/config.rs", "client_per_address"), refused("busy", "use the connections that are open")).key("limits.client_per_address"),
+    row("client-per-address", "connections of the client protocol from one address of another machine (a /64 of IPv6 is one)", Count(256), ("host/server/src/config.rs", "client_per_address"), refused(Code::Busy, "use the connections that are open")).key("limits.client_per_address"),
     row("client-idle", "a client connection without a request in flight", Milliseconds(600_000), ("host/server/src/config.rs", "client_idle_ms"), Otherwise("the connection ends, and is dialled again")).key("limits.client_idle_ms"),
     row("client-frame-time", "a frame of a client, once it has begun", Milliseconds(30_000), ("host/server/src/config.rs", "frame_ms"), Otherwise("the connection ends")).key("limits.frame_ms"),
     row("client-half-frames", "frames of clients that have not come whole, of a node", Bytes(256 << 20), ("host/server/src/api/doors.rs", "CLIENT_FRAMES_BYTES"), Otherwise("the connection that wants more ends")),
     // Clients.
-    row("client-connections", "connections of the client protocol", Count(1024), ("host/server/src/config.rs", "client_connections"), refused("busy", "ask another node")).key("limits.client_connections"),
+    row("client-connections", "connections of the client protocol", Count(1024), ("host/server/src/config.rs", "client_connections"), refused(Code::Busy, "ask another node")).key("limits.client_connections"),
     row("client-requests", "requests in flight on one client connection", Count(1024), ("host/server/src/config.rs", "requests_per_connection"), Otherwise("nothing more is read until some are answered")).key("limits.requests_per_connection"),
     row("client-bytes", "their bytes", Bytes(32 << 20), ("host/server/src/api/client_port.rs", "IN_FLIGHT_BYTES"), Otherwise("nothing more is read until some are answered")),
     row("client-frame", "a frame of a client", Bytes(16 << 20), ("host/wire/src/lib.rs", "MAX_CLIENT_FRAME"), Otherwise("the connection ends; a larger answer becomes `too-large`")),
@@ -289,7 +291,7 @@ pub const BUDGETS: &[Budget] = &[
     row("crate-in-flight", "requests in flight of one `skep-client` (at most 16,384)", Bytes(256 << 20), ("host/client/src/client.rs", "MAX_IN_FLIGHT"), Otherwise("more wait in the client")),
     row("crate-session", "requests in flight of one of its sessions", Count(1024), ("host/client/src/session.rs", "WINDOW"), Otherwise("more wait in the client")),
     // The disk.
-    row("disk-reserve", "bytes of the disk that uploads, new groups, their snapshots and kept machine code leave free; commands of clients leave a quarter", Bytes(256 << 20), ("host/node/src/disk/room.rs", "reserve"), refused("out-of-budget", "delete groups or components, or make room")).key("limits.disk_reserve_bytes"),
+    row("disk-reserve", "bytes of the disk that uploads, new groups, their snapshots and kept machine code leave free; commands of clients leave a quarter", Bytes(256 << 20), ("host/node/src/disk/room.rs", "reserve"), refused(Code::OutOfBudget, "delete groups or components, or make room")).key("limits.disk_reserve_bytes"),
     row("disk-file", "a file that a node gives up when it starts on a full disk", Bytes(32 << 20), ("host/node/src/disk/room.rs", "FILE_BYTES"), Otherwise("it starts, and can be told to delete")),
     // The process.
     row("log-lines", "log lines that wait to be written", Bytes(4 << 20), ("host/server/src/log_lines.rs", "QUEUE_BYTES"), Otherwise("more are dropped and counted")),

@@ -412,7 +412,7 @@ impl Host {
             Outcome::Reply(reply) => serde_json::from_slice(&reply)
                 .map_err(|error| HostError::Internal(error.to_string()))?,
             Outcome::Refused { code, message } => {
-                return Err(HostError::Refused(Refusal::from_code(code, message)));
+                return Err(HostError::Refused(Refusal::from_number(code, message)));
             }
             Outcome::Rejected { code, message } => {
                 return Err(HostError::Internal(format!(
@@ -445,7 +445,71 @@ pub(crate) fn the_first(reasons: impl ExactSizeIterator<Item = String>) -> Vec<S
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use skep_core::id::{ComponentId, LogIndex};
+
     use super::*;
+    use crate::catalog::command::NewGroup;
+    use crate::catalog::{ComponentRecord, NodeRecord};
+
+    /// A catalogue with so many groups, all of them on another node.
+    fn catalog_of(groups: usize) -> Catalog {
+        let (other, component) = (NodeId(2), ComponentId::of(b"machine"));
+        let node = NodeRecord {
+            id: other,
+            name: "other".to_owned(),
+            peer: String::new(),
+            client: String::new(),
+            http: String::new(),
+            store: StoreId([2; 16]).to_string(),
+        };
+        let uploaded = ComponentRecord {
+            id: component,
+            size: 7,
+            name: "machine".to_owned(),
+            uploaded: 0,
+        };
+        let group = |number| NewGroup {
+            id: None,
+            name: format!("group-{number}"),
+            component,
+            members: [other].into(),
+            init: Vec::new(),
+            profile: Default::default(),
+            quota: Default::default(),
+        };
+        let mut catalog = Catalog::default();
+        let first = [Command::PutNode(node), Command::PutComponent(uploaded)];
+        let all = (0..groups).map(|number| Command::CreateGroup(group(number)));
+        for (command, index) in first.into_iter().chain(all).zip(1..) {
+            catalog.apply(LogIndex(index), command).expect("taken");
+        }
+        catalog
+    }
+
+    /// M9: a list of groups was as long as there were groups.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_list_of_groups_has_a_bound_whatever_is_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = include_str!("../../skep.example.toml");
+        let mut config = Config::parse(text, Path::new("skep.toml"), []).unwrap();
+        config.node.data_dir = dir.path().join("data");
+        config.listen.peer = Some("127.0.0.1:0".to_owned());
+        let host = Host::start(config).await.unwrap();
+        let catalog = catalog_of(LIST_MAX + 7);
+        let listed = async |after, limit| {
+            let page = Page { after, limit };
+            host.group_infos(&catalog, page).await.len()
+        };
+        for limit in [None, Some(LIST_MAX), Some(usize::MAX)] {
+            assert_eq!(listed(None, limit).await, LIST_MAX, "{limit:?}");
+        }
+        let first = GroupId(LIST_MAX as u64);
+        assert_eq!(listed(Some(first), None).await, 7);
+        assert_eq!(listed(None, Some(3)).await, 3);
+        host.stop().await;
+    }
 
     #[test]
     fn a_node_names_so_many_reasons_and_counts_the_rest() {

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use skep::disk::room::{DiskRoom, NoRoom};
 use skep_core::id::ComponentId;
 use skep_types::admin::Upload;
+use skep_types::code::Code;
 use skep_vfs::{DiskVfs, Draft, FileError, Vfs, replace};
 
 const SUFFIX: &str = "wasm";
@@ -84,6 +85,19 @@ pub enum StoreError {
         /// What the bytes are.
         actual: ComponentId,
     },
+}
+
+impl StoreError {
+    /// The stable code, for programs and for documentation.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Disk { .. } => Code::Storage,
+            Self::OutOfOrder { .. } => Code::InvalidRequest,
+            Self::TooManyUploads => Code::Busy,
+            Self::NoRoom(_) => Code::OutOfBudget,
+            Self::Digest { .. } => Code::DigestMismatch,
+        }
+    }
 }
 
 impl From<FileError> for StoreError {

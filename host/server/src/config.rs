@@ -16,6 +16,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use skep_core::id::NodeId;
 use skep_machine::wasm::{Allowance, Holdings, Profile};
+use skep_types::code::Code;
 use tracing_subscriber::EnvFilter;
 
 use skep::node_config::SHARDS_MAX;
@@ -382,9 +383,9 @@ impl ConfigError {
         invalid(key, message.into())
     }
 
-    /// Stable name of every configuration error.
-    pub fn code(&self) -> &'static str {
-        "invalid-config"
+    /// The stable code of every configuration error.
+    pub fn code(&self) -> Code {
+        Code::InvalidConfig
     }
 }
 

@@ -5,14 +5,13 @@ use std::net::SocketAddr;
 use skep::disk::room::NoRoom;
 use skep::transport::TransportError;
 use skep_core::id::{ComponentId, GroupId, NodeId};
-use skep_machine::wasm::{CompileError, ComponentError, OutOfBudget};
-use skep_machine::{LocalCode, MachineError};
+use skep_machine::MachineError;
+use skep_machine::wasm::{ComponentError, OutOfBudget};
+use skep_types::code::Code;
 
 use crate::catalog::command::Refusal;
 use crate::components::StoreError;
 use crate::config::ConfigError;
-
-const OUT_OF_BUDGET: &str = "out-of-budget";
 
 /// Why a request to a [`Host`](crate::cluster::Host) failed. [`code`](Self::code) is stable.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +32,9 @@ pub enum HostError {
     /// The request makes no sense.
     #[error("{0}")]
     Invalid(String),
+    /// The connection of a client was lost.
+    #[error("the connection was lost: {0}")]
+    Lost(#[source] std::io::Error),
     /// What only nodes ask of each other.
     #[error(
         "`{0}` is between nodes; clients ask for the whole, as with `group.upgrade`, and the node that is asked does the rest"
@@ -140,6 +142,12 @@ pub enum HostError {
         /// The time allowed.
         milliseconds: u64,
     },
+    /// There was no answer to what changes nothing.
+    #[error("no answer within {milliseconds} ms; nothing was changed, try again")]
+    Unanswered {
+        /// The time allowed.
+        milliseconds: u64,
+    },
     /// An address cannot be listened on.
     #[error(
         "cannot listen on {address} for {what}; stop what uses the port, or change it in [cluster.nodes] or [listen]"
@@ -159,7 +167,7 @@ pub enum HostError {
         /// The node.
         node: NodeId,
         /// Its stable code.
-        code: String,
+        code: Code,
         /// Its words.
         message: String,
         /// Whether the command may have been applied.
@@ -173,49 +181,36 @@ pub enum HostError {
 }
 
 impl HostError {
-    /// A stable short name, for programs and for documentation.
-    pub fn code(&self) -> &str {
+    /// The stable code, for programs and for documentation.
+    pub fn code(&self) -> Code {
         match self {
             Self::Node(error) => error.code(),
             Self::Transport(error) => error.code(),
             Self::Config(error) => error.code(),
-            Self::Refused(refusal) => match refusal {
-                Refusal::Invalid(_) => "invalid-request",
-                Refusal::NotFound(_) => "not-found",
-                Refusal::Exists(_) => "group-exists",
-                Refusal::Full(_) => "catalogue-full",
-            },
-            Self::Invalid(_) => "invalid-request",
-            Self::BetweenNodes(_) => "forbidden",
-            Self::TooLarge { .. } => "too-large",
-            Self::TooFewDescriptors { .. } => "too-few-descriptors",
-            Self::AboveCeiling { .. } => "above-ceiling",
-            Self::OutOfBudget(_) | Self::NoRoom(_) | Self::Store(StoreError::NoRoom(_)) => {
-                OUT_OF_BUDGET
-            }
-            Self::UnknownGroup(_) => "no-such-group",
-            Self::Starting { .. } => "group-starting",
-            Self::Elsewhere { .. } => "group-elsewhere",
-            Self::UnknownComponent(_) => "no-such-component",
-            Self::NotUpgraded(_) => "not-upgraded",
-            Self::NotAborted(_) => "not-aborted",
-            Self::NotRehearsed(_) => "not-rehearsed",
-            Self::CompileLate { .. } => "compile-late",
-            Self::Component(error) => component_code(error),
-            Self::Machine(MachineError::Guest { .. }) => "guest-fault",
-            Self::Machine(MachineError::Local {
-                code: LocalCode::OutOfBudget,
-                ..
-            }) => OUT_OF_BUDGET,
-            Self::Machine(MachineError::Local { .. }) => "machine-failed",
-            Self::Store(StoreError::Digest { .. }) => "digest-mismatch",
-            Self::Store(StoreError::OutOfOrder { .. }) => "invalid-request",
-            Self::Store(StoreError::TooManyUploads) => "busy",
-            Self::Store(StoreError::Disk { .. }) => "storage",
-            Self::TimedOut { .. } => "outcome-unknown",
-            Self::Listen { .. } => "cannot-listen",
-            Self::Remote { code, .. } => code,
-            Self::Internal(_) => "internal",
+            Self::Refused(refusal) => refusal.code(),
+            Self::Invalid(_) => Code::InvalidRequest,
+            Self::Lost(_) => Code::ConnectionFailed,
+            Self::BetweenNodes(_) => Code::Forbidden,
+            Self::TooLarge { .. } => Code::TooLarge,
+            Self::TooFewDescriptors { .. } => Code::TooFewDescriptors,
+            Self::AboveCeiling { .. } => Code::AboveCeiling,
+            Self::OutOfBudget(_) | Self::NoRoom(_) => Code::OutOfBudget,
+            Self::UnknownGroup(_) => Code::NoSuchGroup,
+            Self::Starting { .. } => Code::GroupStarting,
+            Self::Elsewhere { .. } => Code::GroupElsewhere,
+            Self::UnknownComponent(_) => Code::NoSuchComponent,
+            Self::NotUpgraded(_) => Code::NotUpgraded,
+            Self::NotAborted(_) => Code::NotAborted,
+            Self::NotRehearsed(_) => Code::NotRehearsed,
+            Self::CompileLate { .. } => Code::CompileLate,
+            Self::Component(error) => error.code(),
+            Self::Machine(error) => error.code(),
+            Self::Store(error) => error.code(),
+            Self::TimedOut { .. } => Code::OutcomeUnknown,
+            Self::Unanswered { .. } => Code::TimedOut,
+            Self::Listen { .. } => Code::CannotListen,
+            Self::Remote { code, .. } => *code,
+            Self::Internal(_) => Code::Internal,
         }
     }
 
@@ -223,26 +218,16 @@ impl HostError {
     pub fn is_unknown(&self) -> bool {
         match self {
             Self::Node(error) => error.is_unknown(),
-            Self::TimedOut { .. } => true,
             Self::Remote { unknown, .. } => *unknown,
-            _ => false,
+            error => error.code().is_unknown(),
         }
     }
 
     /// Whether the same request may succeed if it is sent again.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Node(error) => error.is_retryable(),
-            Self::Starting { .. }
-            | Self::Elsewhere { .. }
-            | Self::TimedOut { .. }
-            | Self::CompileLate { .. }
-            | Self::Component(
-                ComponentError::Code(_)
-                | ComponentError::NotCompiled(CompileError::Late { .. } | CompileError::Local(_)),
-            ) => true,
             Self::Remote { retryable, .. } => *retryable,
-            _ => false,
+            error => error.code().is_retryable(),
         }
     }
 
@@ -272,36 +257,6 @@ impl HostError {
     }
 }
 
-fn component_code(error: &ComponentError) -> &'static str {
-    match error {
-        ComponentError::Engine(_) => "engine-unusable",
-        ComponentError::NotWasm => "not-wasm",
-        ComponentError::CoreModule => "core-module",
-        ComponentError::Truncated { .. } => "component-truncated",
-        ComponentError::TooLarge { .. }
-        | ComponentError::TooManyFunctions { .. }
-        | ComponentError::TooManyItems { .. }
-        | ComponentError::TooManyMemories { .. }
-        | ComponentError::TooDeep { .. } => "too-large",
-        ComponentError::ForeignImport { .. } => "foreign-import",
-        ComponentError::MissingExport { .. } => "missing-export",
-        ComponentError::Cache { .. } => "storage",
-        ComponentError::Local {
-            code: LocalCode::OutOfBudget,
-            ..
-        } => OUT_OF_BUDGET,
-        ComponentError::Local { .. } => "machine-failed",
-        ComponentError::TooIntricate { .. }
-        | ComponentError::NotCompiled(CompileError::Memory { .. }) => "compile-too-costly",
-        ComponentError::NotCompiled(CompileError::Late { .. }) => "compile-late",
-        ComponentError::NotCompiled(CompileError::Crashed(_)) => "compiler-failed",
-        ComponentError::NotCompiled(CompileError::Local(_)) | ComponentError::Code(_) => {
-            "compiler-unavailable"
-        }
-        _ => "invalid-component",
-    }
-}
-
 /// Resolves and binds an address; the port may be 0, so the one taken is returned.
 pub async fn listen(
     what: &'static str,
@@ -318,6 +273,8 @@ pub async fn listen(
 
 #[cfg(test)]
 mod tests {
+    use skep_machine::wasm::CompileError;
+
     use super::*;
 
     #[test]

@@ -242,10 +242,10 @@ impl Peers {
         match answer.body {
             Some(response::Body::Error(error)) => Err(HostError::Remote {
                 node: node.id,
-                code: error.code,
-                message: error.message,
+                code: error.code(),
                 unknown: error.unknown,
                 retryable: error.retryable,
+                message: error.words(),
             }),
             Some(body) => Ok(body),
             None => Err(other(node)),

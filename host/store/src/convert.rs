@@ -218,7 +218,7 @@ mod tests {
             ..Entry::default()
         };
         assert_eq!(
-            entry_to_raft(key, strange).map_err(|error| error.code()),
+            entry_to_raft(key, strange).map_err(|error| error.code().name()),
             Err("log-invalid-record")
         );
     }

@@ -6,12 +6,14 @@
 //!   run something else.
 //! * [`status`], [`node_status`], [`trouble`]: what a replica and a node say of themselves.
 //! * [`admin`], [`record`]: requests of administration and their answers.
+//! * [`code`]: every way to say no, and what follows from it.
 //!
 //! Nothing here computes, and nothing knows Raft, a runtime or a sandbox, so a program that only talks to nodes compiles
 //! none of these.
 
 pub mod activation;
 pub mod admin;
+pub mod code;
 pub mod deployment;
 pub mod hex;
 pub mod id;

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use crate::code::Code;
 use crate::deployment::Deployment;
 use crate::id::{LogIndex, NodeId, RequestId, SessionId, Term};
 use crate::outcome::Outcome;
@@ -264,45 +265,36 @@ impl ChangeRefusal {
 }
 
 impl ProposalError {
-    /// Stable name, as in logs and answers.
-    pub fn code(&self) -> &'static str {
+    /// The stable code, as in logs and answers.
+    pub fn code(&self) -> Code {
         match self {
-            Self::NoLeader => "no-leader",
-            Self::NotLeader { .. } => "not-leader",
-            Self::Busy => "busy",
-            Self::TooLarge { .. } => "too-large",
-            Self::Superseded => "superseded",
-            Self::SessionExpired => "session-expired",
-            Self::TooManySessions => "too-many-sessions",
-            Self::AnswerExpired => "answer-expired",
-            Self::SequenceClosed => "sequence-closed",
-            Self::ChangeInProgress => "change-in-progress",
-            Self::ChangeRefused(_) => "change-refused",
-            Self::Paused => "group-paused",
-            Self::OutOfMemory => "out-of-memory",
-            Self::NotNeeded => "not-needed",
-            Self::Faulted => "group-faulted",
-            Self::Stopped => "stopped",
-            Self::Unknown => "outcome-unknown",
+            Self::NoLeader => Code::NoLeader,
+            Self::NotLeader { .. } => Code::NotLeader,
+            Self::Busy => Code::Busy,
+            Self::TooLarge { .. } => Code::TooLarge,
+            Self::Superseded => Code::Superseded,
+            Self::SessionExpired => Code::SessionExpired,
+            Self::TooManySessions => Code::TooManySessions,
+            Self::AnswerExpired => Code::AnswerExpired,
+            Self::SequenceClosed => Code::SequenceClosed,
+            Self::ChangeInProgress => Code::ChangeInProgress,
+            Self::ChangeRefused(_) => Code::ChangeRefused,
+            Self::Paused => Code::GroupPaused,
+            Self::OutOfMemory => Code::OutOfMemory,
+            Self::NotNeeded => Code::NotNeeded,
+            Self::Faulted => Code::GroupFaulted,
+            Self::Stopped => Code::Stopped,
+            Self::Unknown => Code::OutcomeUnknown,
         }
     }
 
     /// Whether this attempt may have been applied, or may yet be.
     pub fn is_unknown(&self) -> bool {
-        matches!(self, Self::Unknown)
+        self.code().is_unknown()
     }
 
     /// Whether the same request may succeed if it is sent again (under the same request id).
     pub fn is_retryable(&self) -> bool {
-        matches!(
-            self,
-            Self::NoLeader
-                | Self::NotLeader { .. }
-                | Self::Busy
-                | Self::TooManySessions
-                | Self::Superseded
-                | Self::Unknown
-                | Self::ChangeInProgress
-        )
+        self.code().is_retryable()
     }
 }

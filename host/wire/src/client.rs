@@ -1,6 +1,7 @@
 //! What clients and nodes say to each other, as the words of `skep-types`.
 
 use bytes::Bytes;
+use skep_types::code::Code;
 use skep_types::id::{ComponentId, LogIndex, RequestId, SessionId, Term};
 use skep_types::outcome::Outcome;
 use skep_types::proposal::{Command, ProposalError, Response};
@@ -104,30 +105,48 @@ impl proto::ComponentRead {
     }
 }
 
+impl proto::Error {
+    /// A refusal: nothing was done, and trying again is of no use unless the caller adds that it is.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self {
+            code: code.name().to_owned(),
+            message: message.into(),
+            ..Self::default()
+        }
+    }
+
+    /// The code; one of a release that knows more of them is [`Code::Unlisted`].
+    pub fn code(&self) -> Code {
+        Code::said(&self.code)
+    }
+
+    /// The words, with the name of a code that is not listed here.
+    pub fn words(self) -> String {
+        match self.code() {
+            Code::Unlisted if !self.code.is_empty() => format!("{} [{}]", self.message, self.code),
+            _ => self.message,
+        }
+    }
+}
+
 impl From<&ProposalError> for proto::Error {
     /// The leader's address is for the caller to add, who has the address book.
     fn from(error: &ProposalError) -> Self {
         Self {
-            code: error.code().to_owned(),
-            message: error.to_string(),
             unknown: error.is_unknown(),
             retryable: error.is_retryable(),
             leader: match error {
                 ProposalError::NotLeader { leader } => leader.map_or(0, |node| node.0),
                 _ => 0,
             },
-            leader_address: String::new(),
+            ..Self::new(error.code(), error.to_string())
         }
     }
 }
 
 impl From<&WireError> for proto::Error {
     fn from(error: &WireError) -> Self {
-        Self {
-            code: error.code().to_owned(),
-            message: error.to_string(),
-            ..Self::default()
-        }
+        Self::new(error.code(), error.to_string())
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use skep_types::code::Code;
+
 /// Why a frame could not be written or read, or a message not be understood. After an error of a stream's decoder the
 /// stream has lost its place: close the connection.
 #[derive(Debug, thiserror::Error)]
@@ -107,23 +109,23 @@ pub enum WireError {
 }
 
 impl WireError {
-    /// Stable name, as in logs and metrics.
-    pub fn code(&self) -> &'static str {
+    /// The stable code, as in logs and metrics.
+    pub fn code(&self) -> Code {
         match self {
-            Self::EmptyMessage => "empty-message",
-            Self::NotEnoughData { .. } => "not-enough-data",
-            Self::FrameTooLarge { .. } => "frame-too-large",
-            Self::Corrupt { .. } => "frame-corrupt",
-            Self::BadMagic { .. } => "not-a-frame",
-            Self::UnsupportedVersion { .. } => "frame-version",
-            Self::Malformed(_) => "malformed-message",
-            Self::Missing { .. } => "message-incomplete",
-            Self::UnknownValue { .. } => "unknown-value",
-            Self::Zero { .. } => "zero-id",
-            Self::BadLength { .. } => "bad-length",
-            Self::Misplaced { .. } => "misplaced-message",
-            Self::EntriesNotContiguous { .. } => "entries-not-contiguous",
-            Self::Io(_) => "connection-failed",
+            Self::EmptyMessage => Code::EmptyMessage,
+            Self::NotEnoughData { .. } => Code::NotEnoughData,
+            Self::FrameTooLarge { .. } => Code::FrameTooLarge,
+            Self::Corrupt { .. } => Code::FrameCorrupt,
+            Self::BadMagic { .. } => Code::NotAFrame,
+            Self::UnsupportedVersion { .. } => Code::FrameVersion,
+            Self::Malformed(_) => Code::MalformedMessage,
+            Self::Missing { .. } => Code::MessageIncomplete,
+            Self::UnknownValue { .. } => Code::UnknownValue,
+            Self::Zero { .. } => Code::ZeroId,
+            Self::BadLength { .. } => Code::BadLength,
+            Self::Misplaced { .. } => Code::MisplacedMessage,
+            Self::EntriesNotContiguous { .. } => Code::EntriesNotContiguous,
+            Self::Io(_) => Code::ConnectionFailed,
         }
     }
 }

@@ -381,6 +381,42 @@ fn busy_machines(process: u32) -> usize {
         .count()
 }
 
+/// A machine that takes its time is not a group without a leader.
+#[tokio::test]
+async fn a_query_without_an_answer_in_time_says_so() {
+    let cluster = Cluster::start(&Settings {
+        nodes: 1,
+        ..Settings::default()
+    })
+    .await;
+    let component = cluster.upload(1, &guests::component("query_loops")).await;
+    let group = json!({
+        "name": "slow",
+        "component": component.to_string(),
+        "profile": {"query-fuel": 100_000_000_000_u64},
+    });
+    let created = create(&cluster, &group).await;
+    assert_eq!(created.status, 201, "{}", created.text());
+    let path = "/v1/groups/slow/query";
+    let asked = cluster
+        .http_with(1, "POST", path, &[("skep-timeout-ms", "1000")], "x")
+        .await;
+    assert_eq!(
+        (asked.status, asked.code().as_str()),
+        (503, "timed-out"),
+        "{}",
+        asked.text()
+    );
+    let problem = asked.json();
+    assert_eq!(
+        (&problem["outcome_unknown"], &problem["retryable"]),
+        (&json!(false), &json!(true))
+    );
+    let removed = cluster.http(1, "DELETE", "/v1/groups/slow", "").await;
+    assert_eq!(removed.status, 200, "{}", removed.text());
+    cluster.assert_no_panic();
+}
+
 /// A command, or a query, could loop on for as long as its fuel lasted, minutes at the ceiling, after its group was deleted.
 // P-41
 #[cfg(target_os = "linux")]

@@ -31,7 +31,7 @@ const PROBLEM_BYTES: usize = 4 << 10;
 const GROUPS: usize = 4;
 
 /// Every code that a request at a port may be answered with, whatever its bytes.
-const CODES: [&str; 35] = [
+const CODES: [&str; 36] = [
     "invalid-request",
     "invalid-config",
     "no-such-group",
@@ -60,6 +60,7 @@ const CODES: [&str; 35] = [
     "rejected",
     "guest-fault",
     "no-leader",
+    "timed-out",
     "outcome-unknown",
     "wrong-host",
     "cross-origin",

@@ -61,7 +61,11 @@ fn check(vfs: &SimVfs) {
     let (log, recovered) = match open(vfs) {
         Ok(opened) => opened,
         Err(error) => {
-            assert!(CODES.contains(&error.code()), "{}: {error}", error.code());
+            assert!(
+                CODES.contains(&error.code().name()),
+                "{}: {error}",
+                error.code().name()
+            );
             assert_eq!(contents(vfs), before, "files were changed and then refused");
             return;
         }

@@ -95,7 +95,11 @@ pub fn run(data: &[u8]) {
 }
 
 fn known(error: &LogError) {
-    assert!(CODES.contains(&error.code()), "{}: {error}", error.code());
+    assert!(
+        CODES.contains(&error.code().name()),
+        "{}: {error}",
+        error.code().name()
+    );
 }
 
 fn whole(file: &SnapshotFile, content: &Bytes) {

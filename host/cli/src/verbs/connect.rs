@@ -12,9 +12,10 @@ use skep_client::{Client, ClientConfig, ClientError, Consistency};
 use skep_core::printable::printable;
 use skep_types::admin::Upload;
 use skep_types::admin::{GroupInfo, OfGroup, Written, method};
+use skep_types::code::Code;
 
 use super::Remote;
-use super::failure::{Exit, Failure, exit};
+use super::failure::{Failure, exit};
 
 /// Bytes of a component that are sent at once.
 const PIECE_BYTES: usize = 1 << 20;
@@ -139,12 +140,8 @@ impl Connection {
 /// What a client's error is to the person who typed the command.
 pub fn failure(error: ClientError) -> Failure {
     let exit = match error.code() {
-        "stopped" | "not-ready" | "group-faulted" | "query-failed" | "machine-failed" => {
-            Exit::Unavailable
-        }
-        // It was applied, so not "nothing changed".
-        "answer-expired" => Exit::Unknown,
-        _ => exit(error.is_unknown(), error.is_retryable()),
+        Code::Unlisted => exit(error.is_unknown(), error.is_retryable()),
+        code => code.exit(),
     };
     // What a node says may be what a machine said.
     Failure::new(error.code(), printable(&error.to_string()), exit)

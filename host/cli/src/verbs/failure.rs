@@ -6,32 +6,34 @@ use std::process::ExitCode;
 use skep_core::outcome::Outcome;
 use skep_core::printable::{printable, printable_lines};
 use skep_server::error::HostError;
+use skep_types::code::Code;
+pub use skep_types::code::Exit;
 
 /// A failure with a stable code, as a node or the machine told it.
 #[derive(Debug)]
 pub struct Failure {
-    code: String,
+    code: Code,
+    /// What the machine says beside the code.
+    more: String,
     message: String,
     exit: Exit,
 }
 
-/// How a program sees the end of this one. Documented in `skep --help`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-pub enum Exit {
-    Failed = 1,
-    Unavailable = 3,
-    Unknown = 4,
-    Rejected = 5,
-}
-
 impl Failure {
     /// A failure of a stable code.
-    pub fn new(code: impl Into<String>, message: impl Into<String>, exit: Exit) -> Self {
+    pub fn new(code: Code, message: impl Into<String>, exit: Exit) -> Self {
         Self {
-            code: code.into(),
+            code,
+            more: String::new(),
             message: message.into(),
             exit,
+        }
+    }
+
+    fn of(code: Code, more: impl fmt::Display, message: impl Into<String>) -> Self {
+        Self {
+            more: format!(" {more}"),
+            ..Self::new(code, message, code.exit())
         }
     }
 
@@ -39,16 +41,10 @@ impl Failure {
     pub fn of_outcome(outcome: Outcome) -> Result<bytes::Bytes, Self> {
         match outcome {
             Outcome::Reply(reply) => Ok(reply),
-            Outcome::Rejected { code, message } => Err(Self::new(
-                format!("rejected {code}"),
-                printable(&message),
-                Exit::Rejected,
-            )),
-            Outcome::Refused { code, message } => Err(Self::new(
-                format!("refused {code}"),
-                message,
-                Exit::Rejected,
-            )),
+            Outcome::Rejected { code, message } => {
+                Err(Self::of(Code::Rejected, code, printable(&message)))
+            }
+            Outcome::Refused { code, message } => Err(Self::of(Code::RefusedByHost, code, message)),
             Outcome::Fault(fault) => {
                 let next = fault
                     .profile_key()
@@ -57,11 +53,7 @@ impl Failure {
                     "the machine failed on this request; its state is as if it had never been made{}",
                     next.unwrap_or_default()
                 );
-                Err(Self::new(
-                    format!("guest-fault {fault}"),
-                    message,
-                    Exit::Rejected,
-                ))
+                Err(Self::of(Code::GuestFault, fault, message))
             }
         }
     }
@@ -85,7 +77,7 @@ pub fn exit(unknown: bool, retryable: bool) -> Exit {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} [{}]", self.message, self.code)
+        write!(f, "{} [{}{}]", self.message, self.code, self.more)
     }
 }
 

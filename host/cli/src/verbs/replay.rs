@@ -125,7 +125,12 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         | None => Ok(()),
         Some(_) => {
             let message = "the two components differ";
-            Err(Failure::new("components-differ", message, Exit::Failed).into())
+            Err(Failure::new(
+                skep_types::code::Code::ComponentsDiffer,
+                message,
+                Exit::Failed,
+            )
+            .into())
         }
     }
 }

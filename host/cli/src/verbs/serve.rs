@@ -10,6 +10,7 @@ use skep_server::components::compiler;
 use skep_server::config::{Config, ConfigError};
 use skep_server::descriptors;
 use skep_server::error::{HostError, listen};
+use skep_types::code::Code;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -92,7 +93,7 @@ pub async fn run(arguments: Arguments, telemetry: &Telemetry) -> anyhow::Result<
             _ = hangup.recv() => reload(&arguments, &mut running, descriptors, &host, telemetry),
             _ = interrupt.recv() => break Ok(()),
             _ = terminate.recv() => break Ok(()),
-            reason = &mut fatal => break Err(Failure::new("node-failed", reason, Exit::Failed).into()),
+            reason = &mut fatal => break Err(Failure::new(Code::NodeFailed, reason, Exit::Failed).into()),
         }
     };
     tracing::info!("node stops");

@@ -10,6 +10,7 @@ use skep_machine::Descriptor;
 use skep_machine::wasm::{APPLY_THREAD_STACK_BYTES, Component, Engine, Inspection, Profile};
 use skep_rehearsal::{CheckResult, History, Report, Severity, Verdict, generate, rehearse};
 use skep_server::error::HostError;
+use skep_types::code::Code;
 
 use super::failure::{Exit, Failure};
 use super::{Form, output};
@@ -63,7 +64,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Verdict::Warnings if strict => "there are warnings, and --strict was given",
         Verdict::Pass | Verdict::Warnings => return Ok(()),
     };
-    Err(Failure::new("rehearsal-failed", message, Exit::Failed).into())
+    Err(Failure::new(Code::RehearsalFailed, message, Exit::Failed).into())
 }
 
 fn test(arguments: &Arguments) -> anyhow::Result<Printed> {

@@ -13,11 +13,13 @@ use crate::cluster::{Cluster, anonymous};
 
 const ENTROPY: Bytes = Bytes::from_static(&[7; 16]);
 
+/// Field 99, a number: 1.
+const ANOTHER_FIELD: [u8; 3] = [0x98, 0x06, 0x01];
+
 /// Any message with one more field, as a newer release would write it.
 fn with_another_field(message: &impl Message) -> Bytes {
     let mut bytes = message.encode_to_vec();
-    // Field 99, a number: 1.
-    bytes.extend([0x98, 0x06, 0x01]);
+    bytes.extend(ANOTHER_FIELD);
     bytes.into()
 }
 
@@ -205,6 +207,34 @@ fn what_a_newer_release_wrote_stops_the_replica_with_a_sentence() {
             cluster.crash(1);
         }
     }
+}
+
+/// So does the host's section of a snapshot; nothing of the snapshot is taken.
+#[test]
+fn a_snapshot_that_a_newer_release_wrote_stops_whoever_is_sent_it() {
+    let mut cluster = Cluster::with(3, |config| config.snapshot_entries = 8);
+    cluster.elect(1);
+    for number in 0..40 {
+        let command = anonymous(&number.to_string());
+        cluster.ask(1, command).expect("committed");
+    }
+    cluster.tick(20);
+    cluster.crash(3);
+    cluster.node(3).disk.files.clear();
+    for (_, section, _) in cluster.node(1).disk.files.values_mut() {
+        *section = [&section[..], &ANOTHER_FIELD].concat().into();
+    }
+    cluster.boot(3);
+    let before = cluster.status(3).expect("runs").applied;
+    cluster.until("it has stopped", |cluster| cluster.node(3).halted.is_some());
+    let reason = cluster.node(3).halted.clone().expect("halted");
+    for word in ["is not taken", "newer release", "start"] {
+        assert!(reason.contains(word), "{reason}");
+    }
+    let after = cluster.status(3).expect("stopped, and here");
+    assert_eq!(after.applied, before, "nothing of it is taken");
+    let goes_on = cluster.ask(1, anonymous("after"));
+    goes_on.expect("the others are a majority");
 }
 
 #[test]

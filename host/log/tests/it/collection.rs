@@ -307,3 +307,23 @@ fn collection_waits_while_there_is_no_descriptor() {
     drop(log);
     assert_eq!(recovered(&vfs), state);
 }
+
+#[test]
+fn a_new_segment_waits_while_there_is_no_descriptor() {
+    let vfs = SimVfs::new(1);
+    let (mut log, _) = open(&vfs).expect("a new log");
+    let mut state = State::default();
+    let before = log.stats();
+    vfs.lack_descriptors(3);
+    let mut index = 0;
+    while log.stats().segments == before.segments {
+        index += 1;
+        let record = entries(1, index..=index, 100);
+        log.append(&record).expect("the log goes on");
+        log.sync().expect("sync");
+        state.apply(&record);
+    }
+    assert!(log.stats().waits > before.waits);
+    drop(log);
+    assert_eq!(recovered(&vfs), state);
+}

@@ -256,9 +256,12 @@ fn a_full_disk_has_its_own_code_and_loses_nothing() {
             Err(error) => break error,
         }
     };
-    assert_eq!(error.code(), "disk-full");
+    assert_eq!(error.code().name(), "disk-full");
     assert!(error.to_string().contains("Free some space"), "{error}");
-    assert_eq!(log.sync().expect_err("poisoned").code(), "log-poisoned");
+    assert_eq!(
+        log.sync().expect_err("poisoned").code().name(),
+        "log-poisoned"
+    );
     vfs.crash(Crash::LoseAll);
     vfs.limit_capacity(None);
     let (_, recovered) = open(&vfs).expect("with space again it recovers");

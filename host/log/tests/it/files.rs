@@ -128,7 +128,7 @@ fn a_failed_call_leaves_no_snapshot_and_no_rubbish() {
         let store = snapshots(&vfs);
         vfs.fail_call(call, ErrorKind::StorageFull);
         if let Err(error) = save(&store, 7, &sample(100)) {
-            assert_eq!(error.code(), "disk-full", "call {call}");
+            assert_eq!(error.code().name(), "disk-full", "call {call}");
         }
         assert!(
             vfs.files()
@@ -155,7 +155,7 @@ fn every_flipped_bit_and_every_cut_of_a_snapshot_is_noticed() {
             store.verify(file.path()).expect_err("damaged"),
             store.read(key(1), file.mark()).expect_err("damaged"),
         ] {
-            assert_eq!(error.code(), "snapshot-corrupt", "bit {at}");
+            assert_eq!(error.code().name(), "snapshot-corrupt", "bit {at}");
         }
     }
     for len in 0..content.len() {
@@ -164,7 +164,7 @@ fn every_flipped_bit_and_every_cut_of_a_snapshot_is_noticed() {
             store.open(key(1), file.mark()).expect_err("cut"),
             store.read(key(1), file.mark()).expect_err("cut"),
         ] {
-            assert_eq!(error.code(), "snapshot-corrupt", "length {len}");
+            assert_eq!(error.code().name(), "snapshot-corrupt", "length {len}");
         }
     }
 }
@@ -179,7 +179,7 @@ fn an_unfinished_snapshot_is_removed_when_dropped() {
     assert_eq!(vfs.files().len(), 0);
     // A disk that cannot take it leaves nothing behind, and may be asked again.
     vfs.limit_capacity(Some(1000));
-    assert_eq!(sealed.place().expect_err("full").code(), "disk-full");
+    assert_eq!(sealed.place().expect_err("full").code().name(), "disk-full");
     assert_eq!(vfs.files().len(), 0);
     vfs.limit_capacity(None);
     sealed.place().expect("there is room again");
@@ -220,7 +220,7 @@ fn a_received_snapshot_equals_the_sent_one() {
             .write_chunk(offset + 1500, &[1])
             .expect_err("a gap or beyond the end");
         assert!(
-            ["snapshot-chunk", "snapshot-too-large"].contains(&error.code()),
+            ["snapshot-chunk", "snapshot-too-large"].contains(&error.code().name()),
             "{error}"
         );
         offset += chunk.len() as u64;
@@ -257,7 +257,8 @@ fn a_wrong_incomplete_or_oversized_transfer_is_refused() {
         store
             .receive(key(1), sent.mark().clone(), limit)
             .expect_err("too large")
-            .code(),
+            .code()
+            .name(),
         "snapshot-too-large"
     );
 
@@ -266,7 +267,7 @@ fn a_wrong_incomplete_or_oversized_transfer_is_refused() {
         .expect("it begins");
     receiver.write_chunk(0, &all[..200]).expect("stored");
     assert_eq!(
-        receiver.finish().expect_err("incomplete").code(),
+        receiver.finish().expect_err("incomplete").code().name(),
         "snapshot-corrupt"
     );
 
@@ -286,7 +287,8 @@ fn a_wrong_incomplete_or_oversized_transfer_is_refused() {
             receiver
                 .finish()
                 .expect_err("not what was announced")
-                .code(),
+                .code()
+                .name(),
             "snapshot-corrupt"
         );
     }
@@ -329,7 +331,7 @@ fn a_store_keeps_its_id_and_refuses_others() {
     let first = store(&vfs, "bees", 1, 4).expect("a new store");
     assert!(first.created());
     assert_eq!(
-        store(&vfs, "bees", 1, 5).expect_err("in use").code(),
+        store(&vfs, "bees", 1, 5).expect_err("in use").code().name(),
         "store-locked"
     );
     drop(first);
@@ -362,7 +364,10 @@ fn a_store_keeps_its_id_and_refuses_others() {
         ("bees", 0),
     ] {
         assert_eq!(
-            store(&vfs, cluster, node, 5).expect_err("invalid").code(),
+            store(&vfs, cluster, node, 5)
+                .expect_err("invalid")
+                .code()
+                .name(),
             "store-invalid-identity"
         );
     }
@@ -376,7 +381,7 @@ fn a_real_store_is_locked_and_its_id_random() {
     let two = Store::open(&vfs, &dir.path().join("two"), "bees", 1).expect("a new store");
     assert_ne!(one.identity().store, two.identity().store);
     let error = Store::open(&vfs, &dir.path().join("one"), "bees", 1).expect_err("in use");
-    assert_eq!(error.code(), "store-locked");
+    assert_eq!(error.code().name(), "store-locked");
     let id = one.identity().store;
     drop(one);
     assert_eq!(
@@ -397,7 +402,7 @@ fn a_damaged_identity_is_an_error_and_never_a_new_one() {
     for len in 0..content.len() {
         vfs.plant(&path, content[..len].to_vec());
         assert_eq!(
-            store(&vfs, "bees", 1, 5).expect_err("cut").code(),
+            store(&vfs, "bees", 1, 5).expect_err("cut").code().name(),
             "store-bad-identity",
             "length {len}"
         );
@@ -407,14 +412,20 @@ fn a_damaged_identity_is_an_error_and_never_a_new_one() {
         damaged[bit / 8] ^= 1 << (bit % 8);
         vfs.plant(&path, damaged);
         assert_eq!(
-            store(&vfs, "bees", 1, 5).expect_err("flipped").code(),
+            store(&vfs, "bees", 1, 5)
+                .expect_err("flipped")
+                .code()
+                .name(),
             "store-bad-identity",
             "bit {bit}"
         );
     }
     vfs.plant(&path, vec![b'x'; 10_000]);
     assert_eq!(
-        store(&vfs, "bees", 1, 5).expect_err("too long").code(),
+        store(&vfs, "bees", 1, 5)
+            .expect_err("too long")
+            .code()
+            .name(),
         "store-bad-identity"
     );
     vfs.remove(&path).expect("removed");
@@ -424,7 +435,8 @@ fn a_damaged_identity_is_an_error_and_never_a_new_one() {
     assert_eq!(
         store(&vfs, "bees", 1, 5)
             .expect_err("a log without identity")
-            .code(),
+            .code()
+            .name(),
         "store-bad-identity"
     );
 }
@@ -523,7 +535,7 @@ fn a_lost_log_is_not_taken_for_a_new_one_and_a_first_start_may_be_cut_anywhere()
         clean.remove(path).expect("removed");
     }
     assert_eq!(
-        start(&clean).expect_err("the log is gone").code(),
+        start(&clean).expect_err("the log is gone").code().name(),
         "log-missing-segment"
     );
 }
@@ -542,7 +554,7 @@ fn a_peer_with_another_disk_is_refused_until_it_is_forgotten() {
     let mut pins = open();
     assert_eq!(pins.pinned(3), Some(StoreId([3; 16])));
     let error = pins.check(2, StoreId([9; 16])).expect_err("wiped");
-    assert_eq!(error.code(), "peer-store-changed");
+    assert_eq!(error.code().name(), "peer-store-changed");
     assert!(error.to_string().contains("node 2"), "{error}");
     assert!(pins.forget(2).expect("forgotten"));
     assert!(!pins.forget(2).expect("not known"));
@@ -558,7 +570,7 @@ fn a_peer_with_another_disk_is_refused_until_it_is_forgotten() {
         vfs.plant(&path, content[..len].to_vec());
         let outcome = PeerPins::open(Arc::new(vfs.clone()), Path::new(DATA));
         assert_eq!(
-            outcome.expect_err("cut").code(),
+            outcome.expect_err("cut").code().name(),
             "store-bad-identity",
             "length {len}"
         );

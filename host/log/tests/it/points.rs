@@ -378,7 +378,7 @@ fn whichever_call_fails_it_is_reported_and_all_that_was_promised_is_there() {
                 let reported = match &ended.error {
                     Some(error) => {
                         let full = kind == ErrorKind::StorageFull;
-                        assert_eq!(error.code() == "disk-full", full, "{at}: {error}");
+                        assert_eq!(error.code().name() == "disk-full", full, "{at}: {error}");
                         true
                     }
                     None => !ended.done.reported.is_empty(),

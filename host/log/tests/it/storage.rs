@@ -109,14 +109,15 @@ fn snapshots_replace_one_another_and_allow_compaction() {
     let early = storage
         .compact(LogPosition { index: 4, term: 2 })
         .expect_err("no snapshot covers it");
-    assert_eq!(early.code(), "log-invalid-record");
+    assert_eq!(early.code().name(), "log-invalid-record");
     storage.save_snapshot(snapshot(4), b"four").expect("saved");
     storage.save_snapshot(snapshot(6), b"six").expect("saved");
     assert_eq!(
         storage
             .save_snapshot(snapshot(5), b"five")
             .expect_err("older")
-            .code(),
+            .code()
+            .name(),
         "log-invalid-record"
     );
     storage
@@ -172,7 +173,10 @@ fn another_group_node_or_process_is_refused() {
     let dir = tempfile::tempdir().expect("a directory");
     let opened = open_storage(1, 7, dir.path()).expect("new");
     assert_eq!(
-        open_storage(1, 7, dir.path()).expect_err("in use").code(),
+        open_storage(1, 7, dir.path())
+            .expect_err("in use")
+            .code()
+            .name(),
         "store-locked"
     );
     drop(opened);
@@ -191,7 +195,8 @@ fn another_group_node_or_process_is_refused() {
     assert_eq!(
         open_storage(2, 7, dir.path())
             .expect_err("another node")
-            .code(),
+            .code()
+            .name(),
         "store-wrong-node"
     );
 }
@@ -205,12 +210,20 @@ fn a_failed_save_is_reported_and_nothing_follows_it() {
         storage
             .save(&HARD_STATE, &[entry(1, 1, "a"), entry(2, 2, "b")])
             .expect_err("the sync failed")
-            .code(),
+            .code()
+            .name(),
         "log-io"
     );
     assert_eq!(
-        storage.save(&HARD_STATE, &[]).expect_err("poisoned").code(),
+        storage
+            .save(&HARD_STATE, &[])
+            .expect_err("poisoned")
+            .code()
+            .name(),
         "log-poisoned"
     );
-    assert_eq!(storage.sync().expect_err("poisoned").code(), "log-poisoned");
+    assert_eq!(
+        storage.sync().expect_err("poisoned").code().name(),
+        "log-poisoned"
+    );
 }

@@ -173,7 +173,7 @@ fn a_senseless_record_stops_its_group_alone() {
         match event {
             WriterEvent::Persisted(tokens) => persisted.extend(tokens),
             WriterEvent::Rejected { token, error } => {
-                assert_eq!(error.code(), "log-invalid-record");
+                assert_eq!(error.code().name(), "log-invalid-record");
                 rejected.push(token);
             }
             other => panic!("{other:?}"),

@@ -1,6 +1,7 @@
 //! Why a component is not a machine here.
 
 use serde::{Deserialize, Serialize};
+use skep_types::code::Code;
 
 use crate::LocalCode;
 
@@ -126,6 +127,33 @@ pub enum ComponentError {
     },
 }
 
+impl ComponentError {
+    /// The stable code, for programs and for documentation.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Engine(_) => Code::EngineUnusable,
+            Self::NotWasm => Code::NotWasm,
+            Self::CoreModule => Code::CoreModule,
+            Self::Truncated { .. } => Code::ComponentTruncated,
+            Self::TooLarge { .. }
+            | Self::TooManyFunctions { .. }
+            | Self::TooManyItems { .. }
+            | Self::TooManyMemories { .. }
+            | Self::TooDeep { .. } => Code::TooLarge,
+            Self::ForeignImport { .. } => Code::ForeignImport,
+            Self::MissingExport { .. } => Code::MissingExport,
+            Self::Cache { .. } => Code::Storage,
+            Self::Local { code, .. } => code.refusal(),
+            Self::TooIntricate { .. } => Code::CompileTooCostly,
+            Self::NotCompiled(error) => error.code(),
+            Self::Code(_) => Code::CompilerUnavailable,
+            Self::Invalid(_) | Self::PassedComponent | Self::Mismatch(_) | Self::Describe(_) => {
+                Code::InvalidComponent
+            }
+        }
+    }
+}
+
 /// Why there is no machine code.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -157,4 +185,17 @@ pub enum CompileError {
     /// This node could not have it compiled; another attempt may well succeed.
     #[error("{0}; try again")]
     Local(String),
+}
+
+impl CompileError {
+    /// The stable code, for programs and for documentation.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Invalid(_) => Code::InvalidComponent,
+            Self::Memory { .. } => Code::CompileTooCostly,
+            Self::Late { .. } => Code::CompileLate,
+            Self::Crashed(_) => Code::CompilerFailed,
+            Self::Local(_) => Code::CompilerUnavailable,
+        }
+    }
 }

@@ -424,7 +424,7 @@ mod tests {
         let kept = short.snapshots.seal(kept, Bytes::new()).unwrap();
         kept.place().unwrap();
         let refused = short.receive_snapshot(key(2), &name).unwrap_err();
-        assert_eq!(refused.code(), "disk-full", "{refused}");
+        assert_eq!(refused.code().name(), "disk-full", "{refused}");
         // What is here cannot do without.
         drop(short.receive_snapshot(key(1), &name).unwrap());
         short.stop(true);

@@ -228,7 +228,7 @@ mod tests {
     }
 
     fn code(result: Result<(), Error>) -> Option<&'static str> {
-        result.err().map(|error| error.code())
+        result.err().map(|error| error.code().name())
     }
 
     #[tokio::test(start_paused = true)]

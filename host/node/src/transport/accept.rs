@@ -10,6 +10,7 @@ use dashmap::DashMap;
 use skep_core::id::NodeId;
 use skep_core::message::Priority;
 use skep_peer::{Purpose, batch_from_wire};
+use skep_types::code::Code;
 use skep_wire::WireError;
 use skep_wire::proto::{self, RefusalReason, peer_frame};
 use tokio::net::{TcpListener, TcpStream};
@@ -58,7 +59,7 @@ async fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
             Err(error) => {
                 shared
                     .complaints
-                    .raise("listener".to_owned(), "accept-failed", &error);
+                    .raise("listener".to_owned(), Code::AcceptFailed, &error);
                 sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -249,9 +250,11 @@ fn step(shared: &Shared, from: NodeId, priority: Priority, batch: proto::Batch) 
                 "a batch from node {} to node {} came over the connection of node {from} to node {}",
                 batch.from, batch.to, shared.identity.node
             );
-            shared
-                .complaints
-                .raise(format!("batches from node {from}"), "misaddressed", &text);
+            shared.complaints.raise(
+                format!("batches from node {from}"),
+                Code::Misaddressed,
+                &text,
+            );
         }
         Err(error) => {
             add(&shared.stats.malformed, 1);
@@ -259,5 +262,28 @@ fn step(shared: &Shared, from: NodeId, priority: Priority, batch: proto::Batch) 
                 .complaints
                 .raise(format!("batches from node {from}"), error.code(), &error);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_those_who_have_not_said_who_they_are_the_oldest_gives_way() {
+        let all = Introductions::default();
+        let mut open: Vec<_> = (0..INTRODUCTIONS).map(|_| all.begin()).collect();
+        let given_up = |open: &[Introduction<'_>]| {
+            let gone = open.iter().map(|one| one.given_up.is_cancelled());
+            gone.filter(|gone| *gone).count()
+        };
+        assert_eq!(given_up(&open), 0);
+        // Whoever has said it makes room.
+        drop(open.pop());
+        open.push(all.begin());
+        assert_eq!(given_up(&open), 0);
+        open.push(all.begin());
+        assert_eq!(given_up(&open), 1);
+        assert!(open[0].given_up.is_cancelled());
     }
 }

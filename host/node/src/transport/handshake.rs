@@ -9,6 +9,7 @@ use futures::future::BoxFuture;
 use skep_core::id::NodeId;
 use skep_log::{LogError, PeerPins, StoreId};
 use skep_peer::{Hello, Purpose, store_uuid};
+use skep_types::code::Code;
 use skep_wire::proto::{self, RefusalReason, hello_ack, peer_frame};
 use skep_wire::{MAX_CHUNK, MAX_CLIENT_FRAME, MAX_FRAME, PEER_PROTOCOL, WireError};
 use tokio::net::{TcpStream, lookup_host};
@@ -122,18 +123,29 @@ pub enum HandshakeError {
 }
 
 impl HandshakeError {
-    /// Stable name; the same as long as the same thing is wrong.
-    pub(super) fn code(&self) -> &'static str {
+    /// The stable code; the same as long as the same thing is wrong.
+    pub(super) fn code(&self) -> Code {
         match self {
-            Self::Connect(_) => "cannot-connect",
-            Self::TimedOut => "timed-out",
-            Self::Plaintext(_) => "plaintext-refused",
+            Self::Connect(_) => Code::CannotConnect,
+            Self::TimedOut => Code::TimedOut,
+            Self::Plaintext(_) => Code::PlaintextRefused,
             Self::Wire(error) => error.code(),
-            Self::Closed => "closed",
-            Self::RefusedByPeer { reason, .. } | Self::Refused { reason, .. } => {
-                reason.as_str_name()
-            }
+            Self::Closed => Code::Closed,
+            Self::RefusedByPeer { reason, .. } | Self::Refused { reason, .. } => code_of(*reason),
         }
+    }
+}
+
+fn code_of(reason: RefusalReason) -> Code {
+    match reason {
+        RefusalReason::Unspecified => Code::Unlisted,
+        RefusalReason::Protocol => Code::WrongProtocol,
+        RefusalReason::Cluster => Code::WrongCluster,
+        RefusalReason::WrongNode => Code::WrongNode,
+        RefusalReason::WrongStore => Code::WrongStore,
+        RefusalReason::UnknownNode => Code::UnknownNode,
+        RefusalReason::BadHello => Code::BadHello,
+        RefusalReason::Busy => Code::Busy,
     }
 }
 

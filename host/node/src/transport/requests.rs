@@ -8,6 +8,7 @@ use futures::{FutureExt, StreamExt};
 use prost::Message as _;
 use skep_core::id::NodeId;
 use skep_peer::frame;
+use skep_types::code::Code;
 use skep_wire::codec::Encoder;
 use skep_wire::proto::{self, peer_frame, request, response};
 use skep_wire::{MAX_CHUNK, MAX_CLIENT_FRAME, WireError};
@@ -126,11 +127,9 @@ pub fn fitting(response: proto::Response) -> proto::Response {
         "the answer has {bytes} bytes, and one over this protocol at most {most}; ask for less at a time, or over HTTP at a node that hosts the group"
     );
     let error = proto::Error {
-        code: "too-large".to_owned(),
-        message,
         // The request was carried out.
         unknown: !changes_nothing,
-        ..Default::default()
+        ..proto::Error::new(Code::TooLarge, message)
     };
     proto::Response {
         body: Some(response::Body::Error(error)),

@@ -11,6 +11,7 @@ use skep_core::id::{GroupId, NodeId};
 use skep_core::message::{Batch, PeerMessage, Priority};
 use skep_log::{SnapshotFile, Store};
 use skep_peer::Purpose;
+use skep_types::code::Code;
 use tokio::net::{TcpListener, lookup_host};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
@@ -145,14 +146,14 @@ pub enum TransportError {
 }
 
 impl TransportError {
-    /// Stable name.
-    pub fn code(&self) -> &'static str {
+    /// The stable code.
+    pub fn code(&self) -> Code {
         match self {
-            Self::AddressInUse { .. } => "address-in-use",
-            Self::Listen { .. } => "cannot-listen",
-            Self::Plaintext { .. } => "plaintext-refused",
-            Self::ZeroNode => "zero-id",
-            Self::NoRuntime => "no-runtime",
+            Self::AddressInUse { .. } => Code::AddressInUse,
+            Self::Listen { .. } => Code::CannotListen,
+            Self::Plaintext { .. } => Code::PlaintextRefused,
+            Self::ZeroNode => Code::ZeroId,
+            Self::NoRuntime => Code::NoRuntime,
         }
     }
 }
@@ -429,20 +430,20 @@ pub(super) fn report(
 
 /// What is wrong with whom, so that it is logged once and not at each attempt.
 #[derive(Default)]
-pub(super) struct Complaints(Mutex<HashMap<String, &'static str>>);
+pub(super) struct Complaints(Mutex<HashMap<String, Code>>);
 
 /// Most subjects remembered. More than a cluster has nodes; a crowd of strangers only makes some lines repeat.
 const MAX_COMPLAINTS: usize = 256;
 
 impl Complaints {
     /// Logs the text as a warning if `code` is not what was wrong with the subject before.
-    pub(super) fn raise(&self, subject: String, code: &'static str, text: &dyn std::fmt::Display) {
+    pub(super) fn raise(&self, subject: String, code: Code, text: &dyn std::fmt::Display) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if known.get(&subject) == Some(&code) {
-            tracing::debug!(%subject, code, "{text}");
+            tracing::debug!(%subject, code = code.name(), "{text}");
             return;
         }
-        tracing::warn!(%subject, code, "{text}");
+        tracing::warn!(%subject, code = code.name(), "{text}");
         if known.len() >= MAX_COMPLAINTS {
             known.clear();
         }

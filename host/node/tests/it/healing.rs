@@ -212,7 +212,7 @@ async fn a_machine_that_stopped_is_started_again_under_load_and_without_the_proc
     // And one that is well is not given up.
     let well = config(&mut cluster, sick, &never);
     let refused = cluster.node(sick.0).restart_group(well).await;
-    assert_eq!(refused.expect_err("it is well").code(), "busy");
+    assert_eq!(refused.expect_err("it is well").code().name(), "busy");
 }
 
 /// Item 8 of what strangers found: a command that no node could run stopped every replica of its group, again and again.
@@ -229,7 +229,7 @@ async fn a_command_that_no_node_can_run_fails_and_the_group_goes_on() {
     let leader = cluster.leader(GROUP).await;
     let poisoned = cluster.node(leader.0).propose(GROUP, add(POISON)).await;
     assert_eq!(
-        poisoned.expect_err("nobody can tell").code(),
+        poisoned.expect_err("nobody can tell").code().name(),
         "outcome-unknown"
     );
     // As a server does: what has stopped is started again, at once where the group has decided, and else now and then.

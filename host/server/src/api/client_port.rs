@@ -12,6 +12,7 @@ use futures::{FutureExt, StreamExt};
 use skep::clock::{self, Stopwatch};
 use skep::memory::{KEPT_BY_CLIENT, empty};
 use skep::transport::{fitting, size_of_request};
+use skep_types::code::Code;
 use skep_wire::codec::{Decoder, Encoder};
 use skep_wire::proto::{self, client_frame, server_frame};
 use skep_wire::{CLIENT_PROTOCOL, MAX_CLIENT_FRAME, MAX_HELLO};
@@ -53,7 +54,7 @@ async fn accept(host: &Host, listener: &TcpListener, stop: &CancellationToken) {
                 host.metrics()
                     .client_connections_refused
                     .fetch_add(1, Ordering::Relaxed);
-                refuse(stream, "busy", &full.to_string());
+                refuse(stream, Code::Busy, &full.to_string());
                 continue;
             }
         };
@@ -214,10 +215,10 @@ impl Connection {
             let message = format!(
                 "this node speaks version {CLIENT_PROTOCOL} of the client protocol; use a client that does"
             );
-            Some(("unsupported-version", message))
+            Some((Code::UnsupportedVersion, message))
         } else if !hello.cluster.is_empty() && hello.cluster != cluster {
             Some((
-                "wrong-cluster",
+                Code::WrongCluster,
                 "this node belongs to another cluster; correct the address or the cluster id"
                     .to_owned(),
             ))
@@ -247,7 +248,7 @@ impl Connection {
 }
 
 /// Introduces itself to a client that cannot be taken, and closes.
-fn refuse(stream: TcpStream, code: &'static str, message: &str) {
+fn refuse(stream: TcpStream, code: Code, message: &str) {
     let frame = server_hello(String::new(), 0, Some((code, message.to_owned())));
     let mut output = BytesMut::new();
     if Encoder::new(MAX_HELLO).put(&frame, &mut output).is_ok() {
@@ -255,12 +256,8 @@ fn refuse(stream: TcpStream, code: &'static str, message: &str) {
     }
 }
 
-fn server_hello(cluster: String, node: u64, refused: Option<(&str, String)>) -> proto::ServerFrame {
-    let refused = refused.map(|(code, message)| proto::Error {
-        code: code.into(),
-        message,
-        ..Default::default()
-    });
+fn server_hello(cluster: String, node: u64, refused: Option<(Code, String)>) -> proto::ServerFrame {
+    let refused = refused.map(|(code, message)| proto::Error::new(code, message));
     let hello = proto::ServerHello {
         protocol: CLIENT_PROTOCOL,
         cluster,
@@ -294,5 +291,17 @@ async fn read(stream: &mut TcpStream, input: &mut BytesMut) -> Result<usize, Hos
 }
 
 fn lost(error: std::io::Error) -> HostError {
-    HostError::Invalid(format!("the connection was lost: {error}"))
+    HostError::Lost(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_connection_is_no_fault_of_a_request() {
+        let error = lost(std::io::ErrorKind::ConnectionReset.into());
+        assert_eq!(error.code(), Code::ConnectionFailed);
+        assert!(error.chain().contains("lost"), "{error}");
+    }
 }

@@ -26,6 +26,7 @@ use skep_core::proposal::Command;
 use skep_types::admin::{
     Collect, CreateGroup, Done, GroupInfo, OfGroupAndNode, Page, Placed, Upgrade,
 };
+use skep_types::code::Code;
 
 use super::origin;
 use super::problem::{Problem, quoted};
@@ -97,15 +98,14 @@ pub fn router(host: Host) -> Router {
         .merge(data)
         .merge(components)
         .fallback(any(async || {
-            Problem::new(
-                StatusCode::NOT_FOUND,
-                "no-such-path",
+            Problem::of(
+                Code::NoSuchPath,
                 "there is nothing at this path; the API begins at /v1",
             )
         }))
         .method_not_allowed_fallback(async || {
             let detail = "this path does not take this method";
-            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", detail)
+            Problem::of(Code::MethodNotAllowed, detail)
         })
         .layer(middleware::from_fn_with_state(host.clone(), origin::check))
         .with_state(host)
@@ -359,9 +359,7 @@ async fn status(State(host): State<Host>) -> Answer<Response> {
 async fn livez(State(host): State<Host>) -> Response {
     match host.node().node_status().fault {
         None => "alive\n".into_response(),
-        Some(reason) => {
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "node-failed", reason).into_response()
-        }
+        Some(reason) => Problem::of(Code::NodeFailed, reason).into_response(),
     }
 }
 
@@ -377,7 +375,7 @@ async fn readyz(State(host): State<Host>) -> Response {
         detail.push_str("; ");
         detail.push_str(&line);
     }
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", detail).into_response()
+    Problem::of(Code::NotReady, detail).into_response()
 }
 
 async fn metrics(State(host): State<Host>) -> Answer<Response> {
@@ -454,7 +452,7 @@ fn component_id(text: &str) -> Answer<ComponentId> {
 
 fn bad_request(detail: impl Into<String>) -> Problem {
     let detail = quoted(&detail.into());
-    Problem::new(StatusCode::BAD_REQUEST, "invalid-request", detail)
+    Problem::of(Code::InvalidRequest, detail)
 }
 
 /// A part of the path; what is wrong with it is a [`Problem`].
@@ -547,15 +545,12 @@ impl<T: DeserializeOwned> FromRequest<Host> for Json<T> {
 
 fn late(body_ms: u64) -> Problem {
     let detail = format!("the body did not come within {body_ms} ms; see [http] body_ms");
-    Problem::new(StatusCode::REQUEST_TIMEOUT, "body-late", detail)
+    Problem::of(Code::BodyLate, detail)
 }
 
 fn crowded() -> Problem {
     let detail = "the bodies of other requests take all the memory there is for bodies; try again";
-    Problem {
-        retryable: true,
-        ..Problem::new(StatusCode::TOO_MANY_REQUESTS, "busy", detail)
-    }
+    Problem::of(Code::Busy, detail)
 }
 
 impl<T: Serialize> IntoResponse for Json<T> {
@@ -569,7 +564,7 @@ fn unreadable(error: BytesRejection) -> Problem {
         StatusCode::PAYLOAD_TOO_LARGE => {
             let detail =
                 "the body is larger than this node takes; see [limits] in its configuration";
-            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", detail)
+            Problem::of(Code::TooLarge, detail)
         }
         _ => bad_request(error.body_text()),
     }

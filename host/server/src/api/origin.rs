@@ -2,9 +2,10 @@
 //! of its own that leads here.
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderName, Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderName, Method, Uri, header};
 use axum::middleware::Next;
 use axum::response::Response;
+use skep_types::code::Code;
 
 use super::problem::Problem;
 use crate::cluster::Host;
@@ -35,11 +36,7 @@ fn named(uri: &Uri, headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let first = given.next();
     if given.next().is_some() {
         let detail = "the request has more than one Host; send one";
-        return Err(Problem::new(
-            StatusCode::BAD_REQUEST,
-            "invalid-request",
-            detail,
-        ));
+        return Err(Problem::of(Code::InvalidRequest, detail));
     }
     let first = first.map(|host| String::from_utf8_lossy(host.as_bytes()).into_owned());
     Ok(uri.authority().map(ToString::to_string).or(first))
@@ -66,11 +63,7 @@ fn is_ours(named: &str, config: &Config, settings: &HttpSection) -> Result<(), P
         name.chars().take(256).collect::<String>(),
         config.own().http
     );
-    Err(Problem::new(
-        StatusCode::MISDIRECTED_REQUEST,
-        "wrong-host",
-        detail,
-    ))
+    Err(Problem::of(Code::WrongHost, detail))
 }
 
 /// Browsers say where a request comes from; other programs say nothing.
@@ -86,7 +79,7 @@ fn is_no_other_page(
         let detail = format!(
             "a web page of another origin (`{from}`) may not use this node; name the origin in [http] origins"
         );
-        Problem::new(StatusCode::FORBIDDEN, "cross-origin", detail)
+        Problem::of(Code::CrossOrigin, detail)
     };
     if let Some(origin) = text(&header::ORIGIN) {
         let own = origin.split_once("://").map(|(_, host)| host);

@@ -4,7 +4,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use skep_core::outcome::{GuestFault, Outcome};
-use skep_machine::MachineError;
+use skep_types::code::Code;
 
 use crate::error::HostError;
 
@@ -34,7 +34,7 @@ pub struct Problem {
     /// What happened and what to do.
     pub detail: String,
     /// Stable name of the kind of problem.
-    pub code: String,
+    pub code: Code,
     /// Whether a command may have been applied although there is no answer.
     pub outcome_unknown: bool,
     /// Whether the same request may succeed if it is sent again.
@@ -48,14 +48,24 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// A problem of a stable code.
-    pub fn new(status: StatusCode, code: impl Into<String>, detail: impl Into<String>) -> Self {
+    /// A problem of a stable code, with the status of that.
+    pub fn of(code: Code, detail: impl Into<String>) -> Self {
+        let status =
+            StatusCode::from_u16(code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        Self {
+            retryable: code.is_retryable(),
+            ..Self::new(status, code, detail)
+        }
+    }
+
+    /// A problem of a stable code, with another status.
+    pub fn new(status: StatusCode, code: Code, detail: impl Into<String>) -> Self {
         Self {
             r#type: "about:blank",
             title: status.canonical_reason().unwrap_or("Error"),
             status: status.as_u16(),
             detail: detail.into(),
-            code: code.into(),
+            code,
             outcome_unknown: false,
             retryable: false,
             rejection: None,
@@ -65,16 +75,15 @@ impl Problem {
 
     /// The problem of an outcome that is no reply; `None` for a reply.
     pub fn of_outcome(outcome: &Outcome) -> Option<Self> {
-        let unprocessable = StatusCode::UNPROCESSABLE_ENTITY;
         match outcome {
             Outcome::Reply(_) => None,
             Outcome::Rejected { code, message } => Some(Self {
                 rejection: Some(*code),
-                ..Self::new(unprocessable, "rejected", message.clone())
+                ..Self::of(Code::Rejected, message.clone())
             }),
             Outcome::Refused { code, message } => Some(Self {
                 rejection: Some(*code),
-                ..Self::new(unprocessable, "refused", message.clone())
+                ..Self::of(Code::RefusedByHost, message.clone())
             }),
             Outcome::Fault(fault) => {
                 let next = fault.profile_key().map(|key| {
@@ -86,7 +95,7 @@ impl Problem {
                 );
                 Some(Self {
                     fault: Some(*fault),
-                    ..Self::new(unprocessable, "guest-fault", detail)
+                    ..Self::of(Code::GuestFault, detail)
                 })
             }
         }
@@ -95,21 +104,10 @@ impl Problem {
 
 impl From<&HostError> for Problem {
     fn from(error: &HostError) -> Self {
-        let status = match error {
-            HostError::Machine(MachineError::Guest { .. }) => StatusCode::UNPROCESSABLE_ENTITY,
-            // What is wrong with a component is wrong with it everywhere, unless it is the node that could not.
-            HostError::Component(_) => match status(error.code(), false) {
-                short @ (StatusCode::SERVICE_UNAVAILABLE | StatusCode::INSUFFICIENT_STORAGE) => {
-                    short
-                }
-                _ => StatusCode::UNPROCESSABLE_ENTITY,
-            },
-            error => status(error.code(), error.is_unknown()),
-        };
         Self {
             outcome_unknown: error.is_unknown(),
             retryable: error.is_retryable(),
-            ..Self::new(status, error.code(), error.chain())
+            ..Self::new(status(error), error.code(), error.chain())
         }
     }
 }
@@ -120,37 +118,15 @@ impl From<HostError> for Problem {
     }
 }
 
-/// The status of a stable code. A command whose outcome is unknown is always 504, whatever made it so.
-fn status(code: &str, unknown: bool) -> StatusCode {
-    match code {
-        _ if unknown => StatusCode::GATEWAY_TIMEOUT,
-        "invalid-request" | "invalid-config" | "empty-message" | "not-enough-data" => {
-            StatusCode::BAD_REQUEST
-        }
-        "digest-mismatch" | "change-refused" | "above-ceiling" => StatusCode::BAD_REQUEST,
-        "forbidden" => StatusCode::FORBIDDEN,
-        "no-such-group" | "not-found" | "no-such-component" => StatusCode::NOT_FOUND,
-        "group-exists" | "change-in-progress" | "group-removed" | "not-aborted" | "not-needed"
-        | "not-rehearsed" | "group-paused" => StatusCode::CONFLICT,
-        "session-expired" | "answer-expired" | "sequence-closed" => StatusCode::CONFLICT,
-        "not-upgraded" => StatusCode::UNPROCESSABLE_ENTITY,
-        "too-large" => StatusCode::PAYLOAD_TOO_LARGE,
-        "busy" | "too-many-sessions" => StatusCode::TOO_MANY_REQUESTS,
-        "no-leader" | "not-leader" | "superseded" | "group-starting" | "group-elsewhere"
-        | "stopped" => StatusCode::SERVICE_UNAVAILABLE,
-        "unreachable"
-        | "compile-late"
-        | "compiler-unavailable"
-        | "machine-failed"
-        | "query-failed"
-        | "node-failed"
-        | "group-faulted" => StatusCode::SERVICE_UNAVAILABLE,
-        "catalogue-full" | "out-of-budget" | "out-of-memory" => StatusCode::INSUFFICIENT_STORAGE,
-        "wrong-host" => StatusCode::MISDIRECTED_REQUEST,
-        "cross-origin" => StatusCode::FORBIDDEN,
-        "body-late" => StatusCode::REQUEST_TIMEOUT,
-        _ => StatusCode::INTERNAL_SERVER_ERROR,
-    }
+/// The status of an error. A command whose outcome is unknown is always 504, whatever made it so.
+fn status(error: &HostError) -> StatusCode {
+    let status = match (error, error.code()) {
+        _ if error.is_unknown() => 504,
+        // What is wrong with a component is wrong with it everywhere.
+        (HostError::Component(_), Code::TooLarge | Code::Storage) => 422,
+        (_, code) => code.status(),
+    };
+    StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
 impl IntoResponse for Problem {
@@ -245,7 +221,7 @@ mod tests {
         ] {
             let problem = Problem::from(&error);
             assert_eq!(
-                (problem.status, problem.code.as_str()),
+                (problem.status, problem.code.name()),
                 (status, code),
                 "{error:?}"
             );
@@ -274,7 +250,7 @@ mod tests {
             (422, Some(404), "no such key")
         );
         let fault = Problem::of_outcome(&Outcome::Fault(GuestFault::OutOfFuel)).unwrap();
-        assert_eq!((fault.status, fault.code.as_str()), (422, "guest-fault"));
+        assert_eq!((fault.status, fault.code.name()), (422, "guest-fault"));
         let json = serde_json::to_value(&fault).unwrap();
         assert_eq!(json["fault"], "out-of-fuel");
         assert!(json.get("rejection").is_none());

@@ -119,11 +119,9 @@ async fn carry_out(
 /// The error as the client sees it, with the address of whoever can do better.
 fn explain(host: &Host, group: GroupId, error: &HostError) -> proto::Error {
     let mut wire = proto::Error {
-        code: error.code().to_owned(),
-        message: error.chain(),
         unknown: error.is_unknown(),
         retryable: error.is_retryable(),
-        ..Default::default()
+        ..proto::Error::new(error.code(), error.chain())
     };
     match error {
         HostError::Elsewhere { node, address, .. } => {

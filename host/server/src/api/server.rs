@@ -18,6 +18,7 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use skep::clock::{self, Stopwatch};
+use skep_types::code::Code;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -79,7 +80,11 @@ async fn accept(server: &Arc<Server>, listener: &TcpListener) {
 fn refuse(stream: TcpStream, full: Full) {
     let problem = Problem {
         retryable: true,
-        ..Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", full.to_string())
+        ..Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            Code::Busy,
+            full.to_string(),
+        )
     };
     let body = serde_json::to_string(&problem).unwrap_or_default();
     let answer = format!(
@@ -115,8 +120,7 @@ async fn connection(server: &Server, stream: TcpStream, visit: Visit) {
                 Some(Ok(response)) => response,
                 None => {
                     let detail = "this node made a mistake; its log says which";
-                    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail)
-                        .into_response()
+                    Problem::of(Code::Internal, detail).into_response()
                 }
             })
         }

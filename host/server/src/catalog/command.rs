@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use skep_core::deployment::Quota;
 use skep_core::id::{ComponentId, GroupId, Incarnation, LogIndex, NodeId};
 use skep_machine::wasm::Profile;
+use skep_types::code::Code;
 
 use super::{ComponentRecord, Deployed, GroupRecord, NodeRecord};
 
@@ -121,8 +122,18 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// The stable code, for programs and for documentation.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Invalid(_) => Code::InvalidRequest,
+            Self::NotFound(_) => Code::NotFound,
+            Self::Exists(_) => Code::GroupExists,
+            Self::Full(_) => Code::CatalogueFull,
+        }
+    }
+
     /// The number that is replicated as the rejection's code.
-    pub fn code(&self) -> u32 {
+    pub fn number(&self) -> u32 {
         match self {
             Self::Invalid(_) => 400,
             Self::NotFound(_) => 404,
@@ -131,11 +142,11 @@ impl Refusal {
         }
     }
 
-    /// The refusal of a replicated code. The words are those of the node that answered; they are not replicated, so they may be
+    /// The refusal of a replicated number. The words are those of the node that answered; they are not replicated, so they may be
     /// gone.
-    pub fn from_code(code: u32, message: String) -> Self {
+    pub fn from_number(number: u32, message: String) -> Self {
         let message = if message.is_empty() {
-            let what = match code {
+            let what = match number {
                 404 => "what it names does not exist",
                 409 => "what it creates exists",
                 507 => "a limit of the catalogue is reached",
@@ -147,7 +158,7 @@ impl Refusal {
         } else {
             message
         };
-        match code {
+        match number {
             404 => Self::NotFound(message),
             409 => Self::Exists(message),
             507 => Self::Full(message),

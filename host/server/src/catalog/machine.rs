@@ -151,7 +151,7 @@ impl StateMachine for CatalogMachine {
 /// Its words are not replicated: a release that says it otherwise, or reads JSON with another library, is no other machine.
 fn refused(refusal: &Refusal) -> Outcome {
     Outcome::Refused {
-        code: refusal.code(),
+        code: refusal.number(),
         message: refusal.to_string(),
     }
 }

@@ -9,8 +9,9 @@ use serde::de::DeserializeOwned;
 use skep::clock::{self, Stopwatch};
 use skep::status::{Consistency, QueryAnswer};
 use skep_core::id::{GroupId, NodeId};
-use skep_core::proposal::{Command, Response};
+use skep_core::proposal::{Command, ProposalError, Response};
 use skep_types::admin::method;
+use skep_types::code::Code;
 
 use super::{Host, Hosted, catalog};
 use crate::catalog::NodeRecord;
@@ -94,16 +95,26 @@ impl Host {
             },
         );
         let result = match within(timeout, work).await {
-            // A query changes nothing, so that it got no answer is all there is to say.
-            Err(HostError::TimedOut { .. }) => Err(skep::Error::Proposal {
-                group: id,
-                source: skep_core::proposal::ProposalError::NoLeader,
+            Err(HostError::TimedOut { milliseconds }) => {
+                Err(self.unanswered(id, consistency, milliseconds))
             }
-            .into()),
             result => result,
         };
         self.inner.metrics.queried(&result, watch.elapsed());
         result
+    }
+
+    /// Why a query got no answer in time. It changed nothing, so there is nothing to be unknown about.
+    fn unanswered(&self, id: GroupId, consistency: Consistency, milliseconds: u64) -> HostError {
+        match self.inner.node.leader(id) {
+            Ok(None) if consistency == Consistency::Linearizable => {
+                HostError::from(skep::Error::Proposal {
+                    group: id,
+                    source: ProposalError::NoLeader,
+                })
+            }
+            _ => HostError::Unanswered { milliseconds },
+        }
     }
 
     /// Asks this node if it hosts the group, or else the first of its members that answers.
@@ -310,7 +321,7 @@ where
 
 /// Whether nothing was done because the replica is halted, quarantined, suspended, or has no machine.
 fn is_refused_by_a_sick_one(error: &skep::Error) -> bool {
-    !error.is_unknown() && error.code() == "group-faulted"
+    !error.is_unknown() && error.code() == Code::GroupFaulted
 }
 
 /// Whether the node was not reached, or has no replica (any more, or yet) or a sick one, so that nothing was done and
@@ -319,7 +330,7 @@ fn is_unreachable(error: &HostError) -> bool {
     !error.is_unknown()
         && matches!(
             error.code(),
-            "unreachable" | "group-starting" | "group-elsewhere" | "group-faulted"
+            Code::Unreachable | Code::GroupStarting | Code::GroupElsewhere | Code::GroupFaulted
         )
 }
 

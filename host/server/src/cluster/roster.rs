@@ -9,6 +9,7 @@ use skep::clock::{self, Stopwatch};
 use skep::transport::{PeerCheck, PeerRefused, RequestHandler};
 use skep_core::id::NodeId;
 use skep_log::{PeerPins, StoreId};
+use skep_types::code::Code;
 use skep_wire::proto;
 
 use super::{Host, Inner};
@@ -117,10 +118,8 @@ impl RequestHandler for Owner {
                 None => {
                     tracing::debug!(node = %from, "a node asks before this one has started");
                     let error = proto::Error {
-                        code: "busy".to_owned(),
-                        message: "the node is starting; ask again".to_owned(),
                         retryable: true,
-                        ..Default::default()
+                        ..proto::Error::new(Code::Busy, "the node is starting; ask again")
                     };
                     proto::Response {
                         id: request.id,

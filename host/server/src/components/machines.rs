@@ -337,7 +337,7 @@ mod tests {
         for _ in 0..2 {
             let machines = open(&dir, &compiler);
             let refused = machines.component(id, component.clone()).await.unwrap_err();
-            assert_eq!(refused.code(), "compile-too-costly");
+            assert_eq!(refused.code().name(), "compile-too-costly");
             assert!(!refused.is_retryable());
             assert_eq!(machines.cached().unwrap(), [id].into());
         }
@@ -362,7 +362,7 @@ mod tests {
         let component = Bytes::from_static(skep_examples::KV);
         let id = ComponentId::of(&component);
         let failed = machines.component(id, component.clone()).await.unwrap_err();
-        assert_eq!(failed.code(), "compiler-unavailable");
+        assert_eq!(failed.code().name(), "compiler-unavailable");
         assert!(failed.is_retryable());
         machines.component(id, component).await.unwrap();
     }

@@ -162,7 +162,7 @@ fn stream_of<M: Message + Default>(
 }
 
 fn known(error: &WireError) -> &'static str {
-    let code = error.code();
+    let code = error.code().name();
     assert!(
         CODES.contains(&code),
         "bytes alone caused `{code}`: {error}"
