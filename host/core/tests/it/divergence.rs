@@ -319,12 +319,14 @@ fn all_have_what_the_learner_had(cluster: &mut Cluster) {
     }
 }
 
+// P-22
 #[test]
 fn voters_that_are_all_wrong_take_the_state_of_a_learner() {
     let mut cluster = only_a_learner_is_right(|_| {});
     all_have_what_the_learner_had(&mut cluster);
 }
 
+// P-22
 #[test]
 fn an_activation_that_only_a_learner_waits_at_is_given_up() {
     let mut cluster = only_a_learner_is_right(|cluster| {
@@ -338,6 +340,7 @@ fn an_activation_that_only_a_learner_waits_at_is_given_up() {
     }
 }
 
+// P-22
 #[test]
 fn an_activation_is_given_up_that_keeps_a_majority_from_a_snapshot() {
     let mut cluster = Cluster::with(3, |config| config.limits.activation_ticks = 10_000);
@@ -366,6 +369,7 @@ fn an_activation_is_given_up_that_keeps_a_majority_from_a_snapshot() {
     }
 }
 
+// P-22
 #[test]
 fn a_quarantined_replica_learns_who_the_members_are_and_can_be_elected() {
     let mut cluster = cluster(3);

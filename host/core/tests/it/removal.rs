@@ -436,6 +436,7 @@ fn a_voter_announces_no_removal_from_a_snapshot_that_it_may_lose() {
 }
 
 /// Its name is durable, and nothing else. The question of a message of Raft would speak for term 0, which is none.
+// P-72
 #[test]
 fn a_joiner_that_knows_its_name_alone_asks_without_a_term() {
     let config = GroupConfig::new(GroupId(1), Incarnation(1), NodeId(4));
