@@ -14,6 +14,19 @@ use crate::clock::{PATIENCE, within};
 /// # Panics
 /// If it is not.
 pub async fn client(address: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.expect("it listens");
+    stream.write_all(&hello()).await.expect("it reads");
+    match within(PATIENCE, "a hello", answer(&mut stream)).await {
+        Some(server_frame::Body::Hello(hello)) if hello.refused.is_none() => stream,
+        other => panic!("not let in at {address}: {other:?}"),
+    }
+}
+
+/// The frame that a client introduces itself with.
+///
+/// # Panics
+/// Never: it is a small frame.
+pub fn hello() -> BytesMut {
     let hello = proto::ClientHello {
         protocol: CLIENT_PROTOCOL,
         ..Default::default()
@@ -21,16 +34,11 @@ pub async fn client(address: &str) -> TcpStream {
     let frame = proto::ClientFrame {
         body: Some(client_frame::Body::Hello(hello)),
     };
-    let mut sent = BytesMut::new();
+    let mut encoded = BytesMut::new();
     Encoder::new(MAX_CLIENT_FRAME)
-        .put(&frame, &mut sent)
+        .put(&frame, &mut encoded)
         .expect("a small frame");
-    let mut stream = TcpStream::connect(address).await.expect("it listens");
-    stream.write_all(&sent).await.expect("it reads");
-    match within(PATIENCE, "a hello", answer(&mut stream)).await {
-        Some(server_frame::Body::Hello(hello)) if hello.refused.is_none() => stream,
-        other => panic!("not let in at {address}: {other:?}"),
-    }
+    encoded
 }
 
 async fn answer(stream: &mut TcpStream) -> Option<server_frame::Body> {
