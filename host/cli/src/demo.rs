@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use skep::clock::{self, Stopwatch};
-use skep::{GroupId, GroupStatus};
+use skep::{GroupId, GroupStatus, NodeId};
 use skep_server::config::RaftSection;
 use skep_types::admin::{CreateGroup, GroupInfo, NodeInfo, OfGroup, Placed, method};
 use tokio::signal::unix::{SignalKind, signal};
@@ -29,6 +29,8 @@ use report::Progress;
 const NODES: usize = 3;
 /// Seconds one request may take: longer than the death of a leader and the election after it.
 const REQUEST_SECONDS: u64 = 60;
+/// How long a group may take to get its first leader.
+const UP_WITHIN: Duration = Duration::from_secs(120);
 /// How long the restarted node may take to catch up.
 const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(120);
 /// Pause between two looks at how far it is.
@@ -234,13 +236,34 @@ async fn create_groups(count: u16, connection: &Connection) -> anyhow::Result<Ve
             name: Some(format!("demo-{number}")),
             ..CreateGroup::default()
         };
-        let group: GroupInfo = connection.call(method::GROUP_CREATE, &request).await?;
-        if let Some(problem) = group.problem {
-            bail!("group {} does not come up: {problem}", group.id);
+        let mut group: GroupInfo = connection.call(method::GROUP_CREATE, &request).await?;
+        if let Some(problem) = group.problem.take() {
+            group.leader = Some(leader_of(connection, group.id, &problem).await?);
         }
         groups.push(group);
     }
     Ok(groups)
+}
+
+/// Waits for the leader of a group that had none when its creation was answered: its machine is compiled first, behind
+/// everything else that this computer does.
+async fn leader_of(
+    connection: &Connection,
+    group: GroupId,
+    problem: &str,
+) -> anyhow::Result<NodeId> {
+    let watch = Stopwatch::start();
+    loop {
+        if let Ok(status) = status(connection, group).await
+            && let Some(leader) = status.replica.leader
+        {
+            return Ok(leader);
+        }
+        if watch.elapsed() > UP_WITHIN {
+            bail!("group {group} does not come up: {problem}");
+        }
+        clock::sleep(CAUGHT_UP_POLL).await;
+    }
 }
 
 async fn loading_client(addresses: &[String]) -> anyhow::Result<skep_client::Client> {

@@ -100,7 +100,13 @@ impl Machines {
             return Ok(component);
         }
         let (of, cache, for_look_up) = (bytes.clone(), self.cache.clone(), engine.clone());
-        let look_up = move || (Component::look_up(&for_look_up, &of, &cache), turn);
+        let look_up = move || {
+            // What comes anew is read behind those that serve groups, however large it is. What runs again after a restart is awaited.
+            if purpose == Purpose::New {
+                step_back();
+            }
+            (Component::look_up(&for_look_up, &of, &cache), turn)
+        };
         let (found, turn) = on_own_thread("skep-look-up", look_up).await?;
         let inspection = match found? {
             Found::Compiled(component) => return Ok(self.keep(*component)),
@@ -228,6 +234,7 @@ impl Machines {
         };
         let run = move || {
             let _permit = permit;
+            step_back();
             past.run(machine, extent)
         };
         Ok(on_own_thread("skep-rehearse", run).await??)
@@ -250,8 +257,16 @@ pub fn genesis(group: &GroupRecord) -> EntryContext {
     }
 }
 
+/// Lets those that serve groups go before the calling thread, for as long as it lives. Not for a thread that has something compiled:
+/// its child would begin behind them, and step back once more.
+fn step_back() {
+    if let Err(error) = Thread::current().step_back() {
+        tracing::debug!(%error, "a thread that reads a component keeps its right of way");
+    }
+}
+
 /// Runs what reads or compiles a component, or runs a guest off the data path, on a thread of its own: each may take long, and the
-/// compiler a large stack. The thread steps back for those that serve groups.
+/// compiler a large stack.
 async fn on_own_thread<T: Send + 'static>(
     name: &str,
     run: impl FnOnce() -> T + Send + 'static,
@@ -261,12 +276,7 @@ async fn on_own_thread<T: Send + 'static>(
         .name(name.to_owned())
         .stack_size(APPLY_THREAD_STACK_BYTES)
         // Nobody waits any more if this cannot be sent.
-        .spawn(move || {
-            if let Err(error) = Thread::current().step_back() {
-                tracing::debug!(%error, "a thread that reads a component keeps its right of way");
-            }
-            drop(done.send(run()));
-        })
+        .spawn(move || drop(done.send(run())))
         .map_err(|source| skep::Error::Start {
             what: "a thread for a machine",
             source,
@@ -369,11 +379,34 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[tokio::test]
-    async fn whoever_serves_groups_goes_before_what_reads_a_component() {
+    async fn who_has_a_component_compiled_keeps_the_right_of_way_for_its_child() {
         use skep::pool::priority::{Claim, Usual};
-        let usual = Usual::of_this_thread();
-        let claim = on_own_thread("skep-look-up", move || Thread::current().claim(&usual));
-        assert_eq!(claim.await.unwrap(), Some(Claim::Little));
+        /// Notes what the thread that asks it can claim.
+        struct Asked(Usual, Mutex<Vec<Option<Claim>>>);
+        // SAFETY: code comes from the one that is in this process.
+        unsafe impl Compiler for Asked {
+            fn compile(&self, engine: &Engine, component: &[u8]) -> Result<Vec<u8>, CompileError> {
+                let claim = Thread::current().claim(&self.0);
+                self.1.lock().unwrap().push(claim);
+                InProcess.compile(engine, component)
+            }
+
+            fn allowance(&self) -> Allowance {
+                InProcess.allowance()
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let asked = Arc::new(Asked(Usual::of_this_thread(), Mutex::default()));
+        let most = Holdings::of_this_system();
+        let machines = Machines::open(dir.path().join("code"), asked.clone(), None, most).unwrap();
+        let kv = Bytes::from_static(skep_examples::KV);
+        machines.component(ComponentId::of(&kv), kv).await.unwrap();
+        assert_eq!(*asked.1.lock().unwrap(), [None]);
+        let stepped_back = std::thread::spawn(move || {
+            step_back();
+            Thread::current().claim(&asked.0)
+        });
+        assert_eq!(stepped_back.join().unwrap(), Some(Claim::Little));
     }
 
     #[tokio::test]
