@@ -1,9 +1,11 @@
 //! Builds every machine of `tests/machines`.
 
-use std::path::Path;
+use std::env;
+use std::path::PathBuf;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../machines");
+    let directory = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo says it"))
+        .join("../machines");
     println!("cargo::rerun-if-changed={}", directory.display());
     let mut names = Vec::new();
     for file in std::fs::read_dir(&directory)? {

@@ -165,6 +165,16 @@ pub fn links(text: &str) -> Vec<&str> {
         .collect()
 }
 
+/// The documents below `docs/` that a source names.
+pub fn documents_in(text: &str) -> impl Iterator<Item = String> {
+    let named = text.split("docs/").skip(1).filter_map(|rest| {
+        let (stem, _) = rest.split_once(".md")?;
+        let is_path = |c: char| c.is_ascii_alphanumeric() || "-_/".contains(c);
+        (!stem.is_empty() && stem.chars().all(is_path)).then_some(stem)
+    });
+    named.map(|stem| format!("docs/{stem}.md"))
+}
+
 /// The anchors that a reader of Markdown gives the headings of a document.
 pub fn anchors(text: &str) -> BTreeSet<String> {
     let outside = outside_fences(text);

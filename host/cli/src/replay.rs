@@ -21,7 +21,7 @@ use skep_core::input::Input;
 use skep_core::message::SnapshotName;
 use skep_core::outcome::{ConfChange, EntryContext, LeaderChanged, Outcome};
 use skep_drive::{
-    Applied, CanonicalPoint, Done, Driver, Failed, Lack, Listener, LocalCode, MachineError, Source,
+    Applied, CanonicalPoint, Done, Driver, Failed, Lack, Listener, MachineError, Source,
     StateMachine,
 };
 use skep_log::{
@@ -535,11 +535,7 @@ struct Shelf<'a> {
 
 impl Shelf<'_> {
     fn make(&self, deployment: &Deployment) -> Result<Box<dyn StateMachine>, MachineError> {
-        let factory = self.factory.ok_or_else(|| MachineError::Local {
-            call: "start",
-            code: LocalCode::Missing,
-            reason: "the machine of this group cannot be exchanged".into(),
-        })?;
+        let factory = self.factory.ok_or_else(MachineError::fixed)?;
         factory.make(deployment)
     }
 }

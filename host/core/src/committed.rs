@@ -237,9 +237,11 @@ impl Group {
     /// A quarantined replica applies nothing, and waits for a snapshot. But it learns who the members are: Raft lets nobody
     /// campaign who has a committed change before it, and the group may have nobody else that can be elected.
     fn pass_over_changes(&mut self) -> bool {
+        if !matches!(self.health, Health::Quarantined { .. }) {
+            return false;
+        }
         let is_change = |entry: &Entry| entry.entry_type != EntryType::EntryNormal;
-        let last = self.committed.iter().rposition(is_change);
-        let Some(last) = last.filter(|_| matches!(self.health, Health::Quarantined { .. })) else {
+        let Some(last) = self.committed.iter().rposition(is_change) else {
             return false;
         };
         let through: Vec<_> = self.committed.drain(..=last).collect();

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use skep_core::activation::Refusal;
 use skep_core::id::LogIndex;
 use skep_core::outcome::{ConfChange, EntryContext, GuestFault, LeaderChanged, Outcome};
 use skep_types::code::Code;
@@ -134,6 +135,15 @@ pub enum MachineError {
 }
 
 impl MachineError {
+    /// Asked for another machine, where the machine of a group is never exchanged.
+    pub fn fixed() -> Self {
+        Self::Local {
+            call: "start",
+            code: LocalCode::Missing,
+            reason: Refusal::Fixed.to_string(),
+        }
+    }
+
     /// The machine's own words, if it had any.
     pub fn detail(&self) -> Option<&str> {
         match self {

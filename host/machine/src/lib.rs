@@ -5,7 +5,9 @@
 //! - [`wasm`]: a machine from a component: [`wasm::WasmMachine`].
 //! - [`native`]: a machine written in Rust and compiled into the host: [`native::Native`].
 //! - [`conformance`]: what every machine that speaks the key-value requests of `examples/kv` must do.
+//! - `clock`: the clock of this node.
 
+mod clock;
 pub mod conformance;
 pub mod native;
 pub mod wasm;

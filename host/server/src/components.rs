@@ -247,7 +247,7 @@ impl ComponentStore {
         let mut bytes: u64 = 0;
         for path in self.list()? {
             if has_suffix(&path, SUFFIX) {
-                match self.vfs.open(&path).and_then(|file| file.len()) {
+                match self.vfs.size(&path) {
                     Ok(size) => bytes = bytes.saturating_add(size),
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                     Err(source) => return Err(disk("look at", &path)(source)),

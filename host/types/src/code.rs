@@ -2,7 +2,7 @@
 //!
 //! An error has a code, and whoever decides something by an error (a client that tries again, an HTTP status, an exit code)
 //! decides by that. The name of a code is what stands on the wire, in HTTP answers, in logs and on terminals; the number never
-//! changes and is never given to another. The reference in `docs/reference/errors.md` is printed from this file.
+//! changes and is never given to another. The reference in `docs/reference/failures.md` is printed from this file.
 
 use std::fmt;
 

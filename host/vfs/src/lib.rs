@@ -13,4 +13,4 @@ pub use draft::{Draft, FileError, place, replace};
 pub use patience::{is_want, patiently, waits};
 pub use sim::SimVfs;
 pub use steps::{End, at_every_step};
-pub use vfs::{DiskVfs, Vfs, VfsFile, VfsLock};
+pub use vfs::{DiskVfs, Vfs, VfsFile, VfsLock, read_at};

@@ -38,6 +38,10 @@ pub trait Vfs: Send + Sync + fmt::Debug {
     /// Takes an exclusive lock on a file, making it if need be; `WouldBlock` if somebody holds it. The lock ends when
     /// the value is dropped or the process dies.
     fn lock(&self, path: &Path) -> io::Result<VfsLock>;
+    /// The length of a file in bytes.
+    fn size(&self, path: &Path) -> io::Result<u64> {
+        self.open(path)?.len()
+    }
     /// The whole content of a small file, refused with `InvalidData` above `limit` bytes.
     fn read(&self, path: &Path, limit: u64) -> io::Result<Vec<u8>> {
         let file = self.open(path)?;
@@ -166,6 +170,11 @@ impl Vfs for DiskVfs {
         Ok(names)
     }
 
+    // Without a descriptor, of which there may be none.
+    fn size(&self, path: &Path) -> io::Result<u64> {
+        Ok(fs::metadata(path)?.len())
+    }
+
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         // The log stops after a failed sync; that there is no descriptor to sync through is none.
         patiently(|| File::open(dir))?.sync_all()
@@ -187,6 +196,20 @@ impl Vfs for DiskVfs {
     }
 }
 
+/// Reads until `buf` is full or the file ends, and says how many bytes that were.
+pub fn read_at(file: &File, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buf.len() {
+        match file.read_at(&mut buf[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(read) => done += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
+}
+
 #[derive(Debug)]
 struct DiskFile(File);
 
@@ -196,16 +219,7 @@ impl VfsFile for DiskFile {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
-        let mut done = 0;
-        while done < buf.len() {
-            match self.0.read_at(&mut buf[done..], offset + done as u64) {
-                Ok(0) => break,
-                Ok(read) => done += read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(done)
+        read_at(&self.0, offset, buf)
     }
 
     fn write_all_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {

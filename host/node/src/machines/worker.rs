@@ -2,6 +2,7 @@
 //! own group.
 
 mod guard;
+mod owner;
 mod recent;
 mod rehearsal;
 mod results;
@@ -21,7 +22,6 @@ use skep_core::input::Input;
 use skep_core::message::SnapshotName;
 use skep_core::proposal::ProposalError;
 use skep_drive::{Descriptor, Done, Driver, Failed, Interrupter, StateMachine};
-use skep_log::GroupKey;
 use tokio::sync::oneshot;
 
 use self::recent::Recent;
@@ -32,16 +32,15 @@ use self::watch::Watch;
 use crate::disk::store::Disk;
 use crate::error::Error;
 use crate::machines::exchange::Exchange;
-use crate::machines::gauge::MemoryGauge;
 use crate::machines::queries::{Queries, Query};
 use crate::pool::Pool;
 use crate::pool::run_queue::{Account, Meter, TURN_COST};
 use crate::shards::mailbox::{Completion, Event};
-use crate::shards::replica::Life;
 use crate::shards::router::Router;
 use crate::status::QueryAnswer;
 
 pub(crate) use self::guard::{guarded, panic_text};
+pub(crate) use self::owner::Owner;
 pub use self::recent::Rehearsable;
 pub use self::rehearsal::{Extent, refusal};
 pub(crate) use self::snapshots::Saved;
@@ -65,35 +64,6 @@ impl Job {
             self,
             Self::Work(Work::Apply { .. } | Work::Restore { .. } | Work::Decide { .. })
         )
-    }
-}
-
-/// Who a machine belongs to.
-#[derive(Clone, Debug)]
-pub(crate) struct Owner {
-    pub(crate) key: GroupKey,
-    pub(crate) name: String,
-    pub(crate) life: Life,
-    pub(crate) component: ComponentId,
-    /// What the machine holds, as its route shows it.
-    pub(crate) memory: Arc<MemoryGauge>,
-}
-
-impl Owner {
-    /// Why its machine answers nothing any more.
-    pub(crate) fn refusal(&self, router: &Router) -> Error {
-        let group = GroupId(self.key.group);
-        match router.route(group) {
-            Ok(route) if route.life == self.life => Error::Proposal {
-                group,
-                source: ProposalError::Faulted,
-            },
-            Ok(_) => Error::NoSuchGroup {
-                group,
-                node: router.node,
-            },
-            Err(gone) => gone,
-        }
     }
 }
 
@@ -442,7 +412,8 @@ impl Actor {
             }
             _ => None,
         };
-        let done = machine.drive(work, &mut Supply(self), &mut Watch::start(self))?;
+        let mut watch = Watch::start(self, &work);
+        let done = machine.drive(work, &mut Supply(self), &mut watch)?;
         match done {
             Done::Tell(input) => {
                 match &input {

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use skep_core::id::GroupId;
 
+use crate::clock;
+
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Whose machine it is, for log lines.
@@ -36,7 +38,7 @@ struct Window {
 impl Logbook {
     pub(crate) fn new(label: MachineLabel, lines_per_second: u32) -> Self {
         let window = Window {
-            since: Instant::now(),
+            since: clock::now(),
             left: lines_per_second,
             dropped: 0,
         };
@@ -49,7 +51,7 @@ impl Logbook {
 
     /// Whether one more line may be written. The first one of a new second tells how many were dropped before.
     pub(crate) fn admits_line(&self) -> bool {
-        let (admitted, dropped) = self.take(Instant::now());
+        let (admitted, dropped) = self.take(clock::now());
         if let Some(dropped) = dropped {
             tracing::warn!(
                 target: "skep::guest", group = %self.label.group, machine = %self.label.name, dropped,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use skep_core::deployment::Deployment;
 use skep_core::message::SnapshotName;
-use skep_drive::{Failed, LocalCode, MachineError, Source, StateMachine};
+use skep_drive::{Failed, MachineError, Source, StateMachine};
 
 use super::Actor;
 
@@ -24,7 +24,7 @@ impl Source<Box<dyn StateMachine>> for Supply<'_> {
     fn current(&mut self, deployment: &Deployment) -> Result<Box<dyn StateMachine>, Failed> {
         let actor = self.0;
         let Some(exchange) = &actor.exchange else {
-            return Err(Failed::from(fixed()));
+            return Err(Failed::from(MachineError::fixed()));
         };
         loop {
             match exchange.factory.make_again(deployment) {
@@ -45,7 +45,7 @@ impl Source<Box<dyn StateMachine>> for Supply<'_> {
         &mut self,
         deployment: &Deployment,
     ) -> Result<Box<dyn StateMachine>, MachineError> {
-        let exchange = self.0.exchange.as_ref().ok_or_else(fixed)?;
+        let exchange = self.0.exchange.as_ref().ok_or_else(MachineError::fixed)?;
         exchange.factory.make(deployment)
     }
 
@@ -66,15 +66,6 @@ impl Source<Box<dyn StateMachine>> for Supply<'_> {
                 }
             }
         }
-    }
-}
-
-/// The driver of a machine that is never exchanged asks for no other one.
-fn fixed() -> MachineError {
-    MachineError::Local {
-        call: "start",
-        code: LocalCode::Missing,
-        reason: "the machine of this group cannot be exchanged".into(),
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use skep_core::activation::Decision;
 use skep_core::deployment::Deployment;
-use skep_core::effect::Call;
+use skep_core::effect::{Call, Work};
 use skep_core::outcome::{EntryContext, Outcome};
 use skep_drive::{Applied, CanonicalPoint, Lack, Listener, MachineError, StateMachine};
 
@@ -16,18 +16,26 @@ use crate::clock::Stopwatch;
 /// One piece of work, watched.
 pub(super) struct Watch<'a> {
     actor: &'a Actor,
-    watch: Stopwatch,
+    /// Of a barrier: no clock is read for an entry.
+    watch: Option<Stopwatch>,
     /// Bytes of a save at a barrier, and how long it took.
     saved: Option<(usize, Duration)>,
 }
 
 impl<'a> Watch<'a> {
-    pub(super) fn start(actor: &'a Actor) -> Self {
+    pub(super) fn start(actor: &'a Actor, work: &Work) -> Self {
         Self {
             actor,
-            watch: Stopwatch::start(),
+            watch: matches!(work, Work::Barrier { .. }).then(Stopwatch::start),
             saved: None,
         }
+    }
+
+    /// Since the barrier's work began.
+    fn elapsed(&self) -> Duration {
+        self.watch
+            .as_ref()
+            .map_or(Duration::ZERO, Stopwatch::elapsed)
     }
 
     fn group(&self) -> u64 {
@@ -72,7 +80,7 @@ impl Listener<Box<dyn StateMachine>> for Watch<'_> {
     }
 
     fn saved(&mut self, _: &EntryContext, bytes: usize) {
-        self.saved = Some((bytes, self.watch.elapsed()));
+        self.saved = Some((bytes, self.elapsed()));
     }
 
     fn goes_on_from(&mut self, point: Option<&CanonicalPoint>) {
@@ -83,7 +91,7 @@ impl Listener<Box<dyn StateMachine>> for Watch<'_> {
         self.actor.recent().begin(point.clone());
         if let Some((bytes, save)) = self.saved {
             let (group, index) = (self.group(), point.context.index.0);
-            let restore = self.watch.elapsed().saturating_sub(save);
+            let restore = self.elapsed().saturating_sub(save);
             tracing::debug!(
                 group,
                 index,
