@@ -136,7 +136,8 @@ async fn work(number: usize, session: Session, shared: Arc<Shared>) -> Done {
     done
 }
 
-async fn reply(session: &Session, command: &str) -> String {
+/// The reply to a command of a session.
+pub async fn reply(session: &Session, command: &str) -> String {
     match session.propose(command.to_owned().into()).await {
         Ok(response) => text(response.outcome),
         Err(error) => panic!("{command}: {error} [{}]", error.code()),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::{FutureExt, StreamExt, stream};
 use serde_json::json;
-use skep_client::{Client, ComponentId, Consistency, GroupId, Outcome};
+use skep_client::{Client, ComponentId, Consistency, GroupId, Outcome, Session};
 use skep_core::status::Health;
 use skep_tests::clock::{eventually, within};
 use skep_tests::cluster::{Cluster, Settings};
@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 use super::machines::check;
 use super::table::{ATTACKS, Attack, End, Expect, Step, profile};
-use crate::load::{Load, propose, text};
+use crate::load::{Load, text};
 
 /// Groups that are attacked at the same time.
 const AT_ONCE: usize = 6;
@@ -88,15 +88,17 @@ async fn meets_its_end(cluster: &Cluster, client: &Client, attack: &Attack) {
             never_serves(cluster, guest, words).await
         }
         End::Runs(steps) => {
+            is_up(cluster, guest, group, members).await;
+            let session = client.session(group).await;
             let mut group = Group {
                 cluster,
+                session: session.unwrap_or_else(|error| panic!("{guest}: {error}")),
                 client,
                 guest,
                 group,
                 members: members.to_vec(),
                 degraded: false,
             };
-            group.is_up().await;
             group.goes_through(steps).await;
         }
     }
@@ -139,6 +141,8 @@ async fn never_serves(cluster: &Cluster, guest: &str, words: &str) {
 /// A group under attack.
 struct Group<'a> {
     cluster: &'a Cluster,
+    /// A machine that does much else may be without its leader for a while: a command that is sent again counts once.
+    session: Session,
     client: &'a Client,
     guest: &'static str,
     group: GroupId,
@@ -184,9 +188,13 @@ impl Group<'_> {
         }
     }
 
+    async fn propose(&self, command: &'static str) -> Outcome {
+        propose(&self.session, self.guest, command).await
+    }
+
     /// One honest command, after which the counter is this.
     async fn counts(&self, counted: u64) {
-        let honest = within(BOUNDED, self.guest, propose(self.client, self.group, "add")).await;
+        let honest = within(BOUNDED, self.guest, self.propose("add")).await;
         assert_eq!(
             honest,
             Outcome::Reply(counted.to_string().into()),
@@ -200,8 +208,7 @@ impl Group<'_> {
         let guest = self.guest;
         match step {
             Step::Command(command, expect) => {
-                let outcome =
-                    within(BOUNDED, command, propose(self.client, self.group, command)).await;
+                let outcome = within(BOUNDED, command, self.propose(command)).await;
                 check(guest, command, &outcome, expect);
                 0
             }
@@ -212,7 +219,7 @@ impl Group<'_> {
                     .query(self.group, query.into(), Consistency::Linearizable);
                 let answer = within(BOUNDED, query, asked).await.expect("an answer");
                 check(guest, query, &answer.outcome, expect);
-                let state = propose(self.client, self.group, "get").await;
+                let state = self.propose("get").await;
                 assert_eq!(
                     state,
                     Outcome::Reply(counted.to_string().into()),
@@ -288,7 +295,7 @@ impl Group<'_> {
             .await;
         assert_eq!(added.status, 200, "{}: {}", self.guest, added.text());
         self.members.push(3);
-        self.is_up().await;
+        is_up(self.cluster, self.guest, self.group, &self.members).await;
     }
 
     /// The attack amid honest commands, all sent at once so that they share entries.
@@ -296,8 +303,8 @@ impl Group<'_> {
         let mut sent = JoinSet::new();
         for number in 0..=BURST {
             let request = if number == BURST / 2 { command } else { "add" };
-            let (client, group) = (self.client.clone(), self.group);
-            sent.spawn(async move { (request, propose(&client, group, request).await) });
+            let (session, guest) = (self.session.clone(), self.guest);
+            sent.spawn(async move { (request, propose(&session, guest, request).await) });
         }
         let mut counts: Vec<u64> = Vec::new();
         while let Some(done) = within(BOUNDED, self.guest, sent.join_next()).await {
@@ -311,16 +318,6 @@ impl Group<'_> {
         let expected: Vec<u64> = (counted + 1..=counted + BURST).collect();
         assert_eq!(counts, expected, "{}", self.guest);
         BURST
-    }
-
-    async fn is_up(&self) {
-        let (cluster, group) = (self.cluster, self.group);
-        for id in &self.members {
-            eventually(&format!("{} is up on node {id}", self.guest), async || {
-                cluster.try_status(*id, group).await.map(drop)
-            })
-            .await;
-        }
     }
 
     /// Every replica takes a snapshot at one index.
@@ -362,5 +359,21 @@ impl Group<'_> {
                 self.members[0]
             );
         }
+    }
+}
+
+async fn propose(session: &Session, guest: &str, command: &'static str) -> Outcome {
+    let response = session.propose(command.into()).await;
+    response
+        .unwrap_or_else(|error| panic!("{guest}: {command}: {error} [{}]", error.code()))
+        .outcome
+}
+
+async fn is_up(cluster: &Cluster, guest: &str, group: GroupId, members: &[u64]) {
+    for id in members {
+        eventually(&format!("{guest} is up on node {id}"), async || {
+            cluster.try_status(*id, group).await.map(drop)
+        })
+        .await;
     }
 }

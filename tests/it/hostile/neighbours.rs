@@ -12,14 +12,14 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use serde_json::json;
-use skep_client::{Client, Consistency, GroupId, Outcome};
+use skep_client::{Client, Consistency, GroupId};
 use skep_machine::wasm::Profile;
 use skep_tests::clock::{Stopwatch, eventually, pause};
 use skep_tests::cluster::{Cluster, Settings};
 use skep_tests::guests;
 use tokio::task::JoinSet;
 
-use crate::load::propose;
+use crate::load::reply;
 
 /// Clients of the group that is watched, each with one command in flight.
 const CLIENTS: usize = 2;
@@ -278,12 +278,13 @@ async fn measured(client: &Client, group: GroupId, time: Duration) -> Histogram<
     for number in 0..CLIENTS {
         let client = client.clone();
         clients.spawn(async move {
+            // A machine that does much else may be without its leader for a while: that is a late answer, not a failure.
+            let session = client.session(group).await.expect("a session");
             let watch = Stopwatch::start();
             let mut histogram = histogram();
             while watch.elapsed() < time {
                 let command = Stopwatch::start();
-                let outcome = propose(&client, group, &format!("put key-{number} value")).await;
-                assert!(matches!(outcome, Outcome::Reply(_)), "{outcome:?}");
+                reply(&session, &format!("put key-{number} value")).await;
                 histogram.saturating_record(command.elapsed().as_micros() as u64);
             }
             histogram
