@@ -8,16 +8,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use skep_client::{Client, GroupId};
+use skep_client::{Client, GroupId, LogIndex};
 use skep_tests::clock::{Stopwatch, eventually, pause};
 use skep_tests::cluster::{Cluster, Settings, files};
+use skep_tests::proxy::Fault;
 use skep_tests::seed::Seed;
 use tokio::task::JoinSet;
 
 /// Bytes of a value.
 const VALUE: u64 = 8 << 10;
-/// Entries that may be on their way to a member that has caught up.
-const ON_THE_WAY: u64 = 64;
 
 /// Clients that write values at random over the keys until they are told to stop.
 struct Writers {
@@ -89,6 +88,10 @@ struct Round {
     away: Duration,
     /// For so long a member must not fall behind again to have caught up.
     steady: Duration,
+    /// Entries that may be on their way to a member that has caught up.
+    on_the_way: u64,
+    /// So late everything arrives at whoever catches up, so that a snapshot is old by then.
+    late: Option<Duration>,
 }
 
 /// What it came to.
@@ -117,20 +120,29 @@ impl std::fmt::Display for Measured {
     }
 }
 
+/// Since when a node has had all but what is on its way.
+struct Steady {
+    since: Stopwatch,
+    at: f64,
+    snapshots: u64,
+    /// What was committed then: the node processes it too, or it only has a snapshot and no log behind it.
+    commit: LogIndex,
+}
+
 /// Waits until a node has had all but what is on its way for a while, without another snapshot.
 async fn catches_up(
     cluster: &Cluster,
     group: GroupId,
     leader: u64,
     node: u64,
-    steady_for: Duration,
+    round: &Round,
     writes: &AtomicU64,
 ) -> Measured {
     let watch = Stopwatch::start();
     let before = cluster.metric(leader, "skep_snapshots_sent_total").await;
     let written = writes.load(Ordering::SeqCst);
     let (mut resident, mut disk) = (0, 0);
-    let mut steady: Option<(Stopwatch, f64, u64)> = None;
+    let mut steady: Option<Steady> = None;
     let what = format!("node {node} catches up while clients write");
     let (seconds, snapshots) = eventually(&what, async || {
         let there = cluster.try_status(leader, group).await?.replica;
@@ -144,16 +156,22 @@ async fn catches_up(
                 .sum(),
         );
         let lacks = there.commit.0.saturating_sub(here.applied.0);
-        let since = match steady {
-            Some((_, _, seen)) if seen == snapshots && lacks <= ON_THE_WAY => steady.take(),
-            _ if lacks <= ON_THE_WAY => {
-                Some((Stopwatch::start(), watch.elapsed().as_secs_f64(), snapshots))
-            }
+        steady = match steady.take() {
+            Some(since) if since.snapshots == snapshots && lacks <= round.on_the_way => Some(since),
+            _ if lacks <= round.on_the_way => Some(Steady {
+                since: Stopwatch::start(),
+                at: watch.elapsed().as_secs_f64(),
+                snapshots,
+                commit: there.commit,
+            }),
             _ => None,
         };
-        steady = since;
-        match since {
-            Some((since, at, _)) if since.elapsed() >= steady_for => Ok((at, snapshots)),
+        match &steady {
+            Some(steady)
+                if steady.since.elapsed() >= round.steady && here.applied >= steady.commit =>
+            {
+                Ok((steady.at, snapshots))
+            }
             _ => Err(format!(
                 "it lacks {lacks} entries after {snapshots} snapshots; {there:?}"
             )),
@@ -173,7 +191,14 @@ async fn catches_up(
 /// One follower is paused and comes back, then another node joins; all the while clients write. Last, when nobody writes any
 /// more, that node joins once more: what transfer and restore alone take.
 async fn away_and_joining(settings: &Settings, round: &Round) -> [Measured; 3] {
-    let cluster = Cluster::start(settings).await;
+    let (cluster, proxy) = match round.late {
+        None => (Cluster::start(settings).await, None),
+        Some(_) => {
+            let (mut cluster, proxy) = Cluster::prepare_behind_proxy(settings).await;
+            cluster.start_all().await;
+            (cluster, Some(proxy))
+        }
+    };
     let group = cluster.create_kv(1, "kv", &[1, 2, 3]).await;
     let client = cluster.client_at(&[1]).await;
     fill(&client, group, round.keys).await;
@@ -189,15 +214,24 @@ async fn away_and_joining(settings: &Settings, round: &Round) -> [Measured; 3] {
         .rfind(|id| **id != leader && **id != 4)
         .expect("one");
     cluster.pause(away);
+    if let (Some(proxy), Some(late)) = (&proxy, round.late) {
+        for node in [away, 4] {
+            proxy.set_to(node, Fault::Delay(late, late));
+        }
+    }
     pause(round.away).await;
     cluster.resume(away);
     let writes = Arc::clone(&writers.written);
-    let back = catches_up(&cluster, group, leader, away, round.steady, &writes).await;
-    let joined = joins(&cluster, group, leader, round.steady, &writes).await;
+    let back = catches_up(&cluster, group, leader, away, round, &writes).await;
+    let joined = joins(&cluster, group, leader, round, &writes).await;
     writers.stop().await;
     cluster.caught_up(group, &cluster.ids()).await;
     remove(&cluster, group, leader).await;
-    let alone = joins(&cluster, group, leader, Duration::ZERO, &writes).await;
+    let nobody_writes = Round {
+        steady: Duration::ZERO,
+        ..*round
+    };
+    let alone = joins(&cluster, group, leader, &nobody_writes, &writes).await;
     let left = cluster.metric(leader, "skep_left_behind_total").await;
     assert_eq!(left, 0, "nobody was left behind");
     [back, joined, alone]
@@ -208,7 +242,7 @@ async fn joins(
     cluster: &Cluster,
     group: GroupId,
     leader: u64,
-    steady_for: Duration,
+    round: &Round,
     writes: &AtomicU64,
 ) -> Measured {
     let joined = async {
@@ -216,7 +250,7 @@ async fn joins(
             cluster.try_status(4, group).await.map(|_| ())
         });
         at.await;
-        catches_up(cluster, group, leader, 4, steady_for, writes).await
+        catches_up(cluster, group, leader, 4, round, writes).await
     };
     tokio::join!(add(cluster, group, leader), joined).1
 }
@@ -254,17 +288,22 @@ async fn add(cluster: &Cluster, group: GroupId, leader: u64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_was_away_and_who_joins_catch_up_while_clients_write() {
-    // A snapshot each twenty entries: whoever restores one finds the log behind it gone, unless it is kept.
+    // A snapshot each eight entries, and a slow way: the log behind a snapshot is gone when it has been restored, unless it is
+    // kept for whoever restores it.
     let settings = Settings {
         nodes: 4,
-        snapshot_entries: 20,
+        tick_ms: 50,
+        election_ticks: 20,
+        snapshot_entries: 8,
         ..Settings::default()
     };
     let round = Round {
-        keys: 512,
+        keys: 64,
         workers: 8,
         away: Duration::from_secs(2),
         steady: Duration::from_secs(2),
+        on_the_way: 1024,
+        late: Some(Duration::from_millis(150)),
     };
     let [back, joined, alone] = away_and_joining(&settings, &round).await;
     let told = format!("who was away: {back}; who joined: {joined}; while nobody wrote: {alone}");
@@ -292,6 +331,8 @@ async fn measured_at_several_sizes() {
             workers: 64,
             away: Duration::from_secs(10),
             steady: Duration::from_secs(3),
+            on_the_way: 64,
+            late: None,
         };
         let [back, joined, alone] = away_and_joining(&settings, &round).await;
         println!(
