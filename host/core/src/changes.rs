@@ -2,12 +2,11 @@
 //! leader is removed.
 
 use prost::Message;
-use raft::GetEntriesContext;
 use raft::eraftpb::{Entry, EntryType};
 
 use crate::config::MEMBERS_MAX;
 use crate::entry::may_stop;
-use crate::group::{Group, Raft, raft_change};
+use crate::group::{Group, raft_change};
 use crate::id::{NodeId, ReplicaId};
 use crate::outcome::ChangeKind;
 use crate::payload::ChangeRecord;
@@ -140,25 +139,14 @@ impl Group {
 
     /// Whether such an entry is in the log and not applied.
     pub(crate) fn in_flight(&self, such: impl Fn(&Entry) -> bool) -> bool {
-        let Some(Raft(node)) = &self.raft else {
-            return false;
-        };
-        let log = &node.raft.raft_log;
-        let (from, to) = (self.processed.0 + 1, log.last_index() + 1);
-        let entries = log.slice(from, to, None, GetEntriesContext::empty(false));
-        match entries {
-            Ok(entries) => entries.iter().any(such),
-            // What cannot be looked at may be such a one.
-            Err(_) => true,
-        }
+        self.raft.has_after(self.processed, such)
     }
 
     /// Whether a change has to wait although none is in flight. Raft puts it aside while a new leader has not applied the whole
     /// of its log. And behind an entry at which the group may stop, a verdict, an activation or an impasse, none may stand: who has a
     /// committed change before it that it does not apply may not campaign, and without a leader nobody could decide.
     fn changes_must_wait(&self) -> bool {
-        let raft = self.raft.as_ref();
-        raft.is_some_and(|raft| raft.0.raft.has_pending_conf())
+        self.raft.has_pending_change()
             || !self.serves()
             || self.awaits_decision()
             || self.has_an_open_impasse()
@@ -177,13 +165,8 @@ impl Group {
         record.now = self.now;
         record.entropy = self.entropy();
         let change = raft_change(kind, ReplicaId(record.replica));
-        let Some(Raft(node)) = &mut self.raft else {
-            return Err(askers);
-        };
-        if node
-            .propose_conf_change(record.encode_to_vec(), change)
-            .is_err()
-        {
+        let proposed = self.raft.propose_change(record.encode_to_vec(), change);
+        if proposed.is_err() {
             return Err(askers);
         }
         self.note_proposed(askers);
@@ -195,8 +178,7 @@ impl Group {
         if !self.can_propose() || self.proposals.elected {
             return;
         }
-        let Some(Raft(node)) = &self.raft else { return };
-        let last = node.raft.raft_log.last_index();
+        let last = self.raft.last().0;
         let ready = self
             .state
             .membership
@@ -204,7 +186,7 @@ impl Group {
             .iter()
             .find(|(replica, member)| {
                 member.role == Role::Joining
-                    && node.raft.prs().get(replica.0).is_some_and(|progress| {
+                    && self.raft.progress(**replica).is_some_and(|progress| {
                         self.is_active(**replica)
                             && progress.matched > 0
                             && progress.matched + PROMOTION_LAG >= last

@@ -6,7 +6,7 @@ use raft::eraftpb::{Entry, EntryType};
 use crate::attestation::Deed;
 use crate::effect::{Call, Effect, Work};
 use crate::entry::{self, Order, Stamp};
-use crate::group::{Group, Raft, SinceBarrier, raft_change};
+use crate::group::{Group, SinceBarrier, raft_change};
 use crate::id::{LogIndex, NodeId, ReplicaId, RequestId, SessionId, Term};
 use crate::input::Stopped;
 use crate::log_view::{Snapshotted, weight};
@@ -192,8 +192,8 @@ impl Group {
             self.process(entry, order);
             moved = true;
         }
-        if moved && let Some(Raft(node)) = &mut self.raft {
-            node.advance_apply_to(self.processed.0);
+        if moved {
+            self.raft.processed(self.processed);
         }
         self.complete_idle();
         moved
@@ -480,10 +480,7 @@ impl Group {
             raft_change(ChangeKind::AddVoter, ReplicaId(0))
         };
         let expected = self.state.membership.conf_state();
-        let Some(Raft(raft)) = &mut self.raft else {
-            return None;
-        };
-        match raft.apply_conf_change(&change) {
+        match self.raft.change(&change)? {
             Ok(mut conf_state) => {
                 conf_state.voters.sort_unstable();
                 conf_state.learners.sort_unstable();

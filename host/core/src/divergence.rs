@@ -12,7 +12,7 @@ use raft::eraftpb::{self, Entry, MessageType};
 use crate::attestation::{Attestation, Chain, Digest, Judgement, all_agree, counts, judge};
 use crate::effect::Effect;
 use crate::entry::{self, Order};
-use crate::group::{Group, Raft};
+use crate::group::Group;
 use crate::id::{LogIndex, NodeId, ReplicaId, Term};
 use crate::log_view::Snapshotted;
 use crate::message::{ArrivedSnapshot, Body, PeerMessage, SnapshotName};
@@ -390,9 +390,7 @@ impl Group {
         self.unwritten = None;
         self.abandon_applying(&ProposalError::Unknown);
         self.refuse_reads(&ProposalError::Faulted);
-        if let Some(Raft(node)) = &mut self.raft {
-            node.mut_store().distrust_snapshot();
-        }
+        self.raft.log_mut().distrust_snapshot();
         self.ask_for_snapshot();
     }
 
@@ -441,11 +439,7 @@ impl Group {
         if self.is_faulted() {
             return;
         }
-        let newest = self
-            .raft
-            .as_ref()
-            .and_then(|raft| raft.0.store().snapshot())
-            .filter(|newest| newest.name.index > after);
+        let newest = (self.raft.log().snapshot()).filter(|newest| newest.name.index > after);
         let Some(Snapshotted {
             name: snapshot,
             conf_state,
@@ -550,9 +544,7 @@ impl Group {
         if self.has_ended() {
             return true;
         }
-        if let Some(Raft(node)) = &mut self.raft {
-            node.advance_apply_to(name.index.0);
-        }
+        self.raft.processed(name.index);
         let conf_state = state.membership.conf_state();
         if self.lost.is_some() {
             self.adopt_members(&conf_state);

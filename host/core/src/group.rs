@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use raft::eraftpb::{self, ConfChange as RaftChange, ConfChangeType, EntryType, HardState};
-use raft::{RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
+use raft::{ReadOnlyOption, StateRole};
 
 use crate::activation::{Activation, Decision};
 use crate::addresses::Addresses;
@@ -29,6 +29,7 @@ use crate::payload::ChangeRecord;
 use crate::planted::{self, Defect};
 use crate::proposal::ProposalError;
 use crate::proposals::Proposals;
+use crate::raft_node::RaftNode;
 use crate::reads::Reads;
 use crate::standing::Standings;
 use crate::state::HostState;
@@ -64,8 +65,8 @@ pub struct Recovered {
 pub struct Group {
     pub(crate) config: GroupConfig,
     pub(crate) replica: ReplicaId,
-    /// `None` until a joiner is contacted.
-    pub(crate) raft: Option<Raft>,
+    /// It does not run until a joiner is contacted.
+    pub(crate) raft: RaftNode,
     pub(crate) state: HostState,
     pub(crate) storage: crate::ready::Persistence,
     pub(crate) removals: crate::removal::Removals,
@@ -126,15 +127,6 @@ pub struct Group {
     /// Nothing more comes out of this replica.
     ended: Option<Ended>,
     pub(crate) effects: Vec<Effect>,
-}
-
-/// Raft over the log in memory. Its own `Debug` would print the whole log.
-pub(crate) struct Raft(pub(crate) RawNode<LogView>);
-
-impl std::fmt::Debug for Raft {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Raft({:?})", self.0.raft.soft_state())
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -305,7 +297,6 @@ impl Group {
 
     /// What this replica knows of its group.
     pub fn status(&self) -> Status {
-        let raft = self.raft.as_ref().map(|raft| &raft.0.raft);
         let leads = self.leads();
         let members = self
             .state
@@ -313,9 +304,7 @@ impl Group {
             .members()
             .iter()
             .map(|(replica, member)| {
-                let progress = raft
-                    .filter(|_| leads)
-                    .and_then(|raft| raft.prs().get(replica.0));
+                let progress = self.raft.progress(*replica).filter(|_| leads);
                 MemberStatus {
                     node: member.node,
                     replica: *replica,
@@ -331,7 +320,7 @@ impl Group {
             incarnation: self.config.incarnation,
             node: self.config.node,
             replica: self.replica,
-            part: match raft.map(|raft| raft.state) {
+            part: match self.raft.role() {
                 _ if self.ended.is_some() => Part::Stopped,
                 None => Part::Uninitialized,
                 Some(StateRole::Follower) => Part::Follower,
@@ -339,15 +328,15 @@ impl Group {
                 Some(StateRole::Candidate) => Part::Candidate,
                 Some(StateRole::Leader) => Part::Leader,
             },
-            term: Term(raft.map_or(0, |raft| raft.term)),
+            term: self.term(),
             leader: self.leader_node(),
-            commit: LogIndex(raft.map_or(0, |raft| raft.raft_log.committed)),
+            commit: self.raft.committed(),
             applied: self.applied,
-            first: self
-                .raft
-                .as_ref()
-                .map_or(LogIndex(0), |raft| raft.0.store().first()),
-            last: LogIndex(raft.map_or(0, |raft| raft.raft_log.last_index())),
+            first: match self.raft.role() {
+                Some(_) => self.raft.log().first(),
+                None => LogIndex(0),
+            },
+            last: self.raft.last(),
             snapshot: self.snapshot_name().map_or(LogIndex(0), |name| name.index),
             members,
             health: self.health.clone(),
@@ -380,7 +369,7 @@ impl Group {
         Self {
             config,
             replica: ReplicaId(0),
-            raft: None,
+            raft: RaftNode::default(),
             state,
             storage: crate::ready::Persistence::default(),
             removals: crate::removal::Removals::default(),
@@ -448,12 +437,8 @@ impl Group {
             max_committed_size_per_ready: 4 << 20,
             ..raft::Config::default()
         };
-        let logger = slog::Logger::root(slog::Discard, slog::o!());
-        let mut node =
-            RawNode::new(&config, view, &logger).map_err(|error| self.wrong("raft", error))?;
-        // Everything below the log's start is processed; so that the first Ready begins behind it.
-        node.raft.set_randomized_election_timeout(ticks);
-        self.raft = Some(Raft(node));
+        let started = self.raft.start(&config, view);
+        started.map_err(|error| self.wrong("raft", error))?;
         self.pin_election_timeout();
         Ok(())
     }
@@ -481,9 +466,6 @@ impl Group {
     }
 
     fn pin_election_timeout(&mut self) {
-        let Some(Raft(node)) = &mut self.raft else {
-            return;
-        };
         let GroupConfig {
             seed,
             node: id,
@@ -491,22 +473,15 @@ impl Group {
             election_ticks,
             ..
         } = self.config;
-        let raft = &node.raft;
-        let voters = raft.prs().conf().voters();
-        let place = voters.contains(raft.id).then(|| {
-            let ids = voters.ids();
-            let before = ids.iter().filter(|voter| *voter < raft.id).count();
-            (before as u64, ids.iter().count() as u64)
-        });
         let candidacy = election::Candidacy {
             node: id,
             group,
-            term: raft.term,
+            term: self.term().0,
             attempt: self.attempt,
-            place,
+            place: self.raft.place_among_voters(),
         };
         let ticks = election::timeout(seed, candidacy, election_ticks);
-        node.raft.set_randomized_election_timeout(ticks);
+        self.raft.set_election_timeout(ticks);
     }
 
     fn take(&mut self, input: Input) {
@@ -527,20 +502,13 @@ impl Group {
             } => self.query(waiter, request, linearizable),
             Input::Forget { waiter } => self.proposals.forget(waiter),
             Input::Campaign => {
-                // Without a configuration raft-rs wins at once, with the votes of nobody, and then panics.
-                if self.may_campaign()
-                    && let Some(Raft(node)) = &mut self.raft
-                    && node.raft.promotable()
-                {
-                    // Refused while a configuration change is not applied; the caller sees it in the status.
-                    let _refused = node.campaign();
+                if self.may_campaign() {
+                    self.raft.campaign();
                 }
             }
             Input::Transfer { to } => {
-                if let Some(to) = self.state.membership.replica_on(to)
-                    && let Some(Raft(node)) = &mut self.raft
-                {
-                    node.transfer_leader(to.0);
+                if let Some(to) = self.state.membership.replica_on(to) {
+                    self.raft.transfer_to(to);
                 }
             }
             Input::HandOver => {
@@ -573,28 +541,19 @@ impl Group {
             Input::Restored { index } => self.machine_restored(index),
             Input::MachineFailed { reason, at } => self.machine_failed(reason, at),
             Input::Unreachable { node } => {
-                if let Some(replica) = self.state.membership.replica_on(node)
-                    && let Some(Raft(raft)) = &mut self.raft
-                {
-                    raft.report_unreachable(replica.0);
+                if let Some(replica) = self.state.membership.replica_on(node) {
+                    self.raft.report_unreachable(replica);
                 }
             }
             Input::SnapshotSent { node, arrived } => {
                 self.cure_sent(node);
-                let status = if arrived {
-                    SnapshotStatus::Finish
-                } else {
-                    SnapshotStatus::Failure
-                };
                 let Some(replica) = self.state.membership.replica_on(node) else {
                     return;
                 };
                 if arrived {
                     self.catch_up.snapshot_arrived(replica, self.ticks);
                 }
-                if let Some(Raft(raft)) = &mut self.raft {
-                    raft.report_snapshot(replica.0, status);
-                }
+                self.raft.report_snapshot(replica, arrived);
             }
         }
     }
@@ -602,19 +561,12 @@ impl Group {
     fn tick(&mut self, now: u64) {
         self.ticks += 1;
         self.now = self.now.max(now);
-        if self.may_campaign()
-            && let Some(Raft(node)) = &mut self.raft
-        {
-            let raft = &mut node.raft;
-            if raft.leader_id != 0 {
+        if self.may_campaign() {
+            if self.raft.leader().is_some() {
                 self.attempt = 0;
             }
-            if raft.state != StateRole::Leader
-                && raft.election_elapsed + 1 >= raft.randomized_election_timeout()
-            {
-                self.attempt += 1;
-            }
-            node.tick();
+            self.attempt += u64::from(self.raft.is_about_to_campaign());
+            self.raft.tick();
         }
         self.quota_waits += u64::from(self.waits_for_quota());
         // By this clock, not by the latest time that it has shown: a clock that was set back would refill nothing until it is there again.
@@ -633,9 +585,7 @@ impl Group {
     }
 
     pub(crate) fn leads(&self) -> bool {
-        self.raft
-            .as_ref()
-            .is_some_and(|raft| raft.0.raft.state == StateRole::Leader)
+        self.raft.leads()
     }
 
     /// Whether the machine is of no use: it has failed, is known to be wrong, or has no state.
@@ -670,8 +620,7 @@ impl Group {
     }
 
     pub(crate) fn leader_replica(&self) -> Option<ReplicaId> {
-        let leader = self.raft.as_ref()?.0.raft.leader_id;
-        (leader != 0).then_some(ReplicaId(leader))
+        self.raft.leader()
     }
 
     /// The node of the leader, if one is known.
@@ -690,10 +639,7 @@ impl Group {
     }
 
     pub(crate) fn snapshot_name(&self) -> Option<&SnapshotName> {
-        self.raft
-            .as_ref()
-            .and_then(|raft| raft.0.store().snapshot())
-            .map(|snapshot| &snapshot.name)
+        self.raft.log().snapshot().map(|snapshot| &snapshot.name)
     }
 
     /// Sends a message of the host's own, behind those that wait for a record.
@@ -710,8 +656,8 @@ impl Group {
 
     /// Tells watchers of a leader, and settles what hung on the former one.
     pub(crate) fn note_leader(&mut self) {
-        let Some(Raft(node)) = &self.raft else { return };
-        let (leader, term) = (node.raft.leader_id, node.raft.term);
+        let leader = self.raft.leader().map_or(0, |leader| leader.0);
+        let term = self.term().0;
         if (leader, term) == self.seen_leader {
             return;
         }

@@ -20,7 +20,7 @@
 //!   can run.
 //! * [`healing`]: snapshots that cannot be written or read here; `spacing`: how far barriers are apart.
 //! * [`sessions`], [`state`]: what is replicated beside the machine's state.
-//! * `log_view`: the log as Raft reads it; `read_back`: entries that are not in memory.
+//! * `raft_node`: raft-rs, whether it runs yet or not. `log_view`: the log as Raft reads it; `read_back`: entries that are not in memory.
 //! * `catch_up`: members that are behind, and what of the log is kept for them.
 //! * `election`: timeouts without randomness.
 //! * [`config`], [`id`], [`status`], [`printable`]: limits, names, what a replica shows of itself, text of strangers fit to be shown.
@@ -61,6 +61,7 @@ pub mod payload;
 pub mod planted;
 pub mod printable;
 mod proposals;
+mod raft_node;
 mod read_back;
 mod reads;
 mod ready;

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::deployment::{DeploymentRecord, PROFILE_BYTES_MAX};
 use crate::effect::Effect;
-use crate::group::{Group, Raft};
+use crate::group::Group;
 use crate::id::{LogIndex, NodeId, ReplicaId, Term};
 use crate::input::Waiter;
 use crate::message::{Answer, Body};
@@ -335,10 +335,7 @@ impl Group {
             kind: Some(kind),
         };
         let data = payload.encode_to_vec();
-        let Some(Raft(node)) = &mut self.raft else {
-            return Err(askers);
-        };
-        if node.propose(Vec::new(), data).is_err() {
+        if self.raft.propose(data).is_err() {
             return Err(askers);
         }
         if let Some(Kind::Commands(Commands { items })) = &payload.kind {
@@ -354,13 +351,12 @@ impl Group {
 
     /// Remembers who waits for the entry Raft has just appended.
     pub(crate) fn note_proposed(&mut self, askers: Vec<Asker>) {
-        let Some(Raft(node)) = &self.raft else { return };
         if askers.is_empty() {
             return;
         }
-        let index = LogIndex(node.raft.raft_log.last_index());
+        let index = self.raft.last();
         let proposed = Proposed {
-            term: Term(node.raft.term),
+            term: self.term(),
             askers,
         };
         if let Some(former) = self.proposals.proposed.insert(index, proposed) {
@@ -371,8 +367,7 @@ impl Group {
 
     /// Where the entry stands that this leader proposed last.
     pub(crate) fn last_proposed(&self) -> Option<LogIndex> {
-        let Raft(node) = self.raft.as_ref()?;
-        Some(LogIndex(node.raft.raft_log.last_index()))
+        self.raft.role().map(|_| self.raft.last())
     }
 
     /// 16 bytes that nobody can know before the entry is in the log.
@@ -427,10 +422,7 @@ impl Group {
 
     /// `true` if there was something to propose: its entry is in the next `Ready`.
     pub(crate) fn propose_barrier_if_due(&mut self) -> bool {
-        let wanted = self
-            .raft
-            .as_ref()
-            .is_some_and(|raft| raft.0.store().take_wanted());
+        let wanted = self.raft.log().take_wanted();
         self.since_barrier.wanted |= wanted;
         if !self.leads()
             || self.since_barrier.proposed

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 
 use crate::effect::{Effect, Work};
-use crate::group::{Group, Raft};
+use crate::group::Group;
 use crate::id::LogIndex;
 use crate::input::Waiter;
 use crate::planted::{self, Defect};
@@ -78,10 +78,7 @@ impl Group {
         if self.reads.asked.is_empty()
             || self.reads.rounds.len() >= ROUNDS_MAX
             || self.leader_replica().is_none()
-            || self
-                .raft
-                .as_ref()
-                .is_some_and(|raft| Self::leads_without_progress(&raft.0))
+            || self.raft.leads_without_progress()
         {
             return;
         }
@@ -99,10 +96,8 @@ impl Group {
             asked_at: self.ticks,
             queries,
         });
-        if let Some(Raft(node)) = &mut self.raft {
-            // Dropped without a word if there is no leader, or it has committed nothing in its term: see `expire_reads`.
-            node.read_index(id.to_le_bytes().to_vec());
-        }
+        // What it drops is asked again: see `expire_reads`.
+        self.raft.read_index(id.to_le_bytes().to_vec());
     }
 
     /// A round has fixed its index; every query asked before it began, in this or an earlier round, may use it.

@@ -4,11 +4,10 @@
 //! be no majority of the members they remember: of two, one would wait for ever for the vote of the other. So a removal is
 //! announced only by a voter, when its commit is on disk; and a removed replica goes on, as what it was, until then.
 
-use raft::StateRole;
 use raft::eraftpb::{self, MessageType};
 
 use crate::effect::Persist;
-use crate::group::{Group, Raft};
+use crate::group::Group;
 use crate::id::{LogIndex, NodeId, ReplicaId};
 use crate::message::Body;
 use crate::planted::{self, Defect};
@@ -168,12 +167,6 @@ impl Group {
         self.reply_all(askers, &ProposalError::Unknown);
     }
 
-    /// Whether this replica leads and is no member. Raft-rs then panics when a record is durable and when an entry is
-    /// committed, drops what is proposed, and, if one voter is left, answers reads without asking it.
-    pub(crate) fn leads_without_progress(node: &raft::RawNode<crate::log_view::LogView>) -> bool {
-        node.raft.state == StateRole::Leader && node.raft.prs().get(node.raft.id).is_none()
-    }
-
     /// Whether this replica knows that it was removed.
     fn is_leaving(&self) -> bool {
         self.removals.own.is_some()
@@ -182,18 +175,15 @@ impl Group {
     /// Whether it has nothing of its group: no entry, no snapshot.
     pub(crate) fn is_blank(&self) -> bool {
         self.state.membership.members().is_empty()
-            && self
-                .raft
-                .as_ref()
-                .is_some_and(|raft| raft.0.raft.raft_log.last_index() == 0)
+            && self.raft.role().is_some()
+            && self.raft.last() == LogIndex(0)
     }
 
     /// Whether this replica cannot campaign, and no leader has spoken to it for an election timeout. That it takes
     /// somebody for the leader says nothing: raft-rs forgets its leader only to campaign.
     fn is_forsaken(&self) -> bool {
         let timeout = self.config.election_ticks as usize;
-        self.raft.as_ref().is_some_and(|Raft(node)| {
-            !node.raft.promotable() && node.raft.election_elapsed >= timeout
-        })
+        let raft = &self.raft;
+        raft.role().is_some() && !raft.is_promotable() && raft.election_elapsed() >= timeout
     }
 }
