@@ -10,9 +10,10 @@ use crate::group::{Group, raft_change};
 use crate::id::{NodeId, ReplicaId};
 use crate::outcome::ChangeKind;
 use crate::payload::ChangeRecord;
+use crate::pending::AskerId;
 use crate::planted::{self, Defect};
 use crate::proposal::{Change, ChangeRefusal, Proposal, ProposalError};
-use crate::proposals::Asker;
+use crate::raft_node::NotProposed;
 use crate::state::Role;
 
 /// Entries a learner may lack when it is promoted: little enough that it does not delay commits as a voter.
@@ -20,7 +21,7 @@ pub(crate) const PROMOTION_LAG: u64 = 64;
 
 impl Group {
     /// Proposes a change, or says why not.
-    pub(crate) fn propose_change(&mut self, asker: Asker, change: Change) {
+    pub(crate) fn propose_change(&mut self, asker: AskerId, change: Change) {
         let checked = self.check_change(&change);
         let record = match checked {
             Ok(record) => record,
@@ -52,10 +53,8 @@ impl Group {
             self.defer(asker, Proposal::Change(change));
             return;
         }
-        if let Err(asker) = self.propose_record(record, Some(asker)) {
-            for asker in asker {
-                self.reply(asker, Err(ProposalError::ChangeInProgress));
-            }
+        if self.propose_record(record, &[asker]).is_err() {
+            self.reply(asker, Err(ProposalError::ChangeInProgress));
         }
     }
 
@@ -156,19 +155,13 @@ impl Group {
     fn propose_record(
         &mut self,
         mut record: ChangeRecord,
-        asker: Option<Asker>,
-    ) -> Result<(), Vec<Asker>> {
-        let askers: Vec<_> = asker.into_iter().collect();
-        let Some(kind) = record.change_kind() else {
-            return Err(askers);
-        };
+        askers: &[AskerId],
+    ) -> Result<(), NotProposed> {
+        let kind = record.change_kind().ok_or(NotProposed)?;
         record.now = self.now;
         record.entropy = self.entropy();
         let change = raft_change(kind, ReplicaId(record.replica));
-        let proposed = self.raft.propose_change(record.encode_to_vec(), change);
-        if proposed.is_err() {
-            return Err(askers);
-        }
+        self.raft.propose_change(record.encode_to_vec(), change)?;
         self.note_proposed(askers);
         Ok(())
     }
@@ -203,7 +196,7 @@ impl Group {
                 ..ChangeRecord::default()
             };
             // Refused while something is in the way; asked again with the next tick.
-            let _later = self.propose_record(record, None);
+            let _later = self.propose_record(record, &[]);
         }
     }
 }

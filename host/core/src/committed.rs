@@ -13,10 +13,11 @@ use crate::log_view::{Snapshotted, weight};
 use crate::message::SnapshotName;
 use crate::outcome::{ChangeKind, ConfChange, EntryContext, GuestFault, LeaderChanged, Outcome};
 use crate::payload::{ChangeRecord, Item};
+use crate::pending::AskerId;
 use crate::proposal::{ChangeRefusal, ProposalError, Response};
-use crate::proposals::Asker;
 use crate::sessions::{Admission, Forgotten};
 use crate::status::Health;
+use crate::suspects::Source;
 
 /// An entry the machine has work from, or that waits behind one.
 #[derive(Debug)]
@@ -39,17 +40,17 @@ enum What {
         forgotten: Vec<Forgotten>,
     },
     Change {
-        asker: Option<Asker>,
+        asker: Option<AskerId>,
         applied: Option<Changed>,
     },
     Control,
     Barrier {
-        askers: Vec<Asker>,
+        askers: Vec<AskerId>,
         conf_state: raft::eraftpb::ConfState,
     },
     Restore,
     Activate {
-        askers: Vec<Asker>,
+        askers: Vec<AskerId>,
     },
 }
 
@@ -63,7 +64,9 @@ struct Changed {
 
 #[derive(Debug)]
 struct Plan {
-    asker: Option<Asker>,
+    asker: Option<AskerId>,
+    /// Where it comes from, if this replica can tell.
+    source: Option<Source>,
     request: RequestId,
     /// Bytes of the command.
     bytes: u64,
@@ -121,7 +124,7 @@ impl Applying {
     }
 
     /// Where the commands that the machine answers came from, in the order of its answers, and how large they are.
-    fn sources(&self) -> impl Iterator<Item = (Option<&Asker>, SessionId, u64)> + Clone {
+    fn sources(&self) -> impl Iterator<Item = (Option<Source>, u64)> + Clone {
         let plans = match &self.what {
             What::Commands { plans, .. } => &plans[..],
             _ => &[],
@@ -129,7 +132,7 @@ impl Applying {
         plans
             .iter()
             .filter(|plan| matches!(plan.fate, Fate::Machine(_)))
-            .map(|plan| (plan.asker.as_ref(), plan.request.session, plan.bytes))
+            .map(|plan| (plan.source, plan.bytes))
     }
 
     /// Which command of the entry it is that the machine was given at a place of this one.
@@ -143,14 +146,11 @@ impl Applying {
         u32::try_from(item).ok()
     }
 
-    fn askers(&mut self) -> Vec<Asker> {
-        match &mut self.what {
-            What::Commands { plans, .. } => plans
-                .iter_mut()
-                .filter_map(|plan| plan.asker.take())
-                .collect(),
-            What::Change { asker, .. } => asker.take().into_iter().collect(),
-            What::Barrier { askers, .. } | What::Activate { askers } => std::mem::take(askers),
+    fn askers(self) -> Vec<AskerId> {
+        match self.what {
+            What::Commands { plans, .. } => plans.iter().filter_map(|plan| plan.asker).collect(),
+            What::Change { asker, .. } => asker.into_iter().collect(),
+            What::Barrier { askers, .. } | What::Activate { askers } => askers,
             What::Control | What::Restore => Vec::new(),
         }
     }
@@ -218,9 +218,7 @@ impl Group {
             None => {
                 // Raft's own entry of a new term; or, with somebody waiting, a change that Raft put aside because
                 // another one was not applied yet.
-                for asker in askers {
-                    self.reply(asker, Err(ProposalError::ChangeInProgress));
-                }
+                self.refuse_all(&askers, &ProposalError::ChangeInProgress);
             }
             Some((stamp, order)) => {
                 let context = self.context(&applying, stamp);
@@ -256,7 +254,7 @@ impl Group {
         let (index, term) = (LogIndex(entry.index), Term(entry.term));
         self.unapplied_bytes = self.unapplied_bytes.saturating_sub(weight(&entry));
         let askers = self.take_proposed(index, term);
-        self.reply_all(askers, &ProposalError::Unknown);
+        self.refuse_all(&askers, &ProposalError::Unknown);
         self.processed = index;
         // A replica without its snapshot takes the members as they are at the end.
         if self.lost.is_some() {
@@ -281,7 +279,7 @@ impl Group {
         context: EntryContext,
         order: Order,
         entry: Bytes,
-        askers: Vec<Asker>,
+        askers: Vec<AskerId>,
         applying: &mut Applying,
     ) {
         match order {
@@ -316,17 +314,16 @@ impl Group {
                 let conf_state = self.state.membership.conf_state();
                 applying.what = What::Barrier { askers, conf_state };
                 let state = self.state.encode(&context);
-                self.effects
-                    .push(Effect::Machine(Work::Barrier { context, state }));
+                self.out.machine(Work::Barrier { context, state });
             }
             Order::Verdict(verdict) => {
                 self.process_verdict(&verdict, applying.index);
-                self.acknowledge(askers, applying.index, applying.term);
+                self.acknowledge(&askers, applying.index, applying.term);
             }
             Order::Pause(on) => {
                 self.state.paused = on;
                 self.faults_in_a_row = 0;
-                self.acknowledge(askers, applying.index, applying.term);
+                self.acknowledge(&askers, applying.index, applying.term);
             }
             Order::Activate(deployment) => {
                 applying.works = true;
@@ -337,7 +334,7 @@ impl Group {
             Order::Impasse(_) => {}
             Order::Decide(of, decision) => {
                 let at = (applying.index, applying.term);
-                self.process_decision(of, decision, askers, at);
+                self.process_decision(of, decision, &askers, at);
             }
             Order::Change(kind, record) => {
                 self.process_change(context, kind, record, entry, askers, applying);
@@ -346,14 +343,14 @@ impl Group {
     }
 
     /// Answers whoever asked for an entry that only the host looks at.
-    pub(crate) fn acknowledge(&mut self, askers: Vec<Asker>, index: LogIndex, term: Term) {
+    pub(crate) fn acknowledge(&mut self, askers: &[AskerId], index: LogIndex, term: Term) {
         self.answer(askers, (index, term), Outcome::Reply(Bytes::new()));
     }
 
     /// Answers whoever asked for the entry at this place.
     pub(crate) fn answer(
         &mut self,
-        askers: Vec<Asker>,
+        askers: &[AskerId],
         (index, term): (LogIndex, Term),
         outcome: Outcome,
     ) {
@@ -364,14 +361,14 @@ impl Group {
             outcome,
         };
         for asker in askers {
-            self.reply(asker, Ok(response.clone()));
+            self.reply(*asker, Ok(response.clone()));
         }
     }
 
     fn plan(
         &mut self,
         items: Vec<Item>,
-        askers: Vec<Asker>,
+        askers: Vec<AskerId>,
         context: &EntryContext,
         applying: &Applying,
     ) -> (What, Vec<Bytes>) {
@@ -386,7 +383,7 @@ impl Group {
         let mut forgotten = Vec::new();
         let failed = self.failed_commands(applying.index);
         if !failed.is_empty() {
-            self.effects.push(Effect::GivenUp {
+            self.out.push(Effect::GivenUp {
                 index: applying.index,
                 commands: failed.len(),
             });
@@ -425,8 +422,11 @@ impl Group {
                     Admission::Refuse(error) => Fate::Known(Err(error)),
                 }
             };
+            let asker = askers.next();
+            let who = asker.and_then(|asker| self.pending.who(asker));
             plans.push(Plan {
-                asker: askers.next(),
+                asker,
+                source: Source::of(request.session, who, self.replica),
                 request,
                 bytes,
                 fate,
@@ -441,7 +441,7 @@ impl Group {
         kind: ChangeKind,
         record: ChangeRecord,
         entry: Bytes,
-        askers: Vec<Asker>,
+        askers: Vec<AskerId>,
         applying: &mut Applying,
     ) {
         let applied = self.change_members(applying.index, kind, &record);
@@ -529,11 +529,11 @@ impl Group {
         calls: Vec<Call>,
     ) {
         applying.works = true;
-        self.effects.push(Effect::Machine(Work::Apply {
+        self.out.machine(Work::Apply {
             context,
             entry,
             calls,
-        }));
+        });
     }
 
     pub(crate) fn machine_applied(
@@ -616,7 +616,7 @@ impl Group {
                 self.snapshot_came_to_nothing();
             }
         }
-        self.acknowledge(askers, index, front.term);
+        self.acknowledge(&askers, index, front.term);
         self.complete_idle();
     }
 
@@ -647,15 +647,15 @@ impl Group {
         self.complete_idle();
     }
 
-    /// Somebody waits for the decision on the activation that is not done. Gives back who cannot, because there is none.
-    pub(crate) fn wait_for_activation(&mut self, asker: Asker) -> Result<(), Asker> {
+    /// Somebody waits for the decision on the activation that is not done. `false` if there is none.
+    pub(crate) fn wait_for_activation(&mut self, asker: AskerId) -> bool {
         // Nothing behind it is applied.
         match self.applying.back_mut().map(|last| &mut last.what) {
             Some(What::Activate { askers }) => {
                 askers.push(asker);
-                Ok(())
+                true
             }
-            _ => Err(asker),
+            _ => false,
         }
     }
 
@@ -664,7 +664,7 @@ impl Group {
         self.impasse_at = self.committed_through();
         self.health = Health::Faulted { reason };
         self.forget_readiness();
-        self.abandon_applying(&ProposalError::Unknown);
+        self.abandon_applying();
         self.refuse_reads(&ProposalError::Faulted);
     }
 
@@ -716,7 +716,7 @@ impl Group {
                             Ok(self.keep_answer(request, (index, term), outcome))
                         }
                     };
-                    if let Some(asker) = asker {
+                    if let Some(asker) = asker.filter(|asker| self.pending.waits(*asker)) {
                         if let Ok(response) = &result {
                             let length = response.outcome.size();
                             self.allowance.take_bytes(self.rates(), length);
@@ -734,15 +734,7 @@ impl Group {
                     .into_iter()
                     .next()
                     .unwrap_or_else(|| Outcome::Reply(Bytes::new()));
-                let response = Response {
-                    request: RequestId::ANONYMOUS,
-                    index,
-                    term,
-                    outcome,
-                };
-                for asker in askers {
-                    self.reply(asker, Ok(response.clone()));
-                }
+                self.answer(&askers, (index, term), outcome);
             }
             What::Control | What::Barrier { .. } | What::Restore => {}
         }
@@ -768,7 +760,7 @@ impl Group {
         &mut self,
         index: LogIndex,
         term: Term,
-        asker: Option<Asker>,
+        asker: Option<AskerId>,
         applied: Option<Changed>,
         outcomes: Vec<Outcome>,
     ) {
@@ -821,44 +813,9 @@ impl Group {
     }
 
     /// Gives up waiting for what the machine has in hand; the entries are committed.
-    pub(crate) fn abandon_applying(&mut self, error: &ProposalError) {
-        for mut applying in std::mem::take(&mut self.applying) {
-            for asker in applying.askers() {
-                self.reply(asker, Err(error.clone()));
-            }
-        }
-    }
-
-    /// Answers `Unknown` to those whose entry is committed but whose machine takes too long.
-    pub(crate) fn expire_applying(&mut self) {
-        let ticks = self.ticks;
-        let mut late = Vec::new();
-        for applying in &mut self.applying {
-            let plans = match &mut applying.what {
-                What::Commands { plans, .. } => plans,
-                What::Activate { askers } => {
-                    late.extend(askers.extract_if(.., |asker| asker.deadline <= ticks));
-                    continue;
-                }
-                _ => continue,
-            };
-            let before = late.len();
-            for plan in plans {
-                if plan
-                    .asker
-                    .as_ref()
-                    .is_some_and(|asker| asker.deadline <= ticks)
-                {
-                    late.extend(plan.asker.take());
-                }
-            }
-            // Later entries hold later deadlines, but for a few; those are found on a later tick.
-            if late.len() == before {
-                break;
-            }
-        }
-        for asker in late {
-            self.reply(asker, Err(ProposalError::Unknown));
+    pub(crate) fn abandon_applying(&mut self) {
+        for applying in std::mem::take(&mut self.applying) {
+            self.refuse_all(&applying.askers(), &ProposalError::Unknown);
         }
     }
 }

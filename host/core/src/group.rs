@@ -24,8 +24,10 @@ use crate::input::Input;
 use crate::liveness::Liveness;
 use crate::log_view::{LogView, Snapshotted};
 use crate::message::{ArrivedSnapshot, Body, PeerMessage, SnapshotName};
+use crate::out::Out;
 use crate::outcome::{ChangeKind, LeaderChanged};
 use crate::payload::ChangeRecord;
+use crate::pending::Pending;
 use crate::planted::{self, Defect};
 use crate::proposal::ProposalError;
 use crate::proposals::Proposals;
@@ -126,13 +128,24 @@ pub struct Group {
     pub(crate) health: Health,
     /// Nothing more comes out of this replica.
     ended: Option<Ended>,
-    pub(crate) effects: Vec<Effect>,
+    pub(crate) pending: Pending,
+    pub(crate) out: Out,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ended {
     Removed,
     Halted,
+}
+
+impl Ended {
+    /// For whoever asks.
+    fn error(self) -> ProposalError {
+        match self {
+            Self::Removed => ProposalError::Stopped,
+            Self::Halted => ProposalError::Faulted,
+        }
+    }
 }
 
 /// What has happened since the last barrier.
@@ -216,7 +229,7 @@ impl Group {
                 let before = LogIndex(name.index.0.saturating_sub(3));
                 group.processed = before.max(recovered.truncated.0);
             }
-            group.effects.push(Effect::Machine(Work::Restore {
+            group.out.push(Effect::Machine(Work::Restore {
                 context,
                 snapshot: name.clone(),
                 deployment: group.state.deployment.clone(),
@@ -272,7 +285,7 @@ impl Group {
         if self.ended.is_none() {
             self.guarded(Self::advance);
         }
-        effects.append(&mut self.effects);
+        self.out.drain_into(effects);
     }
 
     /// This replica's raft id; 0 while it is not known.
@@ -409,7 +422,8 @@ impl Group {
             proposed: 0,
             health: Health::Healthy,
             ended: None,
-            effects: Vec::new(),
+            pending: Pending::default(),
+            out: Out::default(),
         }
     }
 
@@ -500,7 +514,7 @@ impl Group {
                 request,
                 linearizable,
             } => self.query(waiter, request, linearizable),
-            Input::Forget { waiter } => self.proposals.forget(waiter),
+            Input::Forget { waiter } => self.forget(waiter),
             Input::Campaign => {
                 if self.may_campaign() {
                     self.raft.campaign();
@@ -572,7 +586,7 @@ impl Group {
         // By this clock, not by the latest time that it has shown: a clock that was set back would refill nothing until it is there again.
         self.allowance.refill(self.rates(), now);
         self.expire();
-        self.expire_reads();
+        self.ask_again();
         self.promote_who_has_caught_up();
         self.follow_members();
         self.tidy_read_back();
@@ -651,7 +665,7 @@ impl Group {
             to: replica,
             body,
         };
-        self.effects.push(Effect::Send { to: node, message });
+        self.out.push(Effect::Send { to: node, message });
     }
 
     /// Tells watchers of a leader, and settles what hung on the former one.
@@ -678,7 +692,7 @@ impl Group {
         self.leader_changed_for_impasse();
         if let Some(node) = self.leader_node() {
             let old = std::mem::replace(&mut self.last_leader_node, node);
-            self.effects.push(Effect::Leader(LeaderChanged {
+            self.out.push(Effect::Leader(LeaderChanged {
                 old,
                 new: node,
                 term: Term(term),
@@ -694,7 +708,7 @@ impl Group {
     /// This replica was removed from its group.
     pub(crate) fn remove_self(&mut self) {
         self.end(Ended::Removed);
-        self.effects.push(Effect::Removed);
+        self.out.push(Effect::Removed);
     }
 
     /// This replica cannot go on; its files stay.
@@ -706,29 +720,23 @@ impl Group {
             reason: reason.clone(),
         };
         self.end(Ended::Halted);
-        self.effects.push(Effect::Halt { reason });
+        self.out.push(Effect::Halt { reason });
     }
 
     fn end(&mut self, ended: Ended) {
         self.ended = Some(ended);
-        self.answer_everybody(match ended {
-            Ended::Removed => ProposalError::Stopped,
-            Ended::Halted => ProposalError::Faulted,
-        });
+        self.answer_everybody(&ended.error());
         self.flush_answers();
     }
 
     fn refuse(&mut self, input: Input, ended: Ended) {
-        let error = match ended {
-            Ended::Removed => ProposalError::Stopped,
-            Ended::Halted => ProposalError::Faulted,
-        };
+        let error = ended.error();
         match input {
-            Input::Propose { waiter, .. } => self.effects.push(Effect::Reply {
+            Input::Propose { waiter, .. } => self.out.push(Effect::Reply {
                 waiter,
                 result: Err(error),
             }),
-            Input::Query { waiter, .. } => self.effects.push(Effect::QueryFailed { waiter, error }),
+            Input::Query { waiter, .. } => self.out.push(Effect::QueryFailed { waiter, error }),
             _ => {}
         }
     }

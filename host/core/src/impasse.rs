@@ -385,7 +385,7 @@ impl Group {
             Some((at, impasse)) => self.due_on(at, impasse),
             None => self.due_impasse(),
         };
-        kind.is_some_and(|kind| self.propose_entry(kind, Vec::new()).is_ok())
+        kind.is_some_and(|kind| self.propose_entry(kind, &[]).is_ok())
     }
 
     fn due_on(&self, at: LogIndex, impasse: Impasse) -> Option<Kind> {

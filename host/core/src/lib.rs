@@ -10,6 +10,7 @@
 //! * `intake`: messages from other replicas; what raft-rs can take. [`message`]: what replicas say to each other.
 //! * `ready`: from Raft's `Ready` to records and messages.
 //! * [`payload`], [`entry`]: what an entry says; `committed`: entries on their way through the machine; [`outcome`]: the results.
+//! * `pending`: everybody who waits for an answer; `out`: the one way out.
 //! * `proposals`: queueing, packing, deadlines; `forwards`: on the way to the leader. [`proposal`] has the words.
 //! * `suspects`, `fullness`, [`allowance`], `throttle`: clients whose commands fail, find no memory, or have to wait.
 //! * `changes`: membership; `removal`: the end of a removed replica; `liveness`, `addresses`: when and where members were heard of.
@@ -57,7 +58,9 @@ mod intake;
 mod liveness;
 mod log_view;
 pub mod message;
+mod out;
 pub mod payload;
+mod pending;
 pub mod planted;
 pub mod printable;
 mod proposals;

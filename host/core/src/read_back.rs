@@ -113,7 +113,7 @@ impl Group {
         view.evict(processed, memory);
         let through = LogIndex(view.evicted());
         for from in view.read_back().take_asked(ticks) {
-            self.effects.push(Effect::ReadLog {
+            self.out.push(Effect::ReadLog {
                 from: LogIndex(from),
                 through,
                 bytes: READ_BYTES,

@@ -12,7 +12,6 @@ use crate::log_view::Snapshotted;
 use crate::message::{Body, PeerMessage, SnapshotName};
 use crate::outcome::EntryContext;
 use crate::planted::{self, Defect};
-use crate::proposal::ProposalError;
 use crate::state::HostState;
 use crate::status::Health;
 
@@ -92,7 +91,7 @@ impl Group {
         if planted::has(Defect::VoteNotPersisted) {
             hard_state.vote = 0;
         }
-        self.effects.push(Effect::Persist(Persist {
+        self.out.push(Effect::Persist(Persist {
             number,
             replica: self.replica,
             hard_state: Some(hard_state),
@@ -231,7 +230,7 @@ impl Group {
             .superseded_through
             .max(last)
             .min(LogIndex(index.0.saturating_sub(1)));
-        self.abandon_applying(&ProposalError::Unknown);
+        self.abandon_applying();
         self.abandon_proposed_through(index);
         self.processed = index;
         record.snapshot = Some(arrived.name.clone());
@@ -264,7 +263,7 @@ impl Group {
             self.health = Health::Healthy;
         }
         self.applying.push_back(Applying::restore(context));
-        self.effects.push(Effect::Machine(Work::Restore {
+        self.out.push(Effect::Machine(Work::Restore {
             context,
             snapshot,
             deployment: self.state.deployment.clone(),
@@ -326,7 +325,7 @@ impl Group {
             body: Body::Raft(message),
         };
         if !is_snapshot {
-            self.effects.push(Effect::Send {
+            self.out.push(Effect::Send {
                 to: node,
                 message: header,
             });
@@ -337,7 +336,7 @@ impl Group {
             .filter(|name| name.index == index)
             .cloned()
         {
-            Some(snapshot) => self.effects.push(Effect::SendSnapshot {
+            Some(snapshot) => self.out.push(Effect::SendSnapshot {
                 to: node,
                 message: header,
                 snapshot,

@@ -10,9 +10,9 @@ use crate::effect::Persist;
 use crate::group::Group;
 use crate::id::{LogIndex, NodeId, ReplicaId};
 use crate::message::Body;
+use crate::pending::AskerId;
 use crate::planted::{self, Defect};
-use crate::proposal::{ProposalError, Response};
-use crate::proposals::Asker;
+use crate::proposal::Response;
 use crate::state::{MemberState, Role};
 
 /// Removals this replica has applied and not announced, and its own.
@@ -31,7 +31,7 @@ struct Removed {
     record: u64,
     replica: ReplicaId,
     node: NodeId,
-    asker: Option<Asker>,
+    asker: Option<AskerId>,
     response: Response,
 }
 
@@ -61,7 +61,7 @@ impl Group {
         &mut self,
         replica: ReplicaId,
         node: NodeId,
-        asker: Option<Asker>,
+        asker: Option<AskerId>,
         response: Response,
     ) {
         let removed = Removed {
@@ -154,17 +154,6 @@ impl Group {
             self.removal_is_answered(&own.response);
         }
         self.remove_self();
-    }
-
-    /// Whoever waits for the announcement of a removal waits in vain.
-    pub(crate) fn abandon_removals(&mut self) {
-        let unannounced = std::mem::take(&mut self.removals.unannounced);
-        let askers = unannounced
-            .into_iter()
-            .chain(self.removals.own.take())
-            .filter_map(|removed| removed.asker)
-            .collect();
-        self.reply_all(askers, &ProposalError::Unknown);
     }
 
     /// Whether this replica knows that it was removed.

@@ -89,7 +89,7 @@ impl Group {
 
     /// A message is not believed.
     pub(crate) fn distrust(&mut self, from: NodeId, why: Distrust) {
-        self.effects.push(Effect::Distrusted { from, why });
+        self.out.push(Effect::Distrusted { from, why });
     }
 
     /// The number that a replica on a node is shown. A new one in each life of this replica.
@@ -232,7 +232,7 @@ impl Group {
                 body: Body::AskStanding { nonce },
             };
             self.standings.contact = Some((node, message));
-            self.effects.push(Effect::Send {
+            self.out.push(Effect::Send {
                 to: node,
                 message: question,
             });
