@@ -2,11 +2,11 @@
 //! leader is removed.
 
 use prost::Message;
-use raft::eraftpb::{Entry, EntryType};
+use raft::eraftpb::{ConfChange as RaftChange, ConfChangeType, Entry, EntryType};
 
 use crate::config::MEMBERS_MAX;
 use crate::entry::may_stop;
-use crate::group::{Group, raft_change};
+use crate::group::Group;
 use crate::id::{NodeId, ReplicaId};
 use crate::outcome::ChangeKind;
 use crate::payload::ChangeRecord;
@@ -198,5 +198,19 @@ impl Group {
             // Refused while something is in the way; asked again with the next tick.
             let _later = self.propose_record(record, &[]);
         }
+    }
+}
+
+/// A change as Raft takes it. The nameless replica 0 changes nothing, which is how a refused change is applied.
+pub(crate) fn raft_change(kind: ChangeKind, replica: ReplicaId) -> RaftChange {
+    let change_type = match kind {
+        ChangeKind::AddVoter | ChangeKind::Promote => ConfChangeType::AddNode,
+        ChangeKind::AddLearner => ConfChangeType::AddLearnerNode,
+        ChangeKind::Remove => ConfChangeType::RemoveNode,
+    };
+    RaftChange {
+        change_type,
+        node_id: replica.0,
+        ..RaftChange::default()
     }
 }

@@ -6,7 +6,8 @@
 use raft::eraftpb::{ConfChange as RaftChange, ConfChangeType, ConfState, Entry, HardState};
 
 use crate::config::{ConfigError, GroupConfig};
-use crate::group::{Group, Recovered};
+use crate::founding::Recovered;
+use crate::group::Group;
 use crate::id::{LogIndex, ReplicaId, Term};
 use crate::log_view::Snapshotted;
 use crate::message::SnapshotName;

@@ -6,10 +6,10 @@
 //!
 //! # Layout
 //!
-//! * [`group`]: the replica; takes [`input::Input`]s and gives [`effect::Effect`]s. Nothing else crosses.
+//! * [`group`]: the replica; takes [`input::Input`]s and gives [`effect::Effect`]s. Nothing else crosses. `founding`: how it begins.
 //! * `intake`: messages from other replicas; what raft-rs can take. [`message`]: what replicas say to each other.
 //! * `ready`: from Raft's `Ready` to records and messages.
-//! * [`payload`], [`entry`]: what an entry says; `committed`: entries on their way through the machine; [`outcome`]: the results.
+//! * [`payload`], [`entry`]: what an entry says; `committed`, `applying`: entries on their way to the machine, and in its hands; [`outcome`]: the results.
 //! * `pending`: everybody who waits for an answer; `out`: the one way out.
 //! * `proposals`: queueing, packing, deadlines; `forwards`: on the way to the leader. [`proposal`] has the words.
 //! * `suspects`, `fullness`, [`allowance`], `throttle`: clients whose commands fail, find no memory, or have to wait.
@@ -37,6 +37,7 @@
 pub mod activation;
 mod addresses;
 pub mod allowance;
+mod applying;
 pub mod attestation;
 mod catch_up;
 mod changes;
@@ -48,6 +49,7 @@ pub mod effect;
 mod election;
 pub mod entry;
 mod forwards;
+mod founding;
 mod fullness;
 pub mod group;
 mod handover;
@@ -77,5 +79,6 @@ mod suspects;
 mod throttle;
 
 pub use config::{GroupConfig, Limits, Member};
-pub use group::{Group, Recovered};
+pub use founding::Recovered;
+pub use group::Group;
 pub use skep_types::{id, outcome, proposal, status};

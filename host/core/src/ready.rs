@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use raft::eraftpb::{self, HardState, MessageType};
 
-use crate::committed::Applying;
+use crate::applying::Applying;
 use crate::effect::{Effect, Persist, Work};
 use crate::group::Group;
 use crate::id::{LogIndex, ReplicaId, Term};
