@@ -61,7 +61,7 @@ pub trait Reporter: Send + Sync + 'static {
     ///
     /// # Errors
     /// If the group is not on this node or the node has stopped.
-    fn report_unreachable(&self, node: NodeId, group: GroupId) -> Result<(), Error>;
+    fn report_unreachable(&self, group: GroupId, node: NodeId) -> Result<(), Error>;
 
     /// The snapshot of the group that was last sent to the node has arrived, or will not.
     ///
@@ -69,8 +69,8 @@ pub trait Reporter: Send + Sync + 'static {
     /// If the group is not on this node or the node has stopped.
     fn report_snapshot(
         &self,
-        node: NodeId,
         group: GroupId,
+        node: NodeId,
         status: SnapshotStatus,
     ) -> Result<(), Error>;
 }

@@ -142,7 +142,7 @@ impl Drop for Pending {
         add(counter, 1);
         if let Err(error) = self
             .reporter
-            .report_snapshot(self.to, self.group, self.status)
+            .report_snapshot(self.group, self.to, self.status)
         {
             tracing::debug!(node = %self.to, group = %self.group, %error, "the end of a snapshot was reported in vain");
         }

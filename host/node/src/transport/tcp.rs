@@ -424,7 +424,7 @@ pub(super) fn report(
     let mut last = None;
     for group in groups {
         if last.replace(group) != Some(group)
-            && let Err(error) = reporter.report_unreachable(node, group)
+            && let Err(error) = reporter.report_unreachable(group, node)
         {
             tracing::debug!(%node, %group, %error, "an unreachable node was reported in vain");
         }

@@ -230,12 +230,12 @@ async fn what_is_queued_is_reported_when_the_transport_stops() {
 struct Panicking(std::sync::atomic::AtomicBool);
 
 impl Reporter for Panicking {
-    fn report_unreachable(&self, _: NodeId, _: GroupId) -> Result<(), Error> {
+    fn report_unreachable(&self, _: GroupId, _: NodeId) -> Result<(), Error> {
         assert!(self.0.swap(true, Ordering::Relaxed), "on purpose");
         Ok(())
     }
 
-    fn report_snapshot(&self, _: NodeId, _: GroupId, _: SnapshotStatus) -> Result<(), Error> {
+    fn report_snapshot(&self, _: GroupId, _: NodeId, _: SnapshotStatus) -> Result<(), Error> {
         Ok(())
     }
 }
