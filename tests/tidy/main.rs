@@ -15,7 +15,6 @@ const LONG: &[&str] = &[
     "host/core/tests/it/activation.rs",
     "host/core/tests/it/cluster.rs",
     "host/vfs/src/sim.rs",
-    "host/server/src/config.rs",
     "host/cli/src/replay.rs",
     "host/node/src/shards/shard.rs",
     "host/peer/src/tests.rs",

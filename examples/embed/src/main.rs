@@ -35,9 +35,9 @@ async fn main() -> Result<()> {
         nodes.push(start(id, &dir.join(id.to_string()), listener, peers.clone()).await?);
     }
     for (group, number) in [(APPLES, "3"), (PEARS, "5")] {
-        // Ten tries, of which one will find a leader. However many reach the group, the number is added once.
-        let (timeout, tries) = (Duration::from_secs(5), 10);
-        let added = nodes[0].propose_retry(group, number.into(), timeout, tries);
+        // Some try will find a leader. However many reach the group, the number is added once.
+        let (timeout, retries) = (Duration::from_secs(5), Some(10));
+        let added = nodes[0].propose_retry(group, number.into(), timeout, retries);
         println!(
             "group {group}: {number} more, {}",
             reply(added.await?.outcome)?

@@ -58,7 +58,7 @@
 //!
 //! let machine = Box::new(Native::new(Counter(0)));
 //! multi.create_group(GroupConfig::new(group, "visits", machine, vec![Peer::new(node)])).await?;
-//! let added = multi.propose_retry(group, "one more".into(), Duration::from_secs(5), 10).await?;
+//! let added = multi.propose_retry(group, "one more".into(), Duration::from_secs(5), Some(10)).await?;
 //! let asked = multi.query(group, Bytes::new(), Consistency::Linearizable).await?;
 //! assert_eq!(added.outcome, Outcome::Reply("1".into()));
 //! assert_eq!(asked.outcome, added.outcome);

@@ -352,8 +352,8 @@ impl MultiNode {
     ///
     /// # Errors
     /// [`Error::NoSuchGroup`]; [`Error::InvalidConfig`] if the node is not a member of the group; [`Error::Stopped`].
-    pub fn report_unreachable(&self, node: NodeId, group: GroupId) -> Result<(), Error> {
-        self.inner.router.report_unreachable(node, group)
+    pub fn report_unreachable(&self, group: GroupId, node: NodeId) -> Result<(), Error> {
+        self.inner.router.report_unreachable(group, node)
     }
 
     /// Says how the sending of a snapshot ended (`Reporter` of the seed package).
@@ -362,11 +362,11 @@ impl MultiNode {
     /// As [`MultiNode::report_unreachable`].
     pub fn report_snapshot(
         &self,
-        node: NodeId,
         group: GroupId,
+        node: NodeId,
         status: SnapshotStatus,
     ) -> Result<(), Error> {
-        self.inner.router.report_snapshot(node, group, status)
+        self.inner.router.report_snapshot(group, node, status)
     }
 
     /// Changes of leader from now on, as this node sees them, of all groups. A watcher that falls behind by more than

@@ -51,8 +51,8 @@ const CATALOG_ATTEMPT: Duration = Duration::from_secs(5);
 /// How long a group that fails to come up holds back a node's readiness, from its first failure on. One that fails for longer
 /// is trouble of that group alone, and no reason to send clients of all others away.
 const PATIENCE: Duration = Duration::from_secs(6);
-/// Attempts to change the catalogue, all under one request id.
-const CATALOG_RETRIES: i32 = 3;
+/// Attempts to change the catalogue after the first one, all under one request id.
+const CATALOG_RETRIES: u32 = 2;
 
 /// Reasons why a node is not ready, and groups in trouble, that it names in one answer.
 const REASONS_MAX: usize = 64;
@@ -405,7 +405,7 @@ impl Host {
             catalog::GROUP,
             bytes.into(),
             CATALOG_ATTEMPT,
-            CATALOG_RETRIES,
+            Some(CATALOG_RETRIES),
         );
         let response = retry.await?;
         let reply = match response.outcome {

@@ -15,8 +15,8 @@ use crate::shards::route::Route;
 
 impl MultiNode {
     /// Proposes a command until it has an answer, under one request id of a session that the node keeps, so the machine
-    /// applies it once. One try takes at most `timeout`. `max_retries` is the number of tries; 0 is one, and a negative
-    /// number is for ever.
+    /// applies it once. Each try takes at most `timeout`, and `max_retries` tries may follow the first one: `Some(0)` is one
+    /// try, and `None` (-1 in the seed package) goes on until there is an answer.
     ///
     /// # Errors
     /// As [`MultiNode::propose`]. When the tries are used up: the last error, or `Unknown` if any try may have been
@@ -26,7 +26,7 @@ impl MultiNode {
         group: GroupId,
         command: Bytes,
         timeout: Duration,
-        max_retries: i32,
+        max_retries: Option<u32>,
     ) -> Result<Response, Error> {
         let route = self.inner.router.route(group)?;
         let mut tries = Tries::new(group, timeout, max_retries);
@@ -122,14 +122,11 @@ const PAUSE_MIN: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 
 impl Tries {
-    fn new(group: GroupId, timeout: Duration, max_retries: i32) -> Self {
-        let left = u32::try_from(max_retries)
-            .ok()
-            .map(|tries| tries.max(1) - 1);
+    fn new(group: GroupId, timeout: Duration, max_retries: Option<u32>) -> Self {
         Self {
             group,
             timeout,
-            left,
+            left: max_retries,
             maybe_applied: false,
             reopened: false,
             pause: PAUSE_MIN,
@@ -232,10 +229,10 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn tries_are_counted_and_zero_means_one() {
-        for (retries, allowed) in [(0, 1), (1, 1), (3, 3)] {
-            let mut tries = Tries::new(GROUP, Duration::from_secs(1), retries);
-            for _ in 1..allowed {
+    async fn retries_are_counted_and_without_one_there_is_one_try() {
+        for retries in [0, 1, 3] {
+            let mut tries = Tries::new(GROUP, Duration::from_secs(1), Some(retries));
+            for _ in 0..retries {
                 assert_eq!(
                     code(try_with(&mut tries, ProposalError::NoLeader).await),
                     None
@@ -246,7 +243,7 @@ mod tests {
                 Some("no-leader")
             );
         }
-        let mut for_ever = Tries::new(GROUP, Duration::from_secs(1), -1);
+        let mut for_ever = Tries::new(GROUP, Duration::from_secs(1), None);
         for _ in 0..1000 {
             assert_eq!(
                 code(try_with(&mut for_ever, ProposalError::NoLeader).await),
@@ -257,7 +254,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_doubtful_try_makes_every_later_failure_doubtful() {
-        let mut tries = Tries::new(GROUP, Duration::from_secs(1), 2);
+        let mut tries = Tries::new(GROUP, Duration::from_secs(1), Some(1));
         assert_eq!(
             code(try_with(&mut tries, ProposalError::Unknown).await),
             None
@@ -270,7 +267,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_try_without_an_answer_is_doubtful() {
-        let mut tries = Tries::new(GROUP, Duration::from_millis(1), 1);
+        let mut tries = Tries::new(GROUP, Duration::from_millis(1), Some(0));
         let error = tries
             .attempt(std::future::pending())
             .await
@@ -281,7 +278,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_lost_session_is_replaced_only_while_nothing_is_in_doubt() {
         let expired = || failed(ProposalError::SessionExpired);
-        let mut tries = Tries::new(GROUP, Duration::from_secs(1), 0);
+        let mut tries = Tries::new(GROUP, Duration::from_secs(1), Some(0));
         assert_eq!(
             code(tries.after_expiry(expired()).await),
             None,
@@ -291,7 +288,7 @@ mod tests {
             code(tries.after_expiry(expired()).await),
             Some("session-expired")
         );
-        let mut tries = Tries::new(GROUP, Duration::from_secs(1), -1);
+        let mut tries = Tries::new(GROUP, Duration::from_secs(1), None);
         assert_eq!(
             code(try_with(&mut tries, ProposalError::Unknown).await),
             None
@@ -304,7 +301,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn that_an_earlier_try_was_applied_is_no_doubt() {
-        let mut tries = Tries::new(GROUP, Duration::from_secs(1), -1);
+        let mut tries = Tries::new(GROUP, Duration::from_secs(1), None);
         assert_eq!(
             code(try_with(&mut tries, ProposalError::Unknown).await),
             None
@@ -317,7 +314,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_makes_no_sense_is_not_repeated() {
-        let mut tries = Tries::new(GROUP, Duration::from_secs(1), -1);
+        let mut tries = Tries::new(GROUP, Duration::from_secs(1), None);
         let too_large = ProposalError::TooLarge { size: 2, limit: 1 };
         assert_eq!(
             code(try_with(&mut tries, too_large).await),

@@ -103,11 +103,11 @@ mod tests {
     struct Nobody;
 
     impl Reporter for Nobody {
-        fn report_unreachable(&self, _: NodeId, _: GroupId) -> Result<(), Error> {
+        fn report_unreachable(&self, _: GroupId, _: NodeId) -> Result<(), Error> {
             Ok(())
         }
 
-        fn report_snapshot(&self, _: NodeId, _: GroupId, _: SnapshotStatus) -> Result<(), Error> {
+        fn report_snapshot(&self, _: GroupId, _: NodeId, _: SnapshotStatus) -> Result<(), Error> {
             Ok(())
         }
     }

@@ -233,6 +233,12 @@ impl Router {
         self.mailboxes[self.shard_of(group)].complete(completions);
     }
 
+    /// Tells the replica of a group something, if it still lives this life.
+    pub(crate) fn input(&self, group: GroupId, life: Life, input: Input) {
+        let event = Event::Input(input);
+        self.complete(group, [Completion { group, life, event }]);
+    }
+
     /// Completions of many groups, with one message for each shard.
     pub(crate) fn complete_all(&self, completions: Vec<Completion>) {
         if let [mailbox] = &*self.mailboxes {
@@ -332,7 +338,7 @@ impl Router {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn unreported(&self, node: NodeId, group: GroupId) -> Result<Arc<Route>, Error> {
+    fn unreported(&self, group: GroupId, node: NodeId) -> Result<Arc<Route>, Error> {
         let route = self.route(group)?;
         if !route.members().contains(&node) {
             return Err(Error::invalid(
@@ -397,14 +403,7 @@ impl Inbound for Router {
                 message: message.clone(),
                 name: name.clone(),
             };
-            self.complete(
-                group,
-                [Completion {
-                    group,
-                    life: route.life,
-                    event: Event::Input(input),
-                }],
-            );
+            self.input(group, route.life, input);
             return Err(SnapshotRefusal::Outdated);
         }
         if name.size > SNAPSHOT_BYTES_MAX {
@@ -447,50 +446,29 @@ impl Inbound for Router {
             name: Disk::snapshot_name(&file),
             state: file.meta().state.clone(),
         };
-        let event = Event::Input(Input::SnapshotArrived { from, snapshot });
-        self.complete(
-            group,
-            [Completion {
-                group,
-                life: route.life,
-                event,
-            }],
-        );
+        let input = Input::SnapshotArrived { from, snapshot };
+        self.input(group, route.life, input);
     }
 }
 
 impl Reporter for Router {
-    fn report_unreachable(&self, node: NodeId, group: GroupId) -> Result<(), Error> {
-        let route = self.unreported(node, group)?;
-        let event = Event::Input(Input::Unreachable { node });
-        self.complete(
-            group,
-            [Completion {
-                group,
-                life: route.life,
-                event,
-            }],
-        );
+    fn report_unreachable(&self, group: GroupId, node: NodeId) -> Result<(), Error> {
+        let route = self.unreported(group, node)?;
+        let input = Input::Unreachable { node };
+        self.input(group, route.life, input);
         Ok(())
     }
 
     fn report_snapshot(
         &self,
-        node: NodeId,
         group: GroupId,
+        node: NodeId,
         status: SnapshotStatus,
     ) -> Result<(), Error> {
-        let route = self.unreported(node, group)?;
+        let route = self.unreported(group, node)?;
         let arrived = status == SnapshotStatus::Finish;
-        let event = Event::Input(Input::SnapshotSent { node, arrived });
-        self.complete(
-            group,
-            [Completion {
-                group,
-                life: route.life,
-                event,
-            }],
-        );
+        let input = Input::SnapshotSent { node, arrived };
+        self.input(group, route.life, input);
         Ok(())
     }
 }
@@ -518,35 +496,26 @@ impl TransferReporter {
 
     fn report(&self, arrived: bool) {
         if !self.reported.swap(true, AcqRel) {
-            let event = Event::Input(Input::SnapshotSent {
-                node: self.node,
-                arrived,
-            });
-            self.router.complete(
-                self.group,
-                [Completion {
-                    group: self.group,
-                    life: self.life,
-                    event,
-                }],
-            );
+            let node = self.node;
+            let input = Input::SnapshotSent { node, arrived };
+            self.router.input(self.group, self.life, input);
         }
     }
 }
 
 impl Reporter for TransferReporter {
-    fn report_unreachable(&self, node: NodeId, group: GroupId) -> Result<(), Error> {
-        self.router.report_unreachable(node, group)
+    fn report_unreachable(&self, group: GroupId, node: NodeId) -> Result<(), Error> {
+        self.router.report_unreachable(group, node)
     }
 
     fn report_snapshot(
         &self,
-        node: NodeId,
         group: GroupId,
+        node: NodeId,
         status: SnapshotStatus,
     ) -> Result<(), Error> {
-        if (node, group) != (self.node, self.group) {
-            return self.router.report_snapshot(node, group, status);
+        if (group, node) != (self.group, self.node) {
+            return self.router.report_snapshot(group, node, status);
         }
         self.report(status == SnapshotStatus::Finish);
         Ok(())

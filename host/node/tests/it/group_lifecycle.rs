@@ -90,7 +90,7 @@ async fn an_unknown_group_is_an_error_at_once() {
             .expect_err("unknown")
             .code()
             .name(),
-        node.propose_retry(unknown, add("k"), std::time::Duration::MAX, -1)
+        node.propose_retry(unknown, add("k"), std::time::Duration::MAX, None)
             .await
             .expect_err("unknown")
             .code()
@@ -130,11 +130,11 @@ async fn an_unknown_group_is_an_error_at_once() {
             .expect_err("unknown")
             .code()
             .name(),
-        node.report_unreachable(NodeId(2), unknown)
+        node.report_unreachable(unknown, NodeId(2))
             .expect_err("unknown")
             .code()
             .name(),
-        node.report_snapshot(NodeId(2), unknown, SnapshotStatus::Failure)
+        node.report_snapshot(unknown, NodeId(2), SnapshotStatus::Failure)
             .expect_err("unknown")
             .code()
             .name(),
@@ -146,14 +146,14 @@ async fn an_unknown_group_is_an_error_at_once() {
     // A node that is no member is an error too, and neither disturbs the group.
     let stranger = NodeId(9);
     assert_eq!(
-        node.report_unreachable(stranger, GROUP)
+        node.report_unreachable(GROUP, stranger)
             .expect_err("no member")
             .code()
             .name(),
         "invalid-config"
     );
     assert_eq!(
-        node.report_snapshot(stranger, GROUP, SnapshotStatus::Finish)
+        node.report_snapshot(GROUP, stranger, SnapshotStatus::Finish)
             .expect_err("no member")
             .code()
             .name(),

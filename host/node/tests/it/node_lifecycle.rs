@@ -44,7 +44,7 @@ async fn after_stop_every_call_says_so_and_none_hangs() {
             node.leader(GROUP).expect_err("stopped"),
             node.propose(GROUP, add("k")).await.expect_err("stopped"),
             node.propose_as(GROUP, command).await.expect_err("stopped"),
-            node.propose_retry(GROUP, add("k"), Duration::MAX, -1)
+            node.propose_retry(GROUP, add("k"), Duration::MAX, None)
                 .await
                 .expect_err("stopped"),
             node.open_session(GROUP).await.expect_err("stopped"),
@@ -62,9 +62,9 @@ async fn after_stop_every_call_says_so_and_none_hangs() {
                 messages: Default::default(),
             })
             .expect_err("stopped"),
-            node.report_unreachable(NodeId(2), GROUP)
+            node.report_unreachable(GROUP, NodeId(2))
                 .expect_err("stopped"),
-            node.report_snapshot(NodeId(2), GROUP, SnapshotStatus::Failure)
+            node.report_snapshot(GROUP, NodeId(2), SnapshotStatus::Failure)
                 .expect_err("stopped"),
         ]
     })

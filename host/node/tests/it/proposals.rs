@@ -94,7 +94,7 @@ async fn retries_apply_once_though_messages_are_lost() {
     cluster.net.lose_one_in.store(4, SeqCst);
     let commands = 40;
     let proposals = (0..commands)
-        .map(|_| follower.propose_retry(GROUP, add("k"), Duration::from_millis(300), -1));
+        .map(|_| follower.propose_retry(GROUP, add("k"), Duration::from_millis(300), None));
     let mut counts: Vec<_> = soon("retries", join_all(proposals))
         .await
         .into_iter()
@@ -121,16 +121,16 @@ async fn tries_are_counted_and_their_end_is_honest() {
     let leader = cluster.leader(GROUP).await;
     let node = cluster.node(leader.0);
     let response = node
-        .propose_retry(GROUP, add("k"), PATIENCE, 0)
+        .propose_retry(GROUP, add("k"), PATIENCE, Some(0))
         .await
-        .expect("zero means one try");
+        .expect("without a retry there is one try");
     assert_eq!(number(&response.outcome), 1);
 
     cluster.net.cut(leader);
-    for tries in [0, 1, 3] {
+    for retries in [0, 1, 2].map(Some) {
         let error = soon(
             "the tries end",
-            node.propose_retry(GROUP, add("lost"), Duration::from_millis(50), tries),
+            node.propose_retry(GROUP, add("lost"), Duration::from_millis(50), retries),
         )
         .await
         .expect_err("nobody answers");
@@ -160,7 +160,9 @@ async fn tries_are_counted_and_their_end_is_honest() {
 
     cluster.net.mend(leader);
     until("it is back", || async {
-        node.propose_retry(GROUP, add("k"), PATIENCE, 1).await.ok()
+        node.propose_retry(GROUP, add("k"), PATIENCE, Some(0))
+            .await
+            .ok()
     })
     .await;
     let count = cluster
@@ -263,13 +265,13 @@ async fn a_patient_caller_holds_up_nobody() {
     let node = cluster.node(1).clone();
     let patient = {
         let node = node.clone();
-        tokio::spawn(async move { node.propose_retry(GROUP, add("k"), PATIENCE, -1).await })
+        tokio::spawn(async move { node.propose_retry(GROUP, add("k"), PATIENCE, None).await })
     };
     until("it waits", || async {
         (node.node_status().requests == 1).then_some(())
     })
     .await;
-    let hasty = node.propose_retry(GROUP, add("k"), Duration::from_millis(50), 2);
+    let hasty = node.propose_retry(GROUP, add("k"), Duration::from_millis(50), Some(1));
     let error = soon("the hasty one", hasty)
         .await
         .expect_err("there is no leader");

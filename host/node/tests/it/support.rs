@@ -300,7 +300,7 @@ impl Transport for Wire {
         }
         for group in batch.messages.keys() {
             // Fails where the group was removed meanwhile, or the receiver is no member (any more).
-            drop(reporter.report_unreachable(batch.to, *group));
+            drop(reporter.report_unreachable(*group, batch.to));
         }
     }
 
@@ -312,7 +312,7 @@ impl Transport for Wire {
         reporter: &Arc<dyn Reporter>,
     ) {
         if self.net.lose_snapshots.load(SeqCst) || self.net.is_cut(self.node, to) {
-            drop(reporter.report_snapshot(to, message.group, SnapshotStatus::Failure));
+            drop(reporter.report_snapshot(message.group, to, SnapshotStatus::Failure));
         } else {
             self.tcp.send_snapshot(to, message, file, reporter);
         }

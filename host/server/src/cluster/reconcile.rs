@@ -24,7 +24,6 @@ use super::upgrades::GroupMachines;
 use super::{Host, Hosted};
 use crate::catalog::{Catalog, Deployed, GroupRecord};
 use crate::components::{ComponentStore, StoreError};
-use crate::config::Config;
 use crate::error::HostError;
 
 /// First and longest pause between attempts at something that depends on other nodes.
@@ -208,7 +207,7 @@ pub(super) async fn group_config(
     });
     config.incarnation = record.incarnation;
     config.init = record.init.clone().into();
-    Ok(tuned(&host.inner.config, config))
+    Ok(host.inner.config.tuned(config))
 }
 
 /// The machine of a group as it is before the first entry.
@@ -226,30 +225,6 @@ pub(super) async fn machine(
     machines
         .start(record, &deployed.profile, component, purpose)
         .await
-}
-
-/// The settings of `[raft]` and `[limits]`.
-pub(super) fn tuned(config: &Config, mut group: GroupConfig) -> GroupConfig {
-    group.election_ticks = config.raft.election_ticks;
-    group.heartbeat_ticks = config.raft.heartbeat_ticks;
-    group.snapshot_entries = config.raft.snapshot_entries;
-    group.limits.command_bytes = config.limits.command_bytes;
-    group.limits.long_bytes_per_second = config.limits.long_bytes_per_second;
-    group.limits.log_retained_bytes = config.limits.log_retained_bytes;
-    group.limits.catch_up_share_percent = config.limits.catch_up_share_percent;
-    let ticks = config.limits.catch_up_timeout_ms / config.raft.tick_ms;
-    group.limits.catch_up_ticks = u32::try_from(ticks).unwrap_or(u32::MAX).max(1);
-    // A request without a deadline of its own is answered within this.
-    let ticks = config.limits.request_timeout_ms / config.raft.tick_ms;
-    group.limits.request_ticks = u32::try_from(ticks)
-        .unwrap_or(u32::MAX)
-        .max(config.raft.election_ticks * 3);
-    // A new leader needs a moment to hear how far the others are.
-    let ticks = config.limits.activation_timeout_ms / config.raft.tick_ms;
-    group.limits.activation_ticks = u32::try_from(ticks)
-        .unwrap_or(u32::MAX)
-        .max(config.raft.election_ticks * 3);
-    group
 }
 
 /// The bytes of a component: from this disk, or from any other node.

@@ -168,7 +168,7 @@ pub(super) fn catalogue(config: &Config, published: &watch::Sender<Arc<Catalog>>
         .map(|node| Peer::new(NodeId(node.id)))
         .collect();
     let group = GroupConfig::new(catalog::GROUP, "catalogue", Box::new(machine), founders);
-    reconcile::tuned(config, group)
+    config.tuned(group)
 }
 
 #[cfg(test)]

@@ -40,15 +40,15 @@ enum Report {
 struct Reports(UnboundedSender<Report>);
 
 impl Reporter for Reports {
-    fn report_unreachable(&self, node: NodeId, group: GroupId) -> Result<(), Error> {
+    fn report_unreachable(&self, group: GroupId, node: NodeId) -> Result<(), Error> {
         let _ = self.0.send(Report::Unreachable(node, group));
         Ok(())
     }
 
     fn report_snapshot(
         &self,
-        node: NodeId,
         group: GroupId,
+        node: NodeId,
         status: SnapshotStatus,
     ) -> Result<(), Error> {
         let _ = self.0.send(Report::Snapshot(node, group, status));
