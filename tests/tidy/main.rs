@@ -12,13 +12,6 @@ const LONG: &[&str] = &[
     "host/core/src/committed.rs",
     "host/core/src/group.rs",
     "host/core/src/proposals.rs",
-    "host/core/tests/it/activation.rs",
-    "host/core/tests/it/cluster.rs",
-    "host/vfs/src/sim.rs",
-    "host/cli/src/replay.rs",
-    "host/node/src/shards/shard.rs",
-    "host/peer/src/tests.rs",
-    "tests/src/cluster.rs",
 ];
 
 /// Lines of a source file. A longer one says why in its head: `// over 600 lines: …`.
