@@ -36,11 +36,11 @@ use crate::error::Error;
 /// node with one priority arrives in order or not at all; a higher priority never waits behind a lower one. *Failure*:
 /// anything may be lost. A loss that is noticed is reported; the report may be made from within the call.
 pub trait Transport: Send + Sync + 'static {
-    /// Sends a batch to the node `batch.to`. A batch of which it is known that it will not arrive is reported once for
-    /// each of its groups.
+    /// Sends a batch of high or normal priority to the node `batch.to`. A batch of which it is known that it will not arrive is
+    /// reported once for each of its groups.
     fn send(&self, batch: Batch, reporter: &Arc<dyn Reporter>);
 
-    /// Streams a snapshot file to a replica, introduced by its `MsgSnapshot`. Exactly one
+    /// Streams a snapshot file to a replica, introduced by its `MsgSnapshot`: what has low priority. Exactly one
     /// [`Reporter::report_snapshot`] follows, whatever happens, also when the transport is stopped.
     fn send_snapshot(
         &self,

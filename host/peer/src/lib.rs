@@ -41,10 +41,9 @@ pub struct Hello {
 /// What a connection is for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Purpose {
-    /// Batches of one priority, from the side that dialled.
+    /// What has one priority, from the side that dialled: batches, or, if the priority is low, one snapshot transfer (an
+    /// offer, its answer, the chunks, and whether it arrived).
     Lane(Priority),
-    /// One snapshot transfer: an offer, its answer, the chunks, and whether it arrived.
-    Transfer,
     /// Requests from the side that dialled, and their answers.
     Requests,
 }
@@ -71,7 +70,6 @@ impl From<Hello> for proto::Hello {
             store: Bytes::copy_from_slice(&hello.store),
             lane: match hello.purpose {
                 Purpose::Lane(priority) => lane(priority),
-                Purpose::Transfer => Lane::Transfer,
                 Purpose::Requests => Lane::Requests,
             }
             .into(),
@@ -96,7 +94,6 @@ impl TryFrom<proto::Hello> for Hello {
             to: node(hello.to, "the listening node's id")?,
             store: fixed("a store UUID", &hello.store)?,
             purpose: match Lane::try_from(hello.lane) {
-                Ok(Lane::Transfer) => Purpose::Transfer,
                 Ok(Lane::Requests) => Purpose::Requests,
                 _ => Purpose::Lane(priority(hello.lane)?),
             },
@@ -449,12 +446,10 @@ fn priority(lane: i32) -> Result<Priority, WireError> {
         Ok(Lane::Low) => Ok(Priority::Low),
         Ok(Lane::Normal) => Ok(Priority::Normal),
         Ok(Lane::High) => Ok(Priority::High),
-        Ok(Lane::Unspecified | Lane::Transfer | Lane::Requests) | Err(_) => {
-            Err(WireError::UnknownValue {
-                what: "lane",
-                value: lane.into(),
-            })
-        }
+        Ok(Lane::Unspecified | Lane::Requests) | Err(_) => Err(WireError::UnknownValue {
+            what: "lane",
+            value: lane.into(),
+        }),
     }
 }
 

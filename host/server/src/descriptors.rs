@@ -11,8 +11,8 @@ use crate::error::HostError;
 pub const FLOOR: usize = 512;
 /// Kept for what the node itself opens (log, snapshots, components), at the least; otherwise a quarter of all.
 const OWN: usize = 192;
-/// For one other node: in each direction three lanes, and one connection for requests of clients. The few snapshots on their
-/// way at a time use the share that is counted for the node itself.
+/// For one other node: in each direction two lanes of batches, one connection for requests of clients, and one for a snapshot.
+/// More snapshots on their way use the share that is counted for the node itself.
 const EACH_PEER: usize = 8;
 /// Nodes that there is room for, at the least: more may join.
 const PEERS: usize = 16;

@@ -441,28 +441,10 @@ impl NodeCollector {
         let bytes = Some(Unit::Bytes);
         for (name, help, unit, value) in [
             (
-                "snapshot_sent",
-                "Bytes of snapshots sent",
-                bytes.clone(),
-                read(&stats.snapshot_bytes_out),
-            ),
-            (
-                "snapshot_received",
-                "Bytes of snapshots received",
-                bytes.clone(),
-                read(&stats.snapshot_bytes_in),
-            ),
-            (
                 "snapshots_sent",
                 "Snapshots that arrived at their receiver",
                 None,
                 read(&stats.snapshots_sent),
-            ),
-            (
-                "snapshots_failed",
-                "Snapshots refused or lost",
-                None,
-                read(&stats.snapshots_failed),
             ),
             (
                 "snapshots_received",

@@ -1,12 +1,12 @@
 //! How urgent messages are.
 
 /// How urgent a message is. A message of a higher priority must not wait behind one of a lower priority on the way, so
-/// each priority has a connection of its own.
+/// each priority has connections of its own.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 #[repr(u8)]
 pub enum Priority {
-    /// Snapshots.
+    /// Snapshots, each on its way by itself.
     Low = 0,
     /// Appends, their answers and forwarded proposals; in order for each (peer, group).
     Normal = 1,

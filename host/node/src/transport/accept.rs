@@ -92,12 +92,12 @@ async fn serve(shared: &Arc<Shared>, stream: TcpStream) -> Result<(), HandshakeE
         });
     };
     let ended = match hello.purpose {
-        Purpose::Lane(priority) => lane(shared, hello.from, priority, connection).await,
-        Purpose::Transfer => {
+        Purpose::Lane(Priority::Low) => {
             let limit = frame_limit(hello.purpose);
             shared.identity.welcome(&mut connection, limit).await?;
             snapshot::receive(shared, hello.from, connection).await
         }
+        Purpose::Lane(priority) => lane(shared, hello.from, priority, connection).await,
         Purpose::Requests => requests::serve(shared, hello.from, connection).await,
     };
     if let Err(error) = ended {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use skep_core::id::NodeId;
+use skep_core::message::Priority;
 use skep_log::{LogError, PeerPins, StoreId};
 use skep_peer::{Hello, Purpose, store_uuid};
 use skep_types::code::Code;
@@ -328,8 +329,8 @@ pub(super) fn frame_limit(purpose: Purpose) -> usize {
     /// What an offer and a chunk have around their bytes.
     const ENVELOPE: usize = 64 << 10;
     match purpose {
+        Purpose::Lane(Priority::Low) => MAX_CHUNK + ENVELOPE,
         Purpose::Lane(_) => MAX_FRAME,
-        Purpose::Transfer => MAX_CHUNK + ENVELOPE,
         Purpose::Requests => MAX_CLIENT_FRAME,
     }
 }

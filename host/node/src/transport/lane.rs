@@ -1,4 +1,4 @@
-//! All batches of one priority to one node: a queue, and the connection that empties it.
+//! All batches of one priority, high or normal, to one node: a queue, and the connection that empties it.
 
 use std::collections::VecDeque;
 use std::io;
@@ -43,6 +43,8 @@ const KEPT_BUFFER: usize = 256 << 10;
 pub(super) struct Lane {
     to: NodeId,
     priority: Priority,
+    /// Most bytes queued.
+    limit: usize,
     queue: Mutex<Queue>,
     ready: Notify,
 }
@@ -60,7 +62,7 @@ struct Queued {
 }
 
 impl Lane {
-    pub(super) fn new(to: NodeId, priority: Priority) -> Self {
+    pub(super) fn new(to: NodeId, priority: Priority, limit: usize) -> Self {
         let queue = Queue {
             batches: VecDeque::new(),
             bytes: 0,
@@ -69,6 +71,7 @@ impl Lane {
         Self {
             to,
             priority,
+            limit,
             queue: Mutex::new(queue),
             ready: Notify::new(),
         }
@@ -86,7 +89,6 @@ impl Lane {
             .flatten()
             .map(|message| message.body.size())
             .sum();
-        let limit = shared.limits.queue(self.priority);
         let queued = Queued {
             batch,
             bytes,
@@ -95,7 +97,8 @@ impl Lane {
         let mut dropped = Vec::new();
         {
             let mut queue = self.queue();
-            let full = |queue: &Queue| !queue.batches.is_empty() && queue.bytes + bytes > limit;
+            let full =
+                |queue: &Queue| !queue.batches.is_empty() && queue.bytes + bytes > self.limit;
             while queue.open && self.priority == Priority::High && full(&queue) {
                 dropped.extend(queue.pop());
             }

@@ -1,5 +1,5 @@
-//! Snapshot transfers, each on a connection of its own: an offer, the answer to it, the file in chunks, and whether it
-//! arrived.
+//! The lane of low priority: snapshot transfers, each on a connection of its own: an offer, the answer to it, the file in
+//! chunks, and whether it arrived.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use skep_core::id::{GroupId, NodeId};
-use skep_core::message::{Body, PeerMessage, SnapshotName};
+use skep_core::message::{Body, PeerMessage, Priority, SnapshotName};
 use skep_log::{LogError, SnapshotFile, SnapshotReceiver};
 use skep_peer::{Purpose, SnapshotOffer, frame};
 use skep_wire::codec::Encoder;
@@ -23,9 +23,6 @@ use super::stats::add;
 use super::tcp::Shared;
 use super::{Reporter, SnapshotRefusal, SnapshotStatus};
 use crate::clock::{Stopwatch, sleep, timeout};
-
-/// Transfers that may wait for their turn; one more fails at once, and raft asks again. Each holds an open file.
-const MAX_WAITING: usize = 64;
 
 /// Until an offer is answered: the receiver only has to create a file.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -87,7 +84,7 @@ pub(super) fn send(
     let task = async move {
         let sent = async {
             let address = address.ok_or(TransferError::NoAddress)?;
-            if waiting >= MAX_WAITING {
+            if waiting >= pending.shared.limits.low_queue {
                 return Err(TransferError::TooManyWaiting);
             }
             let shared = Arc::clone(&pending.shared);
@@ -138,14 +135,11 @@ impl Drop for Pending {
             .transfers_waiting
             .fetch_sub(1, Ordering::Relaxed);
         let stats = &self.shared.stats;
-        add(
-            if self.status == SnapshotStatus::Finish {
-                &stats.snapshots_sent
-            } else {
-                &stats.snapshots_failed
-            },
-            1,
-        );
+        let counter = match self.status {
+            SnapshotStatus::Finish => &stats.snapshots_sent,
+            SnapshotStatus::Failure => &stats.lane(Priority::Low).dropped,
+        };
+        add(counter, 1);
         if let Err(error) = self
             .reporter
             .report_snapshot(self.group, self.to, self.status)
@@ -163,11 +157,28 @@ async fn transfer(
     file: &Arc<SnapshotFile>,
 ) -> Result<(), TransferError> {
     let offer = offer(message, file)?.into_wire()?;
+    let purpose = Purpose::Lane(Priority::Low);
+    let connection = shared.identity.dial(to, address, purpose).await?;
+    let stats = shared.stats.lane(Priority::Low);
+    add(&stats.connects, 1);
+    let sent = stream(shared, connection, offer, file).await;
+    if sent.is_err() {
+        add(&stats.disconnects, 1);
+    }
+    sent
+}
+
+async fn stream(
+    shared: &Shared,
+    connection: Connection,
+    offer: proto::SnapshotOffer,
+    file: &Arc<SnapshotFile>,
+) -> Result<(), TransferError> {
     let Connection {
         mut reader,
         mut writer,
-        ..
-    } = shared.identity.dial(to, address, Purpose::Transfer).await?;
+    } = connection;
+    let stats = shared.stats.lane(Priority::Low);
     writer.send(peer_frame::Body::SnapshotOffer(offer)).await?;
     accepted(&mut reader).await?;
     // The receiver may give up at any time; its word ends the sending.
@@ -180,7 +191,8 @@ async fn transfer(
             let chunk = spawn_blocking(move || encode(&file, offset)).await??;
             writer.send_encoded(&chunk).await?;
             offset += MAX_CHUNK as u64;
-            add(&shared.stats.snapshot_bytes_out, chunk.len());
+            add(&stats.bytes_out, chunk.len());
+            add(&stats.frames_out, 1);
         }
         sleep(DONE_TIMEOUT).await;
         Err(TransferError::TimedOut)
@@ -354,8 +366,9 @@ async fn take(
     size: u64,
 ) -> Result<(), TakeError> {
     let mut received = 0;
+    let stats = shared.stats.lane(Priority::Low);
     while received < size {
-        let frame = timeout(CHUNK_TIMEOUT, reader.next(None))
+        let frame = timeout(CHUNK_TIMEOUT, reader.next(Some(&stats.bytes_in)))
             .await
             .ok_or_else(timed_out)??;
         let chunk = match frame {
@@ -382,7 +395,7 @@ async fn take(
         })
         .await??;
         received += length as u64;
-        add(&shared.stats.snapshot_bytes_in, length);
+        add(&stats.frames_in, 1);
     }
     let shared = Arc::clone(shared);
     spawn_blocking(move || {

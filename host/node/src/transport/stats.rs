@@ -8,14 +8,8 @@ use skep_core::message::Priority;
 #[derive(Debug, Default)]
 pub struct TransportStats {
     lanes: [LaneStats; 3],
-    /// Bytes of snapshot files sent.
-    pub snapshot_bytes_out: AtomicU64,
-    /// Bytes of snapshot files received.
-    pub snapshot_bytes_in: AtomicU64,
     /// Snapshots that arrived at their receiver.
     pub snapshots_sent: AtomicU64,
-    /// Snapshots that were refused or lost.
-    pub snapshots_failed: AtomicU64,
     /// Snapshots that arrived here.
     pub snapshots_received: AtomicU64,
     /// Connections accepted, whatever became of them.
@@ -32,11 +26,12 @@ pub struct TransportStats {
     pub misaddressed: AtomicU64,
     /// Requests of other nodes, on behalf of their clients.
     pub requests_in: AtomicU64,
-    /// Batches to nodes without a known address.
-    pub unknown_destination: AtomicU64,
+    /// Batches that no lane takes: their node has no known address, or their priority is low.
+    pub without_lane: AtomicU64,
 }
 
-/// Counters of the lanes of one priority, to and from all nodes.
+/// Counters of the lanes of one priority, to and from all nodes. Those of low priority carry snapshots: each on a connection
+/// of its own, one message each, and their bytes are those of the frames with parts of the file.
 #[derive(Debug, Default)]
 pub struct LaneStats {
     /// Bytes written.
@@ -47,11 +42,11 @@ pub struct LaneStats {
     pub frames_out: AtomicU64,
     /// Frames read.
     pub frames_in: AtomicU64,
-    /// Messages dropped: the queue was full, the node could not be reached, or the connection was lost.
+    /// Messages dropped: the queue was full, the node could not be reached or refused, or the connection was lost.
     pub dropped: AtomicU64,
-    /// Connections made; all but the first to each node are reconnects.
+    /// Connections made; of batches, all but the first to each node are reconnects.
     pub connects: AtomicU64,
-    /// Connections lost.
+    /// Connections lost; those of snapshots end when the snapshot has arrived, and are lost before.
     pub disconnects: AtomicU64,
 }
 

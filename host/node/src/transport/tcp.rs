@@ -75,14 +75,15 @@ pub struct TcpLimits {
     pub high_queue: usize,
     /// Most bytes queued to one node with normal priority. 64 MiB by default: half a second of a 1 Gbit/s link.
     pub normal_queue: usize,
-    /// Most bytes queued to one node with low priority, snapshots not included. 8 MiB by default.
+    /// Most snapshots on their way or waiting for their turn, to all nodes together: what travels with low priority. One more
+    /// fails at once, and raft asks again. 64 by default; each holds an open file.
     pub low_queue: usize,
     /// Bytes of snapshots sent per second, to all nodes together. 100 MiB by default, so that a rejoining node does not
     /// take a whole link or disk.
     pub snapshot_rate: u64,
     /// Snapshots sent at once, to all nodes together; others wait. 4 by default.
     pub snapshots_at_once: usize,
-    /// Connections accepted at once. 1024 by default: a hundred nodes have 300 lanes.
+    /// Connections accepted at once. 1024 by default: a hundred nodes have 200 lanes of batches.
     pub connections: usize,
 }
 
@@ -91,20 +92,10 @@ impl Default for TcpLimits {
         Self {
             high_queue: 8 << 20,
             normal_queue: 64 << 20,
-            low_queue: 8 << 20,
+            low_queue: 64,
             snapshot_rate: 100 << 20,
             snapshots_at_once: 4,
             connections: 1024,
-        }
-    }
-}
-
-impl TcpLimits {
-    pub(super) fn queue(&self, priority: Priority) -> usize {
-        match priority {
-            Priority::High => self.high_queue,
-            Priority::Normal => self.normal_queue,
-            Priority::Low => self.low_queue,
         }
     }
 }
@@ -164,8 +155,9 @@ impl From<TransportError> for io::Error {
     }
 }
 
-/// Nodes that speak over TCP: to each peer one connection for each priority, dialled by the sender when it first has
-/// something to say, kept for good, and dialled again when it is lost; and one connection for each snapshot on its way.
+/// Nodes that speak over TCP. Batches of high and of normal priority have one connection each to each peer: the sender dials
+/// it when it first has something to say, keeps it for good, and dials again when it is lost. What has low priority are
+/// snapshots: each has a connection of its own for as long as it is on its way.
 ///
 /// While a peer cannot be reached, what is sent to it is dropped and reported at once. Dropping the last handle stops the
 /// transport.
@@ -199,7 +191,8 @@ pub(super) struct Shared {
 
 struct Peer {
     address: watch::Sender<String>,
-    lanes: [Arc<Lane>; 3],
+    high: Arc<Lane>,
+    normal: Arc<Lane>,
     gone: CancellationToken,
 }
 
@@ -355,12 +348,12 @@ impl Transport for TcpTransport {
         let lane = self
             .peers
             .get(&batch.to)
-            .map(|peer| Arc::clone(&peer.lanes[batch.priority as usize]));
+            .and_then(|peer| peer.lane(batch.priority).cloned());
         if let Some(lane) = lane {
             lane.push(batch, reporter, &self.shared);
         } else {
             let stats = &self.shared.stats;
-            add(&stats.unknown_destination, 1);
+            add(&stats.without_lane, 1);
             add(&stats.lane(batch.priority).dropped, batch.len());
             report(batch.to, batch.messages.into_keys(), reporter);
         }
@@ -395,19 +388,29 @@ impl Peer {
     fn start(shared: &Arc<Shared>, node: NodeId, address: String) -> Self {
         let address = watch::Sender::new(address);
         let gone = shared.stop.child_token();
-        let lanes = [Priority::Low, Priority::Normal, Priority::High].map(|priority| {
-            let lane = Arc::new(Lane::new(node, priority));
+        let lane = |priority, queue_bytes| {
+            let lane = Arc::new(Lane::new(node, priority, queue_bytes));
             shared.spawn(Arc::clone(&lane).run(
                 Arc::clone(shared),
                 address.subscribe(),
                 gone.clone(),
             ));
             lane
-        });
+        };
         Self {
+            high: lane(Priority::High, shared.limits.high_queue),
+            normal: lane(Priority::Normal, shared.limits.normal_queue),
             address,
-            lanes,
             gone,
+        }
+    }
+
+    /// The lane that batches of a priority travel on. None has low priority: snapshots have, and they are no batches.
+    fn lane(&self, priority: Priority) -> Option<&Arc<Lane>> {
+        match priority {
+            Priority::High => Some(&self.high),
+            Priority::Normal => Some(&self.normal),
+            Priority::Low => None,
         }
     }
 }

@@ -153,12 +153,12 @@ fn a_hello_is_complete_or_refused() {
         from: NodeId(1),
         to: NodeId(2),
         store: [9; 16],
-        purpose: Purpose::Transfer,
+        purpose: Purpose::Lane(Priority::Low),
     };
     for purpose in Priority::ALL
         .map(Purpose::Lane)
         .into_iter()
-        .chain([Purpose::Transfer, Purpose::Requests])
+        .chain([Purpose::Requests])
     {
         let hello = Hello {
             purpose,

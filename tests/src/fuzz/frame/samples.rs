@@ -182,7 +182,6 @@ fn peer_frames() -> Vec<(String, Vec<u8>)> {
         frame("hello-low", hello(Lane::Low)),
         frame("hello-normal", hello(Lane::Normal)),
         frame("hello-high", hello(Lane::High)),
-        frame("hello-transfer", hello(Lane::Transfer)),
         frame("hello-requests", hello(Lane::Requests)),
         frame("ping", peer_frame::Body::Ping(nothing)),
         frame(

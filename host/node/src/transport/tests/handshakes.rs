@@ -217,7 +217,8 @@ async fn introduce(
 #[tokio::test(flavor = "multi_thread")]
 async fn another_protocol_version_is_refused_in_words() {
     let two = Setup::new(2).start().await;
-    let (mut connection, answer) = introduce(&two.address(), 99, Purpose::Transfer).await;
+    let (mut connection, answer) =
+        introduce(&two.address(), 99, Purpose::Lane(Priority::Low)).await;
     let proto::hello_ack::Body::Refusal(refusal) = answer else {
         panic!("welcomed");
     };

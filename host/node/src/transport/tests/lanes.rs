@@ -2,7 +2,7 @@ use super::*;
 use crate::supervisor::Supervisor;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn batches_of_every_priority_arrive_in_order() {
+async fn batches_of_every_lane_arrive_in_order() {
     let mut two = Setup::new(2).start().await;
     let one = Setup::new(1)
         .with(|config| config.peers = vec![(NodeId(2), two.address())])
@@ -12,17 +12,9 @@ async fn batches_of_every_priority_arrive_in_order() {
     for at in 0..100 {
         one.transport.send(beat(2, at), &reporter);
         one.transport.send(append(2, at, 1000), &reporter);
-        one.transport.send(
-            batch(
-                2,
-                Priority::Low,
-                message(raft(MessageType::MsgTransferLeader, at)),
-            ),
-            &reporter,
-        );
     }
     let mut arrived = BTreeMap::<_, Vec<_>>::new();
-    for _ in 0..300 {
+    for _ in 0..200 {
         let batch = two.batch().await;
         assert_eq!((batch.from, batch.to), (NodeId(1), NodeId(2)));
         arrived.entry(batch.priority).or_default().push(batch);
@@ -35,16 +27,9 @@ async fn batches_of_every_priority_arrive_in_order() {
         arrived[&Priority::Normal],
         (0..100).map(|at| append(2, at, 1000)).collect::<Vec<_>>()
     );
-    assert_eq!(
-        arrived[&Priority::Low]
-            .iter()
-            .map(index)
-            .collect::<Vec<_>>(),
-        (0..100).collect::<Vec<_>>()
-    );
     assert!(reports.try_recv().is_err());
     let (sent, got) = (one.transport.stats(), two.transport.stats());
-    for priority in Priority::ALL {
+    for priority in [Priority::High, Priority::Normal] {
         assert_eq!(got.lane(priority).frames_in.load(Ordering::Relaxed), 100);
         counted(&sent.lane(priority).frames_out, 100).await;
         assert_eq!(sent.lane(priority).connects.load(Ordering::Relaxed), 1);
@@ -107,10 +92,7 @@ async fn a_batch_to_a_node_without_address_is_reported_at_once() {
     );
     assert!(reports.try_recv().is_err());
     assert_eq!(
-        one.transport
-            .stats()
-            .unknown_destination
-            .load(Ordering::Relaxed),
+        one.transport.stats().without_lane.load(Ordering::Relaxed),
         1
     );
 }
