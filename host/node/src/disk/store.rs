@@ -361,11 +361,7 @@ fn on_event(router: &Arc<Router>, event: WriterEvent<Token>) {
         WriterEvent::Rejected { token, error } => match token {
             Token::Persisted { group, life, .. } => {
                 let reason = format!("the log refused a record: {error}");
-                router.complete_all(vec![Completion {
-                    group,
-                    life,
-                    event: Event::Broken { reason },
-                }]);
+                router.tell(group, life, Event::Broken { reason });
             }
             Token::Then(_) => tracing::error!(%error, "the log refused to end the life of a group"),
         },

@@ -233,6 +233,11 @@ impl Router {
         self.mailboxes[self.shard_of(group)].complete(completions);
     }
 
+    /// Tells one life of a group what happened.
+    pub(crate) fn tell(&self, group: GroupId, life: Life, event: Event) {
+        self.complete(group, [Completion { group, life, event }]);
+    }
+
     /// Completions of many groups, with one message for each shard.
     pub(crate) fn complete_all(&self, completions: Vec<Completion>) {
         if let [mailbox] = &*self.mailboxes {
@@ -397,14 +402,7 @@ impl Inbound for Router {
                 message: message.clone(),
                 name: name.clone(),
             };
-            self.complete(
-                group,
-                [Completion {
-                    group,
-                    life: route.life,
-                    event: Event::Input(input),
-                }],
-            );
+            self.tell(group, route.life, Event::Input(input));
             return Err(SnapshotRefusal::Outdated);
         }
         if name.size > SNAPSHOT_BYTES_MAX {
@@ -448,14 +446,7 @@ impl Inbound for Router {
             state: file.meta().state.clone(),
         };
         let event = Event::Input(Input::SnapshotArrived { from, snapshot });
-        self.complete(
-            group,
-            [Completion {
-                group,
-                life: route.life,
-                event,
-            }],
-        );
+        self.tell(group, route.life, event);
     }
 }
 
@@ -463,14 +454,7 @@ impl Reporter for Router {
     fn report_unreachable(&self, node: NodeId, group: GroupId) -> Result<(), Error> {
         let route = self.unreported(node, group)?;
         let event = Event::Input(Input::Unreachable { node });
-        self.complete(
-            group,
-            [Completion {
-                group,
-                life: route.life,
-                event,
-            }],
-        );
+        self.tell(group, route.life, event);
         Ok(())
     }
 
@@ -483,14 +467,7 @@ impl Reporter for Router {
         let route = self.unreported(node, group)?;
         let arrived = status == SnapshotStatus::Finish;
         let event = Event::Input(Input::SnapshotSent { node, arrived });
-        self.complete(
-            group,
-            [Completion {
-                group,
-                life: route.life,
-                event,
-            }],
-        );
+        self.tell(group, route.life, event);
         Ok(())
     }
 }
@@ -518,18 +495,9 @@ impl TransferReporter {
 
     fn report(&self, arrived: bool) {
         if !self.reported.swap(true, AcqRel) {
-            let event = Event::Input(Input::SnapshotSent {
-                node: self.node,
-                arrived,
-            });
-            self.router.complete(
-                self.group,
-                [Completion {
-                    group: self.group,
-                    life: self.life,
-                    event,
-                }],
-            );
+            let node = self.node;
+            let event = Event::Input(Input::SnapshotSent { node, arrived });
+            self.router.tell(self.group, self.life, event);
         }
     }
 }

@@ -542,7 +542,7 @@ impl Out<'_> {
             let read = disk.read_log(key, range, bytes);
             let from = range.0;
             let event = Event::Input(Input::LogRead { from, read });
-            router.complete_all(vec![Completion { group, life, event }]);
+            router.tell(group, life, event);
         });
     }
 
@@ -578,7 +578,7 @@ impl Out<'_> {
                             reason: format!("its file cannot be read: {error}"),
                         })
                     };
-                    router.complete(group, [Completion { group, life, event }]);
+                    router.tell(group, life, event);
                 }
             });
     }
