@@ -11,7 +11,7 @@
 //! * `ready`: from Raft's `Ready` to records and messages.
 //! * [`payload`], [`entry`]: what an entry says; `committed`: entries on their way through the machine; [`outcome`]: the results.
 //! * `proposals`: queueing, packing, deadlines; `forwards`: on the way to the leader. [`proposal`] has the words.
-//! * `suspects`, `fullness`, [`allowance`], `throttle`: clients whose commands fail, find no memory, or have to wait.
+//! * `suspects`, `fullness`, [`allowance`], `throttle`: clients whose commands fail, find no memory, or have to wait; `held_back`: which of these do.
 //! * `changes`: membership; `removal`: the end of a removed replica; `liveness`, `addresses`: when and where members were heard of.
 //! * `reads`: linearizable queries.
 //! * [`attestation`], `divergence`: whether replicas agree, and what becomes of one that does not.
@@ -51,6 +51,7 @@ mod fullness;
 pub mod group;
 mod handover;
 pub mod healing;
+mod held_back;
 pub mod impasse;
 pub mod input;
 mod intake;
