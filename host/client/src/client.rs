@@ -310,6 +310,38 @@ impl Client {
         }
     }
 
+    /// Sends a piece of a component of `total` bytes, which begins at `offset`; the pieces come in order, and the last one
+    /// makes the component known to the cluster. Returns where the next piece begins. Not repeated if it may have been
+    /// taken.
+    ///
+    /// # Errors
+    /// As every request.
+    pub async fn component_write(
+        &self,
+        component: ComponentId,
+        offset: u64,
+        total: u64,
+        data: Bytes,
+    ) -> Result<u64, ClientError> {
+        let size = data.len();
+        let write = proto::ComponentWrite::new(component, offset, total, data);
+        let body = |_| request::Body::ComponentWrite(write.clone());
+        match self
+            .request(
+                CATALOGUE,
+                Whom::Leader,
+                Repeat::Never,
+                self.deadline(),
+                size,
+                body,
+            )
+            .await?
+        {
+            response::Body::ComponentWritten(written) => Ok(written.received),
+            _ => undecided(Err(unexpected())),
+        }
+    }
+
     /// Sends a request to the leader of the group until it is answered.
     pub(crate) async fn ask_leader(
         &self,

@@ -5,6 +5,7 @@
 //! state machine and publishes each new state to a watch channel.
 
 pub mod command;
+mod hex;
 pub mod machine;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -71,7 +72,7 @@ pub struct GroupRecord {
     /// Those of the members that were added later: they start empty and wait for a leader.
     pub joiners: BTreeSet<NodeId>,
     /// Bytes for the machine's `init`, in hexadecimal digits.
-    #[serde(with = "skep_types::hex")]
+    #[serde(with = "hex")]
     pub init: Vec<u8>,
     /// What its machine may use.
     pub profile: Profile,

@@ -14,7 +14,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use skep::disk::room::{DiskRoom, NoRoom};
 use skep_core::id::ComponentId;
-use skep_types::admin::Upload;
 use skep_types::code::Code;
 use skep_vfs::{DiskVfs, Draft, FileError, Vfs, replace};
 
@@ -43,6 +42,19 @@ pub struct ComponentStore {
     room: Option<Arc<DiskRoom>>,
     /// Held while pieces are taken in, so that what all uploads may have together is not given twice.
     taking: Arc<Mutex<()>>,
+}
+
+/// One piece of a component that is uploaded in pieces, from its start to its end.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Upload {
+    /// Name of the whole.
+    pub id: ComponentId,
+    /// Where the piece begins.
+    pub offset: u64,
+    /// Bytes of the whole.
+    pub total: u64,
+    /// The piece.
+    pub data: Bytes,
 }
 
 /// Why a component could not be stored or read.

@@ -9,7 +9,7 @@ use crate::id::{ComponentId, GroupId, Incarnation, LogIndex, NodeId, Term};
 use crate::machine::{Descriptor, Memory};
 use crate::node_status::Rehearsal;
 use crate::profile::Profile;
-use crate::record::{ComponentRecord, NodeRecord};
+use crate::record::NodeRecord;
 use crate::trouble::Troubled;
 
 /// The methods of the client protocol's `Call`. A body is JSON of the type beside it.
@@ -48,9 +48,6 @@ pub mod method {
     pub const MEMBER_ADD: &str = "member.add";
     /// [`OfGroupAndNode`](super::OfGroupAndNode) → [`GroupInfo`](super::GroupInfo).
     pub const MEMBER_REMOVE: &str = "member.remove";
-    /// [`Upload`](super::Upload), a piece of a component, in order → [`Written`](super::Written). The last
-    /// piece puts it into the catalogue.
-    pub const COMPONENT_WRITE: &str = "component.write";
     /// Nothing → list of [`ComponentRecord`](crate::record::ComponentRecord).
     pub const COMPONENT_LIST: &str = "component.list";
     /// [`Collect`](super::Collect) → list of [`ComponentRecord`](crate::record::ComponentRecord), those removed.
@@ -229,30 +226,6 @@ pub struct Placed {
     pub index: LogIndex,
     /// Term.
     pub term: Term,
-}
-
-/// One piece of a component that is uploaded in pieces, from its start to its end.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Upload {
-    /// Name of the whole.
-    pub id: ComponentId,
-    /// Where the piece begins.
-    pub offset: u64,
-    /// Bytes of the whole.
-    pub total: u64,
-    /// The piece, in hexadecimal digits.
-    #[serde(with = "crate::hex")]
-    pub data: Vec<u8>,
-}
-
-/// How much of a component has arrived.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Written {
-    /// Bytes received from the start; where the next piece begins.
-    pub received: u64,
-    /// The component, once it is complete.
-    pub component: Option<ComponentRecord>,
 }
 
 /// A group as the catalogue has it, and who leads it as far as the answering node knows.

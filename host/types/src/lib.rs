@@ -1,6 +1,6 @@
 //! The words that nodes, clients and the command line of Skep share: what can be asked, and what is answered.
 //!
-//! * [`id`]: names of things; [`priority`]: how urgent messages are; [`hex`]: bytes as text.
+//! * [`id`]: names of things; [`priority`]: how urgent messages are.
 //! * [`proposal`], [`outcome`]: what can be put into a group's log, and what becomes of it.
 //! * [`deployment`], [`profile`], [`machine`], [`activation`]: what a group runs, within which limits, and how it comes to
 //!   run something else.
@@ -16,7 +16,6 @@ pub mod admin;
 pub mod code;
 pub mod deployment;
 pub mod held_back;
-pub mod hex;
 pub mod id;
 pub mod machine;
 pub mod node_status;

@@ -105,6 +105,26 @@ impl proto::ComponentRead {
     }
 }
 
+impl proto::ComponentWrite {
+    /// Takes the piece at `offset` of a component of `total` bytes to a node.
+    pub fn new(component: ComponentId, offset: u64, total: u64, data: Bytes) -> Self {
+        Self {
+            component: Bytes::copy_from_slice(&component.0),
+            offset,
+            total,
+            data,
+        }
+    }
+
+    /// The component that is written.
+    ///
+    /// # Errors
+    /// [`WireError::BadLength`].
+    pub fn id(&self) -> Result<ComponentId, WireError> {
+        Ok(ComponentId(fixed("a component's name", &self.component)?))
+    }
+}
+
 impl proto::Error {
     /// A refusal: nothing was done, and trying again is of no use unless the caller adds that it is.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
@@ -308,10 +328,17 @@ mod tests {
     #[test]
     fn a_components_name_has_32_bytes() {
         let id = ComponentId::of(b"wasm");
+        let write = proto::ComponentWrite::new(id, 0, 4, "wasm".into());
         assert_eq!(proto::ComponentRead::new(id, 0, 1).id().unwrap(), id);
-        assert!(matches!(
+        assert_eq!(write.id().unwrap(), id);
+        for nameless in [
             proto::ComponentRead::default().id(),
-            Err(WireError::BadLength { found: 0, .. })
-        ));
+            proto::ComponentWrite::default().id(),
+        ] {
+            assert!(matches!(
+                nameless,
+                Err(WireError::BadLength { found: 0, .. })
+            ));
+        }
     }
 }

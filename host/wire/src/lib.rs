@@ -29,7 +29,7 @@ pub mod proto {
 pub const PEER_PROTOCOL: u32 = 3;
 
 /// Version of the protocol between clients and nodes.
-pub const CLIENT_PROTOCOL: u32 = 2;
+pub const CLIENT_PROTOCOL: u32 = 3;
 
 /// Most bytes in a frame's body. Well above the largest message, an append of one entry of 8 MiB, so that a batch of
 /// several fits, and small enough that a peer's frame in memory is nothing to fear.

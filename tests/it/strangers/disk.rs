@@ -54,14 +54,8 @@ async fn uploads_that_nobody_goes_on_with_do_not_keep_others_out() {
     let cluster = Cluster::start(&Settings::one_node("")).await;
     let client = cluster.client().await;
     for stranger in 0..16_u8 {
-        let piece = json!({
-            "id": ComponentId::of(&[stranger]).to_string(),
-            "offset": 0,
-            "total": 1000,
-            "data": "61",
-        });
         client
-            .call("component.write", &piece)
+            .component_write(ComponentId::of(&[stranger]), 0, 1000, "a".into())
             .await
             .expect("a piece is taken");
     }
@@ -101,13 +95,10 @@ async fn beyond_a_budget_nothing_is_proposed_and_the_key_is_named() {
     let more = cluster.put_component(1, &padded(1000, 2)).await;
     is_out_of(&more, "components_total_bytes");
     let client = cluster.client().await;
-    let piece = json!({
-        "id": ComponentId::of(b"another").to_string(),
-        "offset": 0,
-        "total": 100_000,
-        "data": "61",
-    });
-    let refused = client.call("component.write", &piece).await;
+    let another = ComponentId::of(b"another");
+    let refused = client
+        .component_write(another, 0, 100_000, "a".into())
+        .await;
     let refused = refused.expect_err("there is no room").to_string();
     assert!(refused.contains("components_total_bytes"), "{refused}");
     // What is here already takes no more.

@@ -12,8 +12,7 @@ use skep_machine::wasm::Profile;
 use skep_server::catalog::command::{Command, NewGroup, Reply};
 use skep_server::catalog::machine::CatalogMachine;
 use skep_server::catalog::{Catalog, ComponentRecord, MEMBERS_MAX, NodeRecord};
-use skep_types::admin::Upload;
-use skep_types::admin::{CreateGroup, OfGroup, OfGroupAndNode};
+use skep_types::admin::{CreateGroup, OfGroup, OfGroupAndNode, Upgrade};
 
 /// Codes of the catalogue's refusals.
 const REFUSALS: [u32; 4] = [400, 404, 409, 507];
@@ -32,7 +31,7 @@ pub fn run(data: &[u8]) {
         0 => stays::<CreateGroup>(text),
         1 => stays::<OfGroup>(text),
         2 => stays::<OfGroupAndNode>(text),
-        3 => stays::<Upload>(text),
+        3 => stays::<Upgrade>(text),
         4 => stays::<Profile>(text),
         5 => commands(text),
         _ => snapshot(text),
@@ -191,7 +190,8 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
     let create = format!(
         r#"{{"name":"orders","id":7,"component":"{id}","members":[1,2],"init":"x","profile":{profile}}}"#
     );
-    let upload = format!(r#"{{"id":"{id}","offset":0,"total":4,"data":"00617364"}}"#);
+    let upgrade =
+        format!(r#"{{"group":"orders","component":"{id}","profile":{profile},"dry_run":true}}"#);
     let mut log: Vec<String> = prelude()
         .iter()
         .map(|command| serde_json::to_string(command).expect("plain values"))
@@ -226,7 +226,7 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
             2,
             r#"{"group":"kv","node":2,"data":"é\u0000"}"#,
         ),
-        body("upload", 3, &upload),
+        body("upgrade", 3, &upgrade),
         body("profile", 4, &profile),
         body("catalogue", 5, &log.join("\n")),
         body(

@@ -10,8 +10,7 @@ use serde::de::DeserializeOwned;
 use skep::{ComponentId, GroupId, Outcome, Response};
 use skep_client::{Client, ClientConfig, ClientError, Consistency};
 use skep_core::printable::printable;
-use skep_types::admin::Upload;
-use skep_types::admin::{GroupInfo, OfGroup, Written, method};
+use skep_types::admin::{GroupInfo, OfGroup, method};
 use skep_types::code::Code;
 
 use super::Remote;
@@ -115,23 +114,19 @@ impl Connection {
 
     /// Uploads a component, unless it is no component at all.
     pub async fn upload(&self, path: &Path) -> anyhow::Result<ComponentId> {
-        let bytes =
-            std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let bytes = std::fs::read(path)
+            .map(Bytes::from)
+            .with_context(|| format!("cannot read {}", path.display()))?;
         // Found here without a node, and without sending it.
         let inspection = skep_machine::wasm::inspect(&bytes)
             .map_err(|error| Failure::from(skep_server::error::HostError::from(error)))
             .with_context(|| format!("{} is not a machine", path.display()))?;
-        let (id, total) = (inspection.id, bytes.len() as u64);
-        let mut received = 0;
-        for piece in bytes.chunks(PIECE_BYTES) {
-            let upload = Upload {
-                id,
-                offset: received,
-                total,
-                data: piece.to_vec(),
-            };
-            let written: Written = self.call(method::COMPONENT_WRITE, &upload).await?;
-            received = written.received;
+        let id = inspection.id;
+        for from in (0..bytes.len()).step_by(PIECE_BYTES) {
+            let piece = bytes.slice(from..bytes.len().min(from + PIECE_BYTES));
+            let (offset, total) = (from as u64, bytes.len() as u64);
+            let sent = self.client.component_write(id, offset, total, piece).await;
+            sent.map_err(failure)?;
         }
         Ok(id)
     }

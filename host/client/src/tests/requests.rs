@@ -216,6 +216,29 @@ async fn a_component_is_read_in_pieces_and_verified() {
 }
 
 #[tokio::test]
+async fn a_piece_of_a_component_is_sent_once() {
+    let id = ComponentId::of(b"abcdef");
+    let node = FakeNode::start(|at, request| {
+        let Some(request::Body::ComponentWrite(write)) = &request.body else {
+            panic!("no write")
+        };
+        match at {
+            0 => Act::Answer(response::Body::ComponentWritten(proto::ComponentWritten {
+                received: write.offset + write.data.len() as u64,
+                total: write.total,
+            })),
+            _ => Act::Close,
+        }
+    })
+    .await;
+    let client = client(&[&node]).await;
+    let write = |offset, data: &'static str| client.component_write(id, offset, 6, data.into());
+    assert_eq!(write(0, "abcd").await.unwrap(), 4);
+    assert!(write(4, "ef").await.unwrap_err().is_unknown());
+    assert_eq!(node.seen().len(), 2);
+}
+
+#[tokio::test]
 async fn a_request_larger_than_a_frame_is_not_sent() {
     let node = FakeNode::start(|_, _| Act::Ignore).await;
     let client = client(&[&node]).await;

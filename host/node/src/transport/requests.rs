@@ -146,6 +146,7 @@ pub fn size(request: &proto::Request) -> usize {
             Some(request::Body::Query(query)) => query.data.len(),
             Some(request::Body::Call(call)) => call.body.len() + call.method.len(),
             Some(request::Body::ComponentRead(_)) => MAX_CHUNK,
+            Some(request::Body::ComponentWrite(write)) => write.data.len(),
             Some(request::Body::OpenSession(_)) | None => 0,
         }
 }

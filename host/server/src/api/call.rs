@@ -4,7 +4,6 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use skep_core::id::as_text;
-use skep_types::admin::Upload;
 use skep_types::admin::{
     Collect, CreateGroup, OfGroup, OfGroupAndNode, Page, Prepare, Upgrade, method,
 };
@@ -95,7 +94,6 @@ pub(super) async fn call(
         method::COMPONENT_COLLECT => {
             answer(&host.collect_components(parse::<Collect>(&body)?).await?)
         }
-        method::COMPONENT_WRITE => answer(&host.write_component(parse::<Upload>(&body)?).await?),
         unknown => {
             let shown: String = unknown.chars().take(64).collect();
             Err(HostError::Invalid(format!(

@@ -10,6 +10,7 @@ use skep_wire::{MAX_CHUNK, MAX_TIMEOUT_MS};
 
 use super::call;
 use crate::cluster::{Host, Reach};
+use crate::components::Upload;
 use crate::error::HostError;
 
 /// Who asks.
@@ -107,6 +108,20 @@ async fn carry_out(
             let (data, total) = host.component_range(id, read.offset, length).await?;
             Ok(response::Body::ComponentChunk(proto::ComponentChunk {
                 data,
+                total,
+            }))
+        }
+        Some(request::Body::ComponentWrite(write)) => {
+            let (id, total) = (write.id().map_err(wire)?, write.total);
+            let piece = Upload {
+                id,
+                offset: write.offset,
+                total,
+                data: write.data,
+            };
+            let received = host.write_component(piece).await?;
+            Ok(response::Body::ComponentWritten(proto::ComponentWritten {
+                received,
                 total,
             }))
         }

@@ -83,7 +83,7 @@ pub struct NewGroup {
     /// Its first voters.
     pub members: BTreeSet<NodeId>,
     /// Bytes for the machine's `init`.
-    #[serde(with = "skep_types::hex")]
+    #[serde(with = "super::hex")]
     pub init: Vec<u8>,
     /// What its machine may use.
     pub profile: Profile,

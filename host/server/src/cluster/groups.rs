@@ -10,9 +10,7 @@ use skep::status::GroupStatus;
 use skep::trouble::Kind;
 use skep_core::id::{ComponentId, NodeId};
 use skep_machine::wasm::{ComponentError, Profile};
-use skep_types::admin::{
-    CreateGroup, Done, GroupInfo, OfGroup, OfGroupAndNode, Placed, Upload, Written, method,
-};
+use skep_types::admin::{CreateGroup, Done, GroupInfo, OfGroup, OfGroupAndNode, Placed, method};
 
 use super::reconcile::blocking;
 use super::requests::Reach;
@@ -20,7 +18,7 @@ use super::upgrades::place_of;
 use super::{Host, catalog};
 use crate::catalog::command::{Command, NewGroup, Reply};
 use crate::catalog::{ComponentRecord, GroupRecord};
-use crate::components::StoreError;
+use crate::components::{StoreError, Upload};
 use crate::error::HostError;
 
 /// Members of a group for which no number is asked.
@@ -311,8 +309,8 @@ impl Host {
         Ok(record)
     }
 
-    /// Takes one piece of a component in; the last one announces it.
-    pub async fn write_component(&self, piece: Upload) -> Result<Written, HostError> {
+    /// Takes one piece of a component in; the last one announces it. Returns how many bytes have arrived.
+    pub async fn write_component(&self, piece: Upload) -> Result<u64, HostError> {
         let limit = self.inner.config.limits.component_bytes;
         let size = piece
             .total
@@ -323,14 +321,10 @@ impl Host {
         self.check_new_component(piece.id, piece.total).await?;
         let (store, id) = (self.inner.components.clone(), piece.id);
         let (received, whole) = blocking(move || store.write(&piece)).await??;
-        let component = match whole {
-            Some(bytes) => Some(self.put_component(Some(id), bytes).await?),
-            None => None,
-        };
-        Ok(Written {
-            received,
-            component,
-        })
+        if let Some(bytes) = whole {
+            self.put_component(Some(id), bytes).await?;
+        }
+        Ok(received)
     }
 
     /// The bytes of a component, if this node has it.

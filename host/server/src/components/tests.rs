@@ -88,7 +88,7 @@ fn pieces_add_up_in_order_only() {
         id,
         offset,
         total: 6,
-        data: data.to_vec(),
+        data: data.into(),
     };
     assert_eq!(store.write(&piece(0, b"abcd")).unwrap(), (4, None));
     assert!(matches!(
@@ -131,7 +131,7 @@ fn abandoned_uploads_are_bounded() {
             id,
             offset: 0,
             total: 6,
-            data: b"a".to_vec(),
+            data: "a".into(),
         })
     };
     for n in 0..UPLOADS_MAX {
@@ -162,7 +162,7 @@ fn uploads_that_do_not_go_on_give_way() {
             id: id(n),
             offset: 0,
             total: 6,
-            data: b"a".to_vec(),
+            data: "a".into(),
         })
     };
     for n in 0..UPLOADS_MAX {
@@ -194,7 +194,7 @@ fn uploads_share_a_budget_of_bytes_and_the_disk_keeps_some_back() {
             id: ComponentId::of(name),
             offset,
             total: 100,
-            data: data.to_vec(),
+            data: Bytes::copy_from_slice(data),
         })
     };
     let store = open(0);
@@ -241,7 +241,7 @@ fn files_are_their_owners() {
         id: ComponentId::of(b"part"),
         offset: 0,
         total: 4,
-        data: b"pa".to_vec(),
+        data: "pa".into(),
     };
     store.write(&piece).unwrap();
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;

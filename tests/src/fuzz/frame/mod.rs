@@ -9,6 +9,7 @@ use std::fmt::Debug;
 
 use bytes::BytesMut;
 use prost::Message;
+use skep_core::id::ComponentId;
 use skep_core::message::Batch;
 use skep_core::proposal::Command;
 use skep_peer::{
@@ -269,12 +270,17 @@ fn asked(request: proto::Request) {
                 },
             }
         }
-        Some(request::Body::ComponentRead(read)) => match read.id() {
-            Ok(id) => assert_eq!(id.0[..], read.component[..]),
-            Err(error) => assert_eq!(known(&error), "bad-length"),
-        },
+        Some(request::Body::ComponentRead(read)) => named(read.id(), &read.component),
+        Some(request::Body::ComponentWrite(write)) => named(write.id(), &write.component),
         Some(request::Body::OpenSession(_) | request::Body::Query(_) | request::Body::Call(_))
         | None => {}
+    }
+}
+
+fn named(id: Result<ComponentId, WireError>, told: &[u8]) {
+    match id {
+        Ok(id) => assert_eq!(id.0[..], told[..]),
+        Err(error) => assert_eq!(known(&error), "bad-length"),
     }
 }
 
@@ -314,6 +320,7 @@ fn answered(response: proto::Response) {
         Some(
             response::Body::Called(_)
             | response::Body::ComponentChunk(_)
+            | response::Body::ComponentWritten(_)
             | response::Body::Error(_),
         )
         | None => {}

@@ -416,6 +416,15 @@ fn client_frames() -> Vec<(String, Vec<u8>)> {
                 length: 100,
             }),
         ),
+        request(
+            "write",
+            request::Body::ComponentWrite(proto::ComponentWrite {
+                component: Bytes::from_static(&[3; 32]),
+                offset: 10,
+                total: 900,
+                data: Bytes::from_static(&[0; 20]),
+            }),
+        ),
     ]
 }
 
@@ -462,6 +471,13 @@ fn server_frames() -> Vec<(String, Vec<u8>)> {
             "chunk".into(),
             response::Body::ComponentChunk(proto::ComponentChunk {
                 data: Bytes::from_static(&[0; 20]),
+                total: 900,
+            }),
+        ),
+        response(
+            "written".into(),
+            response::Body::ComponentWritten(proto::ComponentWritten {
+                received: 30,
                 total: 900,
             }),
         ),
