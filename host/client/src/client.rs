@@ -16,8 +16,8 @@ use tokio::sync::Semaphore;
 
 use crate::clock::{Deadline, sleep, timeout};
 use crate::config::ClientConfig;
-use crate::connection::Failure;
 use crate::error::ClientError;
+use crate::link::Failure;
 use crate::route::Routes;
 use crate::session::Session;
 
@@ -436,10 +436,10 @@ impl Client {
                     routes.avoid(group, &node);
                     error
                 }
-                Some(Err(Failure::Lost(_))) | None => {
+                Some(Err(Failure::Lost | Failure::Silent)) | None => {
                     let why = match answer {
-                        Some(Err(Failure::Lost(why))) => why,
-                        _ => format!("{} did not answer in time", node.address()),
+                        Some(_) => format!("the connection to {} was lost", node.address()),
+                        None => format!("{} did not answer in time", node.address()),
                     };
                     routes.avoid(group, &node);
                     if repeat == Repeat::Never {
