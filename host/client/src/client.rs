@@ -10,6 +10,7 @@ use skep_types::id::{ComponentId, GroupId, LogIndex, RequestId, Term};
 pub use skep_types::node_status::Consistency;
 use skep_types::outcome::Outcome;
 use skep_types::proposal::Response;
+use skep_types::retry::doubled;
 use skep_wire::proto::{self, request, response};
 use skep_wire::{MAX_CHUNK, MAX_CLIENT_FRAME, WireError, timeout_ms};
 use tokio::sync::Semaphore;
@@ -28,8 +29,7 @@ const MAX_IN_FLIGHT: usize = 256 << 20;
 const LEAST_COST: usize = 16 << 10;
 
 /// First pause between two tries, and the longest.
-const PAUSE_FIRST: Duration = Duration::from_millis(10);
-const PAUSE_LONGEST: Duration = Duration::from_millis(500);
+const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 
 /// Redirects followed without a pause: nodes that disagree on who leads must not be asked in a busy loop.
 const REDIRECTS: u32 = 3;
@@ -449,12 +449,12 @@ impl Client {
                     ClientError::Unknown(why)
                 }
             };
-            let pause = (PAUSE_FIRST * 2_u32.pow(tries)).min(PAUSE_LONGEST);
+            tries += 1;
+            let pause = doubled(PAUSE, tries);
             if deadline.left() <= pause {
                 return Err(error.after(unknown));
             }
             sleep(pause).await;
-            tries = (tries + 1).min(16);
             redirects = 0;
         }
     }
