@@ -47,6 +47,7 @@ const MAX_COMPONENT: u64 = 256 << 20;
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
+    timeout: Duration,
 }
 
 struct Inner {
@@ -102,6 +103,7 @@ impl Client {
         }
         let routes = Routes::new(config.clone());
         let client = Self {
+            timeout: config.request_timeout,
             inner: Arc::new(Inner {
                 config,
                 routes,
@@ -138,6 +140,25 @@ impl Client {
     /// The configuration.
     pub fn config(&self) -> &ClientConfig {
         &self.inner.config
+    }
+
+    /// The same client, whose requests are tried for so long; it shares the connections.
+    ///
+    /// ```no_run
+    /// # async fn example(client: skep_client::Client) -> Result<(), skep_client::ClientError> {
+    /// use std::time::Duration;
+    /// use skep_client::Consistency::Stale;
+    ///
+    /// let hasty = client.with_timeout(Duration::from_millis(200));
+    /// let answer = hasty.query(1.into(), "get key".into(), Stale).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn with_timeout(&self, timeout: Duration) -> Self {
+        Self {
+            timeout,
+            ..self.clone()
+        }
     }
 
     /// Opens a session in a group: its commands are applied once, however often they are sent.
@@ -356,7 +377,7 @@ impl Client {
     }
 
     pub(crate) fn deadline(&self) -> Deadline {
-        Deadline::after(self.inner.config.request_timeout)
+        Deadline::after(self.timeout)
     }
 
     async fn request(

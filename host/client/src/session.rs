@@ -13,7 +13,7 @@ use skep_wire::timeout_ms;
 use tokio::sync::Notify;
 
 use crate::client::{Client, Repeat, known, undecided, understood, unexpected};
-use crate::clock::{Deadline, timeout};
+use crate::clock::timeout;
 use crate::error::ClientError;
 
 /// How many commands of a session there may be from the oldest unanswered one on.
@@ -58,7 +58,15 @@ impl Session {
         self.inner.commands().session()
     }
 
-    /// Proposes a command and waits for its outcome, at most for the configured timeout. It is sent again under the same
+    /// The same session, whose commands are tried for so long, as [`Client::with_timeout`].
+    pub fn with_timeout(&self, timeout: Duration) -> Self {
+        Self {
+            client: self.client.with_timeout(timeout),
+            ..self.clone()
+        }
+    }
+
+    /// Proposes a command and waits for its outcome, at most for the client's timeout. It is sent again under the same
     /// name whenever it is not known to have been applied.
     ///
     /// Dropping the future gives the command up: it may or may not be applied.
@@ -66,29 +74,17 @@ impl Session {
     /// # Errors
     /// As every request. After [`ClientError::SessionExpired`] the session needs a [`Session::reopen`].
     pub async fn propose(&self, command: Bytes) -> Result<Response, ClientError> {
-        self.propose_within(command, self.client.config().request_timeout)
-            .await
-    }
-
-    /// As [`Session::propose`], with a timeout of its own.
-    ///
-    /// # Errors
-    /// As [`Session::propose`].
-    pub async fn propose_within(
-        &self,
-        command: Bytes,
-        limit: Duration,
-    ) -> Result<Response, ClientError> {
-        let deadline = Deadline::after(limit);
-        let name = timeout(limit, self.name())
-            .await
-            .ok_or_else(|| ClientError::Rejected {
-                code: Code::Busy,
-                message: format!(
-                    "{WINDOW} commands of the session are in flight; nothing was sent"
-                ),
-                retryable: true,
-            })?;
+        let deadline = self.client.deadline();
+        let name =
+            timeout(deadline.left(), self.name())
+                .await
+                .ok_or_else(|| ClientError::Rejected {
+                    code: Code::Busy,
+                    message: format!(
+                        "{WINDOW} commands of the session are in flight; nothing was sent"
+                    ),
+                    retryable: true,
+                })?;
         let request = name.request;
         let body = |left| {
             request::Body::Propose(proto::Propose {
