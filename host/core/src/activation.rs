@@ -24,9 +24,10 @@ use crate::id::{LogIndex, NodeId, ReplicaId, Term};
 use crate::message::Body;
 use crate::outcome::{EntryContext, Outcome};
 use crate::payload::{Abort, Confirm, Kind};
+use crate::pending::AskerId;
 use crate::planted::{self, Defect};
 use crate::proposal::ProposalError;
-use crate::proposals::Asker;
+use crate::raft_node::NotProposed;
 use crate::status::AwaitedDecision;
 
 /// Code of the rejection that answers for an activation that was given up.
@@ -123,14 +124,13 @@ impl Group {
         };
         activation.asked += 1;
         let context = activation.context;
-        self.effects
-            .push(Effect::Machine(match activation.decision {
-                None => Work::Prepare {
-                    context,
-                    deployment: activation.deployment.clone(),
-                },
-                Some(decision) => Work::Decide { context, decision },
-            }));
+        self.out.machine(match activation.decision {
+            None => Work::Prepare {
+                context,
+                deployment: activation.deployment.clone(),
+            },
+            Some(decision) => Work::Decide { context, decision },
+        });
     }
 
     /// A waiting replica looks for the decision among the entries that it does not process.
@@ -178,7 +178,7 @@ impl Group {
         match readiness {
             // The machines of a majority took the state that this one does not.
             Readiness::Refused(_) if is_confirmed && is_last_word => {
-                self.effects.push(Effect::Diverged {
+                self.out.push(Effect::Diverged {
                     index,
                     decided: true,
                     here: true,
@@ -275,7 +275,7 @@ impl Group {
         let decides = |entry: &Entry| entry::decision(entry).is_some_and(|(of, _)| of == index);
         if self.in_flight(activates) && !self.in_flight(decides) {
             // Tried again with the next report.
-            let _refused = self.propose_entry(abort(index, AbortReason::Deadline), Vec::new());
+            let _refused = self.propose_entry(abort(index, AbortReason::Deadline), &[]);
         }
     }
 
@@ -371,10 +371,10 @@ impl Group {
             Decision::Confirmed => Kind::Confirm(Confirm { index: index.0 }),
             Decision::Aborted(reason) => abort(index, reason),
         };
-        self.put_decision(kind, Vec::new()).is_ok()
+        self.put_decision(kind, &[]).is_ok()
     }
 
-    fn put_decision(&mut self, kind: Kind, askers: Vec<Asker>) -> Result<(), Vec<Asker>> {
+    fn put_decision(&mut self, kind: Kind, askers: &[AskerId]) -> Result<(), NotProposed> {
         self.propose_entry(kind, askers)?;
         let term = self.term();
         if let Some(activation) = &mut self.activation {
@@ -420,14 +420,15 @@ impl Group {
     }
 
     /// An operator gives an activation up.
-    pub(crate) fn propose_abort(&mut self, asker: Asker) {
+    pub(crate) fn propose_abort(&mut self, asker: AskerId) {
         let undecided = self.activation.as_ref().filter(|it| it.decision.is_none());
         let Some(index) = undecided.map(|activation| activation.context.index) else {
             self.reply(asker, Err(ProposalError::NotNeeded));
             return;
         };
-        if let Err(askers) = self.put_decision(abort(index, AbortReason::Operator), vec![asker]) {
-            self.reply_all(askers, &ProposalError::Busy);
+        let abort = abort(index, AbortReason::Operator);
+        if self.put_decision(abort, &[asker]).is_err() {
+            self.reply(asker, Err(ProposalError::Busy));
         }
     }
 
@@ -436,7 +437,7 @@ impl Group {
         &mut self,
         of: LogIndex,
         wanted: Decision,
-        askers: Vec<Asker>,
+        askers: &[AskerId],
         at: (LogIndex, Term),
     ) {
         let first = self.decided.filter(|(index, _)| *index == of);
@@ -447,7 +448,7 @@ impl Group {
             },
             (Some(_), _) => Outcome::Reply(Bytes::new()),
             (None, _) => {
-                self.reply_all(askers, &ProposalError::NotNeeded);
+                self.refuse_all(askers, &ProposalError::NotNeeded);
                 return;
             }
         };

@@ -14,7 +14,7 @@ use raft::ProgressState;
 
 use crate::changes::PROMOTION_LAG;
 use crate::effect::Persist;
-use crate::group::{Group, Raft};
+use crate::group::Group;
 use crate::id::{LogIndex, ReplicaId};
 use crate::status::{CatchUpStatus, CatchingUp};
 use crate::throttle::Throttle;
@@ -166,9 +166,7 @@ impl Group {
             .filter(|(_, left)| ticks < left.until)
             .map(|(replica, _)| replica.0)
             .collect();
-        if let Some(Raft(node)) = &mut self.raft {
-            node.mut_store().bar(barred);
-        }
+        self.raft.log_mut().bar(barred);
         self.release_log();
     }
 
@@ -228,14 +226,10 @@ impl Group {
     }
 
     fn seen_members(&self) -> Vec<Seen> {
-        let Some(Raft(node)) = &self.raft else {
-            return Vec::new();
-        };
-        let others = node.raft.prs().iter();
+        let others = self.raft.others();
         others
-            .filter(|(id, _)| **id != node.raft.id)
-            .map(|(id, progress)| Seen {
-                replica: ReplicaId(*id),
+            .map(|(replica, progress)| Seen {
+                replica,
                 matched: LogIndex(progress.matched),
                 snapshot: (progress.state == ProgressState::Snapshot
                     && progress.pending_snapshot > 0)
@@ -255,10 +249,7 @@ impl Group {
         let tracked = self.catch_up.behind.get(&replica).map(|behind| behind.from);
         let is_waited_for = self.is_active(replica) && !self.catch_up.is_left(replica, ticks);
         let cheap = self.snapshot_name().map_or(0, |name| name.size);
-        let Some(Raft(node)) = &mut self.raft else {
-            return None;
-        };
-        let view = node.mut_store();
+        let view = self.raft.log_mut();
         let from = matched
             .max(snapshot.unwrap_or_default())
             .max(tracked.unwrap_or_default());
@@ -350,8 +341,7 @@ impl Group {
     /// Drops the needs of those who lack most, until what is kept for the others is within its bounds.
     fn keep_within_budget(&mut self) {
         let most = self.config.limits.log_retained_bytes;
-        let Some(Raft(node)) = &self.raft else { return };
-        let view = node.store();
+        let view = self.raft.log();
         while let Some(floor) = self.catch_up.floor()
             && view.bytes_behind_snapshot_after(floor) > most
         {
@@ -369,11 +359,8 @@ impl Group {
     /// The last entry at or below a snapshot that nobody needs.
     pub(crate) fn unneeded_through(&self, snapshot: LogIndex) -> LogIndex {
         let limits = &self.config.limits;
-        let Some(Raft(node)) = &self.raft else {
-            return LogIndex(0);
-        };
         let kept = self.config.snapshot_entries / 4;
-        let last = (node.store()).compaction(snapshot, kept, limits.log_kept_bytes);
+        let last = (self.raft.log()).compaction(snapshot, kept, limits.log_kept_bytes);
         self.catch_up.floor().map_or(last, |floor| last.min(floor))
     }
 
@@ -383,10 +370,7 @@ impl Group {
             return;
         };
         let last = self.unneeded_through(snapshot);
-        let Some(Raft(node)) = &mut self.raft else {
-            return;
-        };
-        let view = node.mut_store();
+        let view = self.raft.log_mut();
         let kept = view.bytes_behind_snapshot();
         let free = kept - view.bytes_behind_snapshot_after(last).min(kept);
         // While somebody moves along a record for every step would be many.

@@ -2,18 +2,18 @@
 //! leader is removed.
 
 use prost::Message;
-use raft::GetEntriesContext;
-use raft::eraftpb::{Entry, EntryType};
+use raft::eraftpb::{ConfChange as RaftChange, ConfChangeType, Entry, EntryType};
 
 use crate::config::MEMBERS_MAX;
 use crate::entry::may_stop;
-use crate::group::{Group, Raft, raft_change};
+use crate::group::Group;
 use crate::id::{NodeId, ReplicaId};
 use crate::outcome::ChangeKind;
 use crate::payload::ChangeRecord;
+use crate::pending::AskerId;
 use crate::planted::{self, Defect};
 use crate::proposal::{Change, ChangeRefusal, Proposal, ProposalError};
-use crate::proposals::Asker;
+use crate::raft_node::NotProposed;
 use crate::state::Role;
 
 /// Entries a learner may lack when it is promoted: little enough that it does not delay commits as a voter.
@@ -21,7 +21,7 @@ pub(crate) const PROMOTION_LAG: u64 = 64;
 
 impl Group {
     /// Proposes a change, or says why not.
-    pub(crate) fn propose_change(&mut self, asker: Asker, change: Change) {
+    pub(crate) fn propose_change(&mut self, asker: AskerId, change: Change) {
         let checked = self.check_change(&change);
         let record = match checked {
             Ok(record) => record,
@@ -53,10 +53,8 @@ impl Group {
             self.defer(asker, Proposal::Change(change));
             return;
         }
-        if let Err(asker) = self.propose_record(record, Some(asker)) {
-            for asker in asker {
-                self.reply(asker, Err(ProposalError::ChangeInProgress));
-            }
+        if self.propose_record(record, &[asker]).is_err() {
+            self.reply(asker, Err(ProposalError::ChangeInProgress));
         }
     }
 
@@ -140,25 +138,14 @@ impl Group {
 
     /// Whether such an entry is in the log and not applied.
     pub(crate) fn in_flight(&self, such: impl Fn(&Entry) -> bool) -> bool {
-        let Some(Raft(node)) = &self.raft else {
-            return false;
-        };
-        let log = &node.raft.raft_log;
-        let (from, to) = (self.processed.0 + 1, log.last_index() + 1);
-        let entries = log.slice(from, to, None, GetEntriesContext::empty(false));
-        match entries {
-            Ok(entries) => entries.iter().any(such),
-            // What cannot be looked at may be such a one.
-            Err(_) => true,
-        }
+        self.raft.has_after(self.processed, such)
     }
 
     /// Whether a change has to wait although none is in flight. Raft puts it aside while a new leader has not applied the whole
     /// of its log. And behind an entry at which the group may stop, a verdict, an activation or an impasse, none may stand: who has a
     /// committed change before it that it does not apply may not campaign, and without a leader nobody could decide.
     fn changes_must_wait(&self) -> bool {
-        let raft = self.raft.as_ref();
-        raft.is_some_and(|raft| raft.0.raft.has_pending_conf())
+        self.raft.has_pending_change()
             || !self.serves()
             || self.awaits_decision()
             || self.has_an_open_impasse()
@@ -168,24 +155,13 @@ impl Group {
     fn propose_record(
         &mut self,
         mut record: ChangeRecord,
-        asker: Option<Asker>,
-    ) -> Result<(), Vec<Asker>> {
-        let askers: Vec<_> = asker.into_iter().collect();
-        let Some(kind) = record.change_kind() else {
-            return Err(askers);
-        };
+        askers: &[AskerId],
+    ) -> Result<(), NotProposed> {
+        let kind = record.change_kind().ok_or(NotProposed)?;
         record.now = self.now;
         record.entropy = self.entropy();
         let change = raft_change(kind, ReplicaId(record.replica));
-        let Some(Raft(node)) = &mut self.raft else {
-            return Err(askers);
-        };
-        if node
-            .propose_conf_change(record.encode_to_vec(), change)
-            .is_err()
-        {
-            return Err(askers);
-        }
+        self.raft.propose_change(record.encode_to_vec(), change)?;
         self.note_proposed(askers);
         Ok(())
     }
@@ -195,8 +171,7 @@ impl Group {
         if !self.can_propose() || self.proposals.elected {
             return;
         }
-        let Some(Raft(node)) = &self.raft else { return };
-        let last = node.raft.raft_log.last_index();
+        let last = self.raft.last().0;
         let ready = self
             .state
             .membership
@@ -204,7 +179,7 @@ impl Group {
             .iter()
             .find(|(replica, member)| {
                 member.role == Role::Joining
-                    && node.raft.prs().get(replica.0).is_some_and(|progress| {
+                    && self.raft.progress(**replica).is_some_and(|progress| {
                         self.is_active(**replica)
                             && progress.matched > 0
                             && progress.matched + PROMOTION_LAG >= last
@@ -221,7 +196,21 @@ impl Group {
                 ..ChangeRecord::default()
             };
             // Refused while something is in the way; asked again with the next tick.
-            let _later = self.propose_record(record, None);
+            let _later = self.propose_record(record, &[]);
         }
+    }
+}
+
+/// A change as Raft takes it. The nameless replica 0 changes nothing, which is how a refused change is applied.
+pub(crate) fn raft_change(kind: ChangeKind, replica: ReplicaId) -> RaftChange {
+    let change_type = match kind {
+        ChangeKind::AddVoter | ChangeKind::Promote => ConfChangeType::AddNode,
+        ChangeKind::AddLearner => ConfChangeType::AddLearnerNode,
+        ChangeKind::Remove => ConfChangeType::RemoveNode,
+    };
+    RaftChange {
+        change_type,
+        node_id: replica.0,
+        ..RaftChange::default()
     }
 }

@@ -3,158 +3,20 @@
 use bytes::Bytes;
 use raft::eraftpb::{Entry, EntryType};
 
-use crate::attestation::Deed;
+use crate::applying::{Applying, Changed, Fate, Plan, What};
+use crate::changes::raft_change;
 use crate::effect::{Call, Effect, Work};
 use crate::entry::{self, Order, Stamp};
-use crate::group::{Group, Raft, SinceBarrier, raft_change};
+use crate::group::{Group, SinceBarrier};
 use crate::id::{LogIndex, NodeId, ReplicaId, RequestId, SessionId, Term};
-use crate::input::Stopped;
-use crate::log_view::{Snapshotted, weight};
-use crate::message::SnapshotName;
-use crate::outcome::{ChangeKind, ConfChange, EntryContext, GuestFault, LeaderChanged, Outcome};
+use crate::log_view::weight;
+use crate::outcome::{ChangeKind, ConfChange, EntryContext, LeaderChanged, Outcome};
 use crate::payload::{ChangeRecord, Item};
-use crate::proposal::{ChangeRefusal, ProposalError, Response};
-use crate::proposals::Asker;
-use crate::sessions::{Admission, Forgotten};
+use crate::pending::AskerId;
+use crate::proposal::{ProposalError, Response};
+use crate::sessions::Admission;
 use crate::status::Health;
-
-/// An entry the machine has work from, or that waits behind one.
-#[derive(Debug)]
-pub(crate) struct Applying {
-    index: LogIndex,
-    term: Term,
-    weight: u64,
-    /// The tick at which it was handed to the machine.
-    since: u64,
-    /// The machine will answer for it.
-    works: bool,
-    what: What,
-}
-
-#[derive(Debug)]
-enum What {
-    Commands {
-        plans: Vec<Plan>,
-        /// What its commands made the sessions forget.
-        forgotten: Vec<Forgotten>,
-    },
-    Change {
-        asker: Option<Asker>,
-        applied: Option<Changed>,
-    },
-    Control,
-    Barrier {
-        askers: Vec<Asker>,
-        conf_state: raft::eraftpb::ConfState,
-    },
-    Restore,
-    Activate {
-        askers: Vec<Asker>,
-    },
-}
-
-#[derive(Debug)]
-struct Changed {
-    kind: ChangeKind,
-    replica: ReplicaId,
-    node: NodeId,
-    promote: bool,
-}
-
-#[derive(Debug)]
-struct Plan {
-    asker: Option<Asker>,
-    request: RequestId,
-    /// Bytes of the command.
-    bytes: u64,
-    fate: Fate,
-}
-
-/// What becomes of one command of an entry.
-#[derive(Debug)]
-enum Fate {
-    /// The machine answers, at this place of its list.
-    Machine(usize),
-    /// It was given to the machine before; what is kept of its answer is known when this entry's turn comes.
-    Repeated,
-    /// Known already.
-    Known(Result<Response, ProposalError>),
-    /// No member's machine could run it, and none is given it.
-    Failed,
-}
-
-/// What became of the snapshot of a barrier.
-#[derive(Debug)]
-pub(crate) enum Saved {
-    /// There is a file.
-    Durable(SnapshotName),
-    /// There is none yet, for this reason.
-    Unwritten(SnapshotName, String),
-    /// The machine failed to save itself, or to read that, on every replica alike.
-    Not,
-}
-
-impl Saved {
-    fn name(&self) -> Option<&SnapshotName> {
-        match self {
-            Self::Durable(name) | Self::Unwritten(name, _) => Some(name),
-            Self::Not => None,
-        }
-    }
-}
-
-impl Applying {
-    /// The machine is rebuilt from a snapshot at this barrier.
-    pub(crate) fn restore(context: EntryContext) -> Self {
-        Self {
-            index: context.index,
-            term: context.term,
-            weight: 0,
-            since: 0,
-            works: true,
-            what: What::Restore,
-        }
-    }
-
-    pub(crate) fn index(&self) -> LogIndex {
-        self.index
-    }
-
-    /// Where the commands that the machine answers came from, in the order of its answers, and how large they are.
-    fn sources(&self) -> impl Iterator<Item = (Option<&Asker>, SessionId, u64)> + Clone {
-        let plans = match &self.what {
-            What::Commands { plans, .. } => &plans[..],
-            _ => &[],
-        };
-        plans
-            .iter()
-            .filter(|plan| matches!(plan.fate, Fate::Machine(_)))
-            .map(|plan| (plan.asker.as_ref(), plan.request.session, plan.bytes))
-    }
-
-    /// Which command of the entry it is that the machine was given at a place of this one.
-    pub(crate) fn item_of(&self, stopped: Stopped) -> Option<u32> {
-        let What::Commands { plans, .. } = &self.what else {
-            return None;
-        };
-        let is_it = |plan: &Plan| matches!(plan.fate, Fate::Machine(at) if at == stopped.place);
-        let item = plans.iter().position(is_it);
-        let item = item.filter(|_| self.index == stopped.index)?;
-        u32::try_from(item).ok()
-    }
-
-    fn askers(&mut self) -> Vec<Asker> {
-        match &mut self.what {
-            What::Commands { plans, .. } => plans
-                .iter_mut()
-                .filter_map(|plan| plan.asker.take())
-                .collect(),
-            What::Change { asker, .. } => asker.take().into_iter().collect(),
-            What::Barrier { askers, .. } | What::Activate { askers } => std::mem::take(askers),
-            What::Control | What::Restore => Vec::new(),
-        }
-    }
-}
+use crate::suspects::Source;
 
 impl Group {
     /// Plans committed entries and hands their work to the machine. `true` if anything moved.
@@ -192,8 +54,8 @@ impl Group {
             self.process(entry, order);
             moved = true;
         }
-        if moved && let Some(Raft(node)) = &mut self.raft {
-            node.advance_apply_to(self.processed.0);
+        if moved {
+            self.raft.processed(self.processed);
         }
         self.complete_idle();
         moved
@@ -218,9 +80,7 @@ impl Group {
             None => {
                 // Raft's own entry of a new term; or, with somebody waiting, a change that Raft put aside because
                 // another one was not applied yet.
-                for asker in askers {
-                    self.reply(asker, Err(ProposalError::ChangeInProgress));
-                }
+                self.refuse_all(&askers, &ProposalError::ChangeInProgress);
             }
             Some((stamp, order)) => {
                 let context = self.context(&applying, stamp);
@@ -256,7 +116,7 @@ impl Group {
         let (index, term) = (LogIndex(entry.index), Term(entry.term));
         self.unapplied_bytes = self.unapplied_bytes.saturating_sub(weight(&entry));
         let askers = self.take_proposed(index, term);
-        self.reply_all(askers, &ProposalError::Unknown);
+        self.refuse_all(&askers, &ProposalError::Unknown);
         self.processed = index;
         // A replica without its snapshot takes the members as they are at the end.
         if self.lost.is_some() {
@@ -281,7 +141,7 @@ impl Group {
         context: EntryContext,
         order: Order,
         entry: Bytes,
-        askers: Vec<Asker>,
+        askers: Vec<AskerId>,
         applying: &mut Applying,
     ) {
         match order {
@@ -316,17 +176,16 @@ impl Group {
                 let conf_state = self.state.membership.conf_state();
                 applying.what = What::Barrier { askers, conf_state };
                 let state = self.state.encode(&context);
-                self.effects
-                    .push(Effect::Machine(Work::Barrier { context, state }));
+                self.out.machine(Work::Barrier { context, state });
             }
             Order::Verdict(verdict) => {
                 self.process_verdict(&verdict, applying.index);
-                self.acknowledge(askers, applying.index, applying.term);
+                self.acknowledge(&askers, applying.index, applying.term);
             }
             Order::Pause(on) => {
                 self.state.paused = on;
                 self.faults_in_a_row = 0;
-                self.acknowledge(askers, applying.index, applying.term);
+                self.acknowledge(&askers, applying.index, applying.term);
             }
             Order::Activate(deployment) => {
                 applying.works = true;
@@ -337,7 +196,7 @@ impl Group {
             Order::Impasse(_) => {}
             Order::Decide(of, decision) => {
                 let at = (applying.index, applying.term);
-                self.process_decision(of, decision, askers, at);
+                self.process_decision(of, decision, &askers, at);
             }
             Order::Change(kind, record) => {
                 self.process_change(context, kind, record, entry, askers, applying);
@@ -346,14 +205,14 @@ impl Group {
     }
 
     /// Answers whoever asked for an entry that only the host looks at.
-    pub(crate) fn acknowledge(&mut self, askers: Vec<Asker>, index: LogIndex, term: Term) {
+    pub(crate) fn acknowledge(&mut self, askers: &[AskerId], index: LogIndex, term: Term) {
         self.answer(askers, (index, term), Outcome::Reply(Bytes::new()));
     }
 
     /// Answers whoever asked for the entry at this place.
     pub(crate) fn answer(
         &mut self,
-        askers: Vec<Asker>,
+        askers: &[AskerId],
         (index, term): (LogIndex, Term),
         outcome: Outcome,
     ) {
@@ -364,14 +223,14 @@ impl Group {
             outcome,
         };
         for asker in askers {
-            self.reply(asker, Ok(response.clone()));
+            self.reply(*asker, Ok(response.clone()));
         }
     }
 
     fn plan(
         &mut self,
         items: Vec<Item>,
-        askers: Vec<Asker>,
+        askers: Vec<AskerId>,
         context: &EntryContext,
         applying: &Applying,
     ) -> (What, Vec<Bytes>) {
@@ -386,7 +245,7 @@ impl Group {
         let mut forgotten = Vec::new();
         let failed = self.failed_commands(applying.index);
         if !failed.is_empty() {
-            self.effects.push(Effect::GivenUp {
+            self.out.push(Effect::GivenUp {
                 index: applying.index,
                 commands: failed.len(),
             });
@@ -425,8 +284,11 @@ impl Group {
                     Admission::Refuse(error) => Fate::Known(Err(error)),
                 }
             };
+            let asker = askers.next();
+            let who = asker.and_then(|asker| self.pending.who(asker));
             plans.push(Plan {
-                asker: askers.next(),
+                asker,
+                source: Source::of(request.session, who, self.replica),
                 request,
                 bytes,
                 fate,
@@ -441,7 +303,7 @@ impl Group {
         kind: ChangeKind,
         record: ChangeRecord,
         entry: Bytes,
-        askers: Vec<Asker>,
+        askers: Vec<AskerId>,
         applying: &mut Applying,
     ) {
         let applied = self.change_members(applying.index, kind, &record);
@@ -480,10 +342,7 @@ impl Group {
             raft_change(ChangeKind::AddVoter, ReplicaId(0))
         };
         let expected = self.state.membership.conf_state();
-        let Some(Raft(raft)) = &mut self.raft else {
-            return None;
-        };
-        match raft.apply_conf_change(&change) {
+        match self.raft.change(&change)? {
             Ok(mut conf_state) => {
                 conf_state.voters.sort_unstable();
                 conf_state.learners.sort_unstable();
@@ -532,336 +391,10 @@ impl Group {
         calls: Vec<Call>,
     ) {
         applying.works = true;
-        self.effects.push(Effect::Machine(Work::Apply {
+        self.out.machine(Work::Apply {
             context,
             entry,
             calls,
-        }));
-    }
-
-    pub(crate) fn machine_applied(
-        &mut self,
-        index: LogIndex,
-        outcomes: Vec<Outcome>,
-        fuel: u64,
-        deed: Deed,
-    ) {
-        if index <= self.superseded_through || self.is_faulted() {
-            return;
-        }
-        self.complete_idle();
-        let expected = self.applying.front().is_some_and(|front| {
-            front.index == index
-                && front.works
-                && matches!(
-                    front.what,
-                    What::Commands { .. } | What::Change { .. } | What::Control
-                )
         });
-        let Some(front) = self.applying.pop_front().filter(|_| expected) else {
-            self.halt(format!(
-                "the machine answered for entry {index} out of order"
-            ));
-            return;
-        };
-        self.judge_sources(index, front.since, front.sources(), &outcomes);
-        self.since_barrier.fuel = self.since_barrier.fuel.saturating_add(fuel);
-        for outcome in &outcomes {
-            if matches!(outcome, Outcome::Fault(_)) {
-                self.since_barrier.faults = self.since_barrier.faults.saturating_add(1);
-                self.faults_in_a_row = self.faults_in_a_row.saturating_add(1);
-            } else {
-                self.faults_in_a_row = 0;
-            }
-        }
-        self.attestations.chain.extend(index, deed);
-        self.complete(front, outcomes);
-        self.complete_idle();
-    }
-
-    /// The machine has passed a barrier.
-    pub(crate) fn machine_passed(&mut self, index: LogIndex, saved: Saved) {
-        if index <= self.superseded_through || self.is_faulted() {
-            return;
-        }
-        let expected = self.applying.front().is_some_and(|front| {
-            front.index == index && matches!(front.what, What::Barrier { .. })
-        });
-        let Some(front) = self.applying.pop_front().filter(|_| expected) else {
-            self.halt(format!(
-                "the machine answered for barrier {index} out of order"
-            ));
-            return;
-        };
-        let What::Barrier { askers, conf_state } = front.what else {
-            return;
-        };
-        self.unapplied_bytes = self.unapplied_bytes.saturating_sub(front.weight);
-        self.applied = index;
-        self.since_barrier.took = self.ticks - front.since;
-        self.attest(index, saved.name());
-        self.unwritten = None;
-        match saved {
-            Saved::Durable(name) => {
-                self.compact(Snapshotted { name, conf_state });
-                if self.serves() {
-                    self.health = Health::Healthy;
-                }
-            }
-            Saved::Unwritten(name, reason) => {
-                self.snapshot_unwritten(Snapshotted { name, conf_state }, reason);
-            }
-            Saved::Not => {
-                if self.serves() {
-                    let reason = "the machine failed in save or restore".to_owned();
-                    self.health = Health::Degraded { index, reason };
-                }
-                self.snapshot_came_to_nothing();
-            }
-        }
-        self.acknowledge(askers, index, front.term);
-        self.complete_idle();
-    }
-
-    pub(crate) fn machine_restored(&mut self, index: LogIndex) {
-        let expected = self
-            .applying
-            .front()
-            .is_some_and(|front| front.index == index && matches!(front.what, What::Restore));
-        if expected {
-            self.applying.pop_front();
-            self.applied = index;
-            self.complete_idle();
-        }
-    }
-
-    /// The machine has done what was decided on an activation.
-    pub(crate) fn complete_activation(&mut self, index: LogIndex, outcome: Outcome) {
-        let expected = self.applying.front().is_some_and(|front| {
-            front.index == index && matches!(front.what, What::Activate { .. })
-        });
-        let Some(front) = self.applying.pop_front().filter(|_| expected) else {
-            self.halt(format!(
-                "the machine answered for activation {index} out of order"
-            ));
-            return;
-        };
-        self.complete(front, vec![outcome]);
-        self.complete_idle();
-    }
-
-    /// Somebody waits for the decision on the activation that is not done. Gives back who cannot, because there is none.
-    pub(crate) fn wait_for_activation(&mut self, asker: Asker) -> Result<(), Asker> {
-        // Nothing behind it is applied.
-        match self.applying.back_mut().map(|last| &mut last.what) {
-            Some(What::Activate { askers }) => {
-                askers.push(asker);
-                Ok(())
-            }
-            _ => Err(asker),
-        }
-    }
-
-    pub(crate) fn machine_failed(&mut self, reason: String, at: Option<Stopped>) {
-        self.impasse = at.and_then(|stopped| self.impasse_of(stopped));
-        self.impasse_at = self.committed_through();
-        self.health = Health::Faulted { reason };
-        self.forget_readiness();
-        self.abandon_applying(&ProposalError::Unknown);
-        self.refuse_reads(&ProposalError::Faulted);
-    }
-
-    /// Finishes entries at the front that the machine has nothing to do for.
-    pub(crate) fn complete_idle(&mut self) {
-        while self.applying.front().is_some_and(|front| !front.works) {
-            let Some(front) = self.applying.pop_front() else {
-                break;
-            };
-            self.complete(front, Vec::new());
-        }
-    }
-
-    fn complete(&mut self, applying: Applying, outcomes: Vec<Outcome>) {
-        let Applying {
-            index,
-            term,
-            weight,
-            what,
-            ..
-        } = applying;
-        self.unapplied_bytes = self.unapplied_bytes.saturating_sub(weight);
-        self.applied = index;
-        match what {
-            What::Commands { plans, forgotten } => {
-                let mut outcomes: Vec<_> = outcomes.into_iter().map(Some).collect();
-                for Plan {
-                    asker,
-                    request,
-                    fate,
-                    ..
-                } in plans
-                {
-                    let result = match fate {
-                        Fate::Known(result) => result,
-                        Fate::Repeated => self.state.sessions.answered(request),
-                        Fate::Failed => {
-                            let outcome = Outcome::Fault(GuestFault::Unrunnable);
-                            Ok(self.keep_answer(request, (index, term), outcome))
-                        }
-                        Fate::Machine(place) => {
-                            let Some(outcome) = outcomes.get_mut(place).and_then(Option::take)
-                            else {
-                                self.halt(format!(
-                                    "the machine did not answer every command of entry {index}"
-                                ));
-                                return;
-                            };
-                            Ok(self.keep_answer(request, (index, term), outcome))
-                        }
-                    };
-                    if let Some(asker) = asker {
-                        if let Ok(response) = &result {
-                            let length = response.outcome.size();
-                            self.allowance.take_bytes(self.rates(), length);
-                        }
-                        self.reply(asker, result);
-                    }
-                }
-                self.state.sessions.forget(forgotten);
-            }
-            What::Change { asker, applied } => {
-                self.complete_change(index, term, asker, applied, outcomes)
-            }
-            What::Activate { askers } => {
-                let outcome = outcomes
-                    .into_iter()
-                    .next()
-                    .unwrap_or_else(|| Outcome::Reply(Bytes::new()));
-                let response = Response {
-                    request: RequestId::ANONYMOUS,
-                    index,
-                    term,
-                    outcome,
-                };
-                for asker in askers {
-                    self.reply(asker, Ok(response.clone()));
-                }
-            }
-            What::Control | What::Barrier { .. } | What::Restore => {}
-        }
-    }
-
-    fn keep_answer(
-        &mut self,
-        request: RequestId,
-        (index, term): (LogIndex, Term),
-        outcome: Outcome,
-    ) -> Response {
-        let response = Response {
-            request,
-            index,
-            term,
-            outcome,
-        };
-        self.state.sessions.answer(&response);
-        response
-    }
-
-    fn complete_change(
-        &mut self,
-        index: LogIndex,
-        term: Term,
-        asker: Option<Asker>,
-        applied: Option<Changed>,
-        outcomes: Vec<Outcome>,
-    ) {
-        let Some(changed) = applied else {
-            if let Some(asker) = asker {
-                self.reply(
-                    asker,
-                    Err(ProposalError::ChangeRefused(ChangeRefusal::NotMember)),
-                );
-            }
-            return;
-        };
-        let outcome = outcomes
-            .into_iter()
-            .next()
-            .unwrap_or_else(|| Outcome::Reply(Bytes::new()));
-        let response = Response {
-            request: RequestId::ANONYMOUS,
-            index,
-            term,
-            outcome,
-        };
-        if changed.kind == ChangeKind::AddLearner && changed.promote {
-            if let Some(asker) = asker {
-                self.proposals
-                    .joins
-                    .entry(changed.replica)
-                    .or_default()
-                    .push(asker);
-            }
-            return;
-        }
-        if changed.kind == ChangeKind::Remove {
-            self.removed(changed.replica, changed.node, asker, response.clone());
-        } else if let Some(asker) = asker {
-            self.reply(asker, Ok(response.clone()));
-        }
-        let joined = self
-            .proposals
-            .joins
-            .remove(&changed.replica)
-            .unwrap_or_default();
-        for asker in joined {
-            let result = match changed.kind {
-                ChangeKind::Remove => Err(ProposalError::ChangeRefused(ChangeRefusal::NotMember)),
-                _ => Ok(response.clone()),
-            };
-            self.reply(asker, result);
-        }
-    }
-
-    /// Gives up waiting for what the machine has in hand; the entries are committed.
-    pub(crate) fn abandon_applying(&mut self, error: &ProposalError) {
-        for mut applying in std::mem::take(&mut self.applying) {
-            for asker in applying.askers() {
-                self.reply(asker, Err(error.clone()));
-            }
-        }
-    }
-
-    /// Answers `Unknown` to those whose entry is committed but whose machine takes too long.
-    pub(crate) fn expire_applying(&mut self) {
-        let ticks = self.ticks;
-        let mut late = Vec::new();
-        for applying in &mut self.applying {
-            let plans = match &mut applying.what {
-                What::Commands { plans, .. } => plans,
-                What::Activate { askers } => {
-                    late.extend(askers.extract_if(.., |asker| asker.deadline <= ticks));
-                    continue;
-                }
-                _ => continue,
-            };
-            let before = late.len();
-            for plan in plans {
-                if plan
-                    .asker
-                    .as_ref()
-                    .is_some_and(|asker| asker.deadline <= ticks)
-                {
-                    late.extend(plan.asker.take());
-                }
-            }
-            // Later entries hold later deadlines, but for a few; those are found on a later tick.
-            if late.len() == before {
-                break;
-            }
-        }
-        for asker in late {
-            self.reply(asker, Err(ProposalError::Unknown));
-        }
     }
 }

@@ -12,13 +12,14 @@ use raft::eraftpb::{self, Entry, MessageType};
 use crate::attestation::{Attestation, Chain, Digest, Judgement, all_agree, counts, judge};
 use crate::effect::Effect;
 use crate::entry::{self, Order};
-use crate::group::{Group, Raft};
+use crate::group::Group;
 use crate::id::{LogIndex, NodeId, ReplicaId, Term};
 use crate::log_view::Snapshotted;
 use crate::message::{ArrivedSnapshot, Body, PeerMessage, SnapshotName};
 use crate::payload::{Kind, Verdict};
+use crate::pending::AskerId;
 use crate::proposal::ProposalError;
-use crate::proposals::Asker;
+use crate::raft_node::NotProposed;
 use crate::state::HostState;
 use crate::status::Health;
 
@@ -254,24 +255,22 @@ impl Group {
         if reports.len() == proposed || !(decided || complete || late) {
             return;
         }
-        if self
-            .put_verdict(Verdict::of(index, reports), Vec::new())
-            .is_ok()
+        if self.put_verdict(Verdict::of(index, reports), &[]).is_ok()
             && let Some(dispute) = self.attestations.disputes.get_mut(&index)
         {
             dispute.proposed = reports.len();
         }
     }
 
-    fn put_verdict(&mut self, verdict: Verdict, askers: Vec<Asker>) -> Result<(), Vec<Asker>> {
+    fn put_verdict(&mut self, verdict: Verdict, askers: &[AskerId]) -> Result<(), NotProposed> {
         if !self.can_propose() || self.proposals.elected {
-            return Err(askers);
+            return Err(NotProposed);
         }
         self.propose_entry(Kind::Verdict(verdict), askers)
     }
 
     /// An operator says whose state is right, of a group that cannot find out by itself.
-    pub(crate) fn propose_trust(&mut self, asker: Asker, node: NodeId) {
+    pub(crate) fn propose_trust(&mut self, asker: AskerId, node: NodeId) {
         let trusted = self.state.membership.replica_on(node);
         let verdict = match (&self.health, trusted) {
             // Everybody will take the state of the trusted one, so it must be there.
@@ -291,8 +290,8 @@ impl Group {
             self.reply(asker, Err(ProposalError::NotNeeded));
             return;
         };
-        if let Err(askers) = self.put_verdict(verdict, vec![asker]) {
-            self.reply_all(askers, &ProposalError::Busy);
+        if self.put_verdict(verdict, &[asker]).is_err() {
+            self.reply(asker, Err(ProposalError::Busy));
         }
     }
 
@@ -313,7 +312,7 @@ impl Group {
                     // What it has may come from anybody; where an operator decides, only one replica is known to be right.
                     None => verdict.trusted != 0 && verdict.trusted != self.replica.0,
                 };
-                self.effects.push(Effect::Diverged {
+                self.out.push(Effect::Diverged {
                     index,
                     decided: true,
                     here: diverged,
@@ -326,7 +325,7 @@ impl Group {
                 }
             }
             Judgement::Undecided => {
-                self.effects.push(Effect::Diverged {
+                self.out.push(Effect::Diverged {
                     index,
                     decided: false,
                     here: own.is_some(),
@@ -380,7 +379,7 @@ impl Group {
             self.process_verdict(&verdict, at);
             // Its own turn may not come here: this replica may be the one that is wrong.
             let askers = self.take_proposed(at, term);
-            self.acknowledge(askers, at, term);
+            self.acknowledge(&askers, at, term);
         }
     }
 
@@ -388,11 +387,9 @@ impl Group {
     pub(crate) fn quarantine(&mut self, index: LogIndex) {
         self.health = Health::Quarantined { index };
         self.unwritten = None;
-        self.abandon_applying(&ProposalError::Unknown);
+        self.abandon_applying();
         self.refuse_reads(&ProposalError::Faulted);
-        if let Some(Raft(node)) = &mut self.raft {
-            node.mut_store().distrust_snapshot();
-        }
+        self.raft.log_mut().distrust_snapshot();
         self.ask_for_snapshot();
     }
 
@@ -441,11 +438,7 @@ impl Group {
         if self.is_faulted() {
             return;
         }
-        let newest = self
-            .raft
-            .as_ref()
-            .and_then(|raft| raft.0.store().snapshot())
-            .filter(|newest| newest.name.index > after);
+        let newest = (self.raft.log().snapshot()).filter(|newest| newest.name.index > after);
         let Some(Snapshotted {
             name: snapshot,
             conf_state,
@@ -491,7 +484,7 @@ impl Group {
             to,
             body: Body::Raft(header),
         };
-        self.effects.push(Effect::SendSnapshot {
+        self.out.push(Effect::SendSnapshot {
             to: node,
             message,
             snapshot,
@@ -550,9 +543,7 @@ impl Group {
         if self.has_ended() {
             return true;
         }
-        if let Some(Raft(node)) = &mut self.raft {
-            node.advance_apply_to(name.index.0);
-        }
+        self.raft.processed(name.index);
         let conf_state = state.membership.conf_state();
         if self.lost.is_some() {
             self.adopt_members(&conf_state);

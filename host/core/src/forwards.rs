@@ -3,9 +3,10 @@
 use crate::group::Group;
 use crate::id::{NodeId, ReplicaId};
 use crate::message::{Answer, Body, Forward};
+use crate::pending::{AskerId, Who};
 use crate::planted::{self, Defect};
 use crate::proposal::{Change, Proposal, ProposalError, Response};
-use crate::proposals::{Asker, Forwarded, Queued, Who};
+use crate::proposals::{Forwarded, Queued};
 use crate::standing::Distrust;
 
 /// Forwards in one message.
@@ -14,14 +15,13 @@ const FORWARDS_IN_MESSAGE: usize = 1024;
 impl Group {
     pub(crate) fn forwarded(&mut self, replica: ReplicaId, node: NodeId, forwards: Vec<Forward>) {
         for Forward { token, proposal } in forwards {
-            let asker = Asker {
-                who: Who::Remote {
-                    replica,
-                    node,
-                    token,
-                },
-                deadline: self.deadline(&proposal),
+            let who = Who::Remote {
+                replica,
+                node,
+                token,
             };
+            let deadline = self.deadline(&proposal);
+            let asker = self.pending.admit(who, deadline);
             if self.leads() {
                 self.enqueue(asker, proposal);
             } else {
@@ -61,7 +61,7 @@ impl Group {
                 let Some(Queued { asker, proposal }) = self.dequeue() else {
                     break;
                 };
-                if let Who::Remote { .. } = asker.who {
+                if let Some(Who::Remote { .. }) = self.pending.who(asker) {
                     // It came here because this replica led; its sender forwards it to the leader itself.
                     let leader = self.leader_node();
                     self.reply(asker, Err(ProposalError::NotLeader { leader }));
@@ -73,6 +73,7 @@ impl Group {
                     token,
                     proposal: proposal.clone(),
                 });
+                self.pending.note(asker, true);
                 self.proposals.forwarded.insert(
                     token,
                     Forwarded {
@@ -154,19 +155,19 @@ impl Group {
             };
             if proposal.is_repeatable() {
                 self.requeue(asker, proposal);
-            } else if let Err(asker) = self.wait_if_it_is_awaited(asker, &proposal) {
+            } else if !self.waits_for_a_decision(asker, &proposal) {
                 self.reply(asker, Err(ProposalError::Unknown));
             }
         }
     }
 
     /// An activation that is in the log here already needs no leader to be answered.
-    fn wait_if_it_is_awaited(&mut self, asker: Asker, proposal: &Proposal) -> Result<(), Asker> {
+    fn waits_for_a_decision(&mut self, asker: AskerId, proposal: &Proposal) -> bool {
         match proposal {
             Proposal::Activate(deployment) if self.awaits(deployment) => {
                 self.wait_for_activation(asker)
             }
-            _ => Err(asker),
+            _ => false,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A leader whose machine is of no use hands leadership to somebody whose machine is known to be of use, and to nobody else:
 //! where all have failed, an election after the other would change nothing.
 
-use crate::group::{Group, Raft};
+use crate::group::Group;
 use crate::id::ReplicaId;
 
 /// The longest pause between two rounds of questions, as a power of two of election timeouts.
@@ -50,21 +50,18 @@ impl Group {
 
     fn transfer_to_best_of(&mut self, suits: fn(&Self, ReplicaId) -> bool) -> bool {
         let own = self.replica;
-        let Some(Raft(node)) = &self.raft else {
-            return false;
-        };
         let best = self
             .state
             .membership
             .voters()
             .filter(|replica| *replica != own && self.is_active(*replica) && suits(self, *replica))
             .filter_map(|replica| {
-                let matched = node.raft.prs().get(replica.0)?.matched;
+                let matched = self.raft.progress(replica)?.matched;
                 Some((!self.is_ailing(replica), matched, replica))
             })
             .max();
-        if let (Some((_, _, best)), Some(Raft(node))) = (best, &mut self.raft) {
-            node.transfer_leader(best.0);
+        if let Some((_, _, best)) = best {
+            self.raft.transfer_to(best);
         }
         best.is_some()
     }

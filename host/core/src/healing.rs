@@ -6,7 +6,8 @@
 use raft::eraftpb::{ConfChange as RaftChange, ConfChangeType, ConfState, Entry, HardState};
 
 use crate::config::{ConfigError, GroupConfig};
-use crate::group::{Group, Raft, Recovered};
+use crate::founding::Recovered;
+use crate::group::Group;
 use crate::id::{LogIndex, ReplicaId, Term};
 use crate::log_view::Snapshotted;
 use crate::message::SnapshotName;
@@ -71,12 +72,12 @@ impl Group {
 
     /// What is on the disk now; none while a record is on its way there, or before there is a replica.
     pub fn parked(&self) -> Option<Parked> {
-        let Raft(node) = self.raft.as_ref()?;
+        self.raft.role()?;
         if self.has_ended() || self.storage.on_the_way() > 0 || self.storage.is_installing() {
             return None;
         }
         // What Raft holds beyond the log has left for nowhere, as it would be gone after a crash.
-        let view = node.store();
+        let view = self.raft.log();
         let (before, entries) = view.resident();
         let snapshot = self.storage.marked.clone();
         let needed = snapshot.as_ref().map_or(LogIndex(0), |name| name.index);
@@ -119,9 +120,7 @@ impl Group {
         if self.snapshot_name().is_none_or(|name| name.index != index) {
             return;
         }
-        if let Some(Raft(node)) = &mut self.raft {
-            node.mut_store().distrust_snapshot();
-        }
+        self.raft.log_mut().distrust_snapshot();
         self.since_barrier.wanted = true;
         self.snapshot_came_to_nothing();
         if self.serves() {
@@ -164,16 +163,13 @@ impl Group {
             .map(|id| (ConfChangeType::AddNode, id));
         let learners = members.learners.iter();
         let learners = learners.map(|id| (ConfChangeType::AddLearnerNode, id));
-        let Some(Raft(node)) = &mut self.raft else {
-            return;
-        };
         for (change_type, id) in voters.chain(learners) {
             let change = RaftChange {
                 change_type,
                 node_id: *id,
                 ..RaftChange::default()
             };
-            if let Err(error) = node.apply_conf_change(&change) {
+            if let Some(Err(error)) = self.raft.change(&change) {
                 self.halt(format!(
                     "Raft refused the members of an arrived snapshot: {error}"
                 ));

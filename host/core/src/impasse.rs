@@ -18,7 +18,7 @@ use raft::eraftpb::{Entry, EntryType};
 
 use crate::activation::{AbortReason, Decision};
 use crate::entry::{self, Order};
-use crate::group::{Group, Raft};
+use crate::group::Group;
 use crate::id::{LogIndex, ReplicaId};
 use crate::input::Stopped;
 use crate::payload::{self, Abort, Confirm, Kind};
@@ -200,17 +200,17 @@ impl Impasses {
 impl Group {
     /// Whether it is to be decided yet what becomes of a committed entry. What is not committed itself may come to count, too.
     pub(crate) fn waits_at(&self, index: LogIndex) -> bool {
-        let Some(Raft(node)) = &self.raft else {
-            return false;
-        };
-        let mut of_it = node.store().impasses().of(index, self.committed_through());
+        let mut of_it = self
+            .raft
+            .log()
+            .impasses()
+            .of(index, self.committed_through());
         of_it.any(|(_, decision)| decision.is_none())
     }
 
     /// Whether the log holds an impasse on which it holds no decision.
     pub(crate) fn has_an_open_impasse(&self) -> bool {
-        let raft = self.raft.as_ref();
-        raft.is_some_and(|Raft(node)| node.store().impasses().holds_an_open_one())
+        self.raft.log().impasses().holds_an_open_one()
     }
 
     /// Whether the next entry waits for a decision.
@@ -221,10 +221,11 @@ impl Group {
 
     /// The commands of an entry that the group has given up.
     pub(crate) fn failed_commands(&self, index: LogIndex) -> BTreeSet<usize> {
-        let Some(Raft(node)) = &self.raft else {
-            return BTreeSet::new();
-        };
-        let of_it = node.store().impasses().of(index, self.committed_through());
+        let of_it = self
+            .raft
+            .log()
+            .impasses()
+            .of(index, self.committed_through());
         of_it
             .filter(|(_, decision)| *decision == Some(Decision::Confirmed))
             .map(|(impasse, _)| impasse.item as usize)
@@ -234,9 +235,7 @@ impl Group {
     /// Decides as the given entries do, which follow on the log that this replica has: for whoever tells the past again up to
     /// an entry before them.
     pub fn foresee(&mut self, later: &[Entry]) {
-        if let Some(Raft(node)) = &mut self.raft {
-            node.mut_store().foresee(later);
-        }
+        self.raft.log_mut().foresee(later);
     }
 
     /// The first entry that no life of this replica can have applied.
@@ -246,8 +245,7 @@ impl Group {
 
     /// Entries up to here are known to be committed.
     pub(crate) fn committed_through(&self) -> LogIndex {
-        let raft = self.raft.as_ref();
-        LogIndex(raft.map_or(0, |Raft(node)| node.raft.raft_log.committed))
+        self.raft.committed()
     }
 
     fn has_never_tried(&self, index: LogIndex) -> bool {
@@ -272,14 +270,14 @@ impl Group {
     /// Whether the group has decided on the command at which this machine stopped, since it did. Then another start may come to
     /// something: without the command, or with it once more.
     fn notice_decision(&mut self) {
-        let (Some(impasse), Some(Raft(node))) = (self.impasse, &self.raft) else {
+        let Some(impasse) = self.impasse else {
             return;
         };
         let committed = self.committed_through();
-        let is_decided = node
-            .store()
-            .impasses()
-            .is_decided(impasse, self.impasse_at, committed);
+        let is_decided =
+            (self.raft.log())
+                .impasses()
+                .is_decided(impasse, self.impasse_at, committed);
         if is_decided && let Health::Faulted { reason } = &mut self.health {
             reason.push_str(DECIDED);
             self.impasse = None;
@@ -288,14 +286,10 @@ impl Group {
 
     /// What this replica says of impasses, whoever leads.
     pub(crate) fn word(&self) -> Word {
-        let Some(Raft(node)) = &self.raft else {
-            return Word::default();
-        };
-        let durable = LogIndex(node.raft.raft_log.persisted);
+        let durable = self.raft.durable();
         let committed = self.committed_through();
         // What it says must be true after a crash, too.
-        let open = node
-            .store()
+        let open = (self.raft.log())
             .impasses()
             .open(committed.min(durable), committed);
         let has_stopped = matches!(self.health, Health::Faulted { .. });
@@ -326,12 +320,12 @@ impl Group {
 
     /// The impasse that this leader has to decide on.
     fn undecided(&self) -> Option<(LogIndex, Impasse)> {
-        let Some(Raft(node)) = &self.raft else {
-            return None;
-        };
         let committed = self.committed_through();
         // A decision that is not committed yet is one all the same: the log of a leader is only added to.
-        node.store().impasses().open(committed, LogIndex(u64::MAX))
+        self.raft
+            .log()
+            .impasses()
+            .open(committed, LogIndex(u64::MAX))
     }
 
     /// A leader that has to decide, or has stopped itself, asks all members with every election timeout.
@@ -391,7 +385,7 @@ impl Group {
             Some((at, impasse)) => self.due_on(at, impasse),
             None => self.due_impasse(),
         };
-        kind.is_some_and(|kind| self.propose_entry(kind, Vec::new()).is_ok())
+        kind.is_some_and(|kind| self.propose_entry(kind, &[]).is_ok())
     }
 
     fn due_on(&self, at: LogIndex, impasse: Impasse) -> Option<Kind> {
@@ -410,14 +404,10 @@ impl Group {
 
     /// Whether nobody can have applied a command whom this leader does not know.
     fn knows_all_members(&self, impasse: Impasse) -> bool {
-        let Some(Raft(node)) = &self.raft else {
-            return false;
-        };
         let from = self
             .processed
             .min(LogIndex(impasse.index.0.saturating_sub(1)));
-        let mut behind = node
-            .store()
+        let mut behind = (self.raft.log())
             .impasses()
             .changes
             .range(LogIndex(from.0 + 1)..);
@@ -426,10 +416,7 @@ impl Group {
 
     fn due_impasse(&self) -> Option<Kind> {
         let stopped = self.word().stopped?;
-        let Some(Raft(node)) = &self.raft else {
-            return None;
-        };
-        let impasses = node.store().impasses();
+        let impasses = self.raft.log().impasses();
         // What is in the log and not committed is on its way.
         let is_on_its_way = impasses.holds_an_open_one()
             || impasses.is_decided(stopped, self.impasse_at, LogIndex(u64::MAX));

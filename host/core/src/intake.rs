@@ -1,12 +1,12 @@
 //! Messages and snapshots from other replicas: what is for this replica, and what raft-rs can take.
 
 use raft::StateRole;
-use raft::eraftpb::{self, HardState};
+use raft::eraftpb;
 
 use crate::effect::Persist;
 use crate::entry::Unreadable;
-use crate::group::{Group, Raft};
-use crate::id::{LogIndex, NodeId, ReplicaId, Term};
+use crate::group::Group;
+use crate::id::{LogIndex, NodeId, ReplicaId};
 use crate::log_view::LogView;
 use crate::message::{ArrivedSnapshot, Body, PeerMessage, SnapshotName};
 use crate::planted::{self, Defect};
@@ -83,13 +83,7 @@ impl Group {
     /// Takes a name, and a part in its group. See [`Self::contacted`].
     pub(crate) fn take_name(&mut self, replica: ReplicaId) {
         self.replica = replica;
-        let view = LogView::new(
-            HardState::default(),
-            Vec::new(),
-            (LogIndex(0), Term(0)),
-            None,
-        );
-        match self.start_raft(view, LogIndex(0)) {
+        match self.start_raft(LogView::empty(), LogIndex(0)) {
             Ok(()) => self.persist_urgently(Persist::default()),
             Err(error) => self.halt(error.to_string()),
         }
@@ -112,7 +106,7 @@ impl Group {
         if kind == Type::MsgTimeoutNow && !self.may_campaign() {
             return;
         }
-        let Some(Raft(node)) = &mut self.raft else {
+        let Some(role) = self.raft.role() else {
             return;
         };
         // Followers never propose through Raft: a forwarded proposal could not be answered.
@@ -127,7 +121,8 @@ impl Group {
             return;
         }
         // A leader that was removed only tells what is committed, by its heartbeats, until somebody else leads.
-        if Self::leads_without_progress(node) && message.term <= node.raft.term {
+        let term = self.term().0;
+        if self.raft.leads_without_progress() && message.term <= term {
             return;
         }
         // Nobody waits for this replica to store what is committed already; it is sent again when this one has applied more.
@@ -138,20 +133,19 @@ impl Group {
         if kind == Type::MsgAppend && backlog && (applies_nothing || is_history(&message)) {
             return;
         }
-        let last = node.raft.raft_log.last_index();
-        let leads = node.raft.state == StateRole::Leader;
-        let log = &node.raft.raft_log;
+        let last = self.raft.last().0;
+        let leads = role == StateRole::Leader;
         let distrusted = match kind {
             // A leader says what both have. If this replica has lost something, the leader can prove it.
-            Type::MsgHeartbeat if message.term >= node.raft.term && message.commit > last => {
+            Type::MsgHeartbeat if message.term >= term && message.commit > last => {
                 Some(Distrust::Commit)
             }
             // raft-rs would look for an entry of so low a term below the start of the log, and panic. A late append of a former
             // leader may say so in good faith; Raft does not look at its entries.
             Type::MsgAppend
-                if message.term >= node.raft.term
-                    && message.index >= log.committed
-                    && message.log_term < log.term(log.committed).unwrap_or_default() =>
+                if message.term >= term
+                    && message.index >= self.raft.committed().0
+                    && message.log_term < self.raft.committed_term().0 =>
             {
                 Some(Distrust::Term)
             }
@@ -168,18 +162,17 @@ impl Group {
             // A leader that believed it would look for entries that nobody has.
             Type::MsgAppendResponse => {
                 leads
-                    && message.term == node.raft.term
+                    && message.term == term
                     && (message.index > last || message.reject_hint > last)
             }
             // A follower would pass it on under the term it came with, which raft-rs does not send.
-            Type::MsgTransferLeader => !leads && message.term == node.raft.term,
+            Type::MsgTransferLeader => !leads && message.term == term,
             _ => false,
         };
         if senseless {
             return;
         }
-        // An error says that the sender is no peer, or that the type is local; either is dropped.
-        let _dropped = node.step(message);
+        self.raft.step(message);
         self.heard_of(from);
     }
 
@@ -189,16 +182,11 @@ impl Group {
     /// wins at once, for which its log must be durable: the change that made it so may be applied before what follows it in
     /// the log is on the disk.
     pub(crate) fn may_campaign(&self) -> bool {
-        let Some(Raft(node)) = &self.raft else {
-            return false;
-        };
-        let is_replacing_log = self.storage.is_installing()
-            || node.snap().is_some_and(|snapshot| !snapshot.is_empty());
-        let (raft, log) = (&node.raft, &node.raft.raft_log);
-        let would_win_too_soon = raft.state != StateRole::Leader
-            && raft.prs().is_singleton()
-            && log.persisted < log.last_index();
-        !is_replacing_log && !would_win_too_soon
+        let raft = &self.raft;
+        let is_replacing_log = self.storage.is_installing() || raft.accepted_snapshot().is_some();
+        let would_win_too_soon =
+            !raft.leads() && raft.has_one_voter() && raft.durable() < raft.last();
+        raft.role().is_some() && !is_replacing_log && !would_win_too_soon
     }
 
     /// Lets Raft acknowledge what a snapshot holds that need not arrive. Without this answer the leader offers it for ever.
@@ -216,10 +204,10 @@ impl Group {
         {
             return;
         }
-        let (Some(Raft(node)), Body::Raft(mut raft)) = (&mut self.raft, message.body) else {
+        let Body::Raft(mut raft) = message.body else {
             return;
         };
-        let is_known = name.index.0 <= node.raft.raft_log.committed;
+        let is_known = self.raft.role().is_some() && name.index <= self.raft.committed();
         if was_asked_for(&raft)
             || !is_known
             || raft.from != message.from.0
@@ -238,7 +226,7 @@ impl Group {
             ..Default::default()
         };
         raft.snapshot = Some(snapshot).into();
-        let _dropped = node.step(raft);
+        self.raft.step(raft);
     }
 
     pub(crate) fn snapshot_arrived(&mut self, from: NodeId, snapshot: ArrivedSnapshot) {
@@ -295,17 +283,14 @@ impl Group {
         };
         raft_message.snapshot = Some(data).into();
         let index = name.index;
-        let Some(Raft(node)) = &mut self.raft else {
+        if self.raft.role().is_none() {
             return;
-        };
+        }
         if !was_asked_for(&raft_message) {
-            let _dropped = node.step(raft_message);
+            self.raft.step(raft_message);
         }
         // One that Raft does not want must not take the place of the one that Raft has accepted and not installed yet.
-        let wanted = node
-            .snap()
-            .is_some_and(|wanted| wanted.get_metadata().index == index.0);
-        if wanted {
+        if self.raft.accepted_snapshot() == Some(index) {
             self.arrived = Some(snapshot);
         } else if self
             .needs_snapshot_after()

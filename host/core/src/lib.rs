@@ -6,10 +6,11 @@
 //!
 //! # Layout
 //!
-//! * [`group`]: the replica; takes [`input::Input`]s and gives [`effect::Effect`]s. Nothing else crosses.
+//! * [`group`]: the replica; takes [`input::Input`]s and gives [`effect::Effect`]s. Nothing else crosses. `founding`: how it begins.
 //! * `intake`: messages from other replicas; what raft-rs can take. [`message`]: what replicas say to each other.
 //! * `ready`: from Raft's `Ready` to records and messages.
-//! * [`payload`], [`entry`]: what an entry says; `committed`: entries on their way through the machine; [`outcome`]: the results.
+//! * [`payload`], [`entry`]: what an entry says; `committed`, `applying`: entries on their way to the machine, and in its hands; [`outcome`]: the results.
+//! * `pending`: everybody who waits for an answer; `out`: the one way out.
 //! * `proposals`: queueing, packing, deadlines; `forwards`: on the way to the leader. [`proposal`] has the words.
 //! * `suspects`, `fullness`, [`allowance`], `throttle`: clients whose commands fail, find no memory, or have to wait.
 //! * `changes`: membership; `removal`: the end of a removed replica; `liveness`, `addresses`: when and where members were heard of.
@@ -20,7 +21,7 @@
 //!   can run.
 //! * [`healing`]: snapshots that cannot be written or read here; `spacing`: how far barriers are apart.
 //! * [`sessions`], [`state`]: what is replicated beside the machine's state.
-//! * `log_view`: the log as Raft reads it; `read_back`: entries that are not in memory.
+//! * `raft_node`: raft-rs, whether it runs yet or not. `log_view`: the log as Raft reads it; `read_back`: entries that are not in memory.
 //! * `catch_up`: members that are behind, and what of the log is kept for them.
 //! * `election`: timeouts without randomness.
 //! * [`config`], [`id`], [`status`], [`printable`]: limits, names, what a replica shows of itself, text of strangers fit to be shown.
@@ -36,6 +37,7 @@
 pub mod activation;
 mod addresses;
 pub mod allowance;
+mod applying;
 pub mod attestation;
 mod catch_up;
 mod changes;
@@ -47,6 +49,7 @@ pub mod effect;
 mod election;
 pub mod entry;
 mod forwards;
+mod founding;
 mod fullness;
 pub mod group;
 mod handover;
@@ -57,10 +60,13 @@ mod intake;
 mod liveness;
 mod log_view;
 pub mod message;
+mod out;
 pub mod payload;
+mod pending;
 pub mod planted;
 pub mod printable;
 mod proposals;
+mod raft_node;
 mod read_back;
 mod reads;
 mod ready;
@@ -73,5 +79,6 @@ mod suspects;
 mod throttle;
 
 pub use config::{GroupConfig, Limits, Member};
-pub use group::{Group, Recovered};
+pub use founding::Recovered;
+pub use group::Group;
 pub use skep_types::{id, outcome, proposal, status};

@@ -91,6 +91,12 @@ impl LogView {
         view
     }
 
+    /// A log that holds nothing, and never held anything.
+    pub(crate) fn empty() -> Self {
+        let start = (LogIndex(0), Term(0));
+        Self::new(HardState::default(), Vec::new(), start, None)
+    }
+
     pub(crate) fn last(&self) -> LogIndex {
         LogIndex(self.evicted() + self.entries.len() as u64)
     }

@@ -7,14 +7,15 @@ use prost::Message;
 use sha2::{Digest, Sha256};
 
 use crate::deployment::{DeploymentRecord, PROFILE_BYTES_MAX};
-use crate::effect::Effect;
-use crate::group::{Group, Raft};
-use crate::id::{LogIndex, NodeId, ReplicaId, Term};
+use crate::group::Group;
+use crate::id::{LogIndex, ReplicaId, Term};
 use crate::input::Waiter;
-use crate::message::{Answer, Body};
+use crate::message::Body;
 use crate::payload::{Barrier, Commands, Elected, Item, Kind, Pause, Payload};
+use crate::pending::{Asker, AskerId, Who};
 use crate::planted::{self, Defect};
 use crate::proposal::{Proposal, ProposalError, Response};
+use crate::raft_node::NotProposed;
 use crate::spacing::Spacing;
 use crate::state::MEMBER_DATA_BYTES_MAX;
 use crate::suspects::Suspects;
@@ -29,33 +30,15 @@ const CHANGE_BYTES_MAX: u64 = MEMBER_DATA_BYTES_MAX as u64;
 /// A membership change may include a snapshot transfer; it is given this many times the deadline of a command.
 const CHANGE_DEADLINES: u64 = 12;
 
-/// Who waits for a proposal.
-#[derive(Debug, Clone)]
-pub(crate) struct Asker {
-    pub(crate) who: Who,
-    /// The tick after which the outcome is `Unknown`.
-    pub(crate) deadline: u64,
-}
-
-#[derive(Debug, Clone)]
-pub(crate) enum Who {
-    Local(Waiter),
-    Remote {
-        replica: ReplicaId,
-        node: NodeId,
-        token: u64,
-    },
-}
-
 #[derive(Debug)]
 pub(crate) struct Queued {
-    pub(crate) asker: Asker,
+    pub(crate) asker: AskerId,
     pub(crate) proposal: Proposal,
 }
 
 #[derive(Debug)]
 pub(crate) struct Forwarded {
-    pub(crate) asker: Asker,
+    pub(crate) asker: AskerId,
     pub(crate) proposal: Proposal,
     pub(crate) to: ReplicaId,
 }
@@ -63,7 +46,7 @@ pub(crate) struct Forwarded {
 #[derive(Debug)]
 struct Proposed {
     term: Term,
-    askers: Vec<Asker>,
+    askers: Vec<AskerId>,
 }
 
 /// Everything that is proposed and not answered.
@@ -78,8 +61,7 @@ pub(crate) struct Proposals {
     /// Forwards sent in this life.
     pub(crate) forwards: u64,
     /// Waiting for a learner to be promoted.
-    pub(crate) joins: BTreeMap<ReplicaId, Vec<Asker>>,
-    answers: BTreeMap<ReplicaId, (NodeId, Vec<Answer>)>,
+    pub(crate) joins: BTreeMap<ReplicaId, Vec<AskerId>>,
     /// Changes to be looked at again with the next tick.
     deferred: Vec<Queued>,
     /// The tick this replica last became leader at.
@@ -95,22 +77,26 @@ impl Proposals {
         self.queue.len() + self.suspects.len()
     }
 
-    pub(crate) fn forget(&mut self, waiter: Waiter) {
-        let is_it = |asker: &Asker| matches!(asker.who, Who::Local(local) if local == waiter);
-        self.suspects.forget(is_it);
-        let place = self.queue.iter().position(|queued| is_it(&queued.asker));
-        if let Some(queued) = place.and_then(|place| self.queue.remove(place)) {
-            self.queued_bytes -= queued.proposal.size() as u64;
-        }
+    /// Keeps what somebody waits for.
+    fn retain(&mut self, waits: impl Fn(AskerId) -> bool + Copy) {
+        let waits_for_it = |queued: &Queued| waits(queued.asker);
+        self.queue.retain(waits_for_it);
+        self.queued_bytes = sum_of_sizes(&self.queue);
+        self.deferred.retain(waits_for_it);
+        self.suspects.retain(waits);
+        self.forwarded.retain(|_, forwarded| waits(forwarded.asker));
+        // The place of an asker in an entry says which command is meant, so an entry keeps all of them or none.
+        self.proposed
+            .retain(|_, proposed| proposed.askers.iter().any(|asker| waits(*asker)));
+        self.joins
+            .retain(|_, askers| askers.iter().any(|asker| waits(*asker)));
     }
 }
 
 impl Group {
     pub(crate) fn propose(&mut self, waiter: Waiter, proposal: Proposal) {
-        let asker = Asker {
-            who: Who::Local(waiter),
-            deadline: self.deadline(&proposal),
-        };
+        let deadline = self.deadline(&proposal);
+        let asker = self.pending.admit(Who::Local(waiter), deadline);
         self.enqueue(asker, proposal);
     }
 
@@ -124,7 +110,7 @@ impl Group {
             }
     }
 
-    pub(crate) fn enqueue(&mut self, asker: Asker, proposal: Proposal) {
+    pub(crate) fn enqueue(&mut self, asker: AskerId, proposal: Proposal) {
         let rates = self.rates();
         let bytes_max = self.queued_bytes_max();
         let limits = &self.config.limits;
@@ -188,7 +174,7 @@ impl Group {
         }
     }
 
-    pub(crate) fn enqueue_last(&mut self, asker: Asker, proposal: Proposal) {
+    pub(crate) fn enqueue_last(&mut self, asker: AskerId, proposal: Proposal) {
         self.proposals.queued_bytes += proposal.size() as u64;
         self.proposals.queue.push_back(Queued { asker, proposal });
     }
@@ -217,7 +203,7 @@ impl Group {
                 node: self.config.node.0,
                 init,
             });
-            if self.propose_entry(kind, Vec::new()).is_err() {
+            if self.propose_entry(kind, &[]).is_err() {
                 return;
             }
             self.proposals.elected = false;
@@ -279,13 +265,11 @@ impl Group {
             askers.push(asker);
         }
         if !items.is_empty() {
-            return match self.propose_entry(Kind::Commands(Commands { items }), askers) {
+            return match self.propose_entry(Kind::Commands(Commands { items }), &askers) {
                 Ok(()) => true,
-                Err(askers) => {
-                    // Raft holds as much uncommitted as it may; nothing was proposed.
-                    for asker in askers {
-                        self.reply(asker, Err(ProposalError::Busy));
-                    }
+                Err(NotProposed) => {
+                    // Raft holds as much uncommitted as it may.
+                    self.refuse_all(&askers, &ProposalError::Busy);
                     false
                 }
             };
@@ -314,33 +298,30 @@ impl Group {
     }
 
     /// Puts a proposal back to where it is packed or forwarded from.
-    pub(crate) fn requeue(&mut self, asker: Asker, proposal: Proposal) {
+    pub(crate) fn requeue(&mut self, asker: AskerId, proposal: Proposal) {
+        self.pending.note(asker, false);
         self.proposals.queued_bytes += proposal.size() as u64;
         self.proposals.queue.push_front(Queued { asker, proposal });
     }
 
     /// Puts a proposal aside until the next tick.
-    pub(crate) fn defer(&mut self, asker: Asker, proposal: Proposal) {
+    pub(crate) fn defer(&mut self, asker: AskerId, proposal: Proposal) {
+        self.pending.note(asker, false);
         self.proposals.deferred.push(Queued { asker, proposal });
     }
 
     pub(crate) fn propose_entry(
         &mut self,
         kind: Kind,
-        askers: Vec<Asker>,
-    ) -> Result<(), Vec<Asker>> {
+        askers: &[AskerId],
+    ) -> Result<(), NotProposed> {
         let payload = Payload {
             now: self.now,
             entropy: self.entropy(),
             kind: Some(kind),
         };
         let data = payload.encode_to_vec();
-        let Some(Raft(node)) = &mut self.raft else {
-            return Err(askers);
-        };
-        if node.propose(Vec::new(), data).is_err() {
-            return Err(askers);
-        }
+        self.raft.propose(data)?;
         if let Some(Kind::Commands(Commands { items })) = &payload.kind {
             let rates = self.rates();
             for item in items {
@@ -353,26 +334,27 @@ impl Group {
     }
 
     /// Remembers who waits for the entry Raft has just appended.
-    pub(crate) fn note_proposed(&mut self, askers: Vec<Asker>) {
-        let Some(Raft(node)) = &self.raft else { return };
+    pub(crate) fn note_proposed(&mut self, askers: &[AskerId]) {
         if askers.is_empty() {
             return;
         }
-        let index = LogIndex(node.raft.raft_log.last_index());
+        for asker in askers {
+            self.pending.note(*asker, true);
+        }
+        let index = self.raft.last();
         let proposed = Proposed {
-            term: Term(node.raft.term),
-            askers,
+            term: self.term(),
+            askers: askers.to_vec(),
         };
         if let Some(former) = self.proposals.proposed.insert(index, proposed) {
             // An entry of a former term at this place was overwritten by a term this replica leads again.
-            self.reply_all(former.askers, &ProposalError::Superseded);
+            self.refuse_all(&former.askers, &ProposalError::Superseded);
         }
     }
 
     /// Where the entry stands that this leader proposed last.
     pub(crate) fn last_proposed(&self) -> Option<LogIndex> {
-        let Raft(node) = self.raft.as_ref()?;
-        Some(LogIndex(node.raft.raft_log.last_index()))
+        self.raft.role().map(|_| self.raft.last())
     }
 
     /// 16 bytes that nobody can know before the entry is in the log.
@@ -392,9 +374,9 @@ impl Group {
         Bytes::copy_from_slice(&hash.finalize()[..16])
     }
 
-    fn propose_order(&mut self, kind: Kind, asker: Asker) {
-        if let Err(askers) = self.propose_entry(kind, vec![asker]) {
-            self.reply_all(askers, &ProposalError::Busy);
+    fn propose_order(&mut self, kind: Kind, asker: AskerId) {
+        if self.propose_entry(kind, &[asker]).is_err() {
+            self.reply(asker, Err(ProposalError::Busy));
         }
     }
 
@@ -411,26 +393,23 @@ impl Group {
             return false;
         }
         self.faults_in_a_row = 0;
-        self.propose_entry(Kind::Pause(Pause { on: true }), Vec::new())
+        self.propose_entry(Kind::Pause(Pause { on: true }), &[])
             .is_ok()
     }
 
-    pub(crate) fn propose_barrier(&mut self, asker: Option<Asker>) {
-        match self.propose_entry(Kind::Barrier(Barrier {}), asker.into_iter().collect()) {
+    pub(crate) fn propose_barrier(&mut self, asker: Option<AskerId>) {
+        match self.propose_entry(Kind::Barrier(Barrier {}), asker.as_slice()) {
             Ok(()) => {
                 self.since_barrier.proposed = true;
                 self.since_barrier.wanted = false;
             }
-            Err(askers) => self.reply_all(askers, &ProposalError::Busy),
+            Err(NotProposed) => self.refuse_all(asker.as_slice(), &ProposalError::Busy),
         }
     }
 
     /// `true` if there was something to propose: its entry is in the next `Ready`.
     pub(crate) fn propose_barrier_if_due(&mut self) -> bool {
-        let wanted = self
-            .raft
-            .as_ref()
-            .is_some_and(|raft| raft.0.store().take_wanted());
+        let wanted = self.raft.log().take_wanted();
         self.since_barrier.wanted |= wanted;
         if !self.leads()
             || self.since_barrier.proposed
@@ -461,13 +440,13 @@ impl Group {
     }
 
     /// Who waits for a committed entry. If another entry was committed in its place, they are told.
-    pub(crate) fn take_proposed(&mut self, index: LogIndex, term: Term) -> Vec<Asker> {
+    pub(crate) fn take_proposed(&mut self, index: LogIndex, term: Term) -> Vec<AskerId> {
         match self.proposals.proposed.remove(&index) {
             Some(proposed) if proposed.term == term || planted::has(Defect::SupersededIsDone) => {
                 proposed.askers
             }
             Some(proposed) => {
-                self.reply_all(proposed.askers, &ProposalError::Superseded);
+                self.refuse_all(&proposed.askers, &ProposalError::Superseded);
                 Vec::new()
             }
             None => Vec::new(),
@@ -479,130 +458,88 @@ impl Group {
         let later = self.proposals.proposed.split_off(&LogIndex(index.0 + 1));
         let hidden = std::mem::replace(&mut self.proposals.proposed, later);
         for proposed in hidden.into_values() {
-            self.reply_all(proposed.askers, &ProposalError::Unknown);
+            self.refuse_all(&proposed.askers, &ProposalError::Unknown);
         }
     }
 
-    /// Answers those whose deadline has passed.
+    /// Looks again at what was put aside, and answers those whose deadline has passed.
     pub(crate) fn expire(&mut self) {
-        let ticks = self.ticks;
         for Queued { asker, proposal } in std::mem::take(&mut self.proposals.deferred) {
             self.requeue(asker, proposal);
         }
-        let no_leader = |group: &Self| match group.leader_node() {
+        let late = self.pending.late(self.ticks);
+        if late.is_empty() {
+            return;
+        }
+        let not_done = match self.leader_node() {
             Some(_) => ProposalError::Busy,
             None => ProposalError::NoLeader,
         };
-        if self
-            .proposals
-            .queue
-            .iter()
-            .any(|queued| queued.asker.deadline <= ticks)
-        {
-            let error = no_leader(self);
-            let queue = std::mem::take(&mut self.proposals.queue);
-            for queued in queue {
-                if queued.asker.deadline <= ticks {
-                    self.proposals.queued_bytes -= queued.proposal.size() as u64;
-                    self.reply(queued.asker, Err(error.clone()));
-                } else {
-                    self.proposals.queue.push_back(queued);
-                }
-            }
+        self.blame_late_suspects();
+        self.give_up(late, &not_done);
+    }
+
+    /// The client of a waiter is gone.
+    pub(crate) fn forget(&mut self, waiter: Waiter) {
+        if self.pending.forget(waiter) {
+            self.drop_what_nobody_waits_for();
         }
-        self.expire_suspects();
-        let late: Vec<_> = self
-            .proposals
-            .forwarded
-            .iter()
-            .filter(|(_, forwarded)| forwarded.asker.deadline <= ticks)
-            .map(|(token, _)| *token)
-            .collect();
-        for token in late {
-            if let Some(forwarded) = self.proposals.forwarded.remove(&token) {
-                self.reply(forwarded.asker, Err(ProposalError::Unknown));
-            }
-        }
-        let mut late = Vec::new();
-        for proposed in self.proposals.proposed.values_mut() {
-            late.extend(take_late(&mut proposed.askers, ticks));
-        }
-        for askers in self.proposals.joins.values_mut() {
-            late.extend(take_late(askers, ticks));
-        }
-        self.reply_all(late, &ProposalError::Unknown);
-        self.proposals
-            .proposed
-            .retain(|_, proposed| !proposed.askers.is_empty());
-        self.proposals.joins.retain(|_, askers| !askers.is_empty());
-        self.expire_applying();
     }
 
     /// This replica ends; nobody waits for it any more.
-    pub(crate) fn answer_everybody(&mut self, error: ProposalError) {
-        for queued in std::mem::take(&mut self.proposals.queue) {
-            self.reply(queued.asker, Err(error.clone()));
-        }
-        self.proposals.queued_bytes = 0;
-        for suspect in self.proposals.suspects.drain() {
-            self.reply(suspect.asker, Err(error.clone()));
-        }
-        for deferred in std::mem::take(&mut self.proposals.deferred) {
-            self.reply(deferred.asker, Err(error.clone()));
-        }
-        // What is in the log or on its way there may be applied by the others.
-        for forwarded in std::mem::take(&mut self.proposals.forwarded).into_values() {
-            self.reply(forwarded.asker, Err(ProposalError::Unknown));
-        }
-        for proposed in std::mem::take(&mut self.proposals.proposed).into_values() {
-            self.reply_all(proposed.askers, &ProposalError::Unknown);
-        }
-        for askers in std::mem::take(&mut self.proposals.joins).into_values() {
-            self.reply_all(askers, &ProposalError::Unknown);
-        }
-        self.abandon_applying(&ProposalError::Unknown);
-        self.abandon_removals();
-        self.refuse_reads(&error);
+    pub(crate) fn answer_everybody(&mut self, error: &ProposalError) {
+        let everybody = self.pending.extract(|_| true);
+        self.give_up(everybody, error);
     }
 
-    pub(crate) fn reply_all(&mut self, askers: Vec<Asker>, error: &ProposalError) {
+    /// Whoever asked a query here has to ask somebody else.
+    pub(crate) fn refuse_reads(&mut self, error: &ProposalError) {
+        let readers = self.pending.take_readers();
+        self.give_up(readers, error);
+    }
+
+    /// Answers with an error. What may be applied all the same has an unknown outcome.
+    fn give_up(&mut self, askers: Vec<Asker>, not_done: &ProposalError) {
         for asker in askers {
-            self.reply(asker, Err(error.clone()));
+            let error = match asker.may_apply {
+                true => ProposalError::Unknown,
+                false => not_done.clone(),
+            };
+            self.out.answer(asker.who, Err(error));
+        }
+        self.drop_what_nobody_waits_for();
+    }
+
+    /// What is not in a log yet must not get there when its asker was told so.
+    fn drop_what_nobody_waits_for(&mut self) {
+        let pending = &self.pending;
+        let waits = |asker| pending.waits(asker);
+        self.proposals.retain(waits);
+        self.reads.retain(waits);
+    }
+
+    pub(crate) fn refuse_all(&mut self, askers: &[AskerId], error: &ProposalError) {
+        for asker in askers {
+            self.reply(*asker, Err(error.clone()));
         }
     }
 
-    pub(crate) fn reply(&mut self, asker: Asker, result: Result<Response, ProposalError>) {
-        match asker.who {
-            Who::Local(waiter) => self.effects.push(Effect::Reply { waiter, result }),
-            Who::Remote {
-                replica,
-                node,
-                token,
-            } => {
-                let (_, answers) = self
-                    .proposals
-                    .answers
-                    .entry(replica)
-                    .or_insert((node, Vec::new()));
-                answers.push(Answer { token, result });
-            }
+    /// Answers whoever waits still.
+    pub(crate) fn reply(&mut self, asker: AskerId, result: Result<Response, ProposalError>) {
+        if let Some(asker) = self.pending.take(asker) {
+            self.out.answer(asker.who, result);
         }
     }
 
     /// Sends the answers to forwarded proposals, one message for each replica.
     pub(crate) fn flush_answers(&mut self) {
-        for (replica, (node, answers)) in std::mem::take(&mut self.proposals.answers) {
+        for (replica, (node, answers)) in self.out.take_answers() {
             self.send(replica, node, Body::Answer(answers));
         }
     }
 }
 
-/// Takes the askers whose deadline has passed. The places of an entry's askers matter, so either all go or none; they
-/// share one deadline but for the moments they were queued at.
-fn take_late(askers: &mut Vec<Asker>, ticks: u64) -> Vec<Asker> {
-    if askers.iter().all(|asker| asker.deadline <= ticks) {
-        std::mem::take(askers)
-    } else {
-        Vec::new()
-    }
+fn sum_of_sizes(queue: &VecDeque<Queued>) -> u64 {
+    let sizes = queue.iter().map(|queued| queued.proposal.size() as u64);
+    sizes.sum()
 }

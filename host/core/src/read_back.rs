@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use raft::eraftpb::Entry;
 
 use crate::effect::Effect;
-use crate::group::{Group, Raft};
+use crate::group::Group;
 use crate::id::LogIndex;
 use crate::input::LogRead;
 use crate::log_view::weight;
@@ -109,14 +109,11 @@ impl Group {
     pub(crate) fn read_back(&mut self) {
         let (processed, ticks) = (self.processed, self.ticks);
         let memory = self.config.limits.log_memory_bytes;
-        let Some(Raft(node)) = &mut self.raft else {
-            return;
-        };
-        let view = node.mut_store();
+        let view = self.raft.log_mut();
         view.evict(processed, memory);
         let through = LogIndex(view.evicted());
         for from in view.read_back().take_asked(ticks) {
-            self.effects.push(Effect::ReadLog {
+            self.out.push(Effect::ReadLog {
                 from: LogIndex(from),
                 through,
                 bytes: READ_BYTES,
@@ -126,10 +123,7 @@ impl Group {
 
     /// Entries were read back, or cannot be.
     pub(crate) fn log_read(&mut self, from: LogIndex, read: LogRead) {
-        let Some(Raft(node)) = &mut self.raft else {
-            return;
-        };
-        let view = node.mut_store();
+        let view = self.raft.log_mut();
         if !view.read_back().ended(from.0) || from <= LogIndex(view.first().0 - 1) {
             return;
         }
@@ -149,54 +143,39 @@ impl Group {
 
     /// Lets Raft send to the members that waited, as much as was read.
     fn send_what_was_read(&mut self) {
-        let Some(Raft(node)) = &mut self.raft else {
-            return;
-        };
-        if node.raft.state != raft::StateRole::Leader {
+        if !self.leads() {
             return;
         }
-        let own = node.raft.id;
-        let evicted = node.store().evicted();
-        let others: Vec<_> = (node.raft.prs().iter())
-            .filter(|(id, progress)| **id != own && progress.next_idx <= evicted)
-            .map(|(id, _)| *id)
+        let evicted = self.raft.log().evicted();
+        let others: Vec<_> = (self.raft.others())
+            .filter(|(_, progress)| progress.next_idx <= evicted)
+            .map(|(replica, _)| replica)
             .collect();
-        for id in others {
-            let next = |node: &raft::RawNode<_>| node.raft.prs().get(id).map(|to| to.next_idx);
-            loop {
-                let before = next(node);
-                node.raft.send_append(id);
-                if next(node) == before {
-                    break;
-                }
-            }
+        for replica in others {
+            self.raft.send_to(replica);
         }
     }
 
     /// Bounds what is in flight to members that are served from the files, and forgets what nobody waits for.
     pub(crate) fn tidy_read_back(&mut self) {
-        let (own, most) = (self.replica.0, self.config.max_in_flight);
+        let most = self.config.max_in_flight;
         let since = (self.ticks).saturating_sub(u64::from(self.config.limits.request_ticks));
-        let Some(Raft(node)) = &mut self.raft else {
-            return;
-        };
-        let evicted = node.store().evicted();
+        let evicted = self.raft.log().evicted();
         let mut used = false;
-        if node.raft.state == raft::StateRole::Leader {
-            let members: Vec<_> = (node.raft.prs().iter())
-                .filter(|(id, _)| **id != own)
-                .map(|(id, progress)| (*id, progress.next_idx <= evicted))
+        if self.leads() {
+            let members: Vec<_> = (self.raft.others())
+                .map(|(replica, progress)| (replica, progress.next_idx <= evicted))
                 .collect();
-            for (id, from_files) in members {
+            for (replica, from_files) in members {
                 used |= from_files;
                 let in_flight = if from_files {
                     most.min(IN_FLIGHT)
                 } else {
                     most
                 };
-                node.raft.adjust_max_inflight_msgs(id, in_flight);
+                self.raft.bound_in_flight(replica, in_flight);
             }
         }
-        node.mut_store().read_back().tidy(used, since);
+        self.raft.log_mut().read_back().tidy(used, since);
     }
 }

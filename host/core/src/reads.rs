@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 
 use crate::effect::{Effect, Work};
-use crate::group::{Group, Raft};
+use crate::group::Group;
 use crate::id::LogIndex;
 use crate::input::Waiter;
+use crate::pending::{AskerId, Who};
 use crate::planted::{self, Defect};
 use crate::proposal::ProposalError;
 
@@ -17,9 +18,8 @@ const ROUNDS_MAX: usize = 4;
 
 #[derive(Debug)]
 struct Asked {
-    waiter: Waiter,
+    asker: AskerId,
     request: Bytes,
-    deadline: u64,
 }
 
 #[derive(Debug)]
@@ -39,29 +39,39 @@ pub(crate) struct Reads {
     next_round: u64,
     /// For the machine's work up to an index to be handed over.
     indexed: BTreeMap<LogIndex, Vec<Asked>>,
-    waiting: usize,
+}
+
+impl Reads {
+    /// Keeps what somebody waits for.
+    pub(crate) fn retain(&mut self, waits: impl Fn(AskerId) -> bool) {
+        let waits = |asked: &Asked| waits(asked.asker);
+        self.asked.retain(waits);
+        for round in &mut self.rounds {
+            round.queries.retain(waits);
+        }
+        self.indexed.retain(|_, queries| {
+            queries.retain(waits);
+            !queries.is_empty()
+        });
+    }
 }
 
 impl Group {
     pub(crate) fn query(&mut self, waiter: Waiter, request: Bytes, linearizable: bool) {
         let error = match () {
             () if !self.serves() => Some(ProposalError::Faulted),
-            () if self.reads.waiting >= self.config.limits.queued_queries => {
+            () if self.pending.readers() >= self.config.limits.queued_queries => {
                 Some(ProposalError::Busy)
             }
             () => None,
         };
         if let Some(error) = error {
-            self.effects.push(Effect::QueryFailed { waiter, error });
+            self.out.push(Effect::QueryFailed { waiter, error });
             return;
         }
-        self.reads.waiting += 1;
         let deadline = self.ticks + u64::from(self.config.limits.request_ticks);
-        let asked = Asked {
-            waiter,
-            request,
-            deadline,
-        };
+        let asker = self.pending.admit(Who::Reader(waiter), deadline);
+        let asked = Asked { asker, request };
         if linearizable {
             self.reads.asked.push_back(asked);
         } else {
@@ -78,10 +88,7 @@ impl Group {
         if self.reads.asked.is_empty()
             || self.reads.rounds.len() >= ROUNDS_MAX
             || self.leader_replica().is_none()
-            || self
-                .raft
-                .as_ref()
-                .is_some_and(|raft| Self::leads_without_progress(&raft.0))
+            || self.raft.leads_without_progress()
         {
             return;
         }
@@ -99,10 +106,8 @@ impl Group {
             asked_at: self.ticks,
             queries,
         });
-        if let Some(Raft(node)) = &mut self.raft {
-            // Dropped without a word if there is no leader, or it has committed nothing in its term: see `expire_reads`.
-            node.read_index(id.to_le_bytes().to_vec());
-        }
+        // What it drops is asked again: see `ask_again`.
+        self.raft.read_index(id.to_le_bytes().to_vec());
     }
 
     /// A round has fixed its index; every query asked before it began, in this or an earlier round, may use it.
@@ -129,78 +134,29 @@ impl Group {
                 break;
             }
             let queries = entry.remove();
-            self.reads.waiting -= queries.len();
             let (index, term) = (self.settled_through(), self.term());
-            self.effects.extend(queries.into_iter().map(
-                |Asked {
-                     waiter, request, ..
-                 }| {
-                    Effect::Machine(Work::Query {
+            for Asked { asker, request } in queries {
+                if let Some(Who::Reader(waiter)) = self.pending.take(asker).map(|asker| asker.who) {
+                    self.out.machine(Work::Query {
                         waiter,
                         request,
                         index,
                         term,
-                    })
-                },
-            ));
+                    });
+                }
+            }
         }
     }
 
-    /// Begins again what Raft dropped, and gives up what is too late.
-    pub(crate) fn expire_reads(&mut self) {
-        let ticks = self.ticks;
+    /// Begins again what Raft dropped.
+    pub(crate) fn ask_again(&mut self) {
         let patience = 2 * u64::from(self.config.heartbeat_ticks) + 1;
-        let mut lost = Vec::new();
-        let mut late: Vec<Asked> = Vec::new();
-        let rounds = std::mem::take(&mut self.reads.rounds);
-        for mut round in rounds {
-            late.extend(
-                round
-                    .queries
-                    .extract_if(.., |query| query.deadline <= ticks),
-            );
-            if round.asked_at + patience <= ticks {
-                lost.extend(round.queries);
-            } else {
-                self.reads.rounds.push_back(round);
-            }
-        }
-        for asked in lost.into_iter().rev() {
-            self.reads.asked.push_front(asked);
-        }
-        let error = match self.leader_node() {
-            Some(_) => ProposalError::Busy,
-            None => ProposalError::NoLeader,
-        };
-        let asked = std::mem::take(&mut self.reads.asked);
-        for query in asked {
-            if query.deadline <= ticks {
-                late.push(query)
-            } else {
-                self.reads.asked.push_back(query)
-            }
-        }
-        for queries in self.reads.indexed.values_mut() {
-            late.extend(queries.extract_if(.., |query| query.deadline <= ticks));
-        }
-        self.reads.indexed.retain(|_, queries| !queries.is_empty());
-        self.fail_reads(late, &error);
-    }
-
-    pub(crate) fn refuse_reads(&mut self, error: &ProposalError) {
-        let reads = &mut self.reads;
-        let mut all: Vec<_> = reads.asked.drain(..).collect();
-        all.extend(reads.rounds.drain(..).flat_map(|round| round.queries));
-        all.extend(std::mem::take(&mut reads.indexed).into_values().flatten());
-        self.fail_reads(all, error);
-    }
-
-    fn fail_reads(&mut self, queries: Vec<Asked>, error: &ProposalError) {
-        self.reads.waiting -= queries.len();
-        self.effects
-            .extend(queries.into_iter().map(|query| Effect::QueryFailed {
-                waiter: query.waiter,
-                error: error.clone(),
-            }));
+        let (ticks, reads) = (self.ticks, &mut self.reads);
+        let dropped = |round: &Round| round.asked_at + patience <= ticks;
+        let dropped = reads.rounds.partition_point(dropped);
+        let rounds = reads.rounds.drain(..dropped);
+        let mut lost: VecDeque<_> = rounds.flat_map(|round| round.queries).collect();
+        lost.append(&mut reads.asked);
+        reads.asked = lost;
     }
 }

@@ -2,18 +2,16 @@
 
 use std::collections::VecDeque;
 
-use raft::StateRole;
 use raft::eraftpb::{self, HardState, MessageType};
 
-use crate::committed::Applying;
+use crate::applying::Applying;
 use crate::effect::{Effect, Persist, Work};
-use crate::group::{Group, Raft};
+use crate::group::Group;
 use crate::id::{LogIndex, ReplicaId, Term};
 use crate::log_view::Snapshotted;
 use crate::message::{Body, PeerMessage, SnapshotName};
 use crate::outcome::EntryContext;
 use crate::planted::{self, Defect};
-use crate::proposal::ProposalError;
 use crate::state::HostState;
 use crate::status::Health;
 
@@ -93,7 +91,7 @@ impl Group {
         if planted::has(Defect::VoteNotPersisted) {
             hard_state.vote = 0;
         }
-        self.effects.push(Effect::Persist(Persist {
+        self.out.push(Effect::Persist(Persist {
             number,
             replica: self.replica,
             hard_state: Some(hard_state),
@@ -119,17 +117,14 @@ impl Group {
             ready = complete.max(ready);
             storage.on_the_way.pop_front();
         }
-        let Some(Raft(node)) = &mut self.raft else {
-            return;
-        };
-        if ready != 0 && !Self::leads_without_progress(node) {
-            node.on_persist_ready(ready);
+        if ready != 0 {
+            self.raft.persisted(ready);
         }
         if let Some((record, index)) = storage.installing
             && record <= number
         {
             storage.installing = None;
-            node.advance_apply_to(index.0);
+            self.raft.processed(index);
         }
         self.announce_removals();
     }
@@ -138,17 +133,14 @@ impl Group {
     fn take_ready(&mut self) -> bool {
         let mut taken = false;
         // A replica that was halted with a `Ready` in its hands would be given the same one for ever.
-        while !self.has_ended()
-            && let Some(Raft(node)) = &mut self.raft
-        {
-            let snapshot_waits = node.snap().is_some_and(|snapshot| !snapshot.is_empty());
-            if self.storage.is_installing()
-                || !node.has_ready()
-                || (snapshot_waits && self.storage.on_the_way() > 0)
-            {
+        while !self.has_ended() {
+            let snapshot_waits = self.raft.accepted_snapshot().is_some();
+            if self.storage.is_installing() || (snapshot_waits && self.storage.on_the_way() > 0) {
                 break;
             }
-            let ready = node.ready();
+            let Some(ready) = self.raft.ready() else {
+                break;
+            };
             self.carry_out(ready);
             self.note_leader();
             taken = true;
@@ -173,10 +165,7 @@ impl Group {
         if installs && !self.install(&snapshot, &mut record) {
             return;
         }
-        let Some(Raft(node)) = &mut self.raft else {
-            return;
-        };
-        node.mut_store().append(&record.entries);
+        self.raft.log_mut().append(&record.entries);
         // A commit index that moved alone needs no record: it is learned again.
         let writes = ready.must_sync();
         let waits_for = if writes {
@@ -213,14 +202,9 @@ impl Group {
             self.committed.push_back(entry);
         }
         let nothing_on_the_way = self.storage.on_the_way.is_empty();
-        let Some(Raft(node)) = &mut self.raft else {
-            return;
-        };
-        node.advance_append_async(ready);
-        if (nothing_on_the_way || planted::has(Defect::AckBeforeSync))
-            && !Self::leads_without_progress(node)
-        {
-            node.on_persist_ready(number);
+        self.raft.taken(ready);
+        if nothing_on_the_way || planted::has(Defect::AckBeforeSync) {
+            self.raft.persisted(number);
         }
     }
 
@@ -246,18 +230,16 @@ impl Group {
             .superseded_through
             .max(last)
             .min(LogIndex(index.0.saturating_sub(1)));
-        self.abandon_applying(&ProposalError::Unknown);
+        self.abandon_applying();
         self.abandon_proposed_through(index);
         self.processed = index;
         record.snapshot = Some(arrived.name.clone());
         record.truncated = Some((arrived.name.index, arrived.name.term));
         record.reset = true;
-        if let Some(Raft(node)) = &mut self.raft {
-            node.mut_store().reset(Snapshotted {
-                name: arrived.name.clone(),
-                conf_state,
-            });
-        }
+        self.raft.log_mut().reset(Snapshotted {
+            name: arrived.name.clone(),
+            conf_state,
+        });
         self.go_on_from(arrived.name, state, context);
         true
     }
@@ -281,7 +263,7 @@ impl Group {
             self.health = Health::Healthy;
         }
         self.applying.push_back(Applying::restore(context));
-        self.effects.push(Effect::Machine(Work::Restore {
+        self.out.push(Effect::Machine(Work::Restore {
             context,
             snapshot,
             deployment: self.state.deployment.clone(),
@@ -291,22 +273,15 @@ impl Group {
     /// Records a snapshot of this replica's own, and forgets the log below it.
     pub(crate) fn compact(&mut self, snapshotted: Snapshotted) {
         let name = snapshotted.name.clone();
-        let Some(Raft(node)) = &mut self.raft else {
-            return;
-        };
-        node.mut_store().set_snapshot(snapshotted);
+        self.raft.log_mut().set_snapshot(snapshotted);
         self.note_needs();
         let mut last = self.unneeded_through(name.index);
-        let Some(Raft(node)) = &mut self.raft else {
-            return;
-        };
-        let view = node.mut_store();
         if planted::has(Defect::TruncatesAboveSnapshot) {
             last = LogIndex(name.index.0 + 1);
         }
-        let truncated = view.truncate(last);
+        let truncated = self.raft.log_mut().truncate(last);
         // The commit index of the record must not be below the snapshot it names.
-        let commit = node.raft.raft_log.committed;
+        let commit = self.raft.committed().0;
         self.storage.hard_state.commit = self
             .storage
             .hard_state
@@ -350,7 +325,7 @@ impl Group {
             body: Body::Raft(message),
         };
         if !is_snapshot {
-            self.effects.push(Effect::Send {
+            self.out.push(Effect::Send {
                 to: node,
                 message: header,
             });
@@ -361,7 +336,7 @@ impl Group {
             .filter(|name| name.index == index)
             .cloned()
         {
-            Some(snapshot) => self.effects.push(Effect::SendSnapshot {
+            Some(snapshot) => self.out.push(Effect::SendSnapshot {
                 to: node,
                 message: header,
                 snapshot,
@@ -372,22 +347,16 @@ impl Group {
     }
 
     fn snapshot_not_sent(&mut self, to: ReplicaId) {
-        if let Some(Raft(node)) = &mut self.raft {
-            node.report_snapshot(to.0, raft::SnapshotStatus::Failure);
-        }
+        self.raft.report_snapshot(to, false);
     }
 
     /// Term of this replica now.
     pub(crate) fn term(&self) -> Term {
-        Term(self.raft.as_ref().map_or(0, |raft| raft.0.raft.term))
+        self.raft.term()
     }
 
     /// Whether Raft takes proposals here now.
     pub(crate) fn can_propose(&self) -> bool {
-        self.raft.as_ref().is_some_and(|Raft(node)| {
-            node.raft.state == StateRole::Leader
-                && node.raft.lead_transferee.is_none()
-                && !Self::leads_without_progress(node)
-        })
+        self.raft.can_propose()
     }
 }

@@ -4,16 +4,15 @@
 //! be no majority of the members they remember: of two, one would wait for ever for the vote of the other. So a removal is
 //! announced only by a voter, when its commit is on disk; and a removed replica goes on, as what it was, until then.
 
-use raft::StateRole;
 use raft::eraftpb::{self, MessageType};
 
 use crate::effect::Persist;
-use crate::group::{Group, Raft};
+use crate::group::Group;
 use crate::id::{LogIndex, NodeId, ReplicaId};
 use crate::message::Body;
+use crate::pending::AskerId;
 use crate::planted::{self, Defect};
-use crate::proposal::{ProposalError, Response};
-use crate::proposals::Asker;
+use crate::proposal::Response;
 use crate::state::{MemberState, Role};
 
 /// Removals this replica has applied and not announced, and its own.
@@ -32,7 +31,7 @@ struct Removed {
     record: u64,
     replica: ReplicaId,
     node: NodeId,
-    asker: Option<Asker>,
+    asker: Option<AskerId>,
     response: Response,
 }
 
@@ -62,7 +61,7 @@ impl Group {
         &mut self,
         replica: ReplicaId,
         node: NodeId,
-        asker: Option<Asker>,
+        asker: Option<AskerId>,
         response: Response,
     ) {
         let removed = Removed {
@@ -157,23 +156,6 @@ impl Group {
         self.remove_self();
     }
 
-    /// Whoever waits for the announcement of a removal waits in vain.
-    pub(crate) fn abandon_removals(&mut self) {
-        let unannounced = std::mem::take(&mut self.removals.unannounced);
-        let askers = unannounced
-            .into_iter()
-            .chain(self.removals.own.take())
-            .filter_map(|removed| removed.asker)
-            .collect();
-        self.reply_all(askers, &ProposalError::Unknown);
-    }
-
-    /// Whether this replica leads and is no member. Raft-rs then panics when a record is durable and when an entry is
-    /// committed, drops what is proposed, and, if one voter is left, answers reads without asking it.
-    pub(crate) fn leads_without_progress(node: &raft::RawNode<crate::log_view::LogView>) -> bool {
-        node.raft.state == StateRole::Leader && node.raft.prs().get(node.raft.id).is_none()
-    }
-
     /// Whether this replica knows that it was removed.
     fn is_leaving(&self) -> bool {
         self.removals.own.is_some()
@@ -182,18 +164,15 @@ impl Group {
     /// Whether it has nothing of its group: no entry, no snapshot.
     pub(crate) fn is_blank(&self) -> bool {
         self.state.membership.members().is_empty()
-            && self
-                .raft
-                .as_ref()
-                .is_some_and(|raft| raft.0.raft.raft_log.last_index() == 0)
+            && self.raft.role().is_some()
+            && self.raft.last() == LogIndex(0)
     }
 
     /// Whether this replica cannot campaign, and no leader has spoken to it for an election timeout. That it takes
     /// somebody for the leader says nothing: raft-rs forgets its leader only to campaign.
     fn is_forsaken(&self) -> bool {
         let timeout = self.config.election_ticks as usize;
-        self.raft.as_ref().is_some_and(|Raft(node)| {
-            !node.raft.promotable() && node.raft.election_elapsed >= timeout
-        })
+        let raft = &self.raft;
+        raft.role().is_some() && !raft.is_promotable() && raft.election_elapsed() >= timeout
     }
 }

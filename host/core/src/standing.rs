@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::config::MEMBERS_MAX;
 use crate::effect::Effect;
-use crate::group::{Group, Raft};
+use crate::group::Group;
 use crate::id::{LogIndex, NodeId, ReplicaId, Term};
 use crate::impasse::Word;
 use crate::message::{Body, PeerMessage};
@@ -89,7 +89,7 @@ impl Group {
 
     /// A message is not believed.
     pub(crate) fn distrust(&mut self, from: NodeId, why: Distrust) {
-        self.effects.push(Effect::Distrusted { from, why });
+        self.out.push(Effect::Distrusted { from, why });
     }
 
     /// The number that a replica on a node is shown. A new one in each life of this replica.
@@ -149,10 +149,7 @@ impl Group {
 
     /// Another replica asks how it stands with this one.
     pub(crate) fn asked_for_standing(&mut self, replica: ReplicaId, node: NodeId, nonce: u64) {
-        let raft = self.raft.as_ref().map(|Raft(node)| &node.raft);
-        let progress = raft
-            .filter(|_| self.leads())
-            .and_then(|raft| raft.prs().get(replica.0));
+        let progress = self.raft.progress(replica).filter(|_| self.leads());
         let membership = &self.state.membership;
         let standing = Standing {
             nonce,
@@ -177,16 +174,14 @@ impl Group {
             self.gone();
             return;
         }
-        if let Some(Raft(node)) = &self.raft {
-            let last = node.raft.raft_log.last_index();
-            if standing.term.0 >= node.raft.term && standing.matched.0 > last {
-                self.halt(format!(
-                    "the leader knows that entry {} is stored here, but the log ends at {last}: acknowledged data was lost; \
-                     remove this member and add it anew",
-                    standing.matched
-                ));
-                return;
-            }
+        let last = self.raft.last();
+        if standing.term >= self.term() && standing.matched > last {
+            self.halt(format!(
+                "the leader knows that entry {} is stored here, but the log ends at {}: acknowledged data was lost; \
+                 remove this member and add it anew",
+                standing.matched, last.0
+            ));
+            return;
         }
         self.heard_word(replica, standing.word);
         let (member, ticks) = (self.state.membership.member(replica), self.ticks);
@@ -237,7 +232,7 @@ impl Group {
                 body: Body::AskStanding { nonce },
             };
             self.standings.contact = Some((node, message));
-            self.effects.push(Effect::Send {
+            self.out.push(Effect::Send {
                 to: node,
                 message: question,
             });

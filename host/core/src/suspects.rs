@@ -13,8 +13,10 @@ use crate::group::Group;
 use crate::id::{LogIndex, ReplicaId, SessionId};
 use crate::outcome::{GuestFault, Outcome};
 use crate::payload::{Commands, Item, Kind};
+use crate::pending::{AskerId, Who};
 use crate::proposal::{Command, Proposal, ProposalError};
-use crate::proposals::{Asker, Queued, Who};
+use crate::proposals::Queued;
+use crate::raft_node::NotProposed;
 
 /// After so many times the deadline of a command without a failure, a source is like any other. Within one deadline each of
 /// its commands has failed, was refused for its lateness, or was good, so one that fails in a loop stays.
@@ -41,9 +43,23 @@ pub(crate) enum Source {
     Anonymous(ReplicaId),
 }
 
+impl Source {
+    /// Where a command comes from, if the replica to which it came can tell.
+    pub(crate) fn of(session: SessionId, who: Option<Who>, here: ReplicaId) -> Option<Self> {
+        if session.0 != 0 {
+            return Some(Self::Session(session));
+        }
+        Some(Self::Anonymous(match who? {
+            Who::Local(_) | Who::Reader(_) => here,
+            Who::Remote { replica, .. } => replica,
+        }))
+    }
+}
+
 #[derive(Debug)]
 struct Waiting {
-    asker: Asker,
+    asker: AskerId,
+    source: Source,
     command: Command,
 }
 
@@ -108,11 +124,14 @@ impl Suspects {
         })
     }
 
-    pub(crate) fn forget(&mut self, is_it: impl Fn(&Asker) -> bool) {
-        let place = self.queue.iter().position(|waiting| is_it(&waiting.asker));
-        if let Some(waiting) = place.and_then(|place| self.queue.remove(place)) {
-            self.queued_bytes -= waiting.command.size() as u64;
-        }
+    /// Keeps what somebody waits for.
+    pub(crate) fn retain(&mut self, waits: impl Fn(AskerId) -> bool) {
+        self.queue.retain(|waiting| waits(waiting.asker));
+        let sizes = self
+            .queue
+            .iter()
+            .map(|waiting| waiting.command.size() as u64);
+        self.queued_bytes = sizes.sum();
     }
 
     /// Holds something against a source until some tick. `true` if there was nothing before.
@@ -132,20 +151,13 @@ impl Suspects {
 }
 
 impl Group {
-    fn source(&self, asker: Option<&Asker>, session: SessionId) -> Option<Source> {
-        if session.0 != 0 {
-            return Some(Source::Session(session));
-        }
-        asker.map(|asker| match asker.who {
-            Who::Local(_) => Source::Anonymous(self.replica),
-            Who::Remote { replica, .. } => Source::Anonymous(replica),
-        })
-    }
-
     /// Queues a proposal that is taken: with those of suspects, or with all others.
-    pub(crate) fn enqueue_by_source(&mut self, asker: Asker, proposal: Proposal) {
+    pub(crate) fn enqueue_by_source(&mut self, asker: AskerId, proposal: Proposal) {
         match proposal {
-            Proposal::Command(command) if self.leads() && self.is_suspect(&asker, &command) => {
+            Proposal::Command(command)
+                if self.leads()
+                    && let Some(source) = self.suspected(asker, &command) =>
+            {
                 let lapse = u64::from(self.config.limits.request_ticks);
                 let (bytes, ticks) = (command.data.len() as u64, self.ticks);
                 if self
@@ -156,7 +168,11 @@ impl Group {
                 {
                     self.reply(asker, Err(ProposalError::OutOfMemory));
                 } else {
-                    self.set_aside(asker, command);
+                    self.set_aside(Waiting {
+                        asker,
+                        source,
+                        command,
+                    });
                 }
             }
             proposal => {
@@ -166,34 +182,40 @@ impl Group {
         }
     }
 
-    fn is_suspect(&self, asker: &Asker, command: &Command) -> bool {
+    /// Where a command comes from, if that is a suspect.
+    fn suspected(&self, asker: AskerId, command: &Command) -> Option<Source> {
         let suspects = &self.proposals.suspects.sources;
+        if suspects.is_empty() {
+            return None;
+        }
         let is_tried = self.proposals.suspects.on_its_way.is_some();
-        !suspects.is_empty()
-            && self
-                .source(Some(asker), command.request.session)
-                .and_then(|source| suspects.get(&source))
-                .is_some_and(|until| is_tried || *until > self.ticks)
+        let source = Source::of(
+            command.request.session,
+            self.pending.who(asker),
+            self.replica,
+        )?;
+        let until = suspects.get(&source)?;
+        (is_tried || *until > self.ticks).then_some(source)
     }
 
-    fn set_aside(&mut self, asker: Asker, command: Command) {
+    fn set_aside(&mut self, waiting: Waiting) {
         let bytes_max = self.queued_bytes_max() / QUEUE_SHARE;
         let commands_max = self.config.limits.queued_proposals as u64 / QUEUE_SHARE;
         let suspects = &mut self.proposals.suspects;
-        let bytes = suspects.queued_bytes + command.size() as u64;
+        let bytes = suspects.queued_bytes + waiting.command.size() as u64;
         if suspects.queue.len() as u64 >= commands_max || bytes > bytes_max {
-            self.reply(asker, Err(ProposalError::Busy));
+            self.reply(waiting.asker, Err(ProposalError::Busy));
         } else {
-            suspects.push(Waiting { asker, command });
+            suspects.push(waiting);
         }
     }
 
     /// The machine has answered for commands; `from` says where each came from. Those that failed make suspects.
-    pub(crate) fn judge_sources<'a>(
+    pub(crate) fn judge_sources(
         &mut self,
         index: LogIndex,
         since: u64,
-        from: impl Iterator<Item = (Option<&'a Asker>, SessionId, u64)> + Clone,
+        from: impl Iterator<Item = (Option<Source>, u64)> + Clone,
         outcomes: &[Outcome],
     ) {
         if !self.leads() {
@@ -203,7 +225,7 @@ impl Group {
         let (ticks, entry_commands) = (self.ticks, self.config.limits.entry_commands);
         let fails = outcomes.iter().any(failed);
         let suspects = &mut self.proposals.suspects;
-        for ((_, _, bytes), outcome) in from.clone().zip(outcomes) {
+        for ((_, bytes), outcome) in from.clone().zip(outcomes) {
             match outcome {
                 Outcome::Fault(GuestFault::OutOfMemory) => {
                     suspects
@@ -235,9 +257,9 @@ impl Group {
             return;
         }
         let mut is_new = false;
-        for ((asker, session, _), outcome) in from.zip(outcomes) {
+        for ((source, _), outcome) in from.zip(outcomes) {
             if failed(outcome)
-                && let Some(source) = self.source(asker, session)
+                && let Some(source) = source
             {
                 is_new |= self.hold_against(source);
             }
@@ -274,24 +296,13 @@ impl Group {
         suspects.note(source, ticks, until)
     }
 
-    /// Refuses what has waited too long. Its source has not shown that it is any better.
-    pub(crate) fn expire_suspects(&mut self) {
-        let ticks = self.ticks;
-        let is_late = |waiting: &Waiting| waiting.asker.deadline <= ticks;
-        if !self.proposals.suspects.queue.iter().any(is_late) {
-            return;
-        }
-        for waiting in std::mem::take(&mut self.proposals.suspects.queue) {
-            if !is_late(&waiting) {
-                self.proposals.suspects.queue.push_back(waiting);
-                continue;
-            }
-            let Waiting { asker, command } = waiting;
-            self.proposals.suspects.queued_bytes -= command.size() as u64;
-            if let Some(source) = self.source(Some(&asker), command.request.session) {
-                self.hold_against(source);
-            }
-            self.reply(asker, Err(ProposalError::Busy));
+    /// Whose command has waited too long has not shown that it is any better.
+    pub(crate) fn blame_late_suspects(&mut self) {
+        let queue = self.proposals.suspects.queue.iter();
+        let late = queue.filter(|waiting| !self.pending.waits(waiting.asker));
+        let sources: Vec<_> = late.map(|waiting| waiting.source).collect();
+        for source in sources {
+            self.hold_against(source);
         }
     }
 
@@ -333,19 +344,19 @@ impl Group {
             if is_full && !items.is_empty() {
                 break;
             }
-            let Some(Waiting { asker, command }) = suspects.pop() else {
+            let Some(Waiting { asker, command, .. }) = suspects.pop() else {
                 break;
             };
             items.push(Item::from(command));
             askers.push(asker);
         }
-        match self.propose_entry(Kind::Commands(Commands { items }), askers) {
+        match self.propose_entry(Kind::Commands(Commands { items }), &askers) {
             Ok(()) => {
                 self.proposals.suspects.on_its_way = self.last_proposed();
                 true
             }
-            Err(askers) => {
-                self.reply_all(askers, &ProposalError::Busy);
+            Err(NotProposed) => {
+                self.refuse_all(&askers, &ProposalError::Busy);
                 false
             }
         }

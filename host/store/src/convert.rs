@@ -1,8 +1,8 @@
 //! Between the words of the core and those of the log, by moving: entry data is never copied.
 
 use raft::eraftpb;
+use skep_core::Recovered;
 use skep_core::effect::Persist;
-use skep_core::group::Recovered;
 use skep_core::healing::Parked;
 use skep_core::id::{GroupId, Incarnation, LogIndex, ReplicaId, Term};
 use skep_core::input::LogRead;

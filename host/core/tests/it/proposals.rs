@@ -5,7 +5,7 @@ use skep_core::id::{GroupId, Incarnation, NodeId, ReplicaId};
 use skep_core::input::Input;
 use skep_core::message::{Body, PeerMessage};
 use skep_core::outcome::Outcome;
-use skep_core::proposal::{Proposal, ProposalError};
+use skep_core::proposal::{Change, Proposal, ProposalError};
 
 use crate::cluster::{Cluster, anonymous, in_session};
 
@@ -242,6 +242,28 @@ fn a_stuck_machine_gives_unknown_in_bounded_time_and_goes_on_later() {
     cluster.run();
     assert_eq!(cluster.commands(1), ["slow"]);
     assert!(cluster.ask(1, anonymous("next")).is_ok());
+}
+
+// P-11
+#[test]
+fn whatever_a_stuck_machine_has_in_hand_its_asker_is_answered_by_the_deadline() {
+    let removal = Change::Remove {
+        node: NodeId(3),
+        data: Bytes::new(),
+    };
+    // A change is given as long as a snapshot may take.
+    for (proposal, ticks) in [
+        (Proposal::Barrier, 60),
+        (Proposal::Change(removal), 12 * 60),
+    ] {
+        let mut cluster = Cluster::new(3);
+        cluster.elect(1);
+        cluster.node(1).machine_stuck = true;
+        let waiter = cluster.propose(1, proposal.clone());
+        cluster.tick(ticks);
+        let reply = cluster.reply(1, waiter);
+        assert_eq!(reply, Some(Err(ProposalError::Unknown)), "{proposal:?}");
+    }
 }
 
 #[test]

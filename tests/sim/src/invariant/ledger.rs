@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use raft::eraftpb::Entry;
+use skep_core::Recovered;
 use skep_core::effect::Persist;
-use skep_core::group::Recovered;
 
 use crate::trace::digest;
 

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use skep_core::Recovered;
 use skep_core::config::Limits;
 use skep_core::effect::Persist;
-use skep_core::group::Recovered;
 use skep_core::input::LogRead;
 use skep_core::message::{Body, PeerMessage};
 use skep_core::status::Status;

@@ -1,0 +1,438 @@
+//! Entries that the machine has in hand, and its answers.
+
+use bytes::Bytes;
+
+use crate::attestation::Deed;
+use crate::group::Group;
+use crate::id::{LogIndex, NodeId, ReplicaId, RequestId, Term};
+use crate::input::Stopped;
+use crate::log_view::Snapshotted;
+use crate::message::SnapshotName;
+use crate::outcome::{ChangeKind, EntryContext, GuestFault, Outcome};
+use crate::pending::AskerId;
+use crate::proposal::{ChangeRefusal, ProposalError, Response};
+use crate::sessions::Forgotten;
+use crate::status::Health;
+use crate::suspects::Source;
+
+/// An entry the machine has work from, or that waits behind one.
+#[derive(Debug)]
+pub(crate) struct Applying {
+    pub(crate) index: LogIndex,
+    pub(crate) term: Term,
+    pub(crate) weight: u64,
+    /// The tick at which it was handed to the machine.
+    pub(crate) since: u64,
+    /// The machine will answer for it.
+    pub(crate) works: bool,
+    pub(crate) what: What,
+}
+
+#[derive(Debug)]
+pub(crate) enum What {
+    Commands {
+        plans: Vec<Plan>,
+        /// What its commands made the sessions forget.
+        forgotten: Vec<Forgotten>,
+    },
+    Change {
+        asker: Option<AskerId>,
+        applied: Option<Changed>,
+    },
+    Control,
+    Barrier {
+        askers: Vec<AskerId>,
+        conf_state: raft::eraftpb::ConfState,
+    },
+    Restore,
+    Activate {
+        askers: Vec<AskerId>,
+    },
+}
+
+#[derive(Debug)]
+pub(crate) struct Changed {
+    pub(crate) kind: ChangeKind,
+    pub(crate) replica: ReplicaId,
+    pub(crate) node: NodeId,
+    pub(crate) promote: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) asker: Option<AskerId>,
+    /// Where it comes from, if this replica can tell.
+    pub(crate) source: Option<Source>,
+    pub(crate) request: RequestId,
+    /// Bytes of the command.
+    pub(crate) bytes: u64,
+    pub(crate) fate: Fate,
+}
+
+/// What becomes of one command of an entry.
+#[derive(Debug)]
+pub(crate) enum Fate {
+    /// The machine answers, at this place of its list.
+    Machine(usize),
+    /// It was given to the machine before; what is kept of its answer is known when this entry's turn comes.
+    Repeated,
+    /// Known already.
+    Known(Result<Response, ProposalError>),
+    /// No member's machine could run it, and none is given it.
+    Failed,
+}
+
+/// What became of the snapshot of a barrier.
+#[derive(Debug)]
+pub(crate) enum Saved {
+    /// There is a file.
+    Durable(SnapshotName),
+    /// There is none yet, for this reason.
+    Unwritten(SnapshotName, String),
+    /// The machine failed to save itself, or to read that, on every replica alike.
+    Not,
+}
+
+impl Saved {
+    fn name(&self) -> Option<&SnapshotName> {
+        match self {
+            Self::Durable(name) | Self::Unwritten(name, _) => Some(name),
+            Self::Not => None,
+        }
+    }
+}
+
+impl Applying {
+    /// The machine is rebuilt from a snapshot at this barrier.
+    pub(crate) fn restore(context: EntryContext) -> Self {
+        Self {
+            index: context.index,
+            term: context.term,
+            weight: 0,
+            since: 0,
+            works: true,
+            what: What::Restore,
+        }
+    }
+
+    pub(crate) fn index(&self) -> LogIndex {
+        self.index
+    }
+
+    /// Where the commands that the machine answers came from, in the order of its answers, and how large they are.
+    fn sources(&self) -> impl Iterator<Item = (Option<Source>, u64)> + Clone {
+        let plans = match &self.what {
+            What::Commands { plans, .. } => &plans[..],
+            _ => &[],
+        };
+        plans
+            .iter()
+            .filter(|plan| matches!(plan.fate, Fate::Machine(_)))
+            .map(|plan| (plan.source, plan.bytes))
+    }
+
+    /// Which command of the entry it is that the machine was given at a place of this one.
+    pub(crate) fn item_of(&self, stopped: Stopped) -> Option<u32> {
+        let What::Commands { plans, .. } = &self.what else {
+            return None;
+        };
+        let is_it = |plan: &Plan| matches!(plan.fate, Fate::Machine(at) if at == stopped.place);
+        let item = plans.iter().position(is_it);
+        let item = item.filter(|_| self.index == stopped.index)?;
+        u32::try_from(item).ok()
+    }
+
+    fn askers(self) -> Vec<AskerId> {
+        match self.what {
+            What::Commands { plans, .. } => plans.iter().filter_map(|plan| plan.asker).collect(),
+            What::Change { asker, .. } => asker.into_iter().collect(),
+            What::Barrier { askers, .. } | What::Activate { askers } => askers,
+            What::Control | What::Restore => Vec::new(),
+        }
+    }
+}
+
+impl Group {
+    pub(crate) fn machine_applied(
+        &mut self,
+        index: LogIndex,
+        outcomes: Vec<Outcome>,
+        fuel: u64,
+        deed: Deed,
+    ) {
+        if index <= self.superseded_through || self.is_faulted() {
+            return;
+        }
+        self.complete_idle();
+        let expected = self.applying.front().is_some_and(|front| {
+            front.index == index
+                && front.works
+                && matches!(
+                    front.what,
+                    What::Commands { .. } | What::Change { .. } | What::Control
+                )
+        });
+        let Some(front) = self.applying.pop_front().filter(|_| expected) else {
+            self.halt(format!(
+                "the machine answered for entry {index} out of order"
+            ));
+            return;
+        };
+        self.judge_sources(index, front.since, front.sources(), &outcomes);
+        self.since_barrier.fuel = self.since_barrier.fuel.saturating_add(fuel);
+        for outcome in &outcomes {
+            if matches!(outcome, Outcome::Fault(_)) {
+                self.since_barrier.faults = self.since_barrier.faults.saturating_add(1);
+                self.faults_in_a_row = self.faults_in_a_row.saturating_add(1);
+            } else {
+                self.faults_in_a_row = 0;
+            }
+        }
+        self.attestations.chain.extend(index, deed);
+        self.complete(front, outcomes);
+        self.complete_idle();
+    }
+
+    /// The machine has passed a barrier.
+    pub(crate) fn machine_passed(&mut self, index: LogIndex, saved: Saved) {
+        if index <= self.superseded_through || self.is_faulted() {
+            return;
+        }
+        let expected = self.applying.front().is_some_and(|front| {
+            front.index == index && matches!(front.what, What::Barrier { .. })
+        });
+        let Some(front) = self.applying.pop_front().filter(|_| expected) else {
+            self.halt(format!(
+                "the machine answered for barrier {index} out of order"
+            ));
+            return;
+        };
+        let What::Barrier { askers, conf_state } = front.what else {
+            return;
+        };
+        self.unapplied_bytes = self.unapplied_bytes.saturating_sub(front.weight);
+        self.applied = index;
+        self.since_barrier.took = self.ticks - front.since;
+        self.attest(index, saved.name());
+        self.unwritten = None;
+        match saved {
+            Saved::Durable(name) => {
+                self.compact(Snapshotted { name, conf_state });
+                if self.serves() {
+                    self.health = Health::Healthy;
+                }
+            }
+            Saved::Unwritten(name, reason) => {
+                self.snapshot_unwritten(Snapshotted { name, conf_state }, reason);
+            }
+            Saved::Not => {
+                if self.serves() {
+                    let reason = "the machine failed in save or restore".to_owned();
+                    self.health = Health::Degraded { index, reason };
+                }
+                self.snapshot_came_to_nothing();
+            }
+        }
+        self.acknowledge(&askers, index, front.term);
+        self.complete_idle();
+    }
+
+    pub(crate) fn machine_restored(&mut self, index: LogIndex) {
+        let expected = self
+            .applying
+            .front()
+            .is_some_and(|front| front.index == index && matches!(front.what, What::Restore));
+        if expected {
+            self.applying.pop_front();
+            self.applied = index;
+            self.complete_idle();
+        }
+    }
+
+    /// The machine has done what was decided on an activation.
+    pub(crate) fn complete_activation(&mut self, index: LogIndex, outcome: Outcome) {
+        let expected = self.applying.front().is_some_and(|front| {
+            front.index == index && matches!(front.what, What::Activate { .. })
+        });
+        let Some(front) = self.applying.pop_front().filter(|_| expected) else {
+            self.halt(format!(
+                "the machine answered for activation {index} out of order"
+            ));
+            return;
+        };
+        self.complete(front, vec![outcome]);
+        self.complete_idle();
+    }
+
+    /// Somebody waits for the decision on the activation that is not done. `false` if there is none.
+    pub(crate) fn wait_for_activation(&mut self, asker: AskerId) -> bool {
+        // Nothing behind it is applied.
+        match self.applying.back_mut().map(|last| &mut last.what) {
+            Some(What::Activate { askers }) => {
+                askers.push(asker);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    pub(crate) fn machine_failed(&mut self, reason: String, at: Option<Stopped>) {
+        self.impasse = at.and_then(|stopped| self.impasse_of(stopped));
+        self.impasse_at = self.committed_through();
+        self.health = Health::Faulted { reason };
+        self.forget_readiness();
+        self.abandon_applying();
+        self.refuse_reads(&ProposalError::Faulted);
+    }
+
+    /// Finishes entries at the front that the machine has nothing to do for.
+    pub(crate) fn complete_idle(&mut self) {
+        while self.applying.front().is_some_and(|front| !front.works) {
+            let Some(front) = self.applying.pop_front() else {
+                break;
+            };
+            self.complete(front, Vec::new());
+        }
+    }
+
+    fn complete(&mut self, applying: Applying, outcomes: Vec<Outcome>) {
+        let Applying {
+            index,
+            term,
+            weight,
+            what,
+            ..
+        } = applying;
+        self.unapplied_bytes = self.unapplied_bytes.saturating_sub(weight);
+        self.applied = index;
+        match what {
+            What::Commands { plans, forgotten } => {
+                let mut outcomes: Vec<_> = outcomes.into_iter().map(Some).collect();
+                for Plan {
+                    asker,
+                    request,
+                    fate,
+                    ..
+                } in plans
+                {
+                    let result = match fate {
+                        Fate::Known(result) => result,
+                        Fate::Repeated => self.state.sessions.answered(request),
+                        Fate::Failed => {
+                            let outcome = Outcome::Fault(GuestFault::Unrunnable);
+                            Ok(self.keep_answer(request, (index, term), outcome))
+                        }
+                        Fate::Machine(place) => {
+                            let Some(outcome) = outcomes.get_mut(place).and_then(Option::take)
+                            else {
+                                self.halt(format!(
+                                    "the machine did not answer every command of entry {index}"
+                                ));
+                                return;
+                            };
+                            Ok(self.keep_answer(request, (index, term), outcome))
+                        }
+                    };
+                    if let Some(asker) = asker.filter(|asker| self.pending.waits(*asker)) {
+                        if let Ok(response) = &result {
+                            let length = response.outcome.size();
+                            self.allowance.take_bytes(self.rates(), length);
+                        }
+                        self.reply(asker, result);
+                    }
+                }
+                self.state.sessions.forget(forgotten);
+            }
+            What::Change { asker, applied } => {
+                self.complete_change(index, term, asker, applied, outcomes)
+            }
+            What::Activate { askers } => {
+                let outcome = outcomes
+                    .into_iter()
+                    .next()
+                    .unwrap_or_else(|| Outcome::Reply(Bytes::new()));
+                self.answer(&askers, (index, term), outcome);
+            }
+            What::Control | What::Barrier { .. } | What::Restore => {}
+        }
+    }
+
+    fn keep_answer(
+        &mut self,
+        request: RequestId,
+        (index, term): (LogIndex, Term),
+        outcome: Outcome,
+    ) -> Response {
+        let response = Response {
+            request,
+            index,
+            term,
+            outcome,
+        };
+        self.state.sessions.answer(&response);
+        response
+    }
+
+    fn complete_change(
+        &mut self,
+        index: LogIndex,
+        term: Term,
+        asker: Option<AskerId>,
+        applied: Option<Changed>,
+        outcomes: Vec<Outcome>,
+    ) {
+        let Some(changed) = applied else {
+            if let Some(asker) = asker {
+                self.reply(
+                    asker,
+                    Err(ProposalError::ChangeRefused(ChangeRefusal::NotMember)),
+                );
+            }
+            return;
+        };
+        let outcome = outcomes
+            .into_iter()
+            .next()
+            .unwrap_or_else(|| Outcome::Reply(Bytes::new()));
+        let response = Response {
+            request: RequestId::ANONYMOUS,
+            index,
+            term,
+            outcome,
+        };
+        if changed.kind == ChangeKind::AddLearner && changed.promote {
+            if let Some(asker) = asker {
+                self.proposals
+                    .joins
+                    .entry(changed.replica)
+                    .or_default()
+                    .push(asker);
+            }
+            return;
+        }
+        if changed.kind == ChangeKind::Remove {
+            self.removed(changed.replica, changed.node, asker, response.clone());
+        } else if let Some(asker) = asker {
+            self.reply(asker, Ok(response.clone()));
+        }
+        let joined = self
+            .proposals
+            .joins
+            .remove(&changed.replica)
+            .unwrap_or_default();
+        for asker in joined {
+            let result = match changed.kind {
+                ChangeKind::Remove => Err(ProposalError::ChangeRefused(ChangeRefusal::NotMember)),
+                _ => Ok(response.clone()),
+            };
+            self.reply(asker, result);
+        }
+    }
+
+    /// Gives up waiting for what the machine has in hand; the entries are committed.
+    pub(crate) fn abandon_applying(&mut self) {
+        for applying in std::mem::take(&mut self.applying) {
+            self.refuse_all(&applying.askers(), &ProposalError::Unknown);
+        }
+    }
+}
