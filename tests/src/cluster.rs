@@ -1,155 +1,35 @@
 //! Clusters of real `skep serve` processes on loopback, each with a data directory of its own.
 
-use std::collections::BTreeMap;
-use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+mod asked;
+mod files;
+mod node;
+mod port;
+mod settings;
+
+use std::path::PathBuf;
 use std::process::ExitStatus;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use serde_json::{Value, json};
-use skep::GroupStatus;
-use skep_client::{Client, ClientConfig, ComponentId, Consistency, GroupId, LogIndex, Outcome};
-use skep_types::admin::GroupInfo;
 use tempfile::TempDir;
 
-use crate::clock::{PATIENCE, Stopwatch, eventually};
-use crate::http::{self, Answer};
+use crate::clock::{Stopwatch, eventually};
+use crate::http;
 use crate::process::{self, Process};
 use crate::proxy::Proxy;
+use settings::toml;
+
+pub use files::files;
+pub use node::Node;
+pub use port::free_port;
+pub use settings::Settings;
 
 /// How long a node that was told to stop may take.
 pub const STOP_WITHIN: Duration = Duration::from_secs(15);
-
-/// Lines of a node's log that a failing test shows.
-const LOG_TAIL: usize = 40;
-
-/// How a cluster is set up. The defaults are fast: elections take a third of a second.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Nodes, with the ids 1, 2, ….
-    pub nodes: u64,
-    /// The cluster's id.
-    pub cluster: String,
-    /// `raft.tick_ms`.
-    pub tick_ms: u64,
-    /// `raft.election_ticks`.
-    pub election_ticks: u32,
-    /// `raft.heartbeat_ticks`.
-    pub heartbeat_ticks: u32,
-    /// `raft.snapshot_entries`.
-    pub snapshot_entries: u64,
-    /// More of the configuration: sections that are not written here.
-    pub more: String,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            nodes: 3,
-            cluster: "test".to_owned(),
-            tick_ms: 20,
-            election_ticks: 15,
-            heartbeat_ticks: 3,
-            snapshot_entries: 8192,
-            more: String::new(),
-        }
-    }
-}
-
-impl Settings {
-    /// One node, with more of the configuration.
-    pub fn one_node(more: &str) -> Self {
-        Self {
-            nodes: 1,
-            more: more.to_owned(),
-            ..Self::default()
-        }
-    }
-}
 
 /// Something to be dropped with a cluster.
 pub trait Guard: std::fmt::Debug + Send {}
 
 impl<T: std::fmt::Debug + Send> Guard for T {}
-
-/// One node, running or not.
-#[derive(Debug)]
-pub struct Node {
-    /// Its id.
-    pub id: u64,
-    /// `host:port` for other nodes.
-    pub peer: String,
-    /// `host:port` of the client protocol.
-    pub client: String,
-    /// `host:port` of HTTP.
-    pub http: String,
-    /// Its directory: `skep.toml`, `node.log`, `data`.
-    pub home: PathBuf,
-    /// What it finds in its environment when it is started next, beside the test's own.
-    pub environment: Vec<(&'static str, PathBuf)>,
-    /// How many descriptors it may have when it is started next, if not as many as the test.
-    pub descriptors: Option<u64>,
-    /// Where its log goes when it is started next, if not to `node.log`.
-    pub stderr: Option<PathBuf>,
-    process: Option<Process>,
-}
-
-impl Node {
-    /// Its configuration file.
-    pub fn config(&self) -> PathBuf {
-        self.home.join("skep.toml")
-    }
-
-    /// Its data directory.
-    pub fn data(&self) -> PathBuf {
-        self.home.join("data")
-    }
-
-    /// The snapshot files of a group, by the index they are at. Each may be deleted at any moment.
-    pub fn snapshots(&self, group: GroupId) -> BTreeMap<u64, PathBuf> {
-        let prefix = format!("{group}-");
-        let of_the_group = |path: PathBuf| {
-            let name = path.file_name()?.to_str()?;
-            // Behind the group: its life, the index and the term.
-            let place = name.strip_prefix(&prefix)?.strip_suffix(".snap")?;
-            let index = place.split('-').nth(1)?.parse().ok()?;
-            Some((index, path))
-        };
-        std::fs::read_dir(self.data().join("snap"))
-            .expect("a directory")
-            .filter_map(|entry| of_the_group(entry.ok()?.path()))
-            .collect()
-    }
-
-    /// Everything it has logged so far.
-    pub fn log(&self) -> String {
-        String::from_utf8_lossy(&std::fs::read(self.log_path()).unwrap_or_default()).into_owned()
-    }
-
-    /// Whether it was started and has not ended.
-    pub fn is_running(&mut self) -> bool {
-        self.process
-            .as_mut()
-            .is_some_and(|process| process.ended().is_none())
-    }
-
-    fn log_path(&self) -> PathBuf {
-        self.home.join("node.log")
-    }
-
-    fn log_tail(&self) -> String {
-        let log = self.log();
-        let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(LOG_TAIL)..].join("\n")
-    }
-
-    fn process(&self) -> &Process {
-        self.process
-            .as_ref()
-            .unwrap_or_else(|| panic!("node {} does not run", self.id))
-    }
-}
 
 /// The nodes of a cluster. Dropping it kills them; if the test fails, it shows the end of their logs first.
 #[derive(Debug)]
@@ -462,208 +342,6 @@ impl Cluster {
             .collect()
     }
 
-    /// A client that knows every node.
-    pub async fn client(&self) -> Client {
-        self.client_at(&self.ids()).await
-    }
-
-    /// A client that knows only some nodes, and asks them in this order.
-    pub async fn client_at(&self, ids: &[u64]) -> Client {
-        let mut config = ClientConfig::new(ids.iter().map(|id| self.node(*id).client.clone()));
-        config.request_timeout = PATIENCE;
-        Client::connect(config)
-            .await
-            .unwrap_or_else(|error| panic!("a client of nodes {ids:?}: {error}"))
-    }
-
-    /// One HTTP request at a node.
-    pub async fn http(&self, id: u64, method: &str, path: &str, body: impl AsRef<[u8]>) -> Answer {
-        self.http_with(id, method, path, &[], body).await
-    }
-
-    /// One HTTP request with headers at a node.
-    pub async fn http_with(
-        &self,
-        id: u64,
-        method: &str,
-        path: &str,
-        headers: &[(&str, &str)],
-        body: impl AsRef<[u8]>,
-    ) -> Answer {
-        let answer = http::request(&self.node(id).http, method, path, headers, body.as_ref()).await;
-        answer.unwrap_or_else(|error| panic!("{method} {path} at node {id}: {error}"))
-    }
-
-    /// Offers a component to a node, which may refuse it.
-    pub async fn put_component(&self, id: u64, component: &[u8]) -> Answer {
-        let path = format!("/v1/components/{}", ComponentId::of(component));
-        self.http(id, "PUT", &path, component).await
-    }
-
-    /// Uploads a component at a node.
-    pub async fn upload(&self, id: u64, component: &[u8]) -> ComponentId {
-        let answer = self.put_component(id, component).await;
-        assert_eq!(answer.status, 201, "{}", answer.text());
-        ComponentId::of(component)
-    }
-
-    /// Creates a group of the built-in machine on these nodes; its id.
-    pub async fn create_kv(&self, at: u64, name: &str, members: &[u64]) -> GroupId {
-        self.create(at, json!({"name": name, "members": members}))
-            .await
-    }
-
-    /// Creates a group of a component on these nodes; its id.
-    pub async fn create_from(
-        &self,
-        at: u64,
-        name: &str,
-        component: &[u8],
-        members: &[u64],
-    ) -> GroupId {
-        let component = self.upload(at, component).await.to_string();
-        self.create(
-            at,
-            json!({"name": name, "component": component, "members": members}),
-        )
-        .await
-    }
-
-    async fn create(&self, at: u64, request: Value) -> GroupId {
-        let answer = self
-            .http(at, "POST", "/v1/groups", request.to_string())
-            .await;
-        assert_eq!(answer.status, 201, "{request}: {}", answer.text());
-        let info: GroupInfo = serde_json::from_value(answer.json()).expect("a group");
-        assert_eq!(info.problem, None, "{request}");
-        info.id
-    }
-
-    /// What a node says of its replica of a group, or why it says nothing.
-    ///
-    /// # Errors
-    /// The problem, in words.
-    pub async fn try_status(&self, id: u64, group: GroupId) -> Result<GroupStatus, String> {
-        let path = format!("/v1/groups/{group}/status");
-        let answer = http::request(&self.node(id).http, "GET", &path, &[], b"").await;
-        let answer = answer.map_err(|error| format!("node {id}: {error}"))?;
-        if answer.status != 200 {
-            return Err(format!("node {id}: {}", answer.text()));
-        }
-        let status: GroupStatus =
-            serde_json::from_value(answer.json()).map_err(|error| error.to_string())?;
-        match status.replica.node.0 {
-            node if node == id => Ok(status),
-            node => Err(format!(
-                "node {id} has no replica of group {group}; node {node} answered"
-            )),
-        }
-    }
-
-    /// The leader of a group, as those of the given nodes agree who host it.
-    pub async fn leader_among(&self, group: GroupId, nodes: &[u64]) -> u64 {
-        eventually(
-            &format!("nodes {nodes:?} agree on a leader of group {group} among them"),
-            async || {
-                let mut seen = Vec::new();
-                for id in nodes {
-                    let status = self.try_status(*id, group).await?;
-                    seen.push((status.replica.term, status.replica.leader));
-                }
-                match seen.as_slice() {
-                    [(_, Some(leader)), rest @ ..]
-                        if nodes.contains(&leader.0)
-                            && rest.iter().all(|other| other == &seen[0]) =>
-                    {
-                        Ok(leader.0)
-                    }
-                    _ => Err(format!("{seen:?}")),
-                }
-            },
-        )
-        .await
-    }
-
-    /// The leader of a group that all nodes host.
-    pub async fn leader(&self, group: GroupId) -> u64 {
-        self.leader_among(group, &self.ids()).await
-    }
-
-    /// Waits until the replicas on these nodes have applied everything that any of them has committed. Only for a group that
-    /// nobody writes to: of one under load no two answers agree.
-    pub async fn caught_up(&self, group: GroupId, nodes: &[u64]) {
-        eventually(
-            &format!("group {group} is the same on nodes {nodes:?}"),
-            async || {
-                let seen = self.progress(group, nodes).await?;
-                let most = seen.iter().map(|(commit, _)| *commit).max();
-                match seen.iter().all(|(_, applied)| Some(*applied) == most) {
-                    true => Ok(()),
-                    false => Err(format!("(commit, applied): {seen:?}")),
-                }
-            },
-        )
-        .await;
-    }
-
-    /// Waits until the replicas on these nodes have applied what was committed when this was asked, under load too.
-    pub async fn keeps_up(&self, group: GroupId, nodes: &[u64]) {
-        let what = format!("group {group} goes on on nodes {nodes:?}");
-        let start = eventually(&what, async || {
-            let seen = self.progress(group, nodes).await?;
-            let most = seen.iter().map(|(commit, _)| *commit).max();
-            most.ok_or_else(|| "no nodes".to_owned())
-        })
-        .await;
-        eventually(&what, async || {
-            let seen = self.progress(group, nodes).await?;
-            match seen.iter().all(|(_, applied)| *applied >= start) {
-                true => Ok(()),
-                false => Err(format!("from {start:?} on, (commit, applied): {seen:?}")),
-            }
-        })
-        .await;
-    }
-
-    /// The commit and applied index of the replicas on these nodes.
-    async fn progress(
-        &self,
-        group: GroupId,
-        nodes: &[u64],
-    ) -> Result<Vec<(LogIndex, LogIndex)>, String> {
-        let mut seen = Vec::new();
-        for id in nodes {
-            let replica = self.try_status(*id, group).await?.replica;
-            seen.push((replica.commit, replica.applied));
-        }
-        Ok(seen)
-    }
-
-    /// What the machine of one node's own replica answers.
-    pub async fn replica_answer(&self, id: u64, group: GroupId, query: &str) -> Outcome {
-        let path = format!("/v1/groups/{group}/query?consistency=stale");
-        // Only a node that hosts the group may answer here.
-        let status = self.try_status(id, group).await;
-        assert!(status.is_ok(), "{status:?}");
-        let client = self.client_at(&[id]).await;
-        let answer = client
-            .query(group, query.to_owned().into(), Consistency::Stale)
-            .await;
-        answer
-            .unwrap_or_else(|error| panic!("{path} at node {id}: {error}"))
-            .outcome
-    }
-
-    /// A counter of a node's `/metrics`.
-    pub async fn metric(&self, id: u64, name: &str) -> u64 {
-        let text = self.http(id, "GET", "/metrics", "").await.text();
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        let value = line.and_then(|value| value.trim().parse::<f64>().ok());
-        value.unwrap_or_else(|| panic!("no metric {name} in:\n{text}")) as u64
-    }
-
     /// No node has panicked, whatever was done to it.
     ///
     /// # Panics
@@ -706,83 +384,5 @@ impl Drop for Cluster {
         } else {
             self.assert_no_panic();
         }
-    }
-}
-
-fn toml(settings: &Settings, nodes: &[Node], id: u64, peer_of: impl Fn(&Node) -> String) -> String {
-    let Settings {
-        cluster,
-        tick_ms,
-        election_ticks,
-        heartbeat_ticks,
-        snapshot_entries,
-        more,
-        ..
-    } = settings;
-    let mut text = format!(
-        "[node]\nid = {id}\ndata_dir = \"data\"\n\n[raft]\ntick_ms = {tick_ms}\nelection_ticks = {election_ticks}\n\
-         heartbeat_ticks = {heartbeat_ticks}\nsnapshot_entries = {snapshot_entries}\n\n[cluster]\nid = \"{cluster}\"\n"
-    );
-    for node in nodes {
-        let peer = peer_of(node);
-        let Node {
-            id, client, http, ..
-        } = node;
-        text.push_str(&format!(
-            "\n[[cluster.nodes]]\nid = {id}\npeer = \"{peer}\"\nclient = \"{client}\"\nhttp = \"{http}\"\n"
-        ));
-    }
-    text.push('\n');
-    text.push_str(more);
-    text
-}
-
-/// A port nobody listens on, never handed out twice by this process. It lies below the range that the kernel takes
-/// outgoing connections' ports from: those would otherwise take the port of a node that is down, or connect to
-/// themselves on it.
-pub fn free_port() -> u16 {
-    const FIRST: u16 = 10_000;
-    const COUNT: u16 = 20_000;
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    // Two test processes begin in different places.
-    let start = (std::process::id() % 400) as u16 * 50;
-    for _ in 0..COUNT {
-        let port = FIRST + (start + NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
-    panic!("no port from {FIRST} on is free");
-}
-
-/// The files under a directory, with their sizes, largest first. What a running node removes meanwhile is not among them.
-pub fn files(dir: &Path) -> Vec<(PathBuf, u64)> {
-    assert!(dir.is_dir(), "{} is no directory", dir.display());
-    let mut found = Vec::new();
-    let mut pending = vec![dir.to_owned()];
-    while let Some(dir) = pending.pop() {
-        for entry in there_still(std::fs::read_dir(&dir)).into_iter().flatten() {
-            let Some(entry) = there_still(entry) else {
-                continue;
-            };
-            let Some(metadata) = there_still(entry.metadata()) else {
-                continue;
-            };
-            if metadata.is_dir() {
-                pending.push(entry.path());
-            } else {
-                found.push((entry.path(), metadata.len()));
-            }
-        }
-    }
-    found.sort_by_key(|(_, size)| std::cmp::Reverse(*size));
-    found
-}
-
-fn there_still<T>(found: std::io::Result<T>) -> Option<T> {
-    match found {
-        Ok(found) => Some(found),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-        Err(error) => panic!("the files of a node: {error}"),
     }
 }

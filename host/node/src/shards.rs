@@ -1,5 +1,6 @@
 //! The threads that own replicas, and what they are told.
 
+mod effects;
 pub(crate) mod mailbox;
 pub(crate) mod outbox;
 pub(crate) mod replica;

@@ -5,7 +5,7 @@
 //! * [`retry`]: how whoever sends commands names them and waits.
 //! * [`deployment`], [`profile`], [`machine`], [`activation`]: what a group runs, within which limits, and how it comes to
 //!   run something else.
-//! * [`status`], [`node_status`], [`trouble`]: what a replica and a node say of themselves.
+//! * [`status`], [`node_status`], [`held_back`], [`trouble`]: what a replica and a node say of themselves.
 //! * [`admin`], [`record`]: requests of administration and their answers.
 //! * [`code`]: every way to say no, and what follows from it.
 //!
@@ -16,6 +16,7 @@ pub mod activation;
 pub mod admin;
 pub mod code;
 pub mod deployment;
+pub mod held_back;
 pub mod id;
 pub mod machine;
 pub mod node_status;

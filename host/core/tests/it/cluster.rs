@@ -3,12 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
-use raft::eraftpb::{Entry, HardState};
 use skep_core::deployment::{Deployment, Quota};
 use skep_core::effect::{Call, Effect, Persist, Work};
-use skep_core::id::{
-    ComponentId, GroupId, Incarnation, LogIndex, NodeId, ReplicaId, RequestId, SessionId, Term,
-};
+use skep_core::id::{ComponentId, GroupId, Incarnation, LogIndex, NodeId, RequestId, SessionId};
 use skep_core::input::{Input, LogRead, Waiter};
 use skep_core::message::{ArrivedSnapshot, Body, PeerMessage, SnapshotName};
 use skep_core::proposal::{Command, Proposal, ProposalError, Response};
@@ -17,67 +14,8 @@ use skep_core::status::{Part, Status};
 use skep_core::{Group, GroupConfig, Member, Recovered};
 use skep_peer::{SnapshotOffer, message_from_wire, message_to_wire};
 
+pub use crate::disk::{Disk, File};
 pub use crate::machine::{Machine, REFUSED, Sick};
-
-/// A snapshot file: the host's section, and the machine's bytes.
-pub type File = (SnapshotName, Bytes, Bytes);
-
-/// What one node's disk holds of the replica once synced.
-#[derive(Default, Clone)]
-pub struct Disk {
-    pub replica: ReplicaId,
-    pub hard_state: HardState,
-    pub entries: Vec<Entry>,
-    pub truncated: (LogIndex, Term),
-    pub snapshot: Option<SnapshotName>,
-    /// Snapshot files.
-    pub files: BTreeMap<LogIndex, File>,
-    pub any: bool,
-}
-
-impl Disk {
-    pub fn write(&mut self, record: Persist) {
-        self.any = true;
-        self.replica = record.replica;
-        if let Some(hard_state) = record.hard_state {
-            self.hard_state = hard_state;
-        }
-        if record.reset {
-            self.entries.clear();
-        }
-        if let Some(truncated) = record.truncated {
-            self.truncated = truncated;
-            self.entries.retain(|entry| entry.index > truncated.0.0);
-        }
-        if let Some(snapshot) = record.snapshot {
-            self.snapshot = Some(snapshot);
-        }
-        if let Some(first) = record.entries.first().map(|entry| entry.index) {
-            self.entries.retain(|entry| entry.index < first);
-            self.entries.extend(record.entries);
-        }
-    }
-}
-
-impl Disk {
-    /// Entries of the log, of so many bytes.
-    pub fn read(&self, from: LogIndex, through: LogIndex, bytes: u64) -> LogRead {
-        let mut read = 0;
-        let wanted = |entry: &&Entry| (from.0..=through.0).contains(&entry.index);
-        let fits = |entry: &&Entry| {
-            let first = read == 0;
-            read += entry.data.len() as u64 + 64;
-            first || read <= bytes
-        };
-        let entries = self.entries.iter().filter(wanted).take_while(fits);
-        match entries.cloned().collect::<Vec<_>>() {
-            entries if entries.first().is_some_and(|first| first.index == from.0) => {
-                LogRead::Entries(entries)
-            }
-            _ => LogRead::Gone,
-        }
-    }
-}
 
 pub struct Node {
     pub group: Option<Group>,

@@ -5,6 +5,7 @@ mod catch_up;
 mod chaos;
 mod cluster;
 mod deployment;
+mod disk;
 mod divergence;
 mod durability;
 mod entries;
