@@ -18,11 +18,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use skep::DiskRoom;
 use skep::MultiNode;
+use skep::Supervisor;
 use skep::clock::{self, Stopwatch};
-use skep::disk::room::DiskRoom;
 use skep::status::Consistency;
-use skep::supervisor::Supervisor;
 use skep::transport::TcpTransport;
 use skep::trouble::{Kind, Trouble, Troubled};
 use skep_core::id::{GroupId, Incarnation, NodeId};

@@ -18,7 +18,8 @@ use tokio::sync::oneshot;
 
 use crate::disk::store::Disk;
 use crate::error::Error;
-use crate::machines::worker::{Worker, panic_text};
+use crate::machines::worker::Worker;
+use crate::panics::panic_text;
 use crate::shards::mailbox::Asked;
 use crate::shards::route::Route;
 use crate::shards::router::{Router, TransferReporter};

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use skep::NoRoom;
 use skep::clock::{self, Stopwatch};
-use skep::disk::room::NoRoom;
 use skep::status::GroupStatus;
 use skep::trouble::Kind;
 use skep_core::id::{ComponentId, NodeId};

@@ -14,8 +14,8 @@ use skep_core::id::{ComponentId, GroupId, Incarnation, NodeId};
 use skep_machine::StateMachine;
 use skep_machine::wasm::Purpose;
 
+use skep::Exchange;
 use skep::clock::{self, Stopwatch};
-use skep::machines::exchange::Exchange;
 use skep::memory;
 use skep::{Error, GroupConfig, Peer};
 use tokio::runtime::Handle;
@@ -350,7 +350,7 @@ pub(super) async fn blocking<T: Send + 'static>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use skep::disk::room::DiskRoom;
+    use skep::DiskRoom;
 
     #[test]
     fn a_component_that_the_disk_has_no_room_for_is_used_all_the_same() {

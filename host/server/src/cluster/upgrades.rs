@@ -9,10 +9,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use skep::MachineFactory;
 use skep::clock::{self, Stopwatch};
-use skep::machines::exchange::MachineFactory;
-use skep::machines::worker::{Extent, Rehearsable};
 use skep::status::{Rehearsal, Verdict};
+use skep::{Extent, Rehearsable};
 use skep_core::deployment::Deployment;
 use skep_core::id::{ComponentId, GroupId, LogIndex, NodeId};
 use skep_core::outcome::Outcome;

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use skep::Supervisor;
 use skep::clock::{self, Stopwatch};
 use skep::memory::{KEPT_BY_CLIENT, empty};
-use skep::supervisor::Supervisor;
 use skep::transport::{FrameReader, FrameWriter, TcpTransport};
 use skep_core::id::NodeId;
 use skep_peer::frame;
