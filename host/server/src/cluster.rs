@@ -4,6 +4,7 @@
 mod collection;
 mod disk;
 mod groups;
+mod machines;
 mod members;
 mod reconcile;
 mod requests;
@@ -441,6 +442,15 @@ pub(crate) fn the_first(reasons: impl ExactSizeIterator<Item = String>) -> Vec<S
         first.push(format!("{more} more"));
     }
     first
+}
+
+/// Runs what blocks on the disk away from the async threads.
+pub(super) async fn blocking<T: Send + 'static>(
+    run: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, HostError> {
+    tokio::task::spawn_blocking(run)
+        .await
+        .map_err(|error| HostError::Internal(error.to_string()))
 }
 
 #[cfg(test)]

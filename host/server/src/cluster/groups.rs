@@ -12,7 +12,7 @@ use skep_core::id::{ComponentId, NodeId};
 use skep_machine::wasm::{ComponentError, Profile};
 use skep_types::admin::{CreateGroup, Done, GroupInfo, OfGroup, OfGroupAndNode, Placed, method};
 
-use super::reconcile::blocking;
+use super::blocking;
 use super::requests::Reach;
 use super::upgrades::place_of;
 use super::{Host, catalog};

@@ -14,7 +14,7 @@ use skep_machine::wasm::Compiler;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::reconcile::blocking;
+use super::blocking;
 use super::roster::{Owner, Roster};
 use super::{Host, Inner, collection, disk, reconcile, restarts};
 use crate::api::doors::Doors;
