@@ -2,9 +2,11 @@
 //! on the right version.
 
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use serde_json::{Value, json};
 use skep_client::{ComponentId, GroupId};
+use skep_core::status::HeldBack;
 use skep_tests::clock::eventually;
 use skep_tests::cluster::{Cluster, Settings};
 use skep_tests::guests;
@@ -338,8 +340,13 @@ async fn bytes_beyond_the_quota_wait() {
     for kind in kinds {
         let before = waits().await;
         let mut rounds = 0;
+        let reason = match kind == b"query" {
+            true => HeldBack::QueryBytes,
+            false => HeldBack::BytesPerSecond,
+        };
+        let is_shown = AtomicBool::new(false);
         // The first of them may come before a tick has told the quota to who answers.
-        while waits().await == before {
+        while waits().await == before || !is_shown.load(Relaxed) {
             rounds += 1;
             assert!(rounds <= 10, "nobody waits");
             let mut asked = tokio::task::JoinSet::new();
@@ -355,12 +362,30 @@ async fn bytes_beyond_the_quota_wait() {
                     }
                 });
             }
-            while let Some(outcome) = asked.join_next().await {
-                let outcome = outcome.expect("no panic");
-                assert!(
-                    matches!(outcome, skep_client::Outcome::Reply(_)),
-                    "{outcome:?}"
-                );
+            let answered = async {
+                while let Some(outcome) = asked.join_next().await {
+                    let outcome = outcome.expect("no panic");
+                    assert!(
+                        matches!(outcome, skep_client::Outcome::Reply(_)),
+                        "{outcome:?}"
+                    );
+                }
+            };
+            // Meanwhile the status says why they wait.
+            let look = async {
+                loop {
+                    for id in cluster.ids() {
+                        let status = cluster.try_status(id, group).await;
+                        let held_back = status.map(|status| status.replica.held_back);
+                        if held_back.is_ok_and(|held| held.contains(&reason)) {
+                            is_shown.store(true, Relaxed);
+                        }
+                    }
+                }
+            };
+            tokio::select! {
+                () = answered => {}
+                () = look => {}
             }
         }
     }

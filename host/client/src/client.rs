@@ -10,14 +10,15 @@ use skep_types::id::{ComponentId, GroupId, LogIndex, RequestId, Term};
 pub use skep_types::node_status::Consistency;
 use skep_types::outcome::Outcome;
 use skep_types::proposal::Response;
+use skep_types::retry::doubled;
 use skep_wire::proto::{self, request, response};
 use skep_wire::{MAX_CHUNK, MAX_CLIENT_FRAME, WireError, timeout_ms};
 use tokio::sync::Semaphore;
 
 use crate::clock::{Deadline, sleep, timeout};
 use crate::config::ClientConfig;
-use crate::connection::Failure;
 use crate::error::ClientError;
+use crate::link::Failure;
 use crate::route::Routes;
 use crate::session::Session;
 
@@ -28,8 +29,7 @@ const MAX_IN_FLIGHT: usize = 256 << 20;
 const LEAST_COST: usize = 16 << 10;
 
 /// First pause between two tries, and the longest.
-const PAUSE_FIRST: Duration = Duration::from_millis(10);
-const PAUSE_LONGEST: Duration = Duration::from_millis(500);
+const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 
 /// Redirects followed without a pause: nodes that disagree on who leads must not be asked in a busy loop.
 const REDIRECTS: u32 = 3;
@@ -47,6 +47,7 @@ const MAX_COMPONENT: u64 = 256 << 20;
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
+    timeout: Duration,
 }
 
 struct Inner {
@@ -102,6 +103,7 @@ impl Client {
         }
         let routes = Routes::new(config.clone());
         let client = Self {
+            timeout: config.request_timeout,
             inner: Arc::new(Inner {
                 config,
                 routes,
@@ -138,6 +140,25 @@ impl Client {
     /// The configuration.
     pub fn config(&self) -> &ClientConfig {
         &self.inner.config
+    }
+
+    /// The same client, whose requests are tried for so long; it shares the connections.
+    ///
+    /// ```no_run
+    /// # async fn example(client: skep_client::Client) -> Result<(), skep_client::ClientError> {
+    /// use std::time::Duration;
+    /// use skep_client::Consistency::Stale;
+    ///
+    /// let hasty = client.with_timeout(Duration::from_millis(200));
+    /// let answer = hasty.query(1.into(), "get key".into(), Stale).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn with_timeout(&self, timeout: Duration) -> Self {
+        Self {
+            timeout,
+            ..self.clone()
+        }
     }
 
     /// Opens a session in a group: its commands are applied once, however often they are sent.
@@ -356,7 +377,7 @@ impl Client {
     }
 
     pub(crate) fn deadline(&self) -> Deadline {
-        Deadline::after(self.inner.config.request_timeout)
+        Deadline::after(self.timeout)
     }
 
     async fn request(
@@ -436,10 +457,10 @@ impl Client {
                     routes.avoid(group, &node);
                     error
                 }
-                Some(Err(Failure::Lost(_))) | None => {
+                Some(Err(Failure::Lost | Failure::Silent)) | None => {
                     let why = match answer {
-                        Some(Err(Failure::Lost(why))) => why,
-                        _ => format!("{} did not answer in time", node.address()),
+                        Some(_) => format!("the connection to {} was lost", node.address()),
+                        None => format!("{} did not answer in time", node.address()),
                     };
                     routes.avoid(group, &node);
                     if repeat == Repeat::Never {
@@ -449,12 +470,12 @@ impl Client {
                     ClientError::Unknown(why)
                 }
             };
-            let pause = (PAUSE_FIRST * 2_u32.pow(tries)).min(PAUSE_LONGEST);
+            tries += 1;
+            let pause = doubled(PAUSE, tries);
             if deadline.left() <= pause {
                 return Err(error.after(unknown));
             }
             sleep(pause).await;
-            tries = (tries + 1).min(16);
             redirects = 0;
         }
     }

@@ -1,12 +1,10 @@
-//! The connection to one node: many requests in flight, matched by id.
+//! A node as a client reaches it.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::BytesMut;
 use skep_types::code::Code;
-use skep_wire::client::request_frame;
 use skep_wire::codec::{Decoder, Encoder};
 use skep_wire::proto::{
     self, ClientFrame, ServerFrame, client_frame, request, response, server_frame,
@@ -15,20 +13,11 @@ use skep_wire::{CLIENT_PROTOCOL, MAX_CLIENT_FRAME, MAX_HELLO, WireError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{mpsc, oneshot};
 
 use crate::clock::{Deadline, timeout};
+use crate::config::ClientConfig;
 use crate::error::ClientError;
-
-/// Requests that wait to be written. Their memory is bounded by the client's budget.
-const QUEUE: usize = 1024;
-
-/// No more requests are encoded while this much waits for the socket.
-const WRITE_AHEAD: usize = 1 << 20;
-
-/// Requests without an answer yet, those that nobody waits for any more included: these are forgotten when there are so
-/// many. The client's budget keeps the others below it.
-const MAX_PENDING: usize = 32 << 10;
+use crate::link::{Failure, Heard, Link, Way};
 
 /// Room made for one read.
 const READ_ROOM: usize = 64 << 10;
@@ -36,45 +25,28 @@ const READ_ROOM: usize = 64 << 10;
 /// After a failed dial the next requests fail at once for this long instead of dialling one after the other.
 const DIAL_PAUSE: Duration = Duration::from_millis(100);
 
-/// Why a request has no response.
-#[derive(Debug)]
-pub(crate) enum Failure {
-    /// The node certainly did not see it.
-    NotSent(ClientError),
-    /// The node may have seen it.
-    Lost(String),
-}
-
-/// One request to be sent.
-struct Outgoing {
-    group: u64,
-    body: request::Body,
-    reply: oneshot::Sender<Result<response::Body, Failure>>,
-}
-
 /// A node, connected when it is needed.
 pub(crate) struct Node {
-    address: String,
-    cluster: Option<String>,
-    connect_timeout: Duration,
-    link: Mutex<Option<mpsc::Sender<Outgoing>>>,
-    /// Held while dialling, so that many requests dial once; holds until when not to dial again, and why.
-    dialling: tokio::sync::Mutex<Option<(Deadline, ClientError)>>,
+    door: Arc<Door>,
+    link: Mutex<Option<Link>>,
 }
 
 impl Node {
-    pub(crate) fn new(address: String, cluster: Option<String>, connect_timeout: Duration) -> Self {
+    pub(crate) fn new(address: &str, config: &ClientConfig) -> Self {
+        let door = Door {
+            address: address.to_owned(),
+            cluster: config.cluster.clone(),
+            connect_timeout: config.connect_timeout,
+            shut: Mutex::default(),
+        };
         Self {
-            address,
-            cluster,
-            connect_timeout,
+            door: Arc::new(door),
             link: Mutex::default(),
-            dialling: tokio::sync::Mutex::default(),
         }
     }
 
     pub(crate) fn address(&self) -> &str {
-        &self.address
+        &self.door.address
     }
 
     /// Sends a request and waits for its response.
@@ -83,61 +55,78 @@ impl Node {
         group: u64,
         body: request::Body,
     ) -> Result<response::Body, Failure> {
-        let link = self.link().await.map_err(Failure::NotSent)?;
-        let (reply, answer) = oneshot::channel();
-        link.send(Outgoing { group, body, reply })
-            .await
-            .map_err(|_| Failure::NotSent(self.lost()))?;
-        answer.await.unwrap_or_else(|_| {
-            Err(Failure::Lost(format!(
-                "the connection to {} was lost",
-                self.address
-            )))
-        })
+        let response = self.link().ask(group, Some(body), true).await?;
+        response.body.ok_or(Failure::Lost)
     }
 
     /// Connects, if there is no connection.
     pub(crate) async fn connect(&self) -> Result<(), ClientError> {
-        self.link().await.map(drop)
+        match self.link().ask(0, None, true).await {
+            Ok(_) => Ok(()),
+            Err(Failure::NotSent(error)) => Err(error),
+            Err(Failure::Lost | Failure::Silent) => {
+                Err(self.door.unreachable(&"the connection was lost"))
+            }
+        }
     }
 
-    async fn link(&self) -> Result<mpsc::Sender<Outgoing>, ClientError> {
-        if let Some(link) = self.live() {
-            return Ok(link);
+    /// The link, made anew if the runtime that ran it is gone.
+    fn link(&self) -> Link {
+        let mut kept = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(link) = kept.as_ref().filter(|link| !link.is_closed()) {
+            return link.clone();
         }
-        let mut dialling = self.dialling.lock().await;
-        // Whoever held the lock may have connected, or found that it cannot be done.
-        if let Some(link) = self.live() {
-            return Ok(link);
-        }
-        if let Some((until, error)) = &*dialling
+        let (link, line) = Link::new(Arc::clone(&self.door));
+        tokio::spawn(async move { line.run().await });
+        kept.insert(link).clone()
+    }
+}
+
+/// The port of a node for clients.
+struct Door {
+    address: String,
+    cluster: Option<String>,
+    connect_timeout: Duration,
+    /// Until when not to dial again, and why.
+    shut: Mutex<Option<(Deadline, ClientError)>>,
+}
+
+impl Way for Arc<Door> {
+    type Reader = Reader;
+    type Writer = OwnedWriteHalf;
+
+    async fn dial(&self) -> Result<(Reader, OwnedWriteHalf), ClientError> {
+        if let Some((until, error)) = &*self.shut()
             && !until.has_passed()
         {
             return Err(error.clone());
         }
-        let connected = timeout(self.connect_timeout, self.dial()).await;
-        let connected = connected.unwrap_or_else(|| Err(self.unreachable(&"it does not answer")));
-        match connected {
-            Ok((reader, writer)) => {
-                let (link, requests) = mpsc::channel(QUEUE);
-                tokio::spawn(serve(requests, reader, writer));
-                *self.link.lock().unwrap_or_else(PoisonError::into_inner) = Some(link.clone());
-                *dialling = None;
-                Ok(link)
-            }
-            Err(error) => {
-                *dialling = Some((Deadline::after(DIAL_PAUSE), error.clone()));
-                Err(error)
-            }
+        let dialled = timeout(self.connect_timeout, self.introduce()).await;
+        let dialled = dialled.unwrap_or_else(|| Err(self.unreachable(&"it does not answer")));
+        let failed = dialled.as_ref().err().cloned();
+        *self.shut() = failed.map(|error| (Deadline::after(DIAL_PAUSE), error));
+        dialled
+    }
+
+    async fn read(reader: &mut Reader) -> Option<Heard> {
+        match reader.next().await {
+            Ok(Some(server_frame::Body::Response(response))) => Some(Heard::Answer(response)),
+            _ => None,
         }
     }
 
-    fn live(&self) -> Option<mpsc::Sender<Outgoing>> {
-        let link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
-        link.as_ref().filter(|link| !link.is_closed()).cloned()
+    async fn write(writer: &mut OwnedWriteHalf, frames: &[u8]) -> Result<(), WireError> {
+        Ok(writer.write_all(frames).await?)
     }
 
-    async fn dial(&self) -> Result<(Reader, OwnedWriteHalf), ClientError> {
+    fn put(request: proto::Request, frames: &mut BytesMut) -> Result<(), WireError> {
+        let body = Some(client_frame::Body::Request(request));
+        Encoder::new(MAX_CLIENT_FRAME).put(&ClientFrame { body }, frames)
+    }
+}
+
+impl Door {
+    async fn introduce(&self) -> Result<(Reader, OwnedWriteHalf), ClientError> {
         let stream = TcpStream::connect(&self.address)
             .await
             .map_err(|error| self.unreachable(&error))?;
@@ -202,8 +191,8 @@ impl Node {
         Ok((reader, writer))
     }
 
-    fn lost(&self) -> ClientError {
-        self.unreachable(&"the connection was lost")
+    fn shut(&self) -> MutexGuard<'_, Option<(Deadline, ClientError)>> {
+        self.shut.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn unreachable(&self, why: &dyn std::fmt::Display) -> ClientError {
@@ -212,90 +201,6 @@ impl Node {
 
     fn bad(&self, error: &WireError) -> ClientError {
         ClientError::BadAnswer(format!("{}: {error}", self.address))
-    }
-}
-
-/// Owns the connection until it is lost or nobody holds the link. Dropping what is pending tells every waiter.
-async fn serve(
-    mut requests: mpsc::Receiver<Outgoing>,
-    mut reader: Reader,
-    mut writer: OwnedWriteHalf,
-) {
-    let mut pending = Pending::default();
-    let mut buffer = BytesMut::new();
-    let lost = loop {
-        tokio::select! {
-            outgoing = requests.recv(), if buffer.len() < WRITE_AHEAD => {
-                let Some(outgoing) = outgoing else { return };
-                pending.encode(outgoing, &mut buffer);
-                // Whatever else waits shares the write.
-                while buffer.len() < WRITE_AHEAD && let Ok(outgoing) = requests.try_recv() {
-                    pending.encode(outgoing, &mut buffer);
-                }
-            }
-            written = writer.write_buf(&mut buffer), if !buffer.is_empty() => {
-                if let Err(error) = written {
-                    break error.to_string();
-                }
-            }
-            frame = reader.next() => match frame {
-                Ok(Some(server_frame::Body::Response(response))) => pending.settle(response),
-                Ok(Some(server_frame::Body::Hello(_))) => break "a second handshake came".to_owned(),
-                Ok(None) => break "it was closed".to_owned(),
-                Err(error) => break error.to_string(),
-            },
-        }
-    };
-    tracing::debug!(%lost, "the connection to a node was lost");
-    requests.close();
-    while let Ok(outgoing) = requests.try_recv() {
-        let error = ClientError::Unreachable(format!("the connection was lost: {lost}"));
-        let _ = outgoing.reply.send(Err(Failure::NotSent(error)));
-    }
-}
-
-/// Who waits for which answer.
-#[derive(Default)]
-struct Pending {
-    waiters: HashMap<u64, oneshot::Sender<Result<response::Body, Failure>>>,
-    last_id: u64,
-}
-
-impl Pending {
-    fn encode(&mut self, outgoing: Outgoing, buffer: &mut BytesMut) {
-        let Outgoing { group, body, reply } = outgoing;
-        if reply.is_closed() {
-            return;
-        }
-        if self.waiters.len() >= MAX_PENDING {
-            self.waiters.retain(|_, waiter| !waiter.is_closed());
-        }
-        self.last_id += 1;
-        match Encoder::new(MAX_CLIENT_FRAME).put(&request_frame(self.last_id, group, body), buffer)
-        {
-            Ok(()) => {
-                self.waiters.insert(self.last_id, reply);
-            }
-            Err(error) => {
-                let error = match error {
-                    WireError::FrameTooLarge { size, limit } => {
-                        ClientError::TooLarge { size, limit }
-                    }
-                    error => ClientError::BadAnswer(error.to_string()),
-                };
-                let _ = reply.send(Err(Failure::NotSent(error)));
-            }
-        }
-    }
-
-    fn settle(&mut self, response: proto::Response) {
-        // Nobody waits for it any more if it was forgotten; a waiter that left has closed its end.
-        if let Some(waiter) = self.waiters.remove(&response.id) {
-            let answer = response
-                .body
-                .ok_or_else(|| Failure::Lost("the answer has no body".to_owned()));
-            let _ = waiter.send(answer);
-        }
     }
 }
 

@@ -26,6 +26,7 @@ mod clock;
 mod config;
 mod connection;
 mod error;
+pub mod link;
 mod route;
 mod session;
 #[cfg(test)]

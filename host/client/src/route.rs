@@ -31,13 +31,7 @@ struct Learned {
 
 impl Routes {
     pub(crate) fn new(config: ClientConfig) -> Self {
-        let node = |address: &String| {
-            Arc::new(Node::new(
-                address.clone(),
-                config.cluster.clone(),
-                config.connect_timeout,
-            ))
-        };
+        let node = |address: &String| Arc::new(Node::new(address, &config));
         let configured = config.addresses.iter().map(node).collect();
         Self {
             config,
@@ -84,12 +78,7 @@ impl Routes {
                 if learned.nodes.len() >= MAX_NODES {
                     learned.nodes.clear();
                 }
-                let config = &self.config;
-                let node = Arc::new(Node::new(
-                    address.to_owned(),
-                    config.cluster.clone(),
-                    config.connect_timeout,
-                ));
+                let node = Arc::new(Node::new(address, &self.config));
                 learned.nodes.insert(address.to_owned(), Arc::clone(&node));
                 node
             }

@@ -1,6 +1,5 @@
 //! Commands that are applied once.
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -8,16 +7,16 @@ use bytes::Bytes;
 use skep_types::code::Code;
 use skep_types::id::{GroupId, RequestId, SessionId};
 use skep_types::proposal::Response;
+use skep_types::retry::Commands;
 use skep_wire::proto::{self, request, response};
 use skep_wire::timeout_ms;
 use tokio::sync::Notify;
 
 use crate::client::{Client, Repeat, known, undecided, understood, unexpected};
-use crate::clock::{Deadline, timeout};
+use crate::clock::timeout;
 use crate::error::ClientError;
 
-/// How far a session's newest command may be ahead of its oldest unanswered one. A group keeps the answers of the last
-/// 2048 commands of a session; below that, no answer that is still waited for is forgotten.
+/// How many commands of a session there may be from the oldest unanswered one on.
 const WINDOW: u64 = 1024;
 
 /// A session in one group; cheap to clone. Many commands may be in flight at once, in no particular order: each is
@@ -30,37 +29,16 @@ pub struct Session {
 }
 
 struct Inner {
-    state: Mutex<State>,
+    commands: Mutex<Commands>,
     /// Someone may go on: the oldest unanswered command was settled.
     moved: Notify,
 }
 
-struct State {
-    id: SessionId,
-    next: u64,
-    outstanding: BTreeSet<u64>,
-}
-
-impl State {
-    fn new(id: SessionId) -> Self {
-        Self {
-            id,
-            next: 1,
-            outstanding: BTreeSet::new(),
-        }
-    }
-
-    /// All commands up to here are settled.
-    fn settled(&self) -> u64 {
-        self.outstanding.first().copied().unwrap_or(self.next) - 1
-    }
-}
-
 impl Session {
     pub(crate) async fn open(client: Client, group: GroupId) -> Result<Self, ClientError> {
-        let state = State::new(open(&client, group).await?);
+        let commands = Commands::new(open(&client, group).await?);
         let inner = Inner {
-            state: Mutex::new(state),
+            commands: Mutex::new(commands),
             moved: Notify::new(),
         };
         Ok(Self {
@@ -77,10 +55,18 @@ impl Session {
 
     /// The id under which the group knows the session.
     pub fn id(&self) -> SessionId {
-        self.inner.state().id
+        self.inner.commands().session()
     }
 
-    /// Proposes a command and waits for its outcome, at most for the configured timeout. It is sent again under the same
+    /// The same session, whose commands are tried for so long, as [`Client::with_timeout`].
+    pub fn with_timeout(&self, timeout: Duration) -> Self {
+        Self {
+            client: self.client.with_timeout(timeout),
+            ..self.clone()
+        }
+    }
+
+    /// Proposes a command and waits for its outcome, at most for the client's timeout. It is sent again under the same
     /// name whenever it is not known to have been applied.
     ///
     /// Dropping the future gives the command up: it may or may not be applied.
@@ -88,35 +74,23 @@ impl Session {
     /// # Errors
     /// As every request. After [`ClientError::SessionExpired`] the session needs a [`Session::reopen`].
     pub async fn propose(&self, command: Bytes) -> Result<Response, ClientError> {
-        self.propose_within(command, self.client.config().request_timeout)
-            .await
-    }
-
-    /// As [`Session::propose`], with a timeout of its own.
-    ///
-    /// # Errors
-    /// As [`Session::propose`].
-    pub async fn propose_within(
-        &self,
-        command: Bytes,
-        limit: Duration,
-    ) -> Result<Response, ClientError> {
-        let deadline = Deadline::after(limit);
-        let name = timeout(limit, self.name())
-            .await
-            .ok_or_else(|| ClientError::Rejected {
-                code: Code::Busy,
-                message: format!(
-                    "{WINDOW} commands of the session are in flight; nothing was sent"
-                ),
-                retryable: true,
-            })?;
+        let deadline = self.client.deadline();
+        let name =
+            timeout(deadline.left(), self.name())
+                .await
+                .ok_or_else(|| ClientError::Rejected {
+                    code: Code::Busy,
+                    message: format!(
+                        "{WINDOW} commands of the session are in flight; nothing was sent"
+                    ),
+                    retryable: true,
+                })?;
         let request = name.request;
         let body = |left| {
             request::Body::Propose(proto::Propose {
                 session: request.session.to_bytes(),
                 sequence: request.sequence,
-                acknowledged: name.acknowledged(),
+                acknowledged: name.inner.commands().acknowledged(request),
                 data: command.clone(),
                 timeout_ms: timeout_ms(left),
             })
@@ -139,7 +113,7 @@ impl Session {
     /// As every request; the session is as it was then.
     pub async fn reopen(&self) -> Result<(), ClientError> {
         let id = open(&self.client, self.group).await?;
-        *self.inner.state() = State::new(id);
+        *self.inner.commands() = Commands::new(id);
         self.inner.moved.notify_waiters();
         Ok(())
     }
@@ -150,17 +124,11 @@ impl Session {
             // Asked for before looking, so that a move in between is not missed.
             let moved = self.inner.moved.notified();
             {
-                let mut state = self.inner.state();
-                if state.next - state.settled() <= WINDOW {
-                    let request = RequestId {
-                        session: state.id,
-                        sequence: state.next,
-                    };
-                    state.outstanding.insert(request.sequence);
-                    state.next += 1;
+                let mut commands = self.inner.commands();
+                if commands.ahead() < WINDOW {
                     return Name {
                         inner: Arc::clone(&self.inner),
-                        request,
+                        request: commands.begin(),
                     };
                 }
             }
@@ -170,8 +138,8 @@ impl Session {
 }
 
 impl Inner {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn commands(&self) -> MutexGuard<'_, Commands> {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -181,28 +149,9 @@ struct Name {
     request: RequestId,
 }
 
-impl Name {
-    fn acknowledged(&self) -> u64 {
-        let state = self.inner.state();
-        // After a reopening the old session's count is gone; it is over anyway.
-        if state.id == self.request.session {
-            state.settled()
-        } else {
-            0
-        }
-    }
-}
-
 impl Drop for Name {
     fn drop(&mut self) {
-        let moved = {
-            let mut state = self.inner.state();
-            state.id == self.request.session && {
-                let settled = state.settled();
-                state.outstanding.remove(&self.request.sequence);
-                state.settled() > settled
-            }
-        };
+        let moved = self.inner.commands().settle(self.request);
         if moved {
             self.inner.moved.notify_waiters();
         }

@@ -63,14 +63,18 @@ impl Allowance {
 
     /// Takes one command out. `false` if there is none left.
     pub fn take_command(&mut self, rates: Rates) -> bool {
-        if rates.commands == 0 {
-            return true;
+        if self.owes_command(rates) {
+            return false;
         }
-        let taken = self.commands.has(1);
-        if taken {
+        if rates.commands != 0 {
             self.commands.take(1);
         }
-        taken
+        true
+    }
+
+    /// Whether a command is refused until there is one left again.
+    pub fn owes_command(&self, rates: Rates) -> bool {
+        rates.commands != 0 && !self.commands.has(1)
     }
 
     /// Takes what a command, a query or an answer of so many bytes costs, which may be more than there is: how long an answer is

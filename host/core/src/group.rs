@@ -247,6 +247,7 @@ impl Group {
             quota: self.quota(),
             quota_waits: self.quota_waits,
             catch_up: self.catch_up_status(),
+            held_back: self.held_back(),
         }
     }
 

@@ -12,7 +12,7 @@
 //! * [`payload`], [`entry`]: what an entry says; `committed`, `applying`: entries on their way to the machine, and in its hands; [`outcome`]: the results.
 //! * `pending`: everybody who waits for an answer; `out`: the one way out.
 //! * `proposals`: queueing, packing, deadlines; `forwards`: on the way to the leader. [`proposal`] has the words.
-//! * `suspects`, `fullness`, [`allowance`], `throttle`: clients whose commands fail, find no memory, or have to wait.
+//! * `suspects`, `fullness`, [`allowance`], `throttle`: clients whose commands fail, find no memory, or have to wait; `held_back`: which of these do.
 //! * `changes`: membership; `removal`: the end of a removed replica; `liveness`, `addresses`: when and where members were heard of.
 //! * `reads`: linearizable queries.
 //! * [`attestation`], `divergence`: whether replicas agree, and what becomes of one that does not.
@@ -54,6 +54,7 @@ mod fullness;
 pub mod group;
 mod handover;
 pub mod healing;
+mod held_back;
 pub mod impasse;
 pub mod input;
 mod intake;

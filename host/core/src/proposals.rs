@@ -70,6 +70,8 @@ pub(crate) struct Proposals {
     pub(crate) elected: bool,
     /// Commands that a leader lets wait for the sake of others.
     pub(crate) suspects: Suspects,
+    /// The tick at which one was last refused because too many wait.
+    pub(crate) full_at: Option<u64>,
 }
 
 impl Proposals {
@@ -146,6 +148,7 @@ impl Group {
                 && (self.proposals.queue.len() >= limits.queued_proposals
                     || self.proposals.queued_bytes + size > bytes_max) =>
             {
+                self.proposals.full_at = Some(self.ticks);
                 Some(ProposalError::Busy)
             }
             // The last look: only what is taken is counted.

@@ -6,6 +6,8 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+pub use skep_types::retry::doubled;
+
 /// The wall clock in nanoseconds since the Unix epoch; 0 on a machine whose clock stands before it. Only a stamp: the
 /// core makes the stamps of a log non-decreasing.
 pub fn now() -> u64 {
@@ -24,12 +26,6 @@ pub async fn timeout<F: Future>(limit: Duration, future: F) -> Option<F::Output>
 /// Waits. Needs a tokio runtime with time enabled.
 pub async fn sleep(duration: Duration) {
     tokio::time::sleep(duration).await;
-}
-
-/// The pause after so many failures in a row: the first pause, which doubles from one to the next, and at most the longest.
-pub fn doubled((first, longest): (Duration, Duration), failures: u32) -> Duration {
-    let doublings = failures.saturating_sub(1).min(16);
-    first.saturating_mul(1 << doublings).min(longest)
 }
 
 /// Measures how long something takes. Where a test has stopped tokio's clock it shows that one's time.
@@ -126,17 +122,6 @@ impl Drop for Metronome {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn pauses_double_up_to_a_bound() {
-        let bounds = (Duration::from_secs(1), Duration::from_secs(300));
-        let seconds = |failures| doubled(bounds, failures).as_secs();
-        assert_eq!(
-            [1, 2, 3, 9, 10, u32::MAX].map(seconds),
-            [1, 2, 4, 256, 300, 300]
-        );
-        assert_eq!(seconds(0), 1);
-    }
 
     #[test]
     fn a_metronome_ticks_until_it_is_dropped() {

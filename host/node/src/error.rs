@@ -7,7 +7,6 @@ use skep_core::id::{GroupId, Incarnation, NodeId};
 use skep_core::proposal::ProposalError;
 use skep_log::LogError;
 use skep_types::code::Code;
-use skep_wire::WireError;
 
 /// Why a call of a [`MultiNode`](crate::MultiNode) failed. [`Error::code`] is stable; the texts are for people.
 #[derive(Debug, thiserror::Error)]
@@ -98,10 +97,6 @@ pub enum Error {
         /// The node.
         node: NodeId,
     },
-    /// A frame could not be written or read: among others `ErrEmptyMessage` and `ErrNoEnoughData` of the seed package,
-    /// with the codes `empty-message` and `not-enough-data`.
-    #[error(transparent)]
-    Wire(#[from] WireError),
     /// The data directory cannot be used.
     #[error(transparent)]
     Storage(#[from] LogError),
@@ -147,7 +142,6 @@ impl Error {
             Self::QueryFailed { .. } => Code::QueryFailed,
             Self::InvalidConfig { .. } => Code::InvalidConfig,
             Self::Busy { .. } => Code::Busy,
-            Self::Wire(error) => error.code(),
             Self::Storage(error) => error.code(),
             Self::Start { .. } => Code::CannotStart,
             Self::Panicked { .. } => Code::Internal,

@@ -2,10 +2,10 @@
 
 pub(crate) mod retry;
 
-use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use skep_core::id::{RequestId, SessionId};
+use skep_types::retry::Commands;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Commands of one node-owned session in flight. Far below the window of answers the core keeps for a session, so an
@@ -14,17 +14,10 @@ const IN_FLIGHT_MAX: usize = 256;
 
 /// One group's session of this node; opened when it is first needed.
 pub(crate) struct NodeSession {
-    open: Mutex<Option<Open>>,
+    open: Mutex<Option<Commands>>,
     /// Held by the one caller that opens the session.
     pub(crate) opening: tokio::sync::Mutex<()>,
     window: Semaphore,
-}
-
-struct Open {
-    id: SessionId,
-    /// Sequence of the last command begun.
-    last: u64,
-    outstanding: BTreeSet<u64>,
 }
 
 /// One command under way; when it is dropped, nobody retries it any more.
@@ -56,20 +49,14 @@ impl NodeSession {
         &'a self,
         slot: SemaphorePermit<'a>,
     ) -> Result<Ticket<'a>, SemaphorePermit<'a>> {
-        let mut open = self.lock();
-        let Some(open) = open.as_mut() else {
-            return Err(slot);
-        };
-        open.last += 1;
-        open.outstanding.insert(open.last);
-        Ok(Ticket {
-            session: self,
-            request: RequestId {
-                session: open.id,
-                sequence: open.last,
-            },
-            _slot: slot,
-        })
+        match self.lock().as_mut() {
+            Some(commands) => Ok(Ticket {
+                session: self,
+                request: commands.begin(),
+                _slot: slot,
+            }),
+            None => Err(slot),
+        }
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -77,22 +64,15 @@ impl NodeSession {
     }
 
     pub(crate) fn opened(&self, id: SessionId) {
-        *self.lock() = Some(Open {
-            id,
-            last: 0,
-            outstanding: BTreeSet::new(),
-        });
+        *self.lock() = Some(Commands::new(id));
     }
 
     /// The group has forgotten the session.
     pub(crate) fn expired(&self, id: SessionId) {
-        let mut open = self.lock();
-        if open.as_ref().is_some_and(|open| open.id == id) {
-            *open = None;
-        }
+        self.lock().take_if(|open| open.session() == id);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Open>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Commands>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -102,18 +82,14 @@ impl Ticket<'_> {
     pub(crate) fn acknowledged(&self) -> u64 {
         let open = self.session.lock();
         open.as_ref()
-            .filter(|open| open.id == self.request.session)
-            .and_then(|open| open.outstanding.first().copied())
-            .map_or(0, |lowest| lowest - 1)
+            .map_or(0, |open| open.acknowledged(self.request))
     }
 }
 
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
-        if let Some(open) = self.session.lock().as_mut()
-            && open.id == self.request.session
-        {
-            open.outstanding.remove(&self.request.sequence);
+        if let Some(open) = self.session.lock().as_mut() {
+            open.settle(self.request);
         }
     }
 }

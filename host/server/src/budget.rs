@@ -264,7 +264,7 @@ pub const BUDGETS: &[Budget] = &[
     row("peer-frame-time", "a frame between nodes that was begun and does not go on", Milliseconds(30_000), ("host/node/src/transport/connection.rs", "FRAME_TIMEOUT"), Otherwise("the connection ends")),
     row("peer-requests", "requests of one node in flight, on behalf of its clients", Count(1024), ("host/node/src/transport/requests.rs", "IN_FLIGHT"), Otherwise("nothing more is read until some are answered")),
     row("peer-request-bytes", "their bytes", Bytes(32 << 20), ("host/node/src/transport/requests.rs", "IN_FLIGHT_BYTES"), Otherwise("nothing more is read until some are answered")),
-    row("peer-silence", "time in which a node that owes answers says nothing", Milliseconds(1500), ("host/server/src/peers/link.rs", "SILENT_AFTER"), Otherwise("others are asked first")),
+    row("peer-silence", "time in which a node that owes answers says nothing", Milliseconds(1500), ("host/client/src/link.rs", "SILENT_AFTER"), Otherwise("others are asked first")),
     row("peer-inquiry", "between two questions for the catalogue because of nodes that are not known", Milliseconds(1000), ("host/server/src/cluster/roster.rs", "INQUIRY_PAUSE"), Otherwise("the last answer holds")),
     // Connections.
     row("descriptors", "files and sockets that a process must be allowed to have open, in a cluster of up to 16 nodes; 8 more for each further one", Count(512), ("host/server/src/descriptors.rs", "FLOOR"), refused(Code::TooFewDescriptors, "`ulimit -n 4096`, or LimitNOFILE= of the unit")),

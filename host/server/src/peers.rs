@@ -12,6 +12,7 @@ use skep::Supervisor;
 use skep::clock;
 use skep::status::{Consistency, QueryAnswer};
 use skep::transport::TcpTransport;
+use skep_client::link::{Failure, Link};
 use skep_core::id::{ComponentId, GroupId, LogIndex, NodeId, RequestId, Term};
 use skep_core::outcome::Outcome;
 use skep_core::proposal::{Command, Response};
@@ -20,7 +21,7 @@ use skep_wire::{MAX_CHUNK, timeout_ms};
 
 use crate::catalog::NodeRecord;
 use crate::error::HostError;
-use link::{Link, LinkError};
+use link::Port;
 
 /// How long one piece of a component may take.
 const CHUNK_WITHIN: Duration = Duration::from_secs(10);
@@ -29,7 +30,7 @@ const CHUNK_WITHIN: Duration = Duration::from_secs(10);
 pub(crate) struct Peers {
     transport: Arc<TcpTransport>,
     supervisor: Supervisor,
-    links: Mutex<HashMap<NodeId, Link>>,
+    links: Mutex<HashMap<NodeId, (String, Link)>>,
     /// Who led each group, as whoever answered last for it said. As many as there are groups.
     leaders: Mutex<HashMap<GroupId, NodeId>>,
 }
@@ -49,7 +50,7 @@ impl Peers {
     pub(crate) fn order(&self, group: GroupId, members: &mut [Arc<NodeRecord>]) {
         let leader = self.leaders().get(&group).copied();
         let links = self.links();
-        let link = |node: &NodeRecord| links.get(&node.id);
+        let link = |node: &NodeRecord| links.get(&node.id).map(|(_, link)| link);
         members.sort_by_key(|node| {
             let silent = link(node).is_some_and(Link::is_silent);
             (silent, leader != Some(node.id))
@@ -72,7 +73,7 @@ impl Peers {
         self.leaders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn links(&self) -> MutexGuard<'_, HashMap<NodeId, Link>> {
+    fn links(&self) -> MutexGuard<'_, HashMap<NodeId, (String, Link)>> {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -221,20 +222,21 @@ impl Peers {
         timeout: Duration,
         changes: bool,
     ) -> Result<response::Body, HostError> {
-        let answer = clock::timeout(timeout, self.link(node).ask(group, body, changes)).await;
+        let link = self.link(node);
+        let answer = clock::timeout(timeout, link.ask(group, Some(body), changes)).await;
         let unreachable = || HostError::Node(skep::Error::Unreachable { node: node.id });
         let answer = match answer {
             Some(Ok(answer)) => answer,
-            Some(Err(LinkError::NotSent(reason))) => {
-                tracing::debug!(node = %node.id, reason, "another node cannot be asked");
+            Some(Err(Failure::NotSent(reason))) => {
+                tracing::debug!(node = %node.id, %reason, "another node cannot be asked");
                 return Err(unreachable());
             }
-            Some(Err(LinkError::Lost | LinkError::Silent)) | None if changes => {
+            Some(Err(Failure::Lost | Failure::Silent)) | None if changes => {
                 return Err(HostError::TimedOut {
                     milliseconds: timeout_ms(timeout).into(),
                 });
             }
-            Some(Err(LinkError::Lost | LinkError::Silent)) | None => return Err(unreachable()),
+            Some(Err(Failure::Lost | Failure::Silent)) | None => return Err(unreachable()),
         };
         if answer.leader != 0 {
             self.leaders().insert(GroupId(group), NodeId(answer.leader));
@@ -255,11 +257,15 @@ impl Peers {
     fn link(&self, node: &NodeRecord) -> Link {
         let mut links = self.links();
         match links.get(&node.id) {
-            Some(link) if link.address() == node.peer => link.clone(),
+            Some((address, link)) if *address == node.peer => link.clone(),
             _ => {
-                let (transport, supervisor) = (self.transport.clone(), self.supervisor.clone());
-                let link = Link::new(transport, node.id, node.peer.clone(), supervisor);
-                links.insert(node.id, link.clone());
+                let port = Port {
+                    transport: Arc::clone(&self.transport),
+                    node: node.id,
+                    address: node.peer.clone(),
+                };
+                let link = port.linked(self.supervisor.clone());
+                links.insert(node.id, (node.peer.clone(), link.clone()));
                 link
             }
         }

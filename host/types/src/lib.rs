@@ -2,19 +2,21 @@
 //!
 //! * [`id`]: names of things; [`priority`]: how urgent messages are.
 //! * [`proposal`], [`outcome`]: what can be put into a group's log, and what becomes of it.
+//! * [`retry`]: how whoever sends commands names them and waits.
 //! * [`deployment`], [`profile`], [`machine`], [`activation`]: what a group runs, within which limits, and how it comes to
 //!   run something else.
-//! * [`status`], [`node_status`], [`trouble`]: what a replica and a node say of themselves.
+//! * [`status`], [`node_status`], [`held_back`], [`trouble`]: what a replica and a node say of themselves.
 //! * [`admin`], [`record`]: requests of administration and their answers.
 //! * [`code`]: every way to say no, and what follows from it.
 //!
-//! Nothing here computes, and nothing knows Raft, a runtime or a sandbox, so a program that only talks to nodes compiles
+//! Nothing here decides for a group, and nothing knows Raft, a runtime or a sandbox, so a program that only talks to nodes compiles
 //! none of these.
 
 pub mod activation;
 pub mod admin;
 pub mod code;
 pub mod deployment;
+pub mod held_back;
 pub mod id;
 pub mod machine;
 pub mod node_status;
@@ -23,5 +25,6 @@ pub mod priority;
 pub mod profile;
 pub mod proposal;
 pub mod record;
+pub mod retry;
 pub mod status;
 pub mod trouble;

@@ -2,6 +2,7 @@
 
 use crate::activation::Readiness;
 use crate::deployment::Quota;
+pub use crate::held_back::HeldBack;
 use crate::id::{ComponentId, GroupId, Incarnation, LogIndex, NodeId, ReplicaId, Term};
 
 /// The part a replica plays in its group now.
@@ -110,6 +111,9 @@ pub struct Status {
     /// What this leader does for members that are behind.
     #[serde(default)]
     pub catch_up: CatchUpStatus,
+    /// What holds back here what clients ask, at this moment.
+    #[serde(default)]
+    pub held_back: Vec<HeldBack>,
 }
 
 /// An activation that is not done on this replica.

@@ -13,7 +13,6 @@ use std::marker::PhantomData;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
-use tokio_util::codec;
 
 use crate::error::WireError;
 
@@ -36,7 +35,7 @@ const GROWTH: usize = 64 << 10;
 
 /// Writes messages as frames (`Encoder` of the seed package).
 ///
-/// A failed `encode` leaves the buffer as it was.
+/// A failed [`Encoder::put`] leaves the buffer as it was.
 #[derive(Debug)]
 pub struct Encoder<M> {
     limit: usize,
@@ -181,27 +180,6 @@ impl<M: Message + Default> Decoder<M> {
         Err(WireError::NotEnoughData {
             missing: whole - buffer.len(),
         })
-    }
-}
-
-impl<M: Message> codec::Encoder<M> for Encoder<M> {
-    type Error = WireError;
-
-    fn encode(&mut self, message: M, buffer: &mut BytesMut) -> Result<(), WireError> {
-        self.put(&message, buffer)
-    }
-}
-
-impl<M: Message + Default> codec::Decoder for Decoder<M> {
-    type Item = M;
-    type Error = WireError;
-
-    fn decode(&mut self, buffer: &mut BytesMut) -> Result<Option<M>, WireError> {
-        self.take(buffer)
-    }
-
-    fn decode_eof(&mut self, buffer: &mut BytesMut) -> Result<Option<M>, WireError> {
-        self.take_last(buffer)
     }
 }
 

@@ -389,7 +389,7 @@ impl Worker {
                 let command = Bytes::from(request);
                 let history = &shared.history;
                 let pending = history.call(self.number, Via::Log, command.clone(), shared.now());
-                let result = self.session.propose_within(command, self.limit).await;
+                let result = self.session.with_timeout(self.limit).propose(command).await;
                 if let Err(ClientError::SessionExpired) = result {
                     panic!("a session expired, and there are few");
                 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use skep::{GroupId, NodeId, Rehearsal, Verdict};
 use skep_core::deployment::Quota;
-use skep_core::status::{AwaitedDecision, CatchingUp, Status};
+use skep_core::status::{AwaitedDecision, CatchingUp, HeldBack, Status};
 use skep_machine::state_machine::Memory;
 use skep_machine::wasm::Profile;
 use skep_types::admin::{
@@ -463,11 +463,8 @@ fn text(status: &skep::GroupStatus) -> String {
     if let Some(trouble) = &status.trouble {
         text.push_str(&format!("problem   {trouble}\n"));
     }
-    if replica.catch_up.share_percent < 100 {
-        text.push_str(&format!(
-            "held back commands, to {} % of what is usual, so that members can catch up\n",
-            replica.catch_up.share_percent
-        ));
+    if !replica.held_back.is_empty() {
+        text.push_str(&format!("held back {}\n", held_back(replica)));
     }
     if let Some(awaited) = &replica.activation {
         text.push_str(&format!("upgrade   {}\n", waits(awaited)));
@@ -490,6 +487,15 @@ fn text(status: &skep::GroupStatus) -> String {
         .collect();
     let head = ["MEMBER", "ROLE", "MATCHED", "ACTIVE", "CATCHING UP"];
     text + &output::table(&head, &rows)
+}
+
+/// What holds back what clients ask.
+fn held_back(replica: &Status) -> String {
+    let words = replica.held_back.iter().map(|held| match held {
+        HeldBack::CatchUp => format!("catch-up (to {} %)", replica.catch_up.share_percent),
+        held => word(held),
+    });
+    words.collect::<Vec<_>>().join(", ")
 }
 
 fn catching_up(how: &CatchingUp) -> String {
@@ -529,5 +535,32 @@ fn word(value: &impl serde::Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(serde_json::Value::String(word)) => word,
         _ => "?".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_status_says_what_holds_the_group_back() {
+        let mut status = json!({
+            "name": "bees", "component": "00".repeat(32), "halted": null,
+            "machine": {"name": "kv", "version": "1", "schema": 1, "oldest_schema": 1},
+            "group": 4, "incarnation": 1, "node": 1, "replica": 1, "part": "leader", "term": 2, "leader": 1, "commit": 9,
+            "applied": 9, "first": 1, "last": 9, "snapshot": 0, "members": [], "health": {"state": "healthy"}, "verified": 0,
+            "paused": false, "deployed": null, "activation": null, "sessions": 0, "session_bytes": 0, "queued": 0,
+            "quota": {}, "quota_waits": 0,
+        });
+        let shown = |status: &serde_json::Value| {
+            text(&serde_json::from_value(status.clone()).expect("a status"))
+        };
+        assert!(!shown(&status).contains("held back"));
+        status["catch_up"] = json!({"share_percent": 40, "waits": 3, "left_behind": 0});
+        status["held_back"] = json!(["suspects", "catch-up", "slow-lane"]);
+        let held = "held back suspects, catch-up (to 40 %), slow-lane\n";
+        assert!(shown(&status).contains(held), "{}", shown(&status));
     }
 }

@@ -32,6 +32,16 @@ async fn a_dead_node_is_passed_over() {
     );
 }
 
+#[test]
+fn a_client_outlives_the_runtime_that_it_was_made_in() {
+    let runtime = || tokio::runtime::Runtime::new().unwrap();
+    let of_the_node = runtime();
+    let node = of_the_node.block_on(FakeNode::start(|_, request| Act::Answer(proposed(request))));
+    let client = runtime().block_on(client(&[&node]));
+    let proposed = runtime().block_on(client.propose_once(GROUP, "x".into()));
+    assert_eq!(reply(&proposed.unwrap()), "x");
+}
+
 #[tokio::test]
 async fn another_cluster_is_refused() {
     let node = FakeNode::start(|_, _| Act::Ignore).await;

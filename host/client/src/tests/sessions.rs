@@ -130,17 +130,12 @@ async fn a_refusal_is_certain_unless_an_earlier_try_is_not() {
 #[tokio::test]
 async fn a_command_that_is_not_answered_in_time_is_unknown_and_one_that_was_never_taken_is_not() {
     let node = FakeNode::start(|at, _| if at == 0 { opened() } else { Act::Ignore }).await;
-    let session = client(&[&node]).await.session(GROUP).await.unwrap();
     let limit = Duration::from_millis(200);
-    assert!(
-        session
-            .propose_within("x".into(), limit)
-            .await
-            .unwrap_err()
-            .is_unknown()
-    );
+    let session = client(&[&node]).await.session(GROUP).await.unwrap();
+    let session = session.with_timeout(limit);
+    assert!(session.propose("x".into()).await.unwrap_err().is_unknown());
     // The command that was given up does not hold the session up.
-    let _ = session.propose_within("y".into(), limit).await;
+    let _ = session.propose("y".into()).await;
     assert_eq!(proposals(&node.seen())[1].acknowledged, 1);
 
     let node = FakeNode::start(|at, _| {
@@ -152,7 +147,8 @@ async fn a_command_that_is_not_answered_in_time_is_unknown_and_one_that_was_neve
     })
     .await;
     let session = client(&[&node]).await.session(GROUP).await.unwrap();
-    let refused = session.propose_within("x".into(), limit).await.unwrap_err();
+    let session = session.with_timeout(limit);
+    let refused = session.propose("x".into()).await.unwrap_err();
     assert_eq!(
         (
             refused.code().name(),
@@ -247,7 +243,8 @@ async fn no_command_runs_further_ahead_than_its_session_remembers() {
         );
     }
     let refused = session
-        .propose_within("x".into(), Duration::from_millis(20))
+        .with_timeout(Duration::from_millis(20))
+        .propose("x".into())
         .await
         .unwrap_err();
     assert_eq!(

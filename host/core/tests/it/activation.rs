@@ -10,7 +10,7 @@ use skep_core::message::Body;
 use skep_core::outcome::Outcome;
 use skep_core::payload::{Abort, Confirm, Kind, Payload};
 use skep_core::proposal::{Change, Proposal, ProposalError, Response};
-use skep_core::status::Health;
+use skep_core::status::{Health, HeldBack};
 
 use crate::cluster::{Cluster, REFUSED, activate, anonymous, is_append};
 
@@ -93,6 +93,7 @@ fn a_component_that_nobody_has_is_given_up_at_the_deadline() {
     cluster.tick(DEADLINE - 1);
     for id in 1..=3 {
         let status = cluster.status(id).expect("runs");
+        assert_eq!(status.held_back, [HeldBack::Upgrade]);
         let awaited = status.activation.expect("it waits");
         assert_eq!(awaited.component, ComponentId([5; 32]));
         assert_eq!(

@@ -4,7 +4,7 @@ use skep_core::GroupConfig;
 use skep_core::id::{NodeId, ReplicaId};
 use skep_core::input::{Input, LogRead};
 use skep_core::message::Priority;
-use skep_core::status::CatchingUp;
+use skep_core::status::{CatchingUp, HeldBack};
 
 use crate::cluster::{Cluster, anonymous, is_append};
 
@@ -245,6 +245,8 @@ fn who_does_not_come_nearer_is_left_behind_and_tried_again() {
         cluster.tick(1);
         let status = cluster.status(1).expect("leads");
         lowest = lowest.min(status.catch_up.share_percent);
+        let is_held_back = status.held_back.contains(&HeldBack::CatchUp);
+        assert_eq!(is_held_back, status.catch_up.share_percent < 100);
         if status.catch_up.left_behind > 0 {
             break;
         }

@@ -5,6 +5,7 @@ use skep_core::deployment::{Deployment, Quota};
 use skep_core::id::ComponentId;
 use skep_core::outcome::Outcome;
 use skep_core::proposal::{Proposal, ProposalError};
+use skep_core::status::HeldBack;
 
 use crate::cluster::{Cluster, REFUSED, activate, anonymous, in_session};
 
@@ -105,7 +106,9 @@ fn a_machine_that_fails_on_everything_is_paused_until_somebody_resumes() {
     }
     assert!(failed >= 4, "{failed}");
     for id in 1..=3 {
-        assert!(cluster.status(id).expect("runs").paused, "node {id}");
+        let status = cluster.status(id).expect("runs");
+        assert!(status.paused, "node {id}");
+        assert!(status.held_back.contains(&HeldBack::Paused), "{status:?}");
         assert_eq!(
             cluster.ask(id, anonymous("good")),
             Err(ProposalError::Paused)
@@ -206,7 +209,10 @@ fn a_quota_is_held_by_whoever_leads() {
             "by node {id}"
         );
     }
+    let held_back = |cluster: &mut Cluster| cluster.status(1).expect("leads").held_back;
+    assert_eq!(held_back(&mut cluster), [HeldBack::CommandsPerSecond]);
     second(&mut cluster);
+    assert_eq!(held_back(&mut cluster), []);
     for _ in 0..3 {
         cluster.ask(1, anonymous("within")).expect("committed");
     }
@@ -228,7 +234,9 @@ fn a_quota_is_held_by_whoever_leads() {
         .ask(1, Proposal::Activate(deployment(0, bytes)))
         .expect("committed");
     let large = "x".repeat(300);
+    assert_eq!(held_back(&mut cluster), []);
     assert_eq!(cluster.ask(1, anonymous(&large)), Err(ProposalError::Busy));
+    assert_eq!(held_back(&mut cluster), [HeldBack::BytesInFlight]);
     cluster.ask(1, anonymous("small")).expect("committed");
 }
 
@@ -260,6 +268,12 @@ fn commands_wait_for_what_they_and_their_replies_cost_in_bytes() {
             .iter()
             .any(|(id, waiter)| cluster.reply(*id, *waiter).is_none())
         {
+            let status = cluster.status(1).expect("leads");
+            let expected = match status.quota.bytes_per_second {
+                0 => HeldBack::LongBytesPerSecond,
+                _ => HeldBack::BytesPerSecond,
+            };
+            assert_eq!(status.held_back, [expected]);
             tick(cluster);
             ticks += 1;
             assert!(ticks <= 100, "they wait for ever");

@@ -4,6 +4,7 @@ use skep_core::id::{NodeId, SessionId};
 use skep_core::input::{Input, Waiter};
 use skep_core::outcome::{GuestFault, Outcome};
 use skep_core::proposal::{Proposal, ProposalError};
+use skep_core::status::HeldBack;
 
 use crate::cluster::{Cluster, anonymous, in_session};
 
@@ -101,6 +102,25 @@ fn cluster() -> Cluster {
     cluster.elect(1);
     cluster.tick(2);
     cluster
+}
+
+#[test]
+fn a_status_names_what_clients_wait_for_whose_commands_failed() {
+    let mut cluster = cluster();
+    let held_back = |cluster: &mut Cluster| cluster.status(1).expect("leads").held_back;
+    let session = session(&mut cluster, 1);
+    let failed = cluster.ask(1, in_session(session, 1, POISON));
+    assert!(failed.is_ok(), "{failed:?}");
+    assert_eq!(held_back(&mut cluster), []);
+    // Others are there to be protected.
+    cluster.ask(1, anonymous("good")).expect("committed");
+    let waiter = cluster.propose(1, in_session(session, 2, "good"));
+    cluster.run();
+    assert_eq!(held_back(&mut cluster), [HeldBack::Suspects]);
+    cluster.until("it is answered", |cluster| {
+        cluster.reply(1, waiter).is_some()
+    });
+    assert_eq!(held_back(&mut cluster), []);
 }
 
 // P-39

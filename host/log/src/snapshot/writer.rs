@@ -108,11 +108,6 @@ impl SnapshotReceiver {
         self.draft.written()
     }
 
-    /// Whether all announced bytes are stored.
-    pub fn is_complete(&self) -> bool {
-        self.draft.written() == self.mark.size
-    }
-
     /// Verifies the snapshot against its mark and makes it durable under its name.
     ///
     /// # Errors

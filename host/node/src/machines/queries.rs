@@ -78,6 +78,10 @@ impl Queue {
     fn is_due(&self) -> bool {
         !self.queries.is_empty() && !self.allowance.owes_bytes(self.rates)
     }
+
+    fn wait_for_bytes(&self) -> bool {
+        !self.queries.is_empty() && !self.is_due()
+    }
 }
 
 impl Queries {
@@ -135,7 +139,7 @@ impl Queries {
             return false;
         }
         let mut queue = self.actor.lock();
-        let waited = !queue.queries.is_empty() && !queue.is_due();
+        let waited = queue.wait_for_bytes();
         if waited {
             queue.queries.retain(|query| !query.asked.is_abandoned());
         }
@@ -146,6 +150,11 @@ impl Queries {
             self.actor.schedule(queue);
         }
         waited
+    }
+
+    /// Whether some wait until the bytes that others have used are made up for.
+    pub(crate) fn wait_for_bytes(&self) -> bool {
+        self.actor.lock().wait_for_bytes()
     }
 
     /// Ends the actor: nothing queued is answered any more, and the reader is dropped once its present call returns.

@@ -21,6 +21,7 @@ use skep_core::id::{ComponentId, GroupId, LogIndex};
 use skep_core::input::Input;
 use skep_core::message::SnapshotName;
 use skep_core::proposal::ProposalError;
+use skep_core::status::HeldBack;
 use skep_drive::{Descriptor, Done, Driver, Failed, Interrupter, StateMachine};
 use tokio::sync::oneshot;
 
@@ -34,7 +35,7 @@ use crate::error::Error;
 use crate::machines::exchange::Exchange;
 use crate::machines::queries::{Queries, Query};
 use crate::pool::Pool;
-use crate::pool::run_queue::{Account, Meter, TURN_COST};
+use crate::pool::run_queue::{Account, Lane, Meter, TURN_COST};
 use crate::shards::mailbox::{Completion, Event};
 use crate::shards::router::Router;
 use crate::status::QueryAnswer;
@@ -218,6 +219,19 @@ impl Worker {
     pub(crate) fn waits(&self) -> Option<Arc<str>> {
         let waits = self.actor.waits.lock();
         waits.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What holds back its commands and queries, beside what the replica knows of.
+    pub(crate) fn held_back(&self) -> impl Iterator<Item = HeldBack> + use<> {
+        let queries = self.actor.lock().queries.clone();
+        let queries = queries.is_some_and(|queries| queries.wait_for_bytes());
+        let is_slow = self.actor.account.lane() == Lane::Slow;
+        [
+            (queries, HeldBack::QueryBytes),
+            (is_slow, HeldBack::SlowLane),
+        ]
+        .into_iter()
+        .filter_map(|(holds, what)| holds.then_some(what))
     }
 
     /// Replicas of the group were found to differ.

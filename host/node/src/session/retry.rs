@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use skep_core::id::GroupId;
 use skep_core::proposal::{Command, ProposalError, Response};
+use skep_types::retry::doubled;
 
 use crate::clock;
 use crate::error::Error;
@@ -113,13 +114,11 @@ struct Tries {
     maybe_applied: bool,
     /// The session was lost once and opened again.
     reopened: bool,
-    pause: Duration,
+    failures: u32,
 }
 
-/// Between tries of which the first failed at once; doubles up to [`PAUSE_MAX`], so that a group that is busy or without a
-/// leader is not asked in a loop.
-const PAUSE_MIN: Duration = Duration::from_millis(5);
-const PAUSE_MAX: Duration = Duration::from_millis(500);
+/// First and longest pause between two tries, so that a group that is busy or without a leader is not asked in a loop.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
 
 impl Tries {
     fn new(group: GroupId, timeout: Duration, max_retries: Option<u32>) -> Self {
@@ -129,7 +128,7 @@ impl Tries {
             left: max_retries,
             maybe_applied: false,
             reopened: false,
-            pause: PAUSE_MIN,
+            failures: 0,
         }
     }
 
@@ -154,8 +153,8 @@ impl Tries {
             return Err(self.verdict(error));
         }
         self.left = self.left.map(|left| left - 1);
-        clock::sleep(self.pause.min(self.timeout)).await;
-        self.pause = (self.pause * 2).min(PAUSE_MAX);
+        self.failures = self.failures.saturating_add(1);
+        clock::sleep(doubled(PAUSE, self.failures).min(self.timeout)).await;
         Ok(())
     }
 

@@ -163,8 +163,7 @@ impl Out<'_> {
         self.pool.run(move || {
             let read = disk.read_log(key, range, bytes);
             let from = range.0;
-            let event = Event::Input(Input::LogRead { from, read });
-            router.complete_all(vec![Completion { group, life, event }]);
+            router.input(group, life, Input::LogRead { from, read });
         });
     }
 

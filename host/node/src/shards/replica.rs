@@ -19,7 +19,6 @@ use tokio::sync::oneshot;
 use crate::disk::store::Disk;
 use crate::error::Error;
 use crate::machines::worker::Worker;
-use crate::panics::panic_text;
 use crate::shards::mailbox::Asked;
 use crate::shards::route::Route;
 use crate::shards::router::{Router, TransferReporter};
@@ -211,14 +210,10 @@ impl Replica {
         }
     }
 
-    /// Takes something in. A bug in there halts this replica only.
+    /// Takes something in.
     pub(crate) fn handle(&mut self, input: Input) {
-        let State::Running(group) = &mut self.state else {
-            return;
-        };
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| group.handle(input))) {
-            let reason = format!("panicked: {}", panic_text(&*panic));
-            self.halt(reason);
+        if let State::Running(group) = &mut self.state {
+            group.handle(input);
         }
     }
 
@@ -230,15 +225,10 @@ impl Replica {
         self.handle(Input::Persisted { number });
     }
 
-    /// Gives out what is to be done. A bug in there halts this replica only, and nothing of that poll is done.
+    /// Gives out what is to be done.
     pub(crate) fn poll(&mut self, effects: &mut Vec<Effect>) {
-        let State::Running(group) = &mut self.state else {
-            return;
-        };
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| group.poll(effects))) {
-            effects.clear();
-            let reason = format!("panicked: {}", panic_text(&*panic));
-            self.halt(reason);
+        if let State::Running(group) = &mut self.state {
+            group.poll(effects);
         }
     }
 
@@ -373,7 +363,11 @@ impl Replica {
     pub(crate) fn status(&self) -> GroupStatus {
         let running = self.worker.running();
         let (halted, replica) = match &self.state {
-            State::Running(group) => (None, group.status()),
+            State::Running(group) => {
+                let mut status = group.status();
+                status.held_back.extend(self.worker.held_back());
+                (None, status)
+            }
             State::Halted { reason, status } => (Some(reason.clone()), Status::clone(status)),
         };
         GroupStatus {

@@ -14,7 +14,6 @@ use skep_wire::codec::Encoder;
 use skep_wire::proto::{self, PeerFrame, peer_frame};
 use skep_wire::{MAX_FRAME, WireError};
 use tokio::sync::{Notify, watch};
-use tokio_util::sync::CancellationToken;
 
 use super::Reporter;
 use super::connection::{Connection, FrameReader, FrameWriter};
@@ -112,19 +111,18 @@ impl Lane {
         self.lose(dropped, shared);
     }
 
-    /// Empties the queue until `gone`.
+    /// Empties the queue until the transport stops.
     pub(super) async fn run(
         self: Arc<Self>,
         shared: Arc<Shared>,
         address: watch::Receiver<String>,
-        gone: CancellationToken,
     ) {
         let kept = shared.supervisor.keep("lane", || {
             let mut address = address.clone();
             let (lane, shared) = (&self, &shared);
             async move { lane.keep_connected(shared, &mut address).await }
         });
-        gone.run_until_cancelled(kept).await;
+        shared.stop.run_until_cancelled(kept).await;
         self.shut(&shared);
     }
 

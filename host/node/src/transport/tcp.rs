@@ -193,7 +193,6 @@ struct Peer {
     address: watch::Sender<String>,
     high: Arc<Lane>,
     normal: Arc<Lane>,
-    gone: CancellationToken,
 }
 
 impl TcpTransport {
@@ -297,29 +296,15 @@ impl TcpTransport {
         }
     }
 
-    /// Forgets a node: nothing is sent to it any more. Says whether it was known.
-    pub fn remove_peer(&self, node: NodeId) -> bool {
-        self.peers.remove(&node).is_some_and(|(_, peer)| {
-            peer.gone.cancel();
-            true
-        })
-    }
-
-    /// Where a node is, if it is known.
-    pub fn peer_address(&self, node: NodeId) -> Option<String> {
-        self.peers
-            .get(&node)
-            .map(|peer| peer.address.borrow().clone())
-    }
-
     /// Makes a connection for requests to a node, at its address or, if that is not known here, at another.
     pub async fn open_requests(
         &self,
         node: NodeId,
         otherwise: &str,
     ) -> Result<Connection, HandshakeError> {
-        let address = self.peer_address(node);
-        let address = address.as_deref().unwrap_or(otherwise);
+        let known = self.peers.get(&node);
+        let known = known.map(|peer| peer.address.borrow().clone());
+        let address = known.as_deref().unwrap_or(otherwise);
         let identity = &self.shared.identity;
         identity.dial(node, address, Purpose::Requests).await
     }
@@ -387,21 +372,15 @@ impl Shared {
 impl Peer {
     fn start(shared: &Arc<Shared>, node: NodeId, address: String) -> Self {
         let address = watch::Sender::new(address);
-        let gone = shared.stop.child_token();
         let lane = |priority, queue_bytes| {
             let lane = Arc::new(Lane::new(node, priority, queue_bytes));
-            shared.spawn(Arc::clone(&lane).run(
-                Arc::clone(shared),
-                address.subscribe(),
-                gone.clone(),
-            ));
+            shared.spawn(Arc::clone(&lane).run(Arc::clone(shared), address.subscribe()));
             lane
         };
         Self {
             high: lane(Priority::High, shared.limits.high_queue),
             normal: lane(Priority::Normal, shared.limits.normal_queue),
             address,
-            gone,
         }
     }
 

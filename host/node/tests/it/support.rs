@@ -5,7 +5,7 @@ use std::future::Future;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use skep::transport::{
@@ -101,6 +101,13 @@ impl Counters {
             }
             _ if text == "block" => {
                 self.probe.block();
+                Outcome::Reply(Bytes::new())
+            }
+            _ if text == "compute" => {
+                let begun = Instant::now();
+                while begun.elapsed() < Duration::from_millis(50) {
+                    std::hint::spin_loop();
+                }
                 Outcome::Reply(Bytes::new())
             }
             _ if text == "panic" => panic!("on purpose"),

@@ -1,12 +1,16 @@
 //! A link to a node that does as it is told.
 
+use std::sync::Mutex;
+
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use skep_client::link::{Failure, SILENT_AFTER};
 use skep_core::message::{PeerMessage, SnapshotName};
 use skep_log::{SnapshotFile, SnapshotReceiver};
-use skep_wire::proto::response;
+use skep_wire::proto::{request, response};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::oneshot;
 
 use super::*;
 use skep::transport::{
@@ -101,7 +105,12 @@ fn called(id: u64, body: &'static [u8]) -> proto::Response {
 async fn link_to(address: &str) -> Link {
     let peers = vec![(NodeId(2), address.to_owned())];
     let one = transport(1, listener("127.0.0.1:0").await, peers, None).await;
-    Link::new(one, NodeId(2), String::new(), Supervisor::default())
+    let port = Port {
+        transport: one,
+        node: NodeId(2),
+        address: String::new(),
+    };
+    port.linked(Supervisor::default())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -112,7 +121,7 @@ async fn answers_find_their_requests_in_any_order_and_a_lost_connection_is_made_
     let link = link_to(&address).await;
     let ask = |link: &Link, method: &'static str| {
         let link = link.clone();
-        tokio::spawn(async move { link.ask(0, call(method), true).await })
+        tokio::spawn(async move { link.ask(0, Some(call(method)), true).await })
     };
     let one = ask(&link, "one");
     let (first, answer_first) = requests.recv().await.expect("asked");
@@ -128,9 +137,9 @@ async fn answers_find_their_requests_in_any_order_and_a_lost_connection_is_made_
     let three = ask(&link, "three");
     let (_, _never) = requests.recv().await.expect("asked");
     node.stop().await;
-    assert_eq!(three.await.expect("ends"), Err(LinkError::Lost));
+    assert_eq!(three.await.expect("ends"), Err(Failure::Lost));
     let four = ask(&link, "four").await.expect("ends");
-    assert!(matches!(four, Err(LinkError::NotSent(_))), "{four:?}");
+    assert!(matches!(four, Err(Failure::NotSent(_))), "{four:?}");
     assert!(link.is_silent());
     drop((node, requests));
 
@@ -150,7 +159,7 @@ async fn a_node_that_says_nothing_is_silent_and_one_that_only_takes_long_is_not(
     let (_node, mut requests) = two(at).await;
     let link = link_to(&address).await;
     let asked = link.clone();
-    let slow = tokio::spawn(async move { asked.ask(0, call("slow"), false).await });
+    let slow = tokio::spawn(async move { asked.ask(0, Some(call("slow")), false).await });
     let (request, answer) = requests.recv().await.expect("asked");
     clock::sleep(2 * SILENT_AFTER).await;
     assert!(!link.is_silent());
@@ -160,9 +169,9 @@ async fn a_node_that_says_nothing_is_silent_and_one_that_only_takes_long_is_not(
     // Accepts, and never welcomes.
     let stopped = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let link = link_to(&stopped.local_addr().expect("bound").to_string()).await;
-    let answer = link.ask(0, call("any"), false).await;
+    let answer = link.ask(0, Some(call("any")), false).await;
     assert!(
-        matches!(answer, Err(LinkError::NotSent(_) | LinkError::Silent)),
+        matches!(answer, Err(Failure::NotSent(_) | Failure::Silent)),
         "{answer:?}"
     );
     assert!(link.is_silent());
@@ -176,7 +185,7 @@ async fn a_node_is_probed_once_however_many_ask() {
     let link = link_to(&address).await;
     // From then on there is a connection.
     let asked = link.clone();
-    let first = tokio::spawn(async move { asked.ask(0, call("first"), true).await });
+    let first = tokio::spawn(async move { asked.ask(0, Some(call("first")), true).await });
     let (request, answer) = requests.recv().await.expect("asked");
     answer.send(called(request.id, b"")).expect("awaited");
     assert!(first.await.expect("ends").is_ok());
@@ -185,7 +194,7 @@ async fn a_node_is_probed_once_however_many_ask() {
     assert_eq!(probe.body, Some(call("")));
     link.probe();
     let asked = link.clone();
-    tokio::spawn(async move { asked.ask(0, call("next"), true).await });
+    tokio::spawn(async move { asked.ask(0, Some(call("next")), true).await });
     let (next, _answer) = requests.recv().await.expect("asked");
     assert_eq!(next.body, Some(call("next")));
 }
@@ -213,25 +222,16 @@ async fn silence_is_noticed_while_a_write_waits_for_it() {
     let body = Bytes::from(vec![0; 12 << 20]);
     let mut answers = Vec::new();
     for _ in 0..8 {
-        let (answer, answered) = oneshot::channel();
-        answers.push(answered);
         let call = proto::Call {
             body: body.clone(),
             ..Default::default()
         };
-        let (group, body) = (0, request::Body::Call(call));
-        let asked = link
-            .requests
-            .send(Asked {
-                group,
-                body,
-                answer,
-            })
-            .await;
-        assert!(asked.is_ok(), "the link is there");
+        let mut answer = Box::pin(link.ask(0, Some(request::Body::Call(call)), true));
+        assert!(futures::poll!(&mut answer).is_pending(), "it waits");
+        answers.push(answer);
     }
-    let answer = link.ask(0, call("any"), false).await;
-    assert_eq!(answer, Err(LinkError::Silent));
+    let answer = link.ask(0, Some(call("any")), false).await;
+    assert_eq!(answer, Err(Failure::Silent));
     assert!(link.is_silent());
 }
 
@@ -242,10 +242,10 @@ async fn an_answer_that_no_frame_holds_is_an_error_and_the_others_are_answered()
     let (_node, mut requests) = two(at).await;
     let link = link_to(&address).await;
     let asked = link.clone();
-    let other = tokio::spawn(async move { asked.ask(0, call("other"), true).await });
+    let other = tokio::spawn(async move { asked.ask(0, Some(call("other")), true).await });
     let (second, answer_second) = requests.recv().await.expect("asked");
     let asked = link.clone();
-    let large = tokio::spawn(async move { asked.ask(0, call("large"), true).await });
+    let large = tokio::spawn(async move { asked.ask(0, Some(call("large")), true).await });
     let (first, answer_first) = requests.recv().await.expect("asked");
     let body = Bytes::from(vec![0; MAX_CLIENT_FRAME]);
     let called = |id, body| proto::Response {
