@@ -202,7 +202,7 @@ pub const BUDGETS: &[Budget] = &[
     row("log-record", "one record of the log", Bytes(256 << 20), ("host/log/src/frame.rs", "MAX_BODY"), Otherwise("it is not written; the replica halts")),
     row("log-round", "one round of the log's writer", Bytes(8 << 20), ("host/log/src/writer.rs", "ROUND_BYTES"), Otherwise("the next round takes the rest")),
     row("log-queue", "records that wait for the log", Bytes(64 << 20), ("host/log/src/writer.rs", "QUEUE_BYTES"), Otherwise("shards wait")),
-    row("log-garbage", "dead log before collection copies; a group copied at once", Words("192 MiB; 256 KiB"), ("host/log/src/log.rs", "garbage_bytes"), Otherwise("groups are copied, or asked for a snapshot")),
+    row("log-garbage", "dead log before collection copies; a group copied at once", Words("192 MiB; 256 KiB"), ("host/log/src/options.rs", "garbage_bytes"), Otherwise("groups are copied, or asked for a snapshot")),
     row("snapshot-state", "the host's section of a snapshot", Bytes(256 << 20), ("host/log/src/snapshot/file.rs", "MAX_STATE"), Otherwise("there is no snapshot")),
     row("snapshot-file", "a snapshot taken from a peer", Bytes(16 << 30), ("host/node/src/disk/store.rs", "SNAPSHOT_BYTES_MAX"), Otherwise("it is refused, and the sender says so")),
     row("peers-pinned", "stores remembered of peers", Count(4096), ("host/log/src/pins.rs", "MAX_PEERS"), Otherwise("the peer is refused")),
