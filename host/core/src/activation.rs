@@ -214,7 +214,7 @@ impl Group {
             self.state.deployment = Some(activation.deployment);
             self.state.paused = false;
             self.faults_in_a_row = 0;
-            self.forget_fullness();
+            self.proposals.suspects.forget_fullness();
             // So that no replica needs the former code for long.
             self.since_barrier.wanted = true;
         }

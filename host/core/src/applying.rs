@@ -13,7 +13,7 @@ use crate::pending::AskerId;
 use crate::proposal::{ChangeRefusal, ProposalError, Response};
 use crate::sessions::Forgotten;
 use crate::status::Health;
-use crate::suspects::Source;
+use crate::suspects::{Answered, Source};
 
 /// An entry the machine has work from, or that waits behind one.
 #[derive(Debug)]
@@ -120,7 +120,7 @@ impl Applying {
     }
 
     /// Where the commands that the machine answers came from, in the order of its answers, and how large they are.
-    fn sources(&self) -> impl Iterator<Item = (Option<Source>, u64)> + Clone {
+    fn sources(&self) -> Vec<(Option<Source>, u64)> {
         let plans = match &self.what {
             What::Commands { plans, .. } => &plans[..],
             _ => &[],
@@ -129,6 +129,7 @@ impl Applying {
             .iter()
             .filter(|plan| matches!(plan.fate, Fate::Machine(_)))
             .map(|plan| (plan.source, plan.bytes))
+            .collect()
     }
 
     /// Which command of the entry it is that the machine was given at a place of this one.
@@ -178,7 +179,15 @@ impl Group {
             ));
             return;
         };
-        self.judge_sources(index, front.since, front.sources(), &outcomes);
+        if self.leads() {
+            self.judge_sources(&Answered {
+                index,
+                since: front.since,
+                from: &front.sources(),
+                outcomes: &outcomes,
+                others_wait: !self.applying.is_empty(),
+            });
+        }
         self.since_barrier.fuel = self.since_barrier.fuel.saturating_add(fuel);
         for outcome in &outcomes {
             if matches!(outcome, Outcome::Fault(_)) {

@@ -372,7 +372,7 @@ impl Group {
         // By this clock, not by the latest time that it has shown: a clock that was set back would refill nothing until it is there again.
         self.allowance.refill(self.rates(), now);
         self.expire();
-        self.ask_again();
+        self.ask_dropped_reads();
         self.promote_who_has_caught_up();
         self.follow_members();
         self.tidy_read_back();
@@ -466,7 +466,7 @@ impl Group {
         self.leader_changed_for_forwards(ReplicaId(leader));
         if leader == self.replica.0 && leader != 0 {
             self.proposals.elected = true;
-            self.proposals.leader_since = self.ticks;
+            self.liveness.leader_since = self.ticks;
             self.since_barrier.proposed = false;
             self.faults_in_a_row = 0;
             self.forget_suspects();

@@ -11,7 +11,7 @@
 //! * `ready`: from Raft's `Ready` to records and messages.
 //! * [`payload`], [`entry`]: what an entry says; `committed`, `applying`: entries on their way to the machine, and in its hands; [`outcome`]: the results.
 //! * `pending`: everybody who waits for an answer; `out`: the one way out.
-//! * `proposals`: queueing, packing, deadlines; `forwards`: on the way to the leader. [`proposal`] has the words.
+//! * `proposals`: queueing and deadlines; `packing`: into entries; `forwards`: on the way to the leader. [`proposal`] has the words.
 //! * `suspects`, `fullness`, [`allowance`], `throttle`: clients whose commands fail, find no memory, or have to wait; `held_back`: which of these do.
 //! * `changes`: membership; `removal`: the end of a removed replica; `liveness`, `addresses`: when and where members were heard of.
 //! * `reads`: linearizable queries.
@@ -62,6 +62,7 @@ mod liveness;
 mod log_view;
 pub mod message;
 mod out;
+mod packing;
 pub mod payload;
 mod pending;
 pub mod planted;

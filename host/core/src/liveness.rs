@@ -11,6 +11,8 @@ use crate::id::ReplicaId;
 #[derive(Debug, Default)]
 pub(crate) struct Liveness {
     heard: BTreeMap<ReplicaId, u64>,
+    /// The tick this replica last became leader at.
+    pub(crate) leader_since: u64,
 }
 
 impl Liveness {
@@ -51,7 +53,7 @@ impl Group {
 
     /// Whether this leader has not had the time to hear from everybody yet.
     pub(crate) fn leads_since_recently(&self) -> bool {
-        self.ticks < self.proposals.leader_since + u64::from(self.config.election_ticks)
+        self.ticks < self.liveness.leader_since + u64::from(self.config.election_ticks)
     }
 }
 

@@ -8,15 +8,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use crate::config::Limits;
 use crate::fullness::Fullness;
-use crate::group::Group;
 use crate::id::{LogIndex, ReplicaId, SessionId};
 use crate::outcome::{GuestFault, Outcome};
-use crate::payload::{Commands, Item, Kind};
+use crate::payload::Item;
 use crate::pending::{AskerId, Who};
 use crate::proposal::{Command, Proposal, ProposalError};
 use crate::proposals::Queued;
-use crate::raft_node::NotProposed;
 
 /// After so many times the deadline of a command without a failure, a source is like any other. Within one deadline each of
 /// its commands has failed, was refused for its lateness, or was good, so one that fails in a loop stays.
@@ -56,11 +55,34 @@ impl Source {
     }
 }
 
+/// A command of a suspect.
 #[derive(Debug)]
-struct Waiting {
-    asker: AskerId,
-    source: Source,
-    command: Command,
+pub(crate) struct Waiting {
+    pub(crate) asker: AskerId,
+    pub(crate) source: Source,
+    pub(crate) command: Command,
+}
+
+/// What the machine did with the commands of an entry.
+#[derive(Debug)]
+pub(crate) struct Answered<'a> {
+    pub(crate) index: LogIndex,
+    /// The tick at which it was handed to the machine.
+    pub(crate) since: u64,
+    /// Where each command came from, and its bytes.
+    pub(crate) from: &'a [(Option<Source>, u64)],
+    pub(crate) outcomes: &'a [Outcome],
+    /// Whether other entries wait behind it.
+    pub(crate) others_wait: bool,
+}
+
+/// What is to be done about it.
+#[derive(Debug, Default)]
+pub(crate) struct Judged {
+    /// There is a new suspect, who may have commands in the queue of all.
+    pub(crate) is_new: bool,
+    /// These would find no memory, either.
+    pub(crate) hopeless: Vec<AskerId>,
 }
 
 /// What a leader holds against its clients.
@@ -98,40 +120,94 @@ impl Default for Suspects {
     }
 }
 
+/// Who is suspected, and of what.
 impl Suspects {
-    pub(crate) fn len(&self) -> usize {
-        self.queue.len()
+    /// Whether a command of this source is set aside. `source` is only looked for where there is a suspect.
+    pub(crate) fn suspect(
+        &self,
+        source: impl FnOnce() -> Option<Source>,
+        ticks: u64,
+    ) -> Option<Source> {
+        if self.sources.is_empty() {
+            return None;
+        }
+        let source = source()?;
+        let until = self.sources.get(&source)?;
+        (self.on_its_way.is_some() || *until > ticks).then_some(source)
     }
 
-    fn push(&mut self, waiting: Waiting) {
-        self.queued_bytes += waiting.command.size() as u64;
-        self.queue.push_back(waiting);
+    /// The machine has answered for commands. Those that failed make suspects.
+    pub(crate) fn judge(&mut self, answered: &Answered, ticks: u64, limits: &Limits) -> Judged {
+        let Answered {
+            index,
+            since,
+            from,
+            outcomes,
+            others_wait,
+        } = *answered;
+        let failed = |outcome: &Outcome| matches!(outcome, Outcome::Fault(_));
+        let fails = outcomes.iter().any(failed);
+        // The tick it began in and the one it ended in count as whole ones, so it took no longer than that.
+        let took = ticks - since + 1;
+        for ((_, bytes), outcome) in from.iter().zip(outcomes) {
+            match outcome {
+                Outcome::Fault(GuestFault::OutOfMemory) => {
+                    self.fullness.note_failure(*bytes, ticks, took);
+                }
+                Outcome::Fault(_) => {}
+                _ => self.fullness.note_success(*bytes),
+            }
+        }
+        if fails {
+            self.wait_until = self.wait_until.max(ticks + 1 + WAIT_FACTOR * took);
+        }
+        let is_theirs = self.on_its_way.take_if(|theirs| *theirs <= index).is_some();
+        if !is_theirs || others_wait {
+            // Somebody else was answered, or waits behind this entry.
+            self.others_at = ticks;
+        }
+        if is_theirs {
+            self.commands = match fails {
+                true => (self.commands / 2).max(1),
+                false => (self.commands * 2).min(limits.entry_commands),
+            };
+        }
+        let mut judged = Judged::default();
+        for ((source, _), outcome) in from.iter().zip(outcomes) {
+            if failed(outcome)
+                && let Some(source) = source
+            {
+                judged.is_new |= self.hold_against(*source, ticks, limits);
+            }
+        }
+        if outcomes.contains(&Outcome::Fault(GuestFault::OutOfMemory)) {
+            let hopeless =
+                |waiting: &&Waiting| self.fullness.is_hopeless(waiting.command.data.len() as u64);
+            let hopeless = self.queue.iter().filter(hopeless);
+            judged.hopeless = hopeless.map(|waiting| waiting.asker).collect();
+        }
+        judged
     }
 
-    fn pop(&mut self) -> Option<Waiting> {
-        let waiting = self.queue.pop_front()?;
-        self.queued_bytes -= waiting.command.size() as u64;
-        Some(waiting)
+    /// Whose command nobody waits for any more, because it is late, has not shown that it is any better.
+    pub(crate) fn blame_late(
+        &mut self,
+        waits: impl Fn(AskerId) -> bool,
+        ticks: u64,
+        limits: &Limits,
+    ) {
+        let late = self.queue.iter().filter(|waiting| !waits(waiting.asker));
+        let sources: Vec<_> = late.map(|waiting| waiting.source).collect();
+        for source in sources {
+            self.hold_against(source, ticks, limits);
+        }
     }
 
-    /// All that waits.
-    pub(crate) fn drain(&mut self) -> impl Iterator<Item = Queued> + use<> {
-        self.queued_bytes = 0;
-        let waiting = std::mem::take(&mut self.queue);
-        waiting.into_iter().map(|waiting| Queued {
-            asker: waiting.asker,
-            proposal: Proposal::Command(waiting.command),
-        })
-    }
-
-    /// Keeps what somebody waits for.
-    pub(crate) fn retain(&mut self, waits: impl Fn(AskerId) -> bool) {
-        self.queue.retain(|waiting| waits(waiting.asker));
-        let sizes = self
-            .queue
-            .iter()
-            .map(|waiting| waiting.command.size() as u64);
-        self.queued_bytes = sizes.sum();
+    /// `true` if the source was none of the suspects.
+    fn hold_against(&mut self, source: Source, ticks: u64, limits: &Limits) -> bool {
+        let lapse = LAPSE_DEADLINES * u64::from(limits.request_ticks);
+        let until = self.wait_until.max(ticks) + lapse;
+        self.note(source, ticks, until)
     }
 
     /// Holds something against a source until some tick. `true` if there was nothing before.
@@ -148,217 +224,176 @@ impl Suspects {
         let former = self.sources.insert(source, until);
         former.is_none_or(|until| until <= ticks)
     }
-}
 
-impl Group {
-    /// Queues a proposal that is taken: with those of suspects, or with all others.
-    pub(crate) fn enqueue_by_source(&mut self, asker: AskerId, proposal: Proposal) {
-        match proposal {
-            Proposal::Command(command)
-                if self.leads()
-                    && let Some(source) = self.suspected(asker, &command) =>
-            {
-                let lapse = u64::from(self.config.limits.request_ticks);
-                let (bytes, ticks) = (command.data.len() as u64, self.ticks);
-                if self
-                    .proposals
-                    .suspects
-                    .fullness
-                    .refuses(bytes, ticks, lapse)
-                {
-                    self.reply(asker, Err(ProposalError::OutOfMemory));
-                } else {
-                    self.set_aside(Waiting {
-                        asker,
-                        source,
-                        command,
-                    });
-                }
-            }
-            proposal => {
-                self.proposals.suspects.others_at = self.ticks;
-                self.enqueue_last(asker, proposal);
-            }
-        }
-    }
-
-    /// Where a command comes from, if that is a suspect.
-    fn suspected(&self, asker: AskerId, command: &Command) -> Option<Source> {
-        let suspects = &self.proposals.suspects.sources;
-        if suspects.is_empty() {
-            return None;
-        }
-        let is_tried = self.proposals.suspects.on_its_way.is_some();
-        let source = Source::of(
-            command.request.session,
-            self.pending.who(asker),
-            self.replica,
-        )?;
-        let until = suspects.get(&source)?;
-        (is_tried || *until > self.ticks).then_some(source)
-    }
-
-    fn set_aside(&mut self, waiting: Waiting) {
-        let bytes_max = self.queued_bytes_max() / QUEUE_SHARE;
-        let commands_max = self.config.limits.queued_proposals as u64 / QUEUE_SHARE;
-        let suspects = &mut self.proposals.suspects;
-        let bytes = suspects.queued_bytes + waiting.command.size() as u64;
-        if suspects.queue.len() as u64 >= commands_max || bytes > bytes_max {
-            self.reply(waiting.asker, Err(ProposalError::Busy));
-        } else {
-            suspects.push(waiting);
-        }
-    }
-
-    /// The machine has answered for commands; `from` says where each came from. Those that failed make suspects.
-    pub(crate) fn judge_sources(
-        &mut self,
-        index: LogIndex,
-        since: u64,
-        from: impl Iterator<Item = (Option<Source>, u64)> + Clone,
-        outcomes: &[Outcome],
-    ) {
-        if !self.leads() {
-            return;
-        }
-        let failed = |outcome: &Outcome| matches!(outcome, Outcome::Fault(_));
-        let (ticks, entry_commands) = (self.ticks, self.config.limits.entry_commands);
-        let fails = outcomes.iter().any(failed);
-        let suspects = &mut self.proposals.suspects;
-        for ((_, bytes), outcome) in from.clone().zip(outcomes) {
-            match outcome {
-                Outcome::Fault(GuestFault::OutOfMemory) => {
-                    suspects
-                        .fullness
-                        .note_failure(bytes, ticks, ticks - since + 1);
-                }
-                Outcome::Fault(_) => {}
-                _ => suspects.fullness.note_success(bytes),
-            }
-        }
-        if fails {
-            // The tick it began in and the one it ended in count as whole ones, so it took no longer than that.
-            let took = ticks - since + 1;
-            suspects.wait_until = suspects.wait_until.max(ticks + 1 + WAIT_FACTOR * took);
-        }
-        let is_theirs = suspects.on_its_way.take_if(|theirs| *theirs <= index);
-        if is_theirs.is_none() || !self.applying.is_empty() {
-            // Somebody else was answered, or waits behind this entry.
-            suspects.others_at = ticks;
-        }
-        if is_theirs.is_some() {
-            suspects.commands = if fails {
-                (suspects.commands / 2).max(1)
-            } else {
-                (suspects.commands * 2).min(entry_commands)
-            };
-        }
-        if !fails {
-            return;
-        }
-        let mut is_new = false;
-        for ((source, _), outcome) in from.zip(outcomes) {
-            if failed(outcome)
-                && let Some(source) = source
-            {
-                is_new |= self.hold_against(source);
-            }
-        }
-        if is_new {
-            self.set_queued_aside();
-        }
-        if outcomes.contains(&Outcome::Fault(GuestFault::OutOfMemory)) {
-            self.refuse_hopeless();
-        }
-    }
-
-    /// What waits and would fail for want of memory as another just did is told so at once.
-    fn refuse_hopeless(&mut self) {
-        for waiting in std::mem::take(&mut self.proposals.suspects.queue) {
-            let suspects = &mut self.proposals.suspects;
-            if !suspects
-                .fullness
-                .is_hopeless(waiting.command.data.len() as u64)
-            {
-                suspects.queue.push_back(waiting);
-                continue;
-            }
-            suspects.queued_bytes -= waiting.command.size() as u64;
-            self.reply(waiting.asker, Err(ProposalError::OutOfMemory));
-        }
-    }
-
-    /// `true` if the source was none of the suspects.
-    fn hold_against(&mut self, source: Source) -> bool {
-        let lapse = LAPSE_DEADLINES * u64::from(self.config.limits.request_ticks);
-        let (ticks, suspects) = (self.ticks, &mut self.proposals.suspects);
-        let until = suspects.wait_until.max(ticks) + lapse;
-        suspects.note(source, ticks, until)
-    }
-
-    /// Whose command has waited too long has not shown that it is any better.
-    pub(crate) fn blame_late_suspects(&mut self) {
-        let queue = self.proposals.suspects.queue.iter();
-        let late = queue.filter(|waiting| !self.pending.waits(waiting.asker));
-        let sources: Vec<_> = late.map(|waiting| waiting.source).collect();
-        for source in sources {
-            self.hold_against(source);
-        }
-    }
-
-    /// What a new suspect has in the queue of all.
-    fn set_queued_aside(&mut self) {
-        for _ in 0..self.proposals.queue.len() {
-            if let Some(Queued { asker, proposal }) = self.dequeue() {
-                self.enqueue_by_source(asker, proposal);
-            }
-        }
+    /// Somebody who is no suspect has something to propose.
+    pub(crate) fn note_others(&mut self, ticks: u64) {
+        self.others_at = ticks;
     }
 
     /// The machine was exchanged, or may have more memory now.
     pub(crate) fn forget_fullness(&mut self) {
-        self.proposals.suspects.fullness = Fullness::default();
+        self.fullness = Fullness::default();
+    }
+}
+
+/// Their commands.
+impl Suspects {
+    pub(crate) fn len(&self) -> usize {
+        self.queue.len()
     }
 
-    /// A replica that begins to lead, or does no longer, holds nothing against anybody.
-    pub(crate) fn forget_suspects(&mut self) {
-        for Queued { asker, proposal } in std::mem::take(&mut self.proposals.suspects).drain() {
-            self.enqueue_last(asker, proposal);
+    /// Lets a command wait for its turn, or says why not. `bytes_max` bounds the queue of all others.
+    pub(crate) fn set_aside(
+        &mut self,
+        waiting: Waiting,
+        bytes_max: u64,
+        ticks: u64,
+        limits: &Limits,
+    ) -> Result<(), ProposalError> {
+        let lapse = u64::from(limits.request_ticks);
+        let length = waiting.command.data.len() as u64;
+        if self.fullness.refuses(length, ticks, lapse) {
+            return Err(ProposalError::OutOfMemory);
         }
+        let bytes = self.queued_bytes + waiting.command.size() as u64;
+        let commands_max = limits.queued_proposals as u64 / QUEUE_SHARE;
+        if self.queue.len() as u64 >= commands_max || bytes > bytes_max / QUEUE_SHARE {
+            return Err(ProposalError::Busy);
+        }
+        self.queued_bytes = bytes;
+        self.queue.push_back(waiting);
+        Ok(())
     }
 
-    /// Packs an entry of suspects, if it is their turn. `false` if Raft takes none now.
-    pub(crate) fn pack_suspects(&mut self) -> bool {
-        let limits = self.config.limits;
-        let (ticks, applied) = (self.ticks, self.applied);
-        let suspects = &mut self.proposals.suspects;
-        let is_tried = suspects.on_its_way.is_some_and(|index| index > applied);
-        let waits = ticks < suspects.wait_until.min(suspects.others_at + QUIET_TICKS);
-        if suspects.queue.is_empty() || is_tried || waits {
-            return true;
-        }
+    /// The commands of their next entry, if it is their turn.
+    pub(crate) fn next_entry(
+        &mut self,
+        applied: LogIndex,
+        ticks: u64,
+        limits: &Limits,
+    ) -> (Vec<Item>, Vec<AskerId>) {
         let (mut items, mut askers, mut bytes) = (Vec::new(), Vec::new(), 0);
-        while let Some(front) = suspects.queue.front() {
-            bytes += front.command.size() as u64;
-            let is_full = items.len() >= suspects.commands || bytes > limits.entry_bytes;
+        let is_tried = self.on_its_way.is_some_and(|index| index > applied);
+        let waits = ticks < self.wait_until.min(self.others_at + QUIET_TICKS);
+        if is_tried || waits {
+            return (items, askers);
+        }
+        while let Some(front) = self.queue.front() {
+            let size = front.command.size() as u64;
+            let is_full = items.len() >= self.commands || bytes + size > limits.entry_bytes;
             if is_full && !items.is_empty() {
                 break;
             }
-            let Some(Waiting { asker, command, .. }) = suspects.pop() else {
+            let Some(Waiting { asker, command, .. }) = self.queue.pop_front() else {
                 break;
             };
+            bytes += size;
+            self.queued_bytes -= size;
             items.push(Item::from(command));
             askers.push(asker);
         }
-        match self.propose_entry(Kind::Commands(Commands { items }), &askers) {
-            Ok(()) => {
-                self.proposals.suspects.on_its_way = self.last_proposed();
-                true
-            }
-            Err(NotProposed) => {
-                self.refuse_all(&askers, &ProposalError::Busy);
-                false
-            }
+        (items, askers)
+    }
+
+    /// Their entry is in the log, at this place.
+    pub(crate) fn note_entry(&mut self, index: Option<LogIndex>) {
+        self.on_its_way = index;
+    }
+
+    /// Keeps what somebody waits for.
+    pub(crate) fn retain(&mut self, waits: impl Fn(AskerId) -> bool) {
+        self.queue.retain(|waiting| waits(waiting.asker));
+        let sizes = self.queue.iter();
+        self.queued_bytes = sizes.map(|waiting| waiting.command.size() as u64).sum();
+    }
+
+    /// All that waits.
+    pub(crate) fn into_queued(self) -> impl Iterator<Item = Queued> {
+        self.queue.into_iter().map(|waiting| Queued {
+            asker: waiting.asker,
+            proposal: Proposal::Command(waiting.command),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::id::RequestId;
+    use crate::pending::Pending;
+
+    const SOURCE: Source = Source::Anonymous(ReplicaId(1));
+
+    fn answered(index: u64, outcomes: &[Outcome]) -> Answered<'_> {
+        Answered {
+            index: LogIndex(index),
+            since: 10,
+            from: &[(Some(SOURCE), 8)],
+            outcomes,
+            others_wait: false,
         }
+    }
+
+    fn set_aside(suspects: &mut Suspects, pending: &mut Pending, tick: u64) -> AskerId {
+        let asker = pending.admit(Who::Local(0), 100);
+        let source = suspects.suspect(|| Some(SOURCE), tick).expect("suspected");
+        let command = Command {
+            request: RequestId::ANONYMOUS,
+            acknowledged: 0,
+            data: Bytes::from_static(b"command"),
+        };
+        let waiting = Waiting {
+            asker,
+            source,
+            command,
+        };
+        let set = suspects.set_aside(waiting, 1 << 20, tick, &Limits::default());
+        set.expect("there is room");
+        asker
+    }
+
+    #[test]
+    fn whose_command_failed_waits_three_times_as_long_as_it_took_and_longer_batches_come_with_success()
+     {
+        let (mut suspects, mut pending) = (Suspects::default(), Pending::default());
+        let limits = Limits::default();
+        let failed = [Outcome::Fault(GuestFault::Unreachable)];
+        assert_eq!(suspects.suspect(|| Some(SOURCE), 11), None);
+        // It took two ticks, those at both ends counted: nothing of it goes into the log before tick 18.
+        let judged = suspects.judge(&answered(1, &failed), 11, &limits);
+        assert!(judged.is_new && judged.hopeless.is_empty());
+        let waiting: Vec<_> = (0..3)
+            .map(|_| set_aside(&mut suspects, &mut pending, 12))
+            .collect();
+        suspects.note_others(17);
+        assert!(suspects.next_entry(LogIndex(1), 17, &limits).1.is_empty());
+        let (items, askers) = suspects.next_entry(LogIndex(1), 18, &limits);
+        assert_eq!((items.len(), &askers[..]), (1, &waiting[..1]));
+        // One entry is on its way at a time.
+        suspects.note_entry(Some(LogIndex(2)));
+        assert!(suspects.next_entry(LogIndex(1), 30, &limits).1.is_empty());
+        let good = [Outcome::Reply(Bytes::new())];
+        suspects.judge(&answered(2, &good), 30, &limits);
+        let (_, askers) = suspects.next_entry(LogIndex(2), 30, &limits);
+        assert_eq!(askers, waiting[1..]);
+    }
+
+    #[test]
+    fn what_is_late_is_held_against_its_source() {
+        let (mut suspects, mut pending) = (Suspects::default(), Pending::default());
+        let limits = Limits::default();
+        let failed = [Outcome::Fault(GuestFault::OutOfMemory)];
+        suspects.judge(&answered(1, &failed), 10, &limits);
+        let lapse = LAPSE_DEADLINES * u64::from(limits.request_ticks);
+        let last = 10 + 1 + WAIT_FACTOR + lapse - 1;
+        let late = set_aside(&mut suspects, &mut pending, last);
+        assert_eq!(suspects.suspect(|| Some(SOURCE), last + 1), None);
+        pending.take(late);
+        suspects.blame_late(|asker| pending.waits(asker), last, &limits);
+        assert_eq!(suspects.suspect(|| Some(SOURCE), last + 1), Some(SOURCE));
+        suspects.retain(|asker| pending.waits(asker));
+        assert_eq!((suspects.len(), suspects.queued_bytes), (0, 0));
     }
 }
