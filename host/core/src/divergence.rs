@@ -7,20 +7,18 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use raft::eraftpb::{self, Entry, MessageType};
-
 use crate::attestation::{Attestation, Chain, Digest, Judgement, all_agree, counts, judge};
+use crate::config::GroupConfig;
 use crate::effect::Effect;
-use crate::entry::{self, Order};
+use crate::entry::{self};
 use crate::group::Group;
 use crate::id::{LogIndex, NodeId, ReplicaId, Term};
-use crate::log_view::Snapshotted;
-use crate::message::{ArrivedSnapshot, Body, PeerMessage, SnapshotName};
+use crate::message::{Body, SnapshotName};
 use crate::payload::{Kind, Verdict};
 use crate::pending::AskerId;
 use crate::proposal::ProposalError;
 use crate::raft_node::NotProposed;
-use crate::state::HostState;
+use crate::state::{HostState, Membership};
 use crate::status::Health;
 
 /// Barriers that a replica can still speak of. A member that is further behind has a later one to speak of.
@@ -39,12 +37,6 @@ pub(crate) struct Attestations {
     heard: BTreeMap<ReplicaId, LogIndex>,
     /// Since when this leader knows of a disagreement, and how many reports it has put into the log.
     disputes: BTreeMap<LogIndex, Dispute>,
-    /// A snapshot of the majority, for this quarantined replica.
-    pub(crate) cure: Option<ArrivedSnapshot>,
-    /// Nodes that such a snapshot is on its way to, and since when.
-    cures: BTreeMap<NodeId, u64>,
-    /// When each member last asked this leader for such a snapshot, and behind which point.
-    asked: BTreeMap<ReplicaId, (u64, LogIndex)>,
     /// The newest barrier at which a majority is known to agree.
     pub(crate) verified: LogIndex,
 }
@@ -55,15 +47,163 @@ struct Dispute {
     proposed: usize,
 }
 
+/// What a detector has to know of its replica.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct View<'a> {
+    pub(crate) replica: ReplicaId,
+    pub(crate) membership: &'a Membership,
+    /// Barriers up to here are judged.
+    pub(crate) settled: LogIndex,
+    pub(crate) ticks: u64,
+    pub(crate) election_ticks: u64,
+}
+
+impl<'a> View<'a> {
+    fn of(replica: ReplicaId, state: &'a HostState, ticks: u64, config: &GroupConfig) -> Self {
+        Self {
+            replica,
+            membership: &state.membership,
+            settled: state.settled,
+            ticks,
+            election_ticks: u64::from(config.election_ticks),
+        }
+    }
+}
+
+impl Attestations {
+    /// This replica speaks of a barrier.
+    fn speak(&mut self, said: Attestation, disputed: Option<LogIndex>) {
+        self.own.push_back(said);
+        while self.own.len() > KEPT {
+            self.own.pop_front();
+        }
+        let oldest = self.own.front().map_or(LogIndex(0), |oldest| oldest.index);
+        self.reports
+            .retain(|index, _| *index >= oldest || Some(*index) == disputed);
+        self.disputes = self.disputes.split_off(&oldest);
+    }
+
+    /// The machine goes on from a snapshot; what led to it was not seen.
+    fn restart(&mut self, snapshot: Digest) {
+        self.chain = Chain::behind(snapshot);
+        self.own.clear();
+        self.reports.clear();
+    }
+
+    /// Up to where a member has spoken, if it has not spoken of the newest barrier.
+    fn is_owed_by(&self, replica: ReplicaId) -> Option<LogIndex> {
+        let newest = self.own.back()?.index;
+        let after = self.heard.get(&replica).copied().unwrap_or_default();
+        (after < newest).then_some(after)
+    }
+
+    /// What this replica has to say of barriers behind `after`.
+    fn said_after(&self, after: LogIndex) -> Vec<Attestation> {
+        let own = self.own.iter().filter(|own| own.index > after);
+        own.copied().collect()
+    }
+
+    /// A member speaks to this leader.
+    fn hear(&mut self, replica: ReplicaId, said: Vec<Attestation>, disputed: Option<LogIndex>) {
+        for said in said.into_iter().take(KEPT) {
+            let heard = self.heard.entry(replica).or_default();
+            *heard = said.index.max(*heard);
+            if disputed == Some(said.index) || self.own_on(said.index).is_some() {
+                let reports = self.reports.entry(said.index).or_default();
+                reports.insert(replica, said);
+            }
+        }
+    }
+
+    /// A replica that begins to lead knows nothing of what the others said, but for what the log said of it.
+    fn forget_reports(&mut self, disputed: Option<LogIndex>) {
+        self.reports.retain(|index, _| Some(*index) == disputed);
+        self.heard.clear();
+        self.disputes.clear();
+    }
+
+    fn own_on(&self, index: LogIndex) -> Option<Attestation> {
+        let mut own = self.own.iter();
+        own.find(|own| own.index == index).copied()
+    }
+
+    /// What is known here of a barrier: what others said, and what this replica says.
+    fn reports_on(&self, index: LogIndex, view: View) -> Vec<(ReplicaId, Attestation)> {
+        let others = self.reports.get(&index);
+        let mut reports = others.cloned().unwrap_or_default();
+        reports.extend(self.own_on(index).map(|own| (view.replica, own)));
+        reports.retain(|replica, said| counts(*replica, said, view.membership));
+        reports.into_iter().collect()
+    }
+
+    /// Looks whether all say the same, and gives what this leader has to put into the log.
+    fn compare(&mut self, view: View) -> Vec<Verdict> {
+        let indices = self.own.iter().map(|own| own.index);
+        let indices: Vec<_> = indices.filter(|index| *index > view.settled).collect();
+        let mut due = Vec::new();
+        for index in indices {
+            let reports = self.reports_on(index, view);
+            if !all_agree(&reports) {
+                due.extend(self.dispute(index, &reports, view));
+            } else if matches!(judge(&reports, view.membership), Judgement::Majority(_)) {
+                self.verified = self.verified.max(index);
+            }
+        }
+        due
+    }
+
+    /// A verdict is worth an entry as soon as a majority is known; or when nobody is left to ask, or has answered in time.
+    fn dispute(
+        &mut self,
+        index: LogIndex,
+        reports: &[(ReplicaId, Attestation)],
+        view: View,
+    ) -> Option<Verdict> {
+        let begun = Dispute {
+            since: view.ticks,
+            proposed: 0,
+        };
+        let dispute = self.disputes.entry(index).or_insert(begun);
+        // While only the snapshots of a majority are known to be equal, the chains of those who have not spoken yet may tell
+        // who answered otherwise.
+        let decided = matches!(
+            judge(reports, view.membership),
+            Judgement::Majority(right) if right.chain.is_some()
+        );
+        let has_spoken = |voter| reports.iter().any(|(replica, _)| *replica == voter);
+        let complete = view.membership.voters().all(has_spoken);
+        let late = view.ticks >= dispute.since + 2 * view.election_ticks;
+        let is_due = reports.len() != dispute.proposed && (decided || complete || late);
+        is_due.then(|| Verdict::of(index, reports))
+    }
+
+    /// A verdict of so many reports is in the log.
+    fn note_proposed(&mut self, index: LogIndex, reports: usize) {
+        if let Some(dispute) = self.disputes.get_mut(&index) {
+            dispute.proposed = reports;
+        }
+    }
+}
+
 impl Group {
+    /// The barrier at which the group is suspended.
+    fn disputed(&self) -> Option<LogIndex> {
+        match self.health {
+            Health::Suspended { index } => Some(index),
+            _ => None,
+        }
+    }
+
     /// The machine has passed a barrier.
     pub(crate) fn attest(&mut self, index: LogIndex, snapshot: Option<&SnapshotName>) {
         let snapshot = snapshot.map(|name| name.digest);
-        self.speak(Attestation {
+        let said = Attestation {
             index,
             snapshot,
             chain: Some(self.attestations.chain.link()),
-        });
+        };
+        let disputed = self.disputed();
+        self.attestations.speak(said, disputed);
         if let Some(snapshot) = snapshot {
             self.attestations.chain = Chain::behind(snapshot);
         }
@@ -71,31 +211,16 @@ impl Group {
         self.compare();
     }
 
-    /// The machine goes on from a snapshot; what led to it was not seen.
+    /// The machine goes on from a snapshot.
     pub(crate) fn attest_restored(&mut self, index: LogIndex, snapshot: Digest) {
-        self.attestations.chain = Chain::behind(snapshot);
-        self.attestations.own.clear();
-        self.attestations.reports.clear();
-        self.speak(Attestation {
+        let said = Attestation {
             index,
             snapshot: Some(snapshot),
             chain: None,
-        });
-    }
-
-    fn speak(&mut self, attestation: Attestation) {
-        let own = &mut self.attestations.own;
-        own.push_back(attestation);
-        while own.len() > KEPT {
-            own.pop_front();
-        }
-        let oldest = own.front().map_or(LogIndex(0), |oldest| oldest.index);
+        };
         let disputed = self.disputed();
-        let attestations = &mut self.attestations;
-        attestations
-            .reports
-            .retain(|index, _| *index >= oldest || Some(*index) == disputed);
-        attestations.disputes = attestations.disputes.split_off(&oldest);
+        self.attestations.restart(snapshot);
+        self.attestations.speak(said, disputed);
     }
 
     /// A leader asks the members that have not spoken of its newest barrier; again with every election timeout, since
@@ -112,27 +237,20 @@ impl Group {
     }
 
     fn ask_for_attestations(&mut self) {
-        let Some(newest) = self.attestations.own.back().map(|newest| newest.index) else {
-            return;
-        };
         if !self.leads() {
             return;
         }
-        let members: Vec<(ReplicaId, NodeId)> = self
-            .state
-            .membership
-            .members()
-            .iter()
-            .map(|(replica, member)| (*replica, member.node))
-            .filter(|(replica, _)| *replica != self.replica)
+        let members = self.state.membership.members().iter();
+        let owed: Vec<_> = members
+            .filter(|(replica, _)| **replica != self.replica)
+            .filter_map(|(replica, member)| {
+                let after = self.attestations.is_owed_by(*replica)?;
+                Some((*replica, member.node, after))
+            })
             .collect();
-        for (replica, node) in members {
-            let after = self.attestations.heard.get(&replica).copied();
-            let after = after.unwrap_or_default();
-            if after < newest {
-                let nonce = self.nonce(replica, node);
-                self.send(replica, node, Body::AskAttestations { after, nonce });
-            }
+        for (replica, node, after) in owed {
+            let nonce = self.nonce(replica, node);
+            self.send(replica, node, Body::AskAttestations { after, nonce });
         }
     }
 
@@ -144,13 +262,7 @@ impl Group {
         after: LogIndex,
         nonce: u64,
     ) {
-        let said: Vec<_> = self
-            .attestations
-            .own
-            .iter()
-            .filter(|attestation| attestation.index > after)
-            .copied()
-            .collect();
+        let said = self.attestations.said_after(after);
         if !said.is_empty() {
             self.send(replica, node, Body::Attestations { nonce, said });
         }
@@ -161,30 +273,16 @@ impl Group {
         if !self.leads() || self.state.membership.member(replica).is_none() {
             return;
         }
-        for said in said.into_iter().take(KEPT) {
-            let heard = self.attestations.heard.entry(replica).or_default();
-            *heard = said.index.max(*heard);
-            if self.disputed() == Some(said.index) || self.own_on(said.index).is_some() {
-                self.attestations
-                    .reports
-                    .entry(said.index)
-                    .or_default()
-                    .insert(replica, said);
-            }
-        }
+        let disputed = self.disputed();
+        self.attestations.hear(replica, said, disputed);
         self.compare();
     }
 
     /// A replica that begins to lead knows nothing of what the others said.
     pub(crate) fn forget_reports(&mut self) {
         let disputed = self.disputed();
-        // What the log said of it stays.
-        self.attestations
-            .reports
-            .retain(|index, _| Some(*index) == disputed);
-        self.attestations.heard.clear();
-        self.attestations.disputes.clear();
-        self.attestations.asked.clear();
+        self.attestations.forget_reports(disputed);
+        self.cures.forget_who_asked();
     }
 
     /// Looks whether all say the same, and takes to the log what they do not agree on.
@@ -192,73 +290,12 @@ impl Group {
         if !self.leads() {
             return;
         }
-        let indices: Vec<_> = self.attestations.own.iter().map(|own| own.index).collect();
-        for index in indices {
-            if index <= self.state.settled {
-                continue;
+        let view = View::of(self.replica, &self.state, self.ticks, &self.config);
+        for verdict in self.attestations.compare(view) {
+            let (index, reports) = (LogIndex(verdict.index), verdict.reports.len());
+            if self.put_verdict(verdict, &[]).is_ok() {
+                self.attestations.note_proposed(index, reports);
             }
-            let reports = self.reports_on(index);
-            if !all_agree(&reports) {
-                self.dispute(index, &reports);
-            } else if matches!(
-                judge(&reports, &self.state.membership),
-                Judgement::Majority(_)
-            ) {
-                self.attestations.verified = self.attestations.verified.max(index);
-            }
-        }
-    }
-
-    /// The barrier at which the group is suspended.
-    fn disputed(&self) -> Option<LogIndex> {
-        match self.health {
-            Health::Suspended { index } => Some(index),
-            _ => None,
-        }
-    }
-
-    fn own_on(&self, index: LogIndex) -> Option<Attestation> {
-        let mut own = self.attestations.own.iter();
-        own.find(|own| own.index == index).copied()
-    }
-
-    /// What is known here of a barrier: what others said, and what this replica says.
-    fn reports_on(&self, index: LogIndex) -> Vec<(ReplicaId, Attestation)> {
-        let others = self.attestations.reports.get(&index);
-        let mut reports = others.cloned().unwrap_or_default();
-        reports.extend(self.own_on(index).map(|own| (self.replica, own)));
-        let membership = &self.state.membership;
-        reports.retain(|replica, said| counts(*replica, said, membership));
-        reports.into_iter().collect()
-    }
-
-    /// A verdict is worth an entry as soon as a majority is known; or when nobody is left to ask, or has answered in time.
-    fn dispute(&mut self, index: LogIndex, reports: &[(ReplicaId, Attestation)]) {
-        let ticks = self.ticks;
-        let dispute = self.attestations.disputes.entry(index).or_insert(Dispute {
-            since: ticks,
-            proposed: 0,
-        });
-        let (since, proposed) = (dispute.since, dispute.proposed);
-        // While only the snapshots of a majority are known to be equal, the chains of those who have not spoken yet may tell
-        // who answered otherwise.
-        let decided = matches!(
-            judge(reports, &self.state.membership),
-            Judgement::Majority(right) if right.chain.is_some()
-        );
-        let complete = self
-            .state
-            .membership
-            .voters()
-            .all(|voter| reports.iter().any(|(replica, _)| *replica == voter));
-        let late = ticks >= since + 2 * u64::from(self.config.election_ticks);
-        if reports.len() == proposed || !(decided || complete || late) {
-            return;
-        }
-        if self.put_verdict(Verdict::of(index, reports), &[]).is_ok()
-            && let Some(dispute) = self.attestations.disputes.get_mut(&index)
-        {
-            dispute.proposed = reports.len();
         }
     }
 
@@ -272,10 +309,11 @@ impl Group {
     /// An operator says whose state is right, of a group that cannot find out by itself.
     pub(crate) fn propose_trust(&mut self, asker: AskerId, node: NodeId) {
         let trusted = self.state.membership.replica_on(node);
+        let view = View::of(self.replica, &self.state, self.ticks, &self.config);
         let verdict = match (&self.health, trusted) {
             // Everybody will take the state of the trusted one, so it must be there.
             (Health::Suspended { index }, Some(trusted)) if self.is_active(trusted) => {
-                let reports = self.reports_on(*index);
+                let reports = self.attestations.reports_on(*index, view);
                 reports
                     .iter()
                     .any(|(replica, _)| *replica == trusted)
@@ -302,7 +340,7 @@ impl Group {
         if index <= self.state.settled || (verdict.trusted == 0 && all_agree(&testimony)) {
             return;
         }
-        let own = self.own_on(index);
+        let own = self.attestations.own_on(index);
         match verdict.judge(&self.state.membership) {
             Judgement::Majority(right) => {
                 self.state.settled = index;
@@ -392,167 +430,90 @@ impl Group {
         self.raft.log_mut().distrust_snapshot();
         self.ask_for_snapshot();
     }
+}
 
-    /// Asks the leader for a snapshot of a point that this replica has not reached. Raft's own request for one will not do:
-    /// it takes no entries meanwhile, and of two voters none could then commit the barrier that is needed.
-    ///
-    /// A leader asks a member that is well. That is a learner where no voter is well that could lead instead.
-    pub(crate) fn ask_for_snapshot(&mut self) {
-        let Some(after) = self.needs_snapshot_after() else {
-            return;
-        };
-        if self.attestations.cure.is_some() {
-            return;
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::outcome::ChangeKind;
+
+    const BARRIER: LogIndex = LogIndex(8);
+
+    fn membership() -> Membership {
+        let mut membership = Membership::default();
+        for id in 1..=3 {
+            let founder = ChangeKind::AddVoter;
+            membership.apply(founder, ReplicaId(id), NodeId(id), &Bytes::new(), false);
         }
-        let giver = match self.leads() {
-            true => self.a_well_member(),
-            false => self.leader_replica(),
-        };
-        if let Some(giver) = giver
-            && giver != self.replica
-            && let Some(node) = self.node_of(giver)
-        {
-            self.send(giver, node, Body::AskSnapshot { after });
-            self.have_others_take_a_snapshot();
+        membership
+    }
+
+    fn view(membership: &Membership, ticks: u64) -> View<'_> {
+        View {
+            replica: ReplicaId(1),
+            membership,
+            settled: LogIndex(0),
+            ticks,
+            election_ticks: 10,
         }
     }
 
-    /// A leader that needs a snapshot has the others take one, unless a barrier that they have to pass is in the log already.
-    fn have_others_take_a_snapshot(&mut self) {
-        let is_barrier =
-            |entry: &Entry| matches!(entry::read(entry), Ok(Some((_, Order::Barrier))));
-        if self.can_propose() && !self.proposals.elected && !self.in_flight(is_barrier) {
-            self.propose_barrier(None);
+    fn said(what: u8, chain: Option<u8>) -> Attestation {
+        Attestation {
+            index: BARRIER,
+            snapshot: Some([what; 32]),
+            chain: chain.map(|chain| [chain; 16]),
         }
     }
 
-    /// A replica that is quarantined, or has lost its own, wants a snapshot of a point behind `after`. A leader has no other
-    /// leader to ask, so any member serves it.
-    pub(crate) fn asked_for_snapshot(&mut self, to: ReplicaId, node: NodeId, after: LogIndex) {
-        let is_member = self.state.membership.member(to).is_some();
-        let serves_it = self.leads() || self.leader_replica() == Some(to);
-        if !is_member || !serves_it {
-            return;
-        }
-        self.attestations.asked.insert(to, (self.ticks, after));
-        if self.is_faulted() {
-            return;
-        }
-        let newest = (self.raft.log().snapshot()).filter(|newest| newest.name.index > after);
-        let Some(Snapshotted {
-            name: snapshot,
-            conf_state,
-        }) = newest.cloned()
-        else {
-            self.since_barrier.wanted = true;
-            return;
-        };
-        let patience = 10 * u64::from(self.config.election_ticks);
-        let sent = self.attestations.cures.get(&node);
-        if sent.is_some_and(|sent| self.ticks < sent + patience) {
-            return;
-        }
-        self.attestations.cures.insert(node, self.ticks);
-        // As Raft's own: whoever carries or takes a snapshot refuses one that does not say what it is of.
-        let metadata = eraftpb::SnapshotMetadata {
-            conf_state: Some(conf_state).into(),
-            index: snapshot.index.0,
-            term: snapshot.term.0,
-            ..Default::default()
-        };
-        let header = eraftpb::Message {
-            msg_type: MessageType::MsgSnapshot,
-            from: self.replica.0,
-            to: to.0,
-            term: self.term().0,
-            // Raft takes whoever sends a snapshot for the leader. So one of somebody else says that it was asked for.
-            request_snapshot: match self.leads() {
-                true => 0,
-                false => snapshot.index.0,
-            },
-            snapshot: Some(eraftpb::Snapshot {
-                metadata: Some(metadata).into(),
-                ..Default::default()
-            })
-            .into(),
-            ..Default::default()
-        };
-        let message = PeerMessage {
-            group: self.config.group,
-            incarnation: self.config.incarnation,
-            from: self.replica,
-            to,
-            body: Body::Raft(header),
-        };
-        self.out.push(Effect::SendSnapshot {
-            to: node,
-            message,
-            snapshot,
-        });
+    #[test]
+    fn a_majority_that_agrees_verifies_and_one_that_does_not_is_put_into_the_log_once() {
+        let membership = membership();
+        let mut attestations = Attestations::default();
+        attestations.speak(said(1, Some(1)), None);
+        assert!(attestations.compare(view(&membership, 1)).is_empty());
+        assert_eq!(attestations.verified, LogIndex(0));
+        attestations.hear(ReplicaId(2), vec![said(1, Some(1))], None);
+        assert!(attestations.compare(view(&membership, 1)).is_empty());
+        assert_eq!(attestations.verified, BARRIER);
+        attestations.hear(ReplicaId(3), vec![said(2, Some(2))], None);
+        let due = attestations.compare(view(&membership, 1));
+        assert_eq!(due.len(), 1);
+        attestations.note_proposed(BARRIER, due[0].reports.len());
+        assert!(attestations.compare(view(&membership, 99)).is_empty());
     }
 
-    /// Whether a member's machine is known to be of no use: it asks for snapshots with every election timeout.
-    pub(crate) fn is_ailing(&self, replica: ReplicaId) -> bool {
-        let patience = 2 * u64::from(self.config.election_ticks);
-        let asked = self.attestations.asked.get(&replica);
-        asked.is_some_and(|(at, _)| self.ticks < at + patience)
+    #[test]
+    fn who_stands_alone_waits_for_the_others_for_two_election_timeouts() {
+        let membership = membership();
+        let mut attestations = Attestations::default();
+        attestations.speak(said(1, Some(1)), None);
+        attestations.hear(ReplicaId(2), vec![said(2, Some(2))], None);
+        assert!(attestations.compare(view(&membership, 5)).is_empty());
+        assert_eq!(attestations.is_owed_by(ReplicaId(2)), None);
+        assert_eq!(attestations.is_owed_by(ReplicaId(3)), Some(LogIndex(0)));
+        assert!(attestations.compare(view(&membership, 24)).is_empty());
+        assert_eq!(attestations.compare(view(&membership, 25)).len(), 1);
+        // Whoever begins to lead asks anew.
+        attestations.forget_reports(None);
+        assert_eq!(attestations.is_owed_by(ReplicaId(2)), Some(LogIndex(0)));
+        assert!(attestations.compare(view(&membership, 99)).is_empty());
     }
 
-    /// Whether a member's machine is of no use before there is a snapshot of a later point than this leader has.
-    pub(crate) fn waits_for_a_later_snapshot(&self, replica: ReplicaId) -> bool {
-        let newest = self.snapshot_name().map(|name| name.index);
-        let asked = self.attestations.asked.get(&replica);
-        self.is_ailing(replica) && asked.is_some_and(|(_, after)| newest <= Some(*after))
-    }
-
-    /// A transfer to a node has ended.
-    pub(crate) fn cure_sent(&mut self, node: NodeId) {
-        self.attestations.cures.remove(&node);
-    }
-
-    /// Goes on from a snapshot of the majority, once its barrier is committed here too. The log is right, only the machine was
-    /// not, or its file; so nothing of the log is replaced. `true` if it was done.
-    pub(crate) fn take_cure(&mut self) -> bool {
-        let Some(ArrivedSnapshot { name, state, .. }) = self.attestations.cure.clone() else {
-            return false;
-        };
-        let handed_out = self.committed.back().map_or(0, |entry| entry.index);
-        if handed_out < name.index.0 && self.processed < name.index {
-            return false;
+    #[test]
+    fn only_the_newest_barriers_are_kept() {
+        let mut attestations = Attestations::default();
+        for index in 1..=KEPT as u64 + 2 {
+            let said = Attestation {
+                index: LogIndex(index),
+                ..said(1, None)
+            };
+            attestations.speak(said, None);
         }
-        self.attestations.cure = None;
-        let barrier = self
-            .committed
-            .iter()
-            .find(|entry| entry.index == name.index.0);
-        let term = match &self.lost {
-            Some(lost) if lost.index == name.index => Some(lost.term.0),
-            _ => barrier.map(|entry| entry.term),
-        };
-        let is_of_this_log = term == Some(name.term.0);
-        let (true, Ok((state, context))) = (is_of_this_log, HostState::decode(state)) else {
-            return false;
-        };
-        self.superseded_through = self.superseded_through.max(self.processed);
-        while let Some(entry) = self
-            .committed
-            .pop_front_if(|entry| entry.index <= name.index.0)
-        {
-            self.pass_over(entry);
-        }
-        if self.has_ended() {
-            return true;
-        }
-        self.raft.processed(name.index);
-        let conf_state = state.membership.conf_state();
-        if self.lost.is_some() {
-            self.adopt_members(&conf_state);
-        }
-        if self.has_ended() {
-            return true;
-        }
-        self.go_on_from(name.clone(), state, context);
-        self.compact(Snapshotted { name, conf_state });
-        true
+        assert_eq!(attestations.said_after(LogIndex(0)).len(), KEPT);
+        assert_eq!(attestations.said_after(LogIndex(KEPT as u64)).len(), 2);
+        assert_eq!(attestations.own_on(LogIndex(2)), None);
     }
 }

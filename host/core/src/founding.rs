@@ -10,6 +10,7 @@ use crate::allowance::Allowance;
 use crate::applying::Applying;
 use crate::catch_up::CatchUp;
 use crate::config::{ConfigError, GroupConfig};
+use crate::cures::Cures;
 use crate::divergence::Attestations;
 use crate::effect::{Effect, Persist, Work};
 use crate::group::{Group, SinceBarrier};
@@ -177,6 +178,7 @@ impl Group {
             reads: Reads::default(),
             since_barrier: SinceBarrier::default(),
             attestations: Attestations::default(),
+            cures: Cures::default(),
             activation: None,
             impasse: None,
             impasse_at: LogIndex(0),

@@ -12,6 +12,7 @@ use crate::allowance::{Allowance, Rates};
 use crate::applying::{Applying, Saved};
 use crate::catch_up::CatchUp;
 use crate::config::GroupConfig;
+use crate::cures::Cures;
 use crate::deployment::Quota;
 use crate::divergence::Attestations;
 use crate::effect::Effect;
@@ -70,6 +71,7 @@ pub struct Group {
     /// What has happened since the last barrier; decides on the next.
     pub(crate) since_barrier: SinceBarrier,
     pub(crate) attestations: Attestations,
+    pub(crate) cures: Cures,
     /// An activation that is not done; nothing behind it is processed.
     pub(crate) activation: Option<Activation>,
     /// The command at which the machine of this life stopped, if no life has ever applied it.

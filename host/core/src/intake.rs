@@ -296,7 +296,7 @@ impl Group {
             .needs_snapshot_after()
             .is_some_and(|after| index > after)
         {
-            self.attestations.cure = Some(snapshot);
+            self.cures.arrived = Some(snapshot);
         }
     }
 }

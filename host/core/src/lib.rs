@@ -15,7 +15,7 @@
 //! * `suspects`, `fullness`, [`allowance`], `throttle`: clients whose commands fail, find no memory, or have to wait; `held_back`: which of these do.
 //! * `changes`: membership; `removal`: the end of a removed replica; `liveness`, `addresses`: when and where members were heard of.
 //! * `reads`: linearizable queries.
-//! * [`attestation`], `divergence`: whether replicas agree, and what becomes of one that does not.
+//! * [`attestation`], `divergence`: whether replicas agree, and what becomes of one that does not; `cures`: snapshots for it.
 //! * [`standing`]: what is believed of other replicas; `handover`: a leader whose machine failed.
 //! * [`deployment`]: what a group runs; [`activation`]: how it comes to run something else; [`impasse`]: commands that no member
 //!   can run.
@@ -43,6 +43,7 @@ mod catch_up;
 mod changes;
 mod committed;
 pub mod config;
+mod cures;
 pub mod deployment;
 mod divergence;
 pub mod effect;
