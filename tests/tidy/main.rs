@@ -1,4 +1,4 @@
-//! What documents say of the tree is so: names, promises, maps, routes, verbs, links. Reads files only, and needs no binary.
+//! What documents say of the tree is so: names, promises, maps, routes, verbs, links, tables. Needs no binary.
 
 mod tree;
 
@@ -257,4 +257,39 @@ fn no_link_is_dead() {
         }
     }
     none(found, "the link leads nowhere");
+}
+
+#[test]
+fn generated_tables_are_those_of_the_code() {
+    for (document, source, table) in [
+        (
+            "docs/reference/failures.md",
+            "host/types/src/code.rs",
+            skep_types::code::markdown(),
+        ),
+        (
+            "docs/reference/limits.md",
+            "host/server/src/budget.rs",
+            skep_server::budget::markdown(),
+        ),
+    ] {
+        let begin = format!(
+            "<!-- Written from {source}; tests/tidy compares them, and writes with SKEP_WRITE_DOCS=1. -->\n"
+        );
+        let end = "<!-- End of what is written. -->\n";
+        let path = tree::top().join(document);
+        let text = std::fs::read_to_string(&path).expect("the document");
+        let (before, rest) = text.split_once(&begin).expect("where the table begins");
+        let (shown, after) = rest.split_once(end).expect("where the table ends");
+        if std::env::var_os("SKEP_WRITE_DOCS").is_some() {
+            let text = format!("{before}{begin}{table}{end}{after}");
+            std::fs::write(&path, text).expect("the document is written");
+            continue;
+        }
+        assert!(
+            shown == table,
+            "{document} does not show the table of {source}; run \
+             `SKEP_WRITE_DOCS=1 cargo test -p skep-tests --test tidy` and commit"
+        );
+    }
 }

@@ -10,12 +10,16 @@ pub struct Tree {
     texts: BTreeMap<String, String>,
 }
 
+/// The top of the repository.
+pub fn top() -> &'static Path {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    tests.parent().expect("the top")
+}
+
 impl Tree {
     /// Reads them.
     pub fn read() -> Self {
-        let top = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .parent()
-            .expect("the top");
+        let top = top();
         let mut tree = Self {
             paths: BTreeSet::new(),
             texts: BTreeMap::new(),

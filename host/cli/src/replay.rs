@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
-use skep::machines::exchange::MachineFactory;
+use skep::MachineFactory;
 use skep_core::config::{ConfigError, GroupConfig};
 use skep_core::deployment::Deployment;
 use skep_core::group::Group;

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use skep_vfs::{Vfs, VfsLock, replace};
 
 use crate::error::LogError;
-use crate::log::{Log, LogOptions};
+use crate::log::Log;
+use crate::options::LogOptions;
 use crate::recovery::Recovered;
 use crate::segment::SegmentName;
 

@@ -9,10 +9,9 @@ use skep_vfs::{Vfs, VfsFile};
 
 use crate::error::LogError;
 use crate::frame::{Body, FRAME_HEADER, FrameHeader, Seed, decode_body};
-use crate::log::lock;
 use crate::record::{Entry, GroupKey};
 use crate::segment::SegmentName;
-use crate::table::{FramePlace, GroupTable, Span};
+use crate::table::{FramePlace, GroupTable, Span, lock};
 
 /// Reads durable entries of a log that somebody else writes.
 ///

@@ -14,7 +14,7 @@ use crate::error::LogError;
 use crate::frame::{
     Body, FRAME_ALIGN, FRAME_HEADER, FrameHeader, Place, Seed, decode_body, entry_len,
 };
-use crate::log::LogOptions;
+use crate::options::LogOptions;
 use crate::record::{EVERY_REPLICA, Entry, GroupKey, HardState, LogPosition, Record, SnapshotMark};
 use crate::segment::{SEGMENT_HEADER, SegmentHeader, SegmentName};
 use crate::table::{FramePlace, GroupTable};

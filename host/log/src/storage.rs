@@ -7,7 +7,8 @@ use skep_vfs::{DiskVfs, Vfs};
 
 use crate::error::LogError;
 use crate::identity::Store;
-use crate::log::{Log, LogOptions};
+use crate::log::Log;
+use crate::options::LogOptions;
 use crate::record::{Entry, GroupKey, HardState, LogPosition, Record};
 use crate::recovery::RecoveredGroup;
 use crate::snapshot::{SnapshotFile, SnapshotMeta, SnapshotName, SnapshotStore, buffer};

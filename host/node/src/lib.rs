@@ -67,41 +67,66 @@
 //! # }
 //! ```
 //!
-//! * [`multinode`]: the public surface; [`node_config`], [`group_config`], [`status`], [`trouble`], [`error`]: its words.
-//!   `node`: its inside, start and stop; `session`: proposals that are applied once.
+//! # Where to begin
+//!
+//! [`MultiNode`] has every method, [`Config`] and [`GroupConfig`] set up a node and a group. A machine is a [`NativeMachine`]
+//! in [`Native`], or any [`StateMachine`]. `examples/embed` is a program of that.
+//!
+//! | for | there is |
+//! |---|---|
+//! | what is asked and answered | [`Command`], [`Response`], [`Outcome`], [`Consistency`], [`QueryAnswer`] |
+//! | what failed | [`Error`], [`ProposalError`], [`NodeFault`], [`Code`] |
+//! | what is so | [`GroupStatus`], [`NodeStatus`], [`trouble`], [`LogStats`], [`LeaderChanged`] |
+//! | another network | [`Transport`], [`Inbound`], [`Reporter`]; the one that is here: [`transport`] |
+//! | another disk, other time | [`Vfs`], [`Ticker`] |
+//! | another machine for a group that runs | [`Exchange`], [`MachineFactory`], [`Rehearsable`] |
+//! | what a server builds on | [`Supervisor`], [`DiskRoom`], [`clock`], [`memory`], [`priority`] |
+//!
+//! # Inside
+//!
+//! * `multinode`: the public surface; `node_config`, `group_config`, `error`: its words. `node`: its inside, start and stop;
+//!   `session`: proposals that are applied once.
 //! * `shards`: threads that own replicas, and what they are told; which shard has which group.
-//! * [`disk`]: a data directory in use, and room on it.
-//! * [`machines`]: machines, and readers beside them; [`pool`]: the threads they run on.
+//! * `disk`: a data directory in use, and room on it.
+//! * `machines`: machines, and readers beside them; `pool`: the threads they run on.
 //! * [`transport`]: messages to other nodes, and from them.
-//! * [`supervisor`]: tasks that do not die silently.
-//! * [`ticker`], [`clock`]: time; [`memory`]: memory given back to the system.
+//! * `supervisor`: tasks that do not die silently; `panics`: what a panic said.
+//! * `ticker`, [`clock`]: time; [`memory`]: memory given back to the system.
 
 pub mod clock;
-pub mod disk;
-pub mod error;
-pub mod group_config;
-pub mod machines;
+mod disk;
+mod error;
+mod group_config;
+mod machines;
 pub mod memory;
-pub mod multinode;
+mod multinode;
 mod node;
-pub mod node_config;
-pub mod pool;
+mod node_config;
+mod panics;
+mod pool;
 mod session;
 mod shards;
-pub mod supervisor;
-pub mod ticker;
+mod supervisor;
+mod ticker;
 pub mod transport;
 
+pub use disk::room::{DiskRoom, NoRoom};
 pub use error::Error;
-pub use group_config::{GroupConfig, GroupNode, Peer};
+pub use group_config::{GroupConfig, GroupNode, NAME_BYTES_MAX, Peer};
+pub use machines::exchange::{Exchange, MachineFactory};
+pub use machines::worker::{Extent, Rehearsable};
 pub use multinode::MultiNode;
-pub use node_config::Config;
+pub use node_config::{Config, SHARDS_MAX};
+pub use pool::priority;
 pub use shards::router::NodeFault;
-pub use status::{Consistency, GroupStatus, NodeStatus, QueryAnswer, Rehearsal, Verdict};
+pub use supervisor::{Supervisor, Tasks};
 pub use ticker::Ticker;
 pub use transport::{Inbound, Reporter, SnapshotStatus, Transport};
 
 pub use skep_types::code::Code;
+pub use skep_types::node_status::{
+    Consistency, GroupStatus, NodeStatus, QueryAnswer, Rehearsal, Verdict,
+};
 pub use skep_types::{node_status as status, trouble};
 
 pub use skep_core::config::Limits;

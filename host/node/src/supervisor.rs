@@ -13,7 +13,7 @@ use std::time::Duration;
 use futures::FutureExt;
 
 use crate::clock::{self, Stopwatch};
-use crate::machines::worker::panic_text;
+use crate::panics::panic_text;
 
 /// First and longest pause before a task that panicked begins again.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));

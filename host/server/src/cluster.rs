@@ -4,6 +4,7 @@
 mod collection;
 mod disk;
 mod groups;
+mod machines;
 mod members;
 mod reconcile;
 mod requests;
@@ -18,11 +19,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use skep::DiskRoom;
 use skep::MultiNode;
+use skep::Supervisor;
 use skep::clock::{self, Stopwatch};
-use skep::disk::room::DiskRoom;
 use skep::status::Consistency;
-use skep::supervisor::Supervisor;
 use skep::transport::TcpTransport;
 use skep::trouble::{Kind, Trouble, Troubled};
 use skep_core::id::{GroupId, Incarnation, NodeId};
@@ -441,6 +442,15 @@ pub(crate) fn the_first(reasons: impl ExactSizeIterator<Item = String>) -> Vec<S
         first.push(format!("{more} more"));
     }
     first
+}
+
+/// Runs what blocks on the disk away from the async threads.
+pub(super) async fn blocking<T: Send + 'static>(
+    run: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, HostError> {
+    tokio::task::spawn_blocking(run)
+        .await
+        .map_err(|error| HostError::Internal(error.to_string()))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use skep::disk::room::{DiskRoom, NoRoom};
+use skep::{DiskRoom, NoRoom};
 use skep_core::id::ComponentId;
 use skep_types::code::Code;
 use skep_vfs::{DiskVfs, Draft, FileError, Vfs, replace};

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use skep::disk::room::NoRoom;
+use skep::NoRoom;
 use skep::transport::TransportError;
 use skep_core::id::{ComponentId, GroupId, NodeId};
 use skep_machine::MachineError;

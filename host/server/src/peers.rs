@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use skep::Supervisor;
 use skep::clock;
 use skep::status::{Consistency, QueryAnswer};
-use skep::supervisor::Supervisor;
 use skep::transport::TcpTransport;
 use skep_client::link::{Failure, Link};
 use skep_core::id::{ComponentId, GroupId, LogIndex, NodeId, RequestId, Term};

@@ -6,8 +6,6 @@ use std::fmt;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-use crate::outcome::EntryContext;
-
 thread_local! {
     /// Whether numbers of this module are written as text.
     static AS_TEXT: Cell<bool> = const { Cell::new(false) };
@@ -150,30 +148,7 @@ id!(
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct SessionId(pub u128);
 
-/// What session ids are hashes under, so that nothing else that is made of an entry's entropy tells one.
-const SESSION_LABEL: &[u8] = b"skep session 1";
-
 impl SessionId {
-    /// The session that the item at `place` of an entry opens. The entry's entropy is known to nobody before the entry is in
-    /// the log, and the same on every replica; the life of the group keeps its ids apart from those of another.
-    pub fn opened(
-        group: GroupId,
-        incarnation: Incarnation,
-        context: &EntryContext,
-        place: usize,
-    ) -> Self {
-        let mut hash = Sha256::new_with_prefix(SESSION_LABEL);
-        for word in [group.0, incarnation.0, context.index.0, place as u64] {
-            hash.update(word.to_le_bytes());
-        }
-        hash.update(context.entropy);
-        let id: [u8; 16] = std::array::from_fn({
-            let hash = hash.finalize();
-            move |at| hash[at]
-        });
-        Self(u128::from_be_bytes(id))
-    }
-
     /// Its 16 bytes, as in the log and on the wire; none of the anonymous session.
     pub fn to_bytes(self) -> Bytes {
         match self.0 {
@@ -334,31 +309,6 @@ impl<'de> serde::Deserialize<'de> for ComponentId {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    // P-7
-    #[test]
-    fn a_session_is_named_by_what_nobody_knows_before_and_by_its_life() {
-        let context = EntryContext {
-            entropy: [7; 16],
-            index: LogIndex(4),
-            ..EntryContext::default()
-        };
-        let other = EntryContext {
-            entropy: [8; 16],
-            ..context
-        };
-        let (group, life) = (GroupId(3), Incarnation(2));
-        let id = SessionId::opened(group, life, &context, 0);
-        assert_eq!(SessionId::opened(group, life, &context, 0), id);
-        let ids = std::collections::BTreeSet::from([
-            id,
-            SessionId::opened(group, life, &context, 1),
-            SessionId::opened(group, life, &other, 0),
-            SessionId::opened(group, Incarnation(3), &context, 0),
-            SessionId::opened(GroupId(4), life, &context, 0),
-        ]);
-        assert_eq!(ids.len(), 5);
-    }
 
     #[test]
     fn a_session_id_survives_its_forms() {

@@ -4,7 +4,9 @@
 
 use bytes::Bytes;
 
-use crate::id::{LogIndex, NodeId, Term};
+use sha2::{Digest, Sha256};
+
+use crate::id::{GroupId, Incarnation, LogIndex, NodeId, SessionId, Term};
 
 /// What is known about the entry being applied; identical on every replica.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -17,6 +19,31 @@ pub struct EntryContext {
     pub now: u64,
     /// Bytes the leader put into the entry; they key every random stream of the entry.
     pub entropy: [u8; 16],
+}
+
+/// What session ids are hashes under, so that nothing else that is made of an entry's entropy tells one.
+const SESSION_LABEL: &[u8] = b"skep session 1";
+
+impl SessionId {
+    /// The session that the item at `place` of an entry opens. The entry's entropy is known to nobody before the entry is in
+    /// the log, and the same on every replica; the life of the group keeps its ids apart from those of another.
+    pub fn opened(
+        group: GroupId,
+        incarnation: Incarnation,
+        context: &EntryContext,
+        place: usize,
+    ) -> Self {
+        let mut hash = Sha256::new_with_prefix(SESSION_LABEL);
+        for word in [group.0, incarnation.0, context.index.0, place as u64] {
+            hash.update(word.to_le_bytes());
+        }
+        hash.update(context.entropy);
+        let id: [u8; 16] = std::array::from_fn({
+            let hash = hash.finalize();
+            move |at| hash[at]
+        });
+        Self(u128::from_be_bytes(id))
+    }
 }
 
 /// The answer to one command or query. The same on every replica.
@@ -198,6 +225,31 @@ pub struct LeaderChanged {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    // P-7
+    #[test]
+    fn a_session_is_named_by_what_nobody_knows_before_and_by_its_life() {
+        let context = EntryContext {
+            entropy: [7; 16],
+            index: LogIndex(4),
+            ..EntryContext::default()
+        };
+        let other = EntryContext {
+            entropy: [8; 16],
+            ..context
+        };
+        let (group, life) = (GroupId(3), Incarnation(2));
+        let id = SessionId::opened(group, life, &context, 0);
+        assert_eq!(SessionId::opened(group, life, &context, 0), id);
+        let ids = std::collections::BTreeSet::from([
+            id,
+            SessionId::opened(group, life, &context, 1),
+            SessionId::opened(group, life, &other, 0),
+            SessionId::opened(group, Incarnation(3), &context, 0),
+            SessionId::opened(GroupId(4), life, &context, 0),
+        ]);
+        assert_eq!(ids.len(), 5);
+    }
 
     #[test]
     fn every_fault_has_its_own_code_and_name() {

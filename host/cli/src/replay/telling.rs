@@ -1,7 +1,7 @@
 //! A past told to the machines: the core decides, the driver does, a visitor listens.
 
 use bytes::Bytes;
-use skep::machines::exchange::MachineFactory;
+use skep::MachineFactory;
 use skep_core::activation::Decision;
 use skep_core::deployment::Deployment;
 use skep_core::effect::{Call, Effect, Work};

@@ -4,18 +4,17 @@ use skep_server::cluster::Host;
 use skep_server::config::Config;
 use skep_server::descriptors::fit;
 
-use super::serve::{Arguments, tell};
 use crate::telemetry::Telemetry;
 
-/// Reads the configuration and takes from it what can be changed. `running` is what is in effect.
+/// Takes from a configuration that was read again what can be changed. `running` is what is in effect.
 pub fn reload(
-    arguments: &Arguments,
+    loaded: anyhow::Result<Config>,
     running: &mut Config,
     descriptors: usize,
     host: &Host,
     telemetry: &Telemetry,
 ) {
-    let loaded = arguments.load().and_then(|mut config| {
+    let loaded = loaded.and_then(|mut config| {
         let lowered = fit(&mut config, descriptors)?;
         Ok((config, lowered))
     });
@@ -51,6 +50,16 @@ pub fn reload(
         tracing::warn!(
             keys = restart.join(", "),
             "these keys have changed and count after a restart of this node"
+        );
+    }
+}
+
+/// Says what [`descriptors::fit`] has lowered.
+pub fn tell(lowered: &[String], descriptors: usize) {
+    for lowered in lowered {
+        tracing::warn!(
+            descriptors,
+            "this process may open too few files for all connections: lowered {lowered}; raise `ulimit -n`"
         );
     }
 }

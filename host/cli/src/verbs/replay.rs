@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::replay::{Archive, Cast, Digested, Happened, Past, ReplayError, What, digest, genesis};
 use anyhow::Context;
 use serde::Serialize;
-use skep::machines::exchange::MachineFactory;
+use skep::MachineFactory;
 use skep::{ComponentId, GroupId, LogIndex, MachineError, Outcome, StateMachine};
 use skep_core::deployment::Deployment;
 use skep_core::outcome::EntryContext;

@@ -16,7 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::failure::{Exit, Failure};
 use super::private;
-use super::reload::reload;
+use super::reload::{reload, tell};
 use crate::telemetry::Telemetry;
 
 /// Pause between two looks at whether the node is ready, at start only.
@@ -90,7 +90,7 @@ pub async fn run(arguments: Arguments, telemetry: &Telemetry) -> anyhow::Result<
     let result = loop {
         tokio::select! {
             () = &mut ready, if !announced => announced = true,
-            _ = hangup.recv() => reload(&arguments, &mut running, descriptors, &host, telemetry),
+            _ = hangup.recv() => reload(arguments.load(), &mut running, descriptors, &host, telemetry),
             _ = interrupt.recv() => break Ok(()),
             _ = terminate.recv() => break Ok(()),
             reason = &mut fatal => break Err(Failure::new(Code::NodeFailed, reason, Exit::Failed).into()),
@@ -134,16 +134,6 @@ fn environment(arguments: &Arguments) -> Vec<(String, String)> {
         ));
     }
     variables
-}
-
-/// Says what [`descriptors::fit`] has lowered.
-pub fn tell(lowered: &[String], descriptors: usize) {
-    for lowered in lowered {
-        tracing::warn!(
-            descriptors,
-            "this process may open too few files for all connections: lowered {lowered}; raise `ulimit -n`"
-        );
-    }
 }
 
 /// Prints one line once the node can serve everything it should. A thread writes it, for which nobody waits: who reads may hang,

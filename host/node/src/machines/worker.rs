@@ -40,10 +40,10 @@ use crate::shards::mailbox::{Completion, Event};
 use crate::shards::router::Router;
 use crate::status::QueryAnswer;
 
-pub(crate) use self::guard::{guarded, panic_text};
+pub(crate) use self::guard::guarded;
 pub(crate) use self::owner::Owner;
 pub use self::recent::Rehearsable;
-pub use self::rehearsal::{Extent, refusal};
+pub use self::rehearsal::Extent;
 pub(crate) use self::snapshots::Saved;
 
 type Machine = Driver<Box<dyn StateMachine>>;

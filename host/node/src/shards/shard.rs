@@ -15,7 +15,8 @@ use skep_core::proposal::Proposal;
 use tokio::sync::oneshot;
 
 use crate::error::Error;
-use crate::machines::worker::{Job, panic_text};
+use crate::machines::worker::Job;
+use crate::panics::panic_text;
 use crate::pool::Pool;
 use crate::shards::effects::{Out, Records};
 use crate::shards::mailbox::{Completion, Event, FromPeer, Request, Round};

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use skep::machines::exchange::{Exchange, MachineFactory};
 use skep::{Consistency, Error, GroupConfig, MachineError, NodeId, Outcome, StateMachine};
+use skep::{Exchange, MachineFactory};
 use skep_core::deployment::{Deployment, Quota};
 use skep_core::id::{ComponentId, LogIndex};
 use skep_core::outcome::GuestFault;

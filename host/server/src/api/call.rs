@@ -9,9 +9,17 @@ use skep_types::admin::{
 };
 
 use super::problem::quoted;
-use super::requests::Caller;
 use crate::cluster::{Activate, Host, Reach};
 use crate::error::HostError;
+
+/// Who asks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Caller {
+    /// Anybody, over the port for clients.
+    Client,
+    /// Another node, over the port for nodes.
+    Node,
+}
 
 /// Carries out one call; the answer is JSON.
 pub(super) async fn call(

@@ -20,7 +20,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use super::requests::{self, Caller, wire};
+use super::call::Caller;
+use super::requests::{self, wire};
 use crate::api::door::{self, Visit};
 use crate::api::pot::Portion;
 use crate::cluster::Host;

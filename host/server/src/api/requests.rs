@@ -8,19 +8,10 @@ use skep_core::proposal::{Command, ProposalError};
 use skep_wire::proto::{self, request, response};
 use skep_wire::{MAX_CHUNK, MAX_TIMEOUT_MS};
 
-use super::call;
+use super::call::{self, Caller};
 use crate::cluster::{Host, Reach};
 use crate::components::Upload;
 use crate::error::HostError;
-
-/// Who asks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Caller {
-    /// Anybody, over the port for clients.
-    Client,
-    /// Another node, over the port for nodes.
-    Node,
-}
 
 /// Carries out one request; every request has exactly one answer.
 pub(crate) async fn answer(

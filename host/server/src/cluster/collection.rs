@@ -11,7 +11,7 @@ use skep::clock::{self, Stopwatch};
 use skep_core::id::ComponentId;
 use skep_types::admin::Collect;
 
-use super::reconcile::blocking;
+use super::blocking;
 use super::{Host, catalog};
 use crate::catalog::command::{Command, Reply};
 use crate::catalog::{Catalog, ComponentRecord};

@@ -7,7 +7,7 @@ use skep::{Error, clock};
 use skep_core::id::GroupId;
 
 use super::Host;
-use super::reconcile::blocking;
+use super::blocking;
 
 /// How often the disk is looked at: so long commands may go on that it has no room for.
 const LOOK_EVERY: Duration = Duration::from_secs(1);

@@ -4,15 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use skep::NoRoom;
 use skep::clock::{self, Stopwatch};
-use skep::disk::room::NoRoom;
 use skep::status::GroupStatus;
 use skep::trouble::Kind;
 use skep_core::id::{ComponentId, NodeId};
 use skep_machine::wasm::{ComponentError, Profile};
 use skep_types::admin::{CreateGroup, Done, GroupInfo, OfGroup, OfGroupAndNode, Placed, method};
 
-use super::reconcile::blocking;
+use super::blocking;
 use super::requests::Reach;
 use super::upgrades::place_of;
 use super::{Host, catalog};

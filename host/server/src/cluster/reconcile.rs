@@ -9,21 +9,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
-use skep_core::id::{ComponentId, GroupId, Incarnation, NodeId};
-use skep_machine::StateMachine;
+use skep_core::id::{GroupId, Incarnation, NodeId};
 use skep_machine::wasm::Purpose;
 
+use skep::Exchange;
 use skep::clock::{self, Stopwatch};
-use skep::machines::exchange::Exchange;
 use skep::memory;
 use skep::{Error, GroupConfig, Peer};
 use tokio::runtime::Handle;
 
-use super::upgrades::GroupMachines;
-use super::{Host, Hosted};
-use crate::catalog::{Catalog, Deployed, GroupRecord};
-use crate::components::{ComponentStore, StoreError};
+use super::machines::{GroupMachines, machine};
+use super::{Host, Hosted, blocking};
+use crate::catalog::{Catalog, GroupRecord};
 use crate::error::HostError;
 
 /// First and longest pause between attempts at something that depends on other nodes.
@@ -210,57 +207,6 @@ pub(super) async fn group_config(
     Ok(host.inner.config.tuned(config))
 }
 
-/// The machine of a group as it is before the first entry.
-pub(super) async fn machine(
-    host: &Host,
-    record: &GroupRecord,
-    deployed: &Deployed,
-    purpose: Purpose,
-) -> Result<Box<dyn StateMachine>, HostError> {
-    let bytes = component(host, deployed.component).await?;
-    let machines = &host.inner.machines;
-    let component = machines
-        .component_for(deployed.component, bytes, purpose)
-        .await?;
-    machines
-        .start(record, &deployed.profile, component, purpose)
-        .await
-}
-
-/// The bytes of a component: from this disk, or from any other node.
-pub(super) async fn component(host: &Host, id: ComponentId) -> Result<Bytes, HostError> {
-    let store = host.inner.components.clone();
-    if let Some(bytes) = blocking(move || store.read(id)).await?? {
-        return Ok(bytes);
-    }
-    let limit = host.inner.config.limits.component_bytes;
-    let catalog = host.catalog();
-    let mut failure = HostError::UnknownComponent(id);
-    for node in catalog.nodes().filter(|node| node.id != host.id()) {
-        match host.inner.peers.component(node, id, limit).await {
-            Ok(bytes) => {
-                let (store, whole) = (host.inner.components.clone(), bytes.clone());
-                blocking(move || keep(&store, id, &whole)).await??;
-                tracing::info!(component = %id, from = %node.id, bytes = bytes.len(), "component fetched");
-                return Ok(bytes);
-            }
-            Err(error) => failure = error,
-        }
-    }
-    Err(failure)
-}
-
-/// Keeps a component that was fetched, if the disk has room for it. What needs it was decided long ago, and goes on without.
-fn keep(store: &ComponentStore, id: ComponentId, bytes: &[u8]) -> Result<(), StoreError> {
-    match store.put(id, bytes) {
-        Err(StoreError::NoRoom(short)) => {
-            tracing::warn!(component = %id, %short, "a component is used and not kept; it is fetched again when it is needed again");
-            Ok(())
-        }
-        kept => kept,
-    }
-}
-
 /// Has the catalogue confirmed, then removes what is on disk of groups that were removed, or moved away, while this node was
 /// down.
 async fn sweep(host: Host) {
@@ -338,32 +284,9 @@ async fn try_take_down(
     }
 }
 
-/// Runs what blocks on the disk away from the async threads.
-pub(super) async fn blocking<T: Send + 'static>(
-    run: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, HostError> {
-    tokio::task::spawn_blocking(run)
-        .await
-        .map_err(|error| HostError::Internal(error.to_string()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use skep::disk::room::DiskRoom;
-
-    #[test]
-    fn a_component_that_the_disk_has_no_room_for_is_used_all_the_same() {
-        let dir = tempfile::tempdir().unwrap();
-        let room = Arc::new(DiskRoom::open(dir.path(), u64::MAX).unwrap());
-        let store = ComponentStore::open(dir.path().join("components")).unwrap();
-        let store = store.bounded(u64::MAX, room);
-        let id = ComponentId::of(b"machine");
-        keep(&store, id, b"machine").unwrap();
-        assert!(store.read(id).unwrap().is_none(), "the disk is full");
-        let damaged = keep(&store, id, b"another").unwrap_err();
-        assert!(matches!(damaged, StoreError::Digest { .. }), "{damaged}");
-    }
 
     #[test]
     fn pauses_grow_up_to_a_bound() {

@@ -13,7 +13,8 @@ use skep_types::code::Code;
 use skep_wire::proto;
 
 use super::{Host, Inner};
-use crate::api::requests::{Caller, answer};
+use crate::api::call::Caller;
+use crate::api::requests::answer;
 use crate::catalog::Catalog;
 
 /// How long the other nodes are asked for the catalogue because of a stranger.

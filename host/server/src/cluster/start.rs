@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use skep::disk::room::DiskRoom;
-use skep::supervisor::Supervisor;
+use skep::DiskRoom;
+use skep::Supervisor;
 use skep::transport::{PeerCheck, RequestHandler, TcpConfig, TcpLimits, TcpTransport};
 use skep::{Inbound, MultiNode, Ticker, Transport, clock};
 use skep_core::id::NodeId;
@@ -14,7 +14,7 @@ use skep_machine::wasm::Compiler;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::reconcile::blocking;
+use super::blocking;
 use super::roster::{Owner, Roster};
 use super::{Host, Inner, collection, disk, reconcile, restarts};
 use crate::api::doors::Doors;

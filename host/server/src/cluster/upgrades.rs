@@ -6,26 +6,21 @@
 //! on every replica, if the new machine takes the state; otherwise everybody goes on with the old one. Then the catalogue is told, for whoever looks and for members that
 //! join later. The log alone decides what a replica runs, so nothing is lost between the last two.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use skep::clock::{self, Stopwatch};
-use skep::machines::exchange::MachineFactory;
-use skep::machines::worker::{Extent, Rehearsable};
 use skep::status::{Rehearsal, Verdict};
-use skep_core::deployment::Deployment;
+use skep::{Extent, Rehearsable};
 use skep_core::id::{ComponentId, GroupId, LogIndex, NodeId};
 use skep_core::outcome::Outcome;
 use skep_core::proposal::Response;
-use skep_machine::state_machine::{Descriptor, LocalCode, MachineError, StateMachine};
-use skep_machine::wasm::Purpose;
+use skep_machine::state_machine::Descriptor;
 use skep_types::admin::{
     OfGroup, OfGroupAndNode, Placed, Prepare, Prepared, Rehearsed, Upgrade, Upgraded, method,
 };
-use tokio::runtime::Handle;
 
 use super::Host;
-use super::reconcile;
+use super::machines::component;
 use super::requests::Reach;
 use crate::catalog::command::Command;
 use crate::catalog::{Deployed, GroupRecord};
@@ -149,7 +144,7 @@ impl Host {
         deployed: &Deployed,
         extent: Extent,
     ) -> Result<Option<(Descriptor, Rehearsal)>, HostError> {
-        let bytes = reconcile::component(self, deployed.component).await?;
+        let bytes = component(self, deployed.component).await?;
         let machines = &self.inner.machines;
         let component = machines.component(deployed.component, bytes).await?;
         let Some(past) = self.rehearsable(record.id).await? else {
@@ -220,7 +215,7 @@ impl Host {
         let (host, id) = (self.clone(), asked.component);
         // Goes on although nobody waits; asked again, it is found compiled.
         let preparing = tokio::spawn(async move {
-            let bytes = reconcile::component(&host, id).await?;
+            let bytes = component(&host, id).await?;
             let component = host.inner.machines.component(id, bytes).await?;
             Ok::<_, HostError>(component.descriptor().clone())
         });
@@ -328,7 +323,7 @@ impl Host {
     }
 
     /// Tells the catalogue what the group runs since an index of its log.
-    async fn deployed(
+    pub(super) async fn deployed(
         &self,
         record: &GroupRecord,
         index: LogIndex,
@@ -383,63 +378,4 @@ fn not_prepared(node: NodeId, error: &HostError) -> HostError {
         "node {node} cannot prepare the component, so nothing was changed: {}",
         error.chain()
     ))
-}
-
-/// Makes the machines of one group of this node.
-pub(super) struct GroupMachines {
-    pub(super) host: Host,
-    pub(super) record: Arc<GroupRecord>,
-    pub(super) runtime: Handle,
-}
-
-impl GroupMachines {
-    fn start(
-        &self,
-        deployment: &Deployment,
-        purpose: Purpose,
-    ) -> Result<Box<dyn StateMachine>, MachineError> {
-        let local = |reason: String| MachineError::Local {
-            call: "start",
-            code: LocalCode::Missing,
-            reason,
-        };
-        let deployed = Deployed::of(deployment)
-            .map_err(|error| local(format!("the log holds a profile that is none: {error}")))?;
-        let make = reconcile::machine(&self.host, &self.record, &deployed, purpose);
-        match self.runtime.block_on(make) {
-            Ok(machine) => Ok(machine),
-            // What the component itself is to blame for is the same on every node.
-            Err(HostError::Machine(error @ MachineError::Guest { .. })) => Err(error),
-            Err(error) => Err(local(error.chain())),
-        }
-    }
-}
-
-impl MachineFactory for GroupMachines {
-    fn make(&self, deployment: &Deployment) -> Result<Box<dyn StateMachine>, MachineError> {
-        self.start(deployment, Purpose::New)
-    }
-
-    fn make_again(&self, deployment: &Deployment) -> Result<Box<dyn StateMachine>, MachineError> {
-        self.start(deployment, Purpose::Running)
-    }
-
-    fn activated(&self, index: LogIndex, deployment: &Deployment) {
-        let (host, record) = (self.host.clone(), Arc::clone(&self.record));
-        let Ok(deployed) = Deployed::of(deployment) else {
-            return;
-        };
-        let supervisor = self.host.inner.supervisor.clone();
-        let telling = async move {
-            let known = host.catalog().group(record.id).is_none_or(|known| {
-                known.incarnation != record.incarnation || known.deployed_at >= index
-            });
-            // Whoever asked for the upgrade says so too, unless it is gone.
-            if !known && let Err(error) = host.deployed(&record, index, &deployed).await {
-                tracing::warn!(group = %record.id, error = %error.chain(), "the catalogue is not told of an upgrade yet");
-            }
-        };
-        self.runtime
-            .spawn(async move { supervisor.once("upgrade-report", telling).await });
-    }
 }

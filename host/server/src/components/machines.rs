@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
+use skep::DiskRoom;
 use skep::clock;
-use skep::disk::room::DiskRoom;
-use skep::machines::worker::{Extent, Rehearsable, refusal};
-use skep::pool::priority::Thread;
+use skep::priority::Thread;
 use skep::status::Rehearsal;
+use skep::{Extent, Rehearsable};
 use skep_core::id::{ComponentId, LogIndex, Term};
 use skep_core::outcome::EntryContext;
 use skep_machine::StateMachine;
@@ -224,7 +224,7 @@ impl Machines {
         let machine = match started {
             Ok(machine) => machine,
             Err(HostError::Machine(error)) => {
-                let verdict = refusal::<()>(Err(error))?.unwrap_or_default();
+                let verdict = Rehearsable::refusal::<()>(Err(error))?.unwrap_or_default();
                 return Ok(Rehearsal {
                     verdict,
                     ..Rehearsal::default()
@@ -380,7 +380,7 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[tokio::test]
     async fn who_has_a_component_compiled_keeps_the_right_of_way_for_its_child() {
-        use skep::pool::priority::{Claim, Usual};
+        use skep::priority::{Claim, Usual};
         /// Notes what the thread that asks it can claim.
         struct Asked(Usual, Mutex<Vec<Option<Claim>>>);
         // SAFETY: code comes from the one that is in this process.

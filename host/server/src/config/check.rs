@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use skep::node_config::SHARDS_MAX;
+use skep::SHARDS_MAX;
 use tracing_subscriber::EnvFilter;
 
 use super::error::invalid;

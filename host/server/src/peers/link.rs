@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use skep::Supervisor;
 use skep::clock;
-use skep::supervisor::Supervisor;
 use skep::transport::{FrameReader, FrameWriter, TcpTransport};
 use skep_client::ClientError;
 use skep_client::link::{Heard, Link, Way};

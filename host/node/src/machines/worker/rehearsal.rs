@@ -17,6 +17,26 @@ pub enum Extent {
 }
 
 impl Rehearsable {
+    /// What a call of another machine says of it: a verdict is what every replica would see too.
+    ///
+    /// # Errors
+    /// [`MachineError::Local`].
+    pub fn refusal<T>(called: Result<T, MachineError>) -> Result<Option<Verdict>, MachineError> {
+        match called {
+            Ok(_) => Ok(None),
+            Err(MachineError::Guest {
+                call,
+                fault,
+                detail,
+            }) => Ok(Some(Verdict::Refuses {
+                call: call.to_owned(),
+                fault,
+                detail,
+            })),
+            Err(local) => Err(local),
+        }
+    }
+
     /// Tries a machine that is as before a group's first entry. Takes as long as its calls do, at most their fuel.
     ///
     /// # Errors
@@ -37,7 +57,7 @@ impl Rehearsable {
             ..Rehearsal::default()
         };
         let mut driver = Driver::new(made);
-        if let Some(refused) = refusal(driver.restore(&base, &mut ()))? {
+        if let Some(refused) = Self::refusal(driver.restore(&base, &mut ()))? {
             report.verdict = refused;
             return Ok(report);
         }
@@ -56,7 +76,7 @@ impl Rehearsable {
         let mut saved = SavedBytes(0);
         let passed = driver.pass_barrier(&last, &mut saved);
         report.saved_bytes = saved.0;
-        report.verdict = match refusal(passed)? {
+        report.verdict = match Self::refusal(passed)? {
             Some(refused) => refused,
             None if report.differing > 0 => Verdict::Differs,
             None => Verdict::Takes,
@@ -94,23 +114,6 @@ fn faults(outcomes: &[Outcome]) -> u64 {
         .iter()
         .filter(|outcome| matches!(outcome, Outcome::Fault(_)));
     faults.count() as u64
-}
-
-/// What every replica would see too.
-pub fn refusal<T>(called: Result<T, MachineError>) -> Result<Option<Verdict>, MachineError> {
-    match called {
-        Ok(_) => Ok(None),
-        Err(MachineError::Guest {
-            call,
-            fault,
-            detail,
-        }) => Ok(Some(Verdict::Refuses {
-            call: call.to_owned(),
-            fault,
-            detail,
-        })),
-        Err(local) => Err(local),
-    }
 }
 
 fn not_run(failed: Failed) -> MachineError {
