@@ -160,7 +160,7 @@ pub const BUDGETS: &[Budget] = &[
     row("unapplied", "entries of a group that are committed and not applied", Bytes(64 << 20), ("host/core/src/config.rs", "unapplied_bytes"), Otherwise("proposals wait")),
     row("appends-in-flight", "append messages on their way to one follower", Words("256 of 1 MiB"), ("host/core/src/config.rs", "max_in_flight"), Otherwise("the next waits for an answer")),
     row("committed-at-once", "committed bytes in one `Ready`", Bytes(4 << 20), ("host/core/src/founding.rs", "max_committed_size_per_ready"), Otherwise("the next takes the rest")),
-    row("records-on-the-way", "records of a replica on their way before it packs again", Count(2), ("host/core/src/proposals.rs", "RECORDS_ON_THE_WAY"), Otherwise("commands wait and share an entry")),
+    row("records-on-the-way", "records of a replica on their way before it packs again", Count(2), ("host/core/src/packing.rs", "RECORDS_ON_THE_WAY"), Otherwise("commands wait and share an entry")),
     row("forwards-in-message", "forwards in one message", Count(1024), ("host/core/src/forwards.rs", "FORWARDS_IN_MESSAGE"), Otherwise("the next message takes the rest")),
     row("read-rounds", "read-index rounds in flight of a group", Count(4), ("host/core/src/reads.rs", "ROUNDS_MAX"), Otherwise("queries wait and share a round")),
     row("request-time", "a request that names no deadline of its own", Milliseconds(10_000), ("host/server/src/config/sections.rs", "request_timeout_ms"), refused(Code::OutcomeUnknown, "look whether it was done, or send it in a session")).key("limits.request_timeout_ms"),
