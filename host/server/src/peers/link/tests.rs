@@ -9,6 +9,7 @@ use skep_core::message::{PeerMessage, SnapshotName};
 use skep_log::{SnapshotFile, SnapshotReceiver};
 use skep_wire::proto::{request, response};
 use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
@@ -210,13 +211,21 @@ impl RequestHandler for Stopped {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[tokio::test(flavor = "multi_thread")]
 async fn silence_is_noticed_while_a_write_waits_for_it() {
-    let at = listener("127.0.0.1:0").await;
-    let address = at.local_addr().expect("bound").to_string();
-    let (_test, said) = std::sync::mpsc::channel();
+    let (test, said) = std::sync::mpsc::channel();
     let stopped = Arc::new(Stopped(Mutex::new(said)));
-    let _node = transport(2, at, Vec::new(), Some(stopped)).await;
+    // The node has threads of its own: one that waits keeps the task that it would run next from all others.
+    let node = std::thread::spawn(|| {
+        let runtime = Runtime::new().expect("threads");
+        let (node, address) = runtime.block_on(async {
+            let at = listener("127.0.0.1:0").await;
+            let address = at.local_addr().expect("bound").to_string();
+            (transport(2, at, Vec::new(), Some(stopped)).await, address)
+        });
+        (runtime, node, address)
+    });
+    let (runtime, _node, address) = node.join().expect("it starts");
     let link = link_to(&address).await;
     // More than the buffers of any kernel take.
     let body = Bytes::from(vec![0; 12 << 20]);
@@ -233,6 +242,8 @@ async fn silence_is_noticed_while_a_write_waits_for_it() {
     let answer = link.ask(0, Some(call("any")), false).await;
     assert_eq!(answer, Err(Failure::Silent));
     assert!(link.is_silent());
+    drop(test);
+    runtime.shutdown_background();
 }
 
 #[tokio::test(flavor = "multi_thread")]
