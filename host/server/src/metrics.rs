@@ -148,127 +148,85 @@ impl prometheus_client::collector::Collector for NodeCollector {
             .filter(|troubled| troubled.trouble.kind.waits_for_somebody())
             .count();
         let (metrics, doors) = (self.host.metrics(), self.host.doors());
-        for (name, help, value) in [
-            ("groups", "Replicas on this node", status.groups),
-            ("leaders", "Replicas on this node that lead", status.leading),
-            (
-                "halted_groups",
-                "Replicas on this node that are halted until somebody acts",
-                halted,
-            ),
-            (
-                "requests_in_flight",
-                "Requests without an answer yet",
-                status.requests,
-            ),
-            (
-                "snapshots_receiving",
-                "Snapshots arriving",
-                status.receiving_snapshots,
-            ),
-            (
-                "client_connections",
-                "Client connections",
-                doors.clients.inside(),
-            ),
-            ("http_connections", "HTTP connections", doors.http.inside()),
-        ] {
-            gauge(&mut encoder, name, help, None, value as u64)?;
-        }
-        Self::troubled(&mut encoder, &troubled)?;
-        for (name, help, held) in [
-            (
-                "http_bodies",
-                "Bytes of bodies beyond 64 KiB of requests without an answer yet",
-                doors.bodies.held(),
-            ),
-            (
-                "http_components",
-                "Bytes of components that are sent",
-                doors.components.held(),
-            ),
-            (
-                "client_half_frames",
-                "Bytes of frames of clients that have not come whole",
-                doors.client_frames.held(),
-            ),
-        ] {
-            gauge(&mut encoder, name, help, Some(Unit::Bytes), held as u64)?;
-        }
-        for (name, help, value) in [
-            (
-                "http_connections_refused",
-                "HTTP connections for which there was no place",
-                doors.http.refused(),
-            ),
-            (
-                "http_connections_turned_out",
-                "HTTP connections that did nothing and had to go for others",
-                doors.http.turned_out(),
-            ),
-            (
-                "client_connections_turned_out",
-                "Client connections that did nothing and had to go for others",
-                doors.clients.turned_out(),
-            ),
-        ] {
-            counter(&mut encoder, name, help, None, value)?;
-        }
         let refused = metrics.client_connections_refused.load(Ordering::Relaxed);
-        let help = "Client connections refused or closed for what they sent";
-        counter(
-            &mut encoder,
-            "client_connections_refused",
-            help,
-            None,
-            refused,
-        )?;
-        let help = "Messages for groups that are not here";
-        counter(
-            &mut encoder,
-            "misdirected_messages",
-            help,
-            None,
-            status.misdirected_messages,
-        )?;
-        let help = "Barriers at which replicas of a group were found to differ";
-        counter(&mut encoder, "divergences", help, None, status.divergences)?;
-        let help = "Messages of other nodes that replicas did not believe";
-        let distrusted = status.distrusted_messages;
-        counter(&mut encoder, "distrusted_messages", help, None, distrusted)?;
-        let help = "Commands that were given up because every member of their group had stopped at them, as often as replicas of this node came to them";
-        let given_up = status.given_up_commands;
-        counter(&mut encoder, "given_up_commands", help, None, given_up)?;
-        let help = "Ticks in which commands or queries of a group waited for its quota of bytes";
-        counter(&mut encoder, "quota_waits", help, None, status.quota_waits)?;
-        let help = "Ticks in which commands of a group waited so that members that are behind could catch up";
-        let waits = status.catch_up_waits;
-        counter(&mut encoder, "catch_up_throttled_ticks", help, None, waits)?;
-        let help = "Members that did not catch up and were left behind for a while";
-        counter(&mut encoder, "left_behind", help, None, status.left_behind)?;
-        let help = "Messages dropped because a shard was behind";
-        counter(
-            &mut encoder,
-            "dropped_messages",
-            help,
-            None,
-            status.dropped_messages,
-        )?;
+        let (log, budget) = (self.host.node().log_stats(), self.host.machine_budget());
+        let (held, most) = (budget.held(), budget.most());
+        let transport = self.host.transport().stats();
+        let read = |value: &AtomicU64| value.load(Ordering::Relaxed);
+        let (gauge, counter) = (MetricType::Gauge, MetricType::Counter);
+        #[rustfmt::skip]
+        let numbers = [
+            (gauge, "groups", "Replicas on this node", status.groups as u64),
+            (gauge, "leaders", "Replicas on this node that lead", status.leading as u64),
+            (gauge, "halted_groups", "Replicas on this node that are halted until somebody acts", halted as u64),
+            (gauge, "requests_in_flight", "Requests without an answer yet", status.requests as u64),
+            (gauge, "snapshots_receiving", "Snapshots arriving", status.receiving_snapshots as u64),
+            (gauge, "client_connections", "Client connections", doors.clients.inside() as u64),
+            (gauge, "http_connections", "HTTP connections", doors.http.inside() as u64),
+            (gauge, "http_bodies_bytes", "Bytes of bodies beyond 64 KiB of requests without an answer yet", doors.bodies.held() as u64),
+            (gauge, "http_components_bytes", "Bytes of components that are sent", doors.components.held() as u64),
+            (gauge, "client_half_frames_bytes", "Bytes of frames of clients that have not come whole", doors.client_frames.held() as u64),
+            (counter, "http_connections_refused", "HTTP connections for which there was no place", doors.http.refused()),
+            (counter, "http_connections_turned_out", "HTTP connections that did nothing and had to go for others", doors.http.turned_out()),
+            (counter, "client_connections_turned_out", "Client connections that did nothing and had to go for others", doors.clients.turned_out()),
+            (counter, "client_connections_refused", "Client connections refused or closed for what they sent", refused),
+            (counter, "misdirected_messages", "Messages for groups that are not here", status.misdirected_messages),
+            (counter, "divergences", "Barriers at which replicas of a group were found to differ", status.divergences),
+            (counter, "distrusted_messages", "Messages of other nodes that replicas did not believe", status.distrusted_messages),
+            (counter, "given_up_commands", "Commands that were given up because every member of their group had stopped at them, as often as replicas of this node came to them", status.given_up_commands),
+            (counter, "quota_waits", "Ticks in which commands or queries of a group waited for its quota of bytes", status.quota_waits),
+            (counter, "catch_up_throttled_ticks", "Ticks in which commands of a group waited so that members that are behind could catch up", status.catch_up_waits),
+            (counter, "left_behind", "Members that did not catch up and were left behind for a while", status.left_behind),
+            (counter, "dropped_messages", "Messages dropped because a shard was behind", status.dropped_messages),
+            (gauge, "machines_memory_bytes", "Linear memory of all machines, readers and trials of this node", held.memory_bytes),
+            (gauge, "machines_memory_limit_bytes", "At how much of that the node starts no more of them", most.memory_bytes),
+            (gauge, "machines_address_bytes", "Addresses that they have reserved", held.address_bytes),
+            (gauge, "machines_address_limit_bytes", "At how much of that the node starts no more of them", most.address_bytes),
+            (gauge, "machines_mappings", "Mappings that they may need", held.mappings),
+            (gauge, "machines_mappings_limit", "At how many of those the node starts no more of them", most.mappings),
+            (gauge, "log_size_bytes", "Size of the log on disk", log.bytes),
+            (gauge, "log_segments", "Files of the log", log.segments),
+            (counter, "log_syncs", "Times the log was made durable", log.syncs),
+            (counter, "log_records", "Records written to the log", log.records),
+            (counter, "log_waits", "Times the log waited for a file descriptor or memory", log.waits),
+            (counter, "log_appended_bytes", "Bytes written to the log", log.appended_bytes),
+            (counter, "snapshots_sent", "Snapshots that arrived at their receiver", read(&transport.snapshots_sent)),
+            (counter, "snapshots_received", "Snapshots that arrived here", read(&transport.snapshots_received)),
+            (counter, "peer_connections_accepted", "Connections of other nodes", read(&transport.accepted)),
+            (counter, "peer_connections_refused", "Connections refused here", read(&transport.refused)),
+            (counter, "peer_dial_failures", "Connections to other nodes that failed", read(&transport.dial_failures)),
+        ];
+        for (kind, name, help, value) in numbers {
+            number(&mut encoder, kind, name, help, value)?;
+        }
         if let Some(lines) = metrics.log_lines.get() {
             let help =
                 "Log lines dropped because nobody took them in time, or they could not be written";
-            counter(
+            number(
                 &mut encoder,
+                counter,
                 "log_lines_dropped",
                 help,
-                None,
                 lines.dropped(),
             )?;
         }
+        for priority in Priority::ALL {
+            let lane = transport.lane(priority);
+            #[rustfmt::skip]
+            let numbers = [
+                ("sent_bytes", "Bytes sent to other nodes", read(&lane.bytes_out)),
+                ("received_bytes", "Bytes received from other nodes", read(&lane.bytes_in)),
+                ("dropped_messages", "Messages to other nodes that were dropped", read(&lane.dropped)),
+                ("disconnects", "Connections to other nodes that were lost", read(&lane.disconnects)),
+            ];
+            for (what, help, value) in numbers {
+                let name = format!("peer_{}_{what}", lane_name(priority));
+                number(&mut encoder, counter, &name, help, value)?;
+            }
+        }
+        Self::troubled(&mut encoder, &troubled)?;
         self.tasks(&mut encoder)?;
-        self.machines(&mut encoder)?;
-        self.log(&mut encoder)?;
-        self.transport(&mut encoder)
+        self.machines(&mut encoder)
     }
 }
 
@@ -315,222 +273,59 @@ impl NodeCollector {
         Ok(())
     }
 
-    /// What the machines hold, each and all together, and what they may.
+    /// The memory of each machine, and what it may become.
     fn machines(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let groups = self.host.node().machine_memory();
-        let bytes = Some(Unit::Bytes);
-        for (name, help, is_limit) in [
-            (
-                "machine_memory",
-                "Linear memory of the machine of a group on this node",
-                false,
-            ),
-            (
-                "machine_memory_limit",
-                "What the profile of the group lets that become",
-                true,
-            ),
-        ] {
-            let mut family =
-                encoder.encode_descriptor(name, help, bytes.as_ref(), MetricType::Gauge)?;
+        #[rustfmt::skip]
+        let families = [
+            ("machine_memory_bytes", "Linear memory of the machine of a group on this node", false),
+            ("machine_memory_limit_bytes", "What the profile of the group lets that become", true),
+        ];
+        for (name, help, is_limit) in families {
+            let (name, unit) = with_unit(name);
+            let kind = MetricType::Gauge;
+            let mut family = encoder.encode_descriptor(name, help, unit.as_ref(), kind)?;
             for (group, memory) in &groups {
-                let value = if is_limit {
-                    memory.limit_bytes
-                } else {
-                    memory.used_bytes
+                let value = match is_limit {
+                    true => memory.limit_bytes,
+                    false => memory.used_bytes,
                 };
                 let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
                 gauge.encode(family.encode_family(&[("group", group.to_string())])?)?;
             }
         }
-        let budget = self.host.machine_budget();
-        let (held, most) = (budget.held(), budget.most());
-        for (name, help, unit, value) in [
-            (
-                "machines_memory",
-                "Linear memory of all machines, readers and trials of this node",
-                bytes.clone(),
-                held.memory_bytes,
-            ),
-            (
-                "machines_memory_limit",
-                "At how much of that the node starts no more of them",
-                bytes.clone(),
-                most.memory_bytes,
-            ),
-            (
-                "machines_address",
-                "Addresses that they have reserved",
-                bytes.clone(),
-                held.address_bytes,
-            ),
-            (
-                "machines_address_limit",
-                "At how much of that the node starts no more of them",
-                bytes,
-                most.address_bytes,
-            ),
-            (
-                "machines_mappings",
-                "Mappings that they may need",
-                None,
-                held.mappings,
-            ),
-            (
-                "machines_mappings_limit",
-                "At how many of those the node starts no more of them",
-                None,
-                most.mappings,
-            ),
-        ] {
-            gauge(encoder, name, help, unit, value)?;
-        }
-        Ok(())
-    }
-
-    fn log(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let log = self.host.node().log_stats();
-        let bytes = Some(Unit::Bytes);
-        gauge(
-            encoder,
-            "log_size",
-            "Size of the log on disk",
-            bytes.clone(),
-            log.bytes,
-        )?;
-        gauge(
-            encoder,
-            "log_segments",
-            "Files of the log",
-            None,
-            log.segments,
-        )?;
-        counter(
-            encoder,
-            "log_syncs",
-            "Times the log was made durable",
-            None,
-            log.syncs,
-        )?;
-        counter(
-            encoder,
-            "log_records",
-            "Records written to the log",
-            None,
-            log.records,
-        )?;
-        counter(
-            encoder,
-            "log_waits",
-            "Times the log waited for a file descriptor or memory",
-            None,
-            log.waits,
-        )?;
-        counter(
-            encoder,
-            "log_appended",
-            "Bytes written to the log",
-            bytes,
-            log.appended_bytes,
-        )
-    }
-
-    fn transport(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let stats = self.host.transport().stats();
-        let read = |value: &AtomicU64| value.load(Ordering::Relaxed);
-        let bytes = Some(Unit::Bytes);
-        for (name, help, unit, value) in [
-            (
-                "snapshots_sent",
-                "Snapshots that arrived at their receiver",
-                None,
-                read(&stats.snapshots_sent),
-            ),
-            (
-                "snapshots_received",
-                "Snapshots that arrived here",
-                None,
-                read(&stats.snapshots_received),
-            ),
-            (
-                "peer_connections_accepted",
-                "Connections of other nodes",
-                None,
-                read(&stats.accepted),
-            ),
-            (
-                "peer_connections_refused",
-                "Connections refused here",
-                None,
-                read(&stats.refused),
-            ),
-            (
-                "peer_dial_failures",
-                "Connections to other nodes that failed",
-                None,
-                read(&stats.dial_failures),
-            ),
-        ] {
-            counter(encoder, name, help, unit, value)?;
-        }
-        for priority in Priority::ALL {
-            let lane = stats.lane(priority);
-            let name = match priority {
-                Priority::High => "high",
-                Priority::Normal => "normal",
-                Priority::Low => "low",
-            };
-            for (what, help, unit, value) in [
-                (
-                    "sent",
-                    "Bytes sent to other nodes",
-                    bytes.clone(),
-                    read(&lane.bytes_out),
-                ),
-                (
-                    "received",
-                    "Bytes received from other nodes",
-                    bytes.clone(),
-                    read(&lane.bytes_in),
-                ),
-                (
-                    "dropped_messages",
-                    "Messages to other nodes that were dropped",
-                    None,
-                    read(&lane.dropped),
-                ),
-                (
-                    "disconnects",
-                    "Connections to other nodes that were lost",
-                    None,
-                    read(&lane.disconnects),
-                ),
-            ] {
-                counter(encoder, &format!("peer_{name}_{what}"), help, unit, value)?;
-            }
-        }
         Ok(())
     }
 }
 
-fn counter(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    unit: Option<Unit>,
-    value: u64,
-) -> fmt::Result {
-    let metric = ConstCounter::new(value);
-    metric.encode(encoder.encode_descriptor(name, help, unit.as_ref(), metric.metric_type())?)
+fn lane_name(priority: Priority) -> &'static str {
+    match priority {
+        Priority::High => "high",
+        Priority::Normal => "normal",
+        Priority::Low => "low",
+    }
 }
 
-fn gauge(
+/// The format appends the unit to a name by itself.
+fn with_unit(name: &str) -> (&str, Option<Unit>) {
+    match name.strip_suffix("_bytes") {
+        Some(name) => (name, Some(Unit::Bytes)),
+        None => (name, None),
+    }
+}
+
+/// One number of this node. Its name ends in its unit.
+fn number(
     encoder: &mut DescriptorEncoder<'_>,
+    kind: MetricType,
     name: &str,
     help: &str,
-    unit: Option<Unit>,
     value: u64,
 ) -> fmt::Result {
-    let metric = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
-    metric.encode(encoder.encode_descriptor(name, help, unit.as_ref(), metric.metric_type())?)
+    let (name, unit) = with_unit(name);
+    let metric = encoder.encode_descriptor(name, help, unit.as_ref(), kind)?;
+    match kind {
+        MetricType::Counter => ConstCounter::new(value).encode(metric),
+        _ => ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)).encode(metric),
+    }
 }

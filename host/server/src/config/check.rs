@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 
 use skep::SHARDS_MAX;
 use tracing_subscriber::EnvFilter;
@@ -57,8 +58,8 @@ impl Config {
                 },
             )?;
         }
-        self.check_raft()?;
-        self.check_limits()?;
+        self.check_ranges()?;
+        self.check_election()?;
         let filter = self.log.filter.as_deref().map(EnvFilter::try_new);
         filter
             .transpose()
@@ -107,133 +108,68 @@ impl Config {
         Ok(())
     }
 
-    fn check_raft(&self) -> Result<(), ConfigError> {
+    fn check_election(&self) -> Result<(), ConfigError> {
         let raft = &self.raft;
-        require((1..=60_000).contains(&raft.tick_ms), "raft.tick_ms", || {
+        let (election, heartbeat) = (raft.election_ticks, raft.heartbeat_ticks);
+        require(election > heartbeat, "raft.election_ticks", || {
             format!(
-                "is {}; use 1 to 60000 milliseconds (100 is the default)",
-                raft.tick_ms
+                "is {election}, not above raft.heartbeat_ticks = {heartbeat}; ten times the heartbeat or 5 and more is \
+                 usual, or every late heartbeat costs an election"
             )
-        })?;
-        require(raft.heartbeat_ticks >= 1, "raft.heartbeat_ticks", || {
-            "is 0; use 1 or more".into()
-        })?;
-        require(
-            raft.election_ticks > raft.heartbeat_ticks,
-            "raft.election_ticks",
-            || {
-                format!(
-                    "is {}, not above raft.heartbeat_ticks = {}; ten times the heartbeat or 5 and more is usual, or every \
-                 late heartbeat costs an election",
-                    raft.election_ticks, raft.heartbeat_ticks
-                )
-            },
-        )?;
-        require(raft.election_ticks <= 10_000, "raft.election_ticks", || {
-            "is above 10000; use less".into()
-        })?;
-        require(raft.snapshot_entries >= 1, "raft.snapshot_entries", || {
-            "is 0; use 1 or more (8192)".into()
-        })?;
-        require(raft.fsync_delay_ms <= 1000, "raft.fsync_delay_ms", || {
-            "is above 1000; every acknowledgement waits this long, use 0 to 10".into()
-        })?;
-        require(raft.shards <= SHARDS_MAX, "raft.shards", || {
-            format!("is above {SHARDS_MAX}; use 0 for one per core")
         })
     }
 
-    fn check_limits(&self) -> Result<(), ConfigError> {
-        let limits = &self.limits;
-        require(
-            (1..=1 << 20).contains(&limits.command_bytes),
-            "limits.command_bytes",
-            || "use 1 to 1048576: a command must fit into one log entry".into(),
-        )?;
-        require(
-            (1..=64 << 20).contains(&limits.component_bytes),
-            "limits.component_bytes",
-            || "use 1 to 67108864: the machine refuses larger components".into(),
-        )?;
-        require(
-            (100..=3_600_000).contains(&limits.compile_timeout_ms),
-            "limits.compile_timeout_ms",
-            || "use 100 to 3600000 milliseconds".into(),
-        )?;
-        require(
-            (1000..=3_600_000).contains(&limits.catch_up_timeout_ms),
-            "limits.catch_up_timeout_ms",
-            || "use 1000 to 3600000 milliseconds".into(),
-        )?;
-        require(
-            (1..=100).contains(&limits.catch_up_share_percent),
-            "limits.catch_up_share_percent",
-            || "use 1 to 100; 100 holds nothing back".into(),
-        )?;
-        require(
-            (100..=3_600_000).contains(&limits.activation_timeout_ms),
-            "limits.activation_timeout_ms",
-            || "use 100 to 3600000 milliseconds".into(),
-        )?;
-        require(
-            limits.compile_memory_bytes >= 16 << 20,
-            "limits.compile_memory_bytes",
-            || "use 16777216 or more: the smallest components take as much".into(),
-        )?;
-        require(
-            limits.client_connections >= 1,
-            "limits.client_connections",
-            || "is 0; use 1 or more".into(),
-        )?;
-        require(
-            limits.client_per_address >= 1,
-            "limits.client_per_address",
-            || "is 0; use 1 or more".into(),
-        )?;
-        let waits = 100..=86_400_000;
-        for (key, milliseconds) in [
-            ("limits.client_idle_ms", limits.client_idle_ms),
-            ("limits.frame_ms", limits.frame_ms),
-            ("http.header_ms", self.http.header_ms),
-            ("http.body_ms", self.http.body_ms),
-            ("http.idle_ms", self.http.idle_ms),
-        ] {
-            require(waits.contains(&milliseconds), key, || {
-                "use 100 to 86400000 milliseconds".into()
-            })?;
+    fn check_ranges(&self) -> Result<(), ConfigError> {
+        let (raft, limits, http) = (&self.raft, &self.limits, &self.http);
+        let minutes = 100..=3_600_000;
+        let day = 100..=86_400_000;
+        let some = 1..=u64::MAX;
+        #[rustfmt::skip]
+        let ranges = [
+            ("raft.tick_ms", raft.tick_ms, 1..=60_000, "100 is the default"),
+            ("raft.heartbeat_ticks", raft.heartbeat_ticks.into(), some.clone(), ""),
+            ("raft.election_ticks", raft.election_ticks.into(), 1..=10_000, ""),
+            ("raft.snapshot_entries", raft.snapshot_entries, some.clone(), "8192 is the default"),
+            ("raft.fsync_delay_ms", raft.fsync_delay_ms, 0..=1000, "every acknowledgement waits this long"),
+            ("raft.shards", raft.shards as u64, 0..=SHARDS_MAX as u64, "0 is one per core"),
+            ("limits.command_bytes", limits.command_bytes, 1..=1 << 20, "a command must fit into one log entry"),
+            ("limits.component_bytes", limits.component_bytes, 1..=64 << 20, "the machine refuses larger components"),
+            ("limits.compile_timeout_ms", limits.compile_timeout_ms, minutes.clone(), ""),
+            ("limits.compile_memory_bytes", limits.compile_memory_bytes, 16 << 20..=u64::MAX, "the smallest components take as much"),
+            ("limits.catch_up_timeout_ms", limits.catch_up_timeout_ms, 1000..=3_600_000, ""),
+            ("limits.catch_up_share_percent", limits.catch_up_share_percent.into(), 1..=100, "100 holds nothing back"),
+            ("limits.activation_timeout_ms", limits.activation_timeout_ms, minutes, ""),
+            ("limits.request_timeout_ms", limits.request_timeout_ms, 1..=skep_wire::MAX_TIMEOUT_MS.into(), ""),
+            ("limits.requests_per_connection", limits.requests_per_connection as u64, 1..=65_536, ""),
+            ("limits.client_connections", limits.client_connections as u64, some.clone(), ""),
+            ("limits.client_per_address", limits.client_per_address as u64, some.clone(), ""),
+            ("limits.client_idle_ms", limits.client_idle_ms, day.clone(), ""),
+            ("limits.frame_ms", limits.frame_ms, day.clone(), ""),
+            ("http.connections", http.connections as u64, some.clone(), ""),
+            ("http.per_address", http.per_address as u64, some.clone(), ""),
+            ("http.header_ms", http.header_ms, day.clone(), ""),
+            ("http.body_ms", http.body_ms, day.clone(), ""),
+            ("http.idle_ms", http.idle_ms, day, ""),
+        ];
+        for (key, value, range, why) in ranges {
+            check_range(key, value, range, why)?;
         }
-        for (key, most) in [
-            ("http.connections", self.http.connections),
-            ("http.per_address", self.http.per_address),
-        ] {
-            require(most >= 1, key, || "is 0; use 1 or more".into())?;
+        let nothing_works = "a group with nothing of it cannot work";
+        for (key, most) in limits.profile_ceiling().settings() {
+            let key = format!("limits.profile_{}", key.replace('-', "_"));
+            check_range(&key, most, some.clone(), nothing_works)?;
         }
-        for origin in &self.http.origins {
+        for origin in &http.origins {
             require(
                 origin.contains("://") && !origin.ends_with('/'),
                 "http.origins",
                 || format!("`{origin}` is no origin; write for instance https://console.example"),
             )?;
         }
-        require(
-            (1..=65_536).contains(&limits.requests_per_connection),
-            "limits.requests_per_connection",
-            || "use 1 to 65536".into(),
-        )?;
-        require(
-            (1..=skep_wire::MAX_TIMEOUT_MS.into()).contains(&limits.request_timeout_ms),
-            "limits.request_timeout_ms",
-            || format!("use 1 to {} milliseconds", skep_wire::MAX_TIMEOUT_MS),
-        )?;
-        for (key, most) in limits.profile_ceiling().settings() {
-            let key = format!("limits.profile_{}", key.replace('-', "_"));
-            require(most >= 1, &key, || {
-                "is 0; a group with nothing of it cannot work".into()
-            })?;
-        }
         Ok(())
     }
 }
+
 /// Whether only this machine can reach the address. A name other than `localhost` may resolve to anything.
 pub fn is_loopback(address: &str) -> bool {
     match address.parse::<SocketAddr>() {
@@ -243,6 +179,7 @@ pub fn is_loopback(address: &str) -> bool {
             .is_some_and(|(host, _)| host == "localhost"),
     }
 }
+
 fn check_name(key: &str, name: &str) -> Result<(), ConfigError> {
     let known = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     require(
@@ -260,6 +197,26 @@ fn check_address(key: &str, address: &str) -> Result<(), ConfigError> {
     });
     require(valid, key, || {
         format!("`{address}` is no address; write host:port, for instance 127.0.0.1:7401")
+    })
+}
+
+fn check_range(
+    key: &str,
+    value: u64,
+    range: RangeInclusive<u64>,
+    why: &str,
+) -> Result<(), ConfigError> {
+    require(range.contains(&value), key, || {
+        let (least, most) = (range.start(), range.end());
+        let most = match *most {
+            u64::MAX => "or more".to_owned(),
+            most => format!("to {most}"),
+        };
+        let why = match why {
+            "" => String::new(),
+            why => format!(": {why}"),
+        };
+        format!("is {value}; use {least} {most}{why}")
     })
 }
 
