@@ -120,7 +120,7 @@ impl Applying {
     }
 
     /// Where the commands that the machine answers came from, in the order of its answers, and how large they are.
-    fn sources(&self) -> Vec<(Option<Source>, u64)> {
+    fn sources(&self) -> impl Iterator<Item = (Option<Source>, u64)> + Clone {
         let plans = match &self.what {
             What::Commands { plans, .. } => &plans[..],
             _ => &[],
@@ -129,7 +129,6 @@ impl Applying {
             .iter()
             .filter(|plan| matches!(plan.fate, Fate::Machine(_)))
             .map(|plan| (plan.source, plan.bytes))
-            .collect()
     }
 
     /// Which command of the entry it is that the machine was given at a place of this one.
@@ -183,7 +182,7 @@ impl Group {
             self.judge_sources(&Answered {
                 index,
                 since: front.since,
-                from: &front.sources(),
+                from: front.sources(),
                 outcomes: &outcomes,
                 others_wait: !self.applying.is_empty(),
             });

@@ -302,7 +302,7 @@ impl Group {
                 request,
                 linearizable,
             } => self.query(waiter, request, linearizable),
-            Input::Forget { waiter } => self.forget(waiter),
+            Input::Forget { waiter } => self.pending.forget(waiter),
             Input::Campaign => {
                 if self.may_campaign() {
                     self.raft.campaign();

@@ -6,7 +6,6 @@ use sha2::{Digest, Sha256};
 
 use crate::deployment::DeploymentRecord;
 use crate::group::Group;
-use crate::id::LogIndex;
 use crate::payload::{Barrier, Commands, Elected, Item, Kind, Pause, Payload};
 use crate::pending::AskerId;
 use crate::proposal::{Proposal, ProposalError};
@@ -21,6 +20,7 @@ const RECORDS_ON_THE_WAY: usize = 2;
 impl Group {
     /// Moves the queue into the log, or to the leader.
     pub(crate) fn pack(&mut self) {
+        self.drop_forgotten();
         if self.leads() {
             self.pack_entries();
         } else {
@@ -133,8 +133,7 @@ impl Group {
         }
         let is_taken = self.propose_commands(items, &askers);
         if is_taken {
-            let index = self.last_proposed();
-            self.proposals.suspects.note_entry(index);
+            self.proposals.suspects.note_entry(self.raft.last());
         }
         is_taken
     }
@@ -169,11 +168,6 @@ impl Group {
         }
         self.note_proposed(askers);
         Ok(())
-    }
-
-    /// Where the entry stands that this leader proposed last.
-    pub(crate) fn last_proposed(&self) -> Option<LogIndex> {
-        self.raft.role().map(|_| self.raft.last())
     }
 
     /// 16 bytes that nobody can know before the entry is in the log.

@@ -3,6 +3,8 @@
 //! Queues, entries and rounds of reads hold only the key of whoever waits. Whatever forgets a key costs nobody an answer: the
 //! table gives it when the deadline has passed, and when the replica ends.
 
+use std::collections::BTreeSet;
+
 use slotmap::{SlotMap, new_key_type};
 
 use crate::id::{NodeId, ReplicaId};
@@ -43,6 +45,8 @@ pub(crate) enum Who {
 pub(crate) struct Pending {
     askers: SlotMap<AskerId, Asker>,
     readers: usize,
+    /// Waiters whose clients are gone. Many go at once, so they are looked for together.
+    gone: BTreeSet<Waiter>,
 }
 
 impl Pending {
@@ -85,12 +89,20 @@ impl Pending {
         }
     }
 
-    /// Nobody reads the answer any more. `true` if what was asked need not be done, either.
-    pub(crate) fn forget(&mut self, waiter: Waiter) -> bool {
-        let is_it = |asker: &Asker| asker.who == Who::Local(waiter) && !asker.may_apply;
-        let found = self.askers.iter().find(|(_, asker)| is_it(asker));
-        let found = found.map(|(id, _)| id);
-        found.and_then(|id| self.take(id)).is_some()
+    /// Nobody reads the answer of a waiter any more.
+    pub(crate) fn forget(&mut self, waiter: Waiter) {
+        self.gone.insert(waiter);
+    }
+
+    /// Drops those who are gone and whose proposals are in no log. `true` if there were any.
+    pub(crate) fn drop_forgotten(&mut self) -> bool {
+        if self.gone.is_empty() {
+            return false;
+        }
+        let gone = std::mem::take(&mut self.gone);
+        let is_gone = |who| matches!(who, Who::Local(waiter) if gone.contains(&waiter));
+        let dropped = self.extract(|asker| !asker.may_apply && is_gone(asker.who));
+        !dropped.is_empty()
     }
 
     /// Takes those for whom something holds.
@@ -141,9 +153,11 @@ mod tests {
         let mut pending = Pending::default();
         let asker = pending.admit(Who::Local(1), 5);
         pending.note(asker, true);
-        assert!(!pending.forget(1) && pending.waits(asker));
+        pending.forget(1);
+        assert!(!pending.drop_forgotten() && pending.waits(asker));
         pending.note(asker, false);
-        assert!(pending.forget(1) && !pending.waits(asker));
-        assert!(!pending.forget(1));
+        pending.forget(1);
+        assert!(pending.drop_forgotten() && !pending.waits(asker));
+        assert!(!pending.drop_forgotten());
     }
 }

@@ -193,7 +193,10 @@ impl Group {
     }
 
     /// The machine has answered this leader for commands of clients.
-    pub(crate) fn judge_sources(&mut self, answered: &Answered) {
+    pub(crate) fn judge_sources<I>(&mut self, answered: &Answered<I>)
+    where
+        I: Iterator<Item = (Option<Source>, u64)> + Clone,
+    {
         let (suspects, limits) = (&mut self.proposals.suspects, &self.config.limits);
         let judged = suspects.judge(answered, self.ticks, limits);
         self.refuse_all(&judged.hopeless, &ProposalError::OutOfMemory);
@@ -307,9 +310,9 @@ impl Group {
         self.give_up(late, &not_done);
     }
 
-    /// The client of a waiter is gone.
-    pub(crate) fn forget(&mut self, waiter: Waiter) {
-        if self.pending.forget(waiter) {
+    /// Drops proposals whose clients are gone, before any gets into a log.
+    pub(crate) fn drop_forgotten(&mut self) {
+        if self.pending.drop_forgotten() {
             self.drop_what_nobody_waits_for();
         }
     }

@@ -65,12 +65,12 @@ pub(crate) struct Waiting {
 
 /// What the machine did with the commands of an entry.
 #[derive(Debug)]
-pub(crate) struct Answered<'a> {
+pub(crate) struct Answered<'a, I> {
     pub(crate) index: LogIndex,
     /// The tick at which it was handed to the machine.
     pub(crate) since: u64,
     /// Where each command came from, and its bytes.
-    pub(crate) from: &'a [(Option<Source>, u64)],
+    pub(crate) from: I,
     pub(crate) outcomes: &'a [Outcome],
     /// Whether other entries wait behind it.
     pub(crate) others_wait: bool,
@@ -137,25 +137,28 @@ impl Suspects {
     }
 
     /// The machine has answered for commands. Those that failed make suspects.
-    pub(crate) fn judge(&mut self, answered: &Answered, ticks: u64, limits: &Limits) -> Judged {
-        let Answered {
+    pub(crate) fn judge<I>(&mut self, answered: &Answered<I>, ticks: u64, limits: &Limits) -> Judged
+    where
+        I: Iterator<Item = (Option<Source>, u64)> + Clone,
+    {
+        let &Answered {
             index,
             since,
-            from,
+            ref from,
             outcomes,
             others_wait,
-        } = *answered;
+        } = answered;
         let failed = |outcome: &Outcome| matches!(outcome, Outcome::Fault(_));
         let fails = outcomes.iter().any(failed);
         // The tick it began in and the one it ended in count as whole ones, so it took no longer than that.
         let took = ticks - since + 1;
-        for ((_, bytes), outcome) in from.iter().zip(outcomes) {
+        for ((_, bytes), outcome) in from.clone().zip(outcomes) {
             match outcome {
                 Outcome::Fault(GuestFault::OutOfMemory) => {
-                    self.fullness.note_failure(*bytes, ticks, took);
+                    self.fullness.note_failure(bytes, ticks, took);
                 }
                 Outcome::Fault(_) => {}
-                _ => self.fullness.note_success(*bytes),
+                _ => self.fullness.note_success(bytes),
             }
         }
         if fails {
@@ -173,11 +176,11 @@ impl Suspects {
             };
         }
         let mut judged = Judged::default();
-        for ((source, _), outcome) in from.iter().zip(outcomes) {
+        for ((source, _), outcome) in from.clone().zip(outcomes).filter(|_| fails) {
             if failed(outcome)
                 && let Some(source) = source
             {
-                judged.is_new |= self.hold_against(*source, ticks, limits);
+                judged.is_new |= self.hold_against(source, ticks, limits);
             }
         }
         if outcomes.contains(&Outcome::Fault(GuestFault::OutOfMemory)) {
@@ -296,8 +299,8 @@ impl Suspects {
     }
 
     /// Their entry is in the log, at this place.
-    pub(crate) fn note_entry(&mut self, index: Option<LogIndex>) {
-        self.on_its_way = index;
+    pub(crate) fn note_entry(&mut self, index: LogIndex) {
+        self.on_its_way = Some(index);
     }
 
     /// Keeps what somebody waits for.
@@ -326,11 +329,13 @@ mod tests {
 
     const SOURCE: Source = Source::Anonymous(ReplicaId(1));
 
-    fn answered(index: u64, outcomes: &[Outcome]) -> Answered<'_> {
+    type One = std::iter::Once<(Option<Source>, u64)>;
+
+    fn answered(index: u64, outcomes: &[Outcome]) -> Answered<'_, One> {
         Answered {
             index: LogIndex(index),
             since: 10,
-            from: &[(Some(SOURCE), 8)],
+            from: std::iter::once((Some(SOURCE), 8)),
             outcomes,
             others_wait: false,
         }
@@ -372,7 +377,7 @@ mod tests {
         let (items, askers) = suspects.next_entry(LogIndex(1), 18, &limits);
         assert_eq!((items.len(), &askers[..]), (1, &waiting[..1]));
         // One entry is on its way at a time.
-        suspects.note_entry(Some(LogIndex(2)));
+        suspects.note_entry(LogIndex(2));
         assert!(suspects.next_entry(LogIndex(1), 30, &limits).1.is_empty());
         let good = [Outcome::Reply(Bytes::new())];
         suspects.judge(&answered(2, &good), 30, &limits);

@@ -137,10 +137,15 @@ pub enum MachineError {
 impl MachineError {
     /// Asked for another machine, where the machine of a group is never exchanged.
     pub fn fixed() -> Self {
+        Self::missing(Refusal::Fixed.to_string())
+    }
+
+    /// Another machine cannot be had here, for this reason.
+    pub fn missing(reason: String) -> Self {
         Self::Local {
             call: "start",
             code: LocalCode::Missing,
-            reason: Refusal::Fixed.to_string(),
+            reason,
         }
     }
 

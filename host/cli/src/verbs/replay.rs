@@ -12,7 +12,6 @@ use skep::MachineFactory;
 use skep::{ComponentId, GroupId, LogIndex, MachineError, Outcome, StateMachine};
 use skep_core::deployment::Deployment;
 use skep_core::outcome::EntryContext;
-use skep_machine::LocalCode;
 use skep_machine::wasm::{Component, Engine, MachineLabel, WasmMachine};
 use skep_rehearsal::escape;
 use skep_server::catalog::machine::CatalogMachine;
@@ -319,11 +318,7 @@ impl Components<'_> {
 
 impl MachineFactory for Components<'_> {
     fn make(&self, deployment: &Deployment) -> Result<Box<dyn StateMachine>, MachineError> {
-        let local = |reason: String| MachineError::Local {
-            call: "start",
-            code: LocalCode::Missing,
-            reason,
-        };
+        let local = MachineError::missing;
         let deployed = Deployed::of(deployment)
             .map_err(|error| local(format!("the log holds a profile that is none: {error}")))?;
         let component = self

@@ -267,6 +267,19 @@ fn whatever_a_stuck_machine_has_in_hand_its_asker_is_answered_by_the_deadline() 
 }
 
 #[test]
+fn what_waits_for_a_client_that_is_gone_gets_into_no_log() {
+    let mut cluster = Cluster::new(3);
+    cluster.elect(1);
+    let gone = cluster.command(1, "gone");
+    let stays = cluster.command(1, "stays");
+    cluster.input(1, Input::Forget { waiter: gone });
+    cluster.run();
+    assert!(cluster.reply(1, stays).is_some_and(|reply| reply.is_ok()));
+    assert_eq!(cluster.reply(1, gone), None);
+    assert_eq!(cluster.commands(1), ["stays"]);
+}
+
+#[test]
 fn messages_of_another_life_or_replica_are_dropped() {
     let mut cluster = Cluster::new(3);
     cluster.elect(1);

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use skep::MachineFactory;
 use skep_core::deployment::Deployment;
 use skep_core::id::{ComponentId, LogIndex};
-use skep_machine::state_machine::{LocalCode, MachineError, StateMachine};
+use skep_machine::state_machine::{MachineError, StateMachine};
 use skep_machine::wasm::Purpose;
 use tokio::runtime::Handle;
 
@@ -79,11 +79,7 @@ impl GroupMachines {
         deployment: &Deployment,
         purpose: Purpose,
     ) -> Result<Box<dyn StateMachine>, MachineError> {
-        let local = |reason: String| MachineError::Local {
-            call: "start",
-            code: LocalCode::Missing,
-            reason,
-        };
+        let local = MachineError::missing;
         let deployed = Deployed::of(deployment)
             .map_err(|error| local(format!("the log holds a profile that is none: {error}")))?;
         let make = machine(&self.host, &self.record, &deployed, purpose);
