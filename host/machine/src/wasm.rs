@@ -4,12 +4,13 @@
 //! instance for each replica) → [`WasmReader`] (an instance that answers its queries).
 //!
 //! The folders lie on top of each other, and none uses one above it: `run` (machines, readers, what they are rebuilt from), `code`
-//! (components), `world` (what a guest sees of the host), `engine`, and at the bottom `error` and `fault`.
+//! (components), `world` (what a guest sees of the host), `engine`, and at the bottom `memory`, `error` and `fault`.
 
 mod code;
 mod engine;
 mod error;
 mod fault;
+mod memory;
 mod run;
 mod world;
 

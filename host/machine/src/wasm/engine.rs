@@ -16,6 +16,7 @@ use self::budget::{MachineBudget, Purpose};
 use self::holdings::Holdings;
 use self::layout::{GUEST_STACK_BYTES, Layout, MAX_WASM_STACK};
 use super::error::ComponentError;
+use super::memory::{self, Arena, Creator};
 
 /// Stack of a thread on which a machine is called, or a component compiled, in bytes. Native machines and the compiler have it to
 /// themselves: guests have stacks of their own.
@@ -67,14 +68,19 @@ impl Engine {
     /// # Errors
     /// [`ComponentError::Engine`].
     pub fn with_budget(most: Holdings) -> Result<Self, ComponentError> {
+        let failed = |error: &dyn std::fmt::Display| ComponentError::Engine(format!("{error:#}"));
+        let arena = Arc::new(Arena::new().map_err(|error| failed(&error))?);
         let engine = |layout| {
-            config(layout)
+            config(layout, &arena)
                 .and_then(|config| wasmtime::Engine::new(&config))
-                .map_err(|error| ComponentError::Engine(format!("{error:#}")))
+                .map_err(|error| failed(&error))
         };
+        let [roomy, compact] = [engine(Layout::ROOMY)?, engine(Layout::COMPACT)?];
+        // Behind wasmtime's handler, which an engine installs.
+        memory::install().map_err(|error| failed(&error))?;
         Ok(Self {
-            roomy: engine(Layout::ROOMY)?,
-            compact: engine(Layout::COMPACT)?,
+            roomy,
+            compact,
             layout: Layout::ROOMY,
             budget: MachineBudget::new(most),
             purpose: Purpose::New,
@@ -130,7 +136,7 @@ impl std::fmt::Debug for Engine {
     }
 }
 
-fn config(layout: Layout) -> wasmtime::Result<Config> {
+fn config(layout: Layout, arena: &Arc<Arena>) -> wasmtime::Result<Config> {
     let mut config = Config::new();
 
     // One machine code for all replicas: naming the target switches the detection of the processor off.
@@ -176,7 +182,12 @@ fn config(layout: Layout) -> wasmtime::Result<Config> {
     config.memory_may_move(layout.growth > 0);
     config.max_wasm_stack(MAX_WASM_STACK);
     config.async_stack_size(GUEST_STACK_BYTES);
-    config.memory_init_cow(true);
+    // Memories are the host's own, so wasmtime cannot map what they begin with.
+    config.memory_init_cow(false);
+    config.with_host_memory(Arc::new(Creator {
+        arena: Arc::clone(arena),
+        growth: layout.growth as usize,
+    }));
     config.signals_based_traps(true);
 
     // What is said of a failure, to the node's log only.

@@ -3,6 +3,7 @@
 
 pub(super) mod clock;
 pub(super) mod ending;
+pub(super) mod handles;
 pub(super) mod imports;
 pub(super) mod limits;
 pub(super) mod log;
@@ -18,16 +19,20 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use skep_core::outcome::EntryContext;
+use wasmtime::component::Resource;
 use wasmtime::{StoreContextMut, Trap};
 
 use self::clock::Clock;
 use self::ending::Ending;
+use self::handles::Handles;
 use self::limits::Limits;
 use self::log::Log;
 use self::logbook::Logbook;
 use self::pollables::Pollables;
 use self::random::{CallKey, Random};
+use self::resources::Pollable;
 use self::sink::Sink;
+use crate::wasm::fault::Stop;
 use skep_types::profile::Profile;
 
 /// Fuel of one call of an import, so that a guest cannot make the host work for nothing.
@@ -49,6 +54,7 @@ pub(crate) struct World {
     pub(crate) seed: (u64, u64),
     pub(crate) log: Log,
     pub(crate) pollables: Pollables,
+    pub(crate) handles: Handles,
     pub(crate) sink: Option<Sink>,
     pub(crate) source: Option<Bytes>,
 }
@@ -73,6 +79,7 @@ impl World {
             seed: key.seed(),
             log: Log::new(logbook, profile.log_bytes as usize),
             pollables: Pollables::default(),
+            handles: Handles::default(),
             sink: None,
             source: None,
         }
@@ -85,12 +92,31 @@ impl World {
         self.random = Random::new(CallKey::new(context, call, ordinal));
     }
 
+    /// A handle for what the guest waits for.
+    pub(crate) fn subscribe(&mut self, instant: u64) -> Result<Resource<Pollable>, Stop> {
+        self.pollables.push(&mut self.handles, instant)
+    }
+
+    /// Becomes as the world of another instance is, in all that a guest can see between calls.
+    pub(crate) fn follow(&mut self, of: &Self) {
+        self.clock.clone_from(&of.clock);
+        self.pollables.clone_from(&of.pollables);
+        self.seed = of.seed;
+    }
+
     /// After each call, however it ended.
     pub(crate) fn leave(&mut self) {
         self.log.finish();
         self.sink = None;
         self.source = None;
+        self.handles.lend(false);
     }
+}
+
+/// What is to be done when a guest gives back a handle that means nothing to the host.
+pub(crate) fn taken_back<T: 'static>(mut guest: Caller<'_>, number: u32) -> wasmtime::Result<()> {
+    guest.data_mut().handles.take_back::<T>(number);
+    Ok(())
 }
 
 /// Takes the fuel of one import that moves `bytes`.

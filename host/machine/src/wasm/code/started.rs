@@ -10,6 +10,7 @@ use super::linked::Linked;
 use crate::LocalCode;
 use crate::wasm::engine::budget::Purpose;
 use crate::wasm::fault::Failure;
+use crate::wasm::memory::{Memory, collecting, running};
 use crate::wasm::world::World;
 use crate::wasm::world::ending::Ending;
 use crate::wasm::world::limits::Limits;
@@ -28,7 +29,10 @@ pub(crate) const CALL_OVERHEAD: usize = 128 << 10;
 pub(crate) struct Started {
     store: Store<World>,
     functions: Functions,
+    memories: Vec<Arc<Memory>>,
     ending: Arc<Ending>,
+    /// Its memories are those of another instance, as long as nothing else is written to them.
+    is_fork: bool,
     /// A call has failed: what is in the store means nothing any more.
     dead: bool,
 }
@@ -74,7 +78,9 @@ impl Started {
         store.set_max_component_handles(MAX_HANDLES);
         store.set_hostcall_fuel(CALL_OVERHEAD);
         store.set_fuel(profile.snapshot_fuel)?;
-        let started = ending.run(linked.pre().instantiate_async(&mut store));
+        let mut memories = Vec::new();
+        let start = linked.pre().instantiate_async(&mut store);
+        let started = ending.run(collecting(&mut memories, start));
         store.data_mut().leave();
         let instance = started.map_err(|failure| match failure {
             Failure::Local {
@@ -110,7 +116,9 @@ impl Started {
         Ok(Self {
             store,
             functions,
+            memories,
             ending: Arc::clone(ending),
+            is_fork: false,
             dead: false,
         })
     }
@@ -208,8 +216,13 @@ impl Started {
     {
         let result = match function.typed::<P, R>(&self.store) {
             Ok(function) => {
+                let watched = if self.is_fork {
+                    &self.memories[..]
+                } else {
+                    &[]
+                };
                 let call = function.call_async(&mut self.store, arguments);
-                self.ending.run(call)
+                self.ending.run(running(watched, call))
             }
             Err(error) => Err(error.into()),
         };

@@ -172,6 +172,12 @@ impl Share {
         self.held.memory_bytes += bytes;
         Ok(())
     }
+
+    /// The instance has gone over to the memory of another one, which counts it.
+    pub(crate) fn give_back_memory(&mut self) {
+        let bytes = std::mem::take(&mut self.held.memory_bytes);
+        self.budget.memory_bytes.fetch_sub(bytes, Relaxed);
+    }
 }
 
 impl Drop for Share {

@@ -201,6 +201,7 @@ impl Instance {
         let world = self.started.world_mut();
         world.limits.raise_memory(headroom);
         world.sink = Some(sink);
+        world.handles.lend(true);
         let saved = self.started.call::<_, Answer<()>>(
             self.started.functions().save,
             (Resource::<LentSink>::new_borrow(0),),
@@ -234,6 +235,7 @@ impl Instance {
         let world = self.started.world_mut();
         world.limits.raise_memory(headroom);
         world.source = Some(from);
+        world.handles.lend(true);
         let arguments = (schema, Resource::<LentSource>::new_borrow(0));
         let restored = self
             .started

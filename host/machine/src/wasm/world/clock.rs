@@ -9,7 +9,7 @@ pub(crate) const END_OF_TIME: u64 = u64::MAX / 2;
 
 /// The guest's clock: the stamp of the entry being applied, a nanosecond more at each reading, and never back. It does
 /// not start at 0, where some runtimes refuse to start.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Clock {
     now: u64,
 }

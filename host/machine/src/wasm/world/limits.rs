@@ -3,7 +3,7 @@
 use wasmtime::ResourceLimiter;
 
 use crate::LocalCode;
-use crate::wasm::engine::budget::Share;
+use crate::wasm::engine::budget::{OutOfBudget, Share};
 use crate::wasm::fault::Stop;
 use skep_types::profile::Profile;
 
@@ -20,6 +20,8 @@ pub(crate) struct Limits {
     memory_refused: bool,
     /// What is this instance's of the node's budget.
     share: Share,
+    /// Its memory is that of another instance, which counts it.
+    is_fork: bool,
 }
 
 impl Limits {
@@ -33,6 +35,7 @@ impl Limits {
             refused: false,
             memory_refused: false,
             share,
+            is_fork: false,
         }
     }
 
@@ -47,6 +50,22 @@ impl Limits {
     /// Bytes of all linear memories together.
     pub(crate) fn memory_bytes(&self) -> u64 {
         self.memory.used
+    }
+
+    /// The instance has gone over to the memory of another one.
+    pub(crate) fn fork(&mut self) {
+        self.is_fork = true;
+        self.share.give_back_memory();
+    }
+
+    /// It has its memory for itself again.
+    ///
+    /// # Errors
+    /// The node's machines hold too much already.
+    pub(crate) fn detach(&mut self) -> Result<(), OutOfBudget> {
+        self.share.grow(self.memory.used)?;
+        self.is_fork = false;
+        Ok(())
     }
 
     /// Before each call.
@@ -78,7 +97,7 @@ impl ResourceLimiter for Limits {
         self.refused |= !allowed;
         // Beyond what the module itself allows, or can address, no profile would help.
         self.memory_refused |= !allowed && maximum.is_none_or(|most| desired <= most);
-        if allowed {
+        if allowed && !self.is_fork {
             let more = desired.saturating_sub(current) as u64;
             self.share.grow(more).map_err(|error| Stop::Local {
                 code: LocalCode::OutOfBudget,

@@ -4,6 +4,7 @@ use skep_core::outcome::GuestFault;
 use wasmtime::component::Resource;
 
 use super::clock::Clock;
+use super::handles::Handles;
 use super::resources::Pollable;
 use crate::wasm::fault::Stop;
 
@@ -11,14 +12,18 @@ use crate::wasm::fault::Stop;
 const MAX_POLLABLES: usize = 1024;
 
 /// The pollables of an instance, numbered the same way on every replica.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Pollables {
     instants: Vec<Option<u64>>,
     free: Vec<u32>,
 }
 
 impl Pollables {
-    pub(super) fn push(&mut self, instant: u64) -> Result<Resource<Pollable>, Stop> {
+    pub(super) fn push(
+        &mut self,
+        handles: &mut Handles,
+        instant: u64,
+    ) -> Result<Resource<Pollable>, Stop> {
         let number = match self.free.pop() {
             Some(number) => number,
             None if self.instants.len() < MAX_POLLABLES => {
@@ -28,7 +33,7 @@ impl Pollables {
             None => return Err(Stop::Fault(GuestFault::Limit)),
         };
         self.instants[number as usize] = Some(instant);
-        Ok(Resource::new_own(number))
+        Ok(handles.give(number))
     }
 
     pub(super) fn instant(&self, number: u32) -> Result<u64, Stop> {
@@ -78,8 +83,12 @@ mod tests {
     #[test]
     fn polling_passes_time_to_the_first_instant_and_no_further() {
         let mut pollables = Pollables::default();
-        let [late, early, same] =
-            [300, 200, 200].map(|instant| pollables.push(instant).unwrap().rep());
+        let [late, early, same] = [300, 200, 200].map(|instant| {
+            pollables
+                .push(&mut Handles::default(), instant)
+                .unwrap()
+                .rep()
+        });
         let mut clock = Clock::default();
         assert_eq!(
             pollables.poll(&mut clock, &[late, early, same]).unwrap(),
@@ -96,7 +105,10 @@ mod tests {
     #[test]
     fn waiting_for_ever_is_refused_and_numbers_are_used_again() {
         let mut pollables = Pollables::default();
-        let never = pollables.push(u64::MAX).unwrap().rep();
+        let never = pollables
+            .push(&mut Handles::default(), u64::MAX)
+            .unwrap()
+            .rep();
         let mut clock = Clock::default();
         assert!(matches!(
             pollables.poll(&mut clock, &[never]),
@@ -104,16 +116,19 @@ mod tests {
         ));
         pollables.remove(never);
         pollables.remove(never);
-        assert_eq!(pollables.push(1).unwrap().rep(), never);
+        assert_eq!(
+            pollables.push(&mut Handles::default(), 1).unwrap().rep(),
+            never
+        );
         assert!(matches!(
             pollables.instant(7),
             Err(Stop::Fault(GuestFault::Malformed))
         ));
         for _ in 1..MAX_POLLABLES {
-            pollables.push(1).unwrap();
+            pollables.push(&mut Handles::default(), 1).unwrap();
         }
         assert!(matches!(
-            pollables.push(1),
+            pollables.push(&mut Handles::default(), 1),
             Err(Stop::Fault(GuestFault::Limit))
         ));
     }

@@ -1,7 +1,7 @@
 //! `wasi:cli`: leaving, and the standard streams.
 
 use skep_core::outcome::GuestFault;
-use wasmtime::component::{LinkerInstance, Resource};
+use wasmtime::component::LinkerInstance;
 
 use super::io::{STDERR, STDOUT};
 use crate::wasm::fault::Stop;
@@ -26,20 +26,20 @@ pub(super) fn exit(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<(
 pub(super) fn stdin(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
     linker.func_wrap("get-stdin", |mut guest: Caller<'_>, ()| {
         charge(&mut guest, 0)?;
-        Ok((Resource::<InputStream>::new_own(0),))
+        Ok((guest.data_mut().handles.give::<InputStream>(0),))
     })
 }
 
 pub(super) fn stdout(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
     linker.func_wrap("get-stdout", |mut guest: Caller<'_>, ()| {
         charge(&mut guest, 0)?;
-        Ok((Resource::<OutputStream>::new_own(STDOUT),))
+        Ok((guest.data_mut().handles.give::<OutputStream>(STDOUT),))
     })
 }
 
 pub(super) fn stderr(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
     linker.func_wrap("get-stderr", |mut guest: Caller<'_>, ()| {
         charge(&mut guest, 0)?;
-        Ok((Resource::<OutputStream>::new_own(STDERR),))
+        Ok((guest.data_mut().handles.give::<OutputStream>(STDERR),))
     })
 }

@@ -63,5 +63,5 @@ pub(super) fn monotonic(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Res
 
 fn subscribe(guest: &mut Caller<'_>, instant: u64) -> wasmtime::Result<Resource<Pollable>> {
     charge(guest, 0)?;
-    Ok(guest.data_mut().pollables.push(instant)?)
+    Ok(guest.data_mut().subscribe(instant)?)
 }

@@ -6,13 +6,13 @@
 
 use skep_core::outcome::GuestFault;
 use wasmtime::component::types::{ComponentInstance, ComponentItem, Type};
-use wasmtime::component::{LinkerInstance, Resource, ResourceAny, ResourceType, Val};
+use wasmtime::component::{LinkerInstance, ResourceAny, ResourceType, Val};
 
 use crate::wasm::fault::Stop;
 use crate::wasm::world::resources::{
     InputStream, IoError, LentSink, LentSource, OutputStream, Pollable,
 };
-use crate::wasm::world::{Caller, World, charge};
+use crate::wasm::world::{Caller, World, charge, taken_back};
 
 /// A resource the guest never gets, or gets and can do nothing with.
 pub(super) struct Denied;
@@ -23,7 +23,7 @@ const REFUSALS: [&str; 3] = ["access-denied", "not-permitted", "access"];
 pub(super) fn instance_network(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
     linker.func_wrap("instance-network", |mut guest: Caller<'_>, ()| {
         charge(&mut guest, 0)?;
-        Ok((Resource::<Denied>::new_own(0),))
+        Ok((guest.data_mut().handles.give::<Denied>(0),))
     })
 }
 
@@ -49,9 +49,13 @@ pub(super) fn link(
                     Ok(())
                 })?
             }
-            ComponentItem::Resource(_) => {
-                linker.resource(name, resource_type(name), |_, _| Ok(()))?
-            }
+            ComponentItem::Resource(_) => match name {
+                "input-stream" => resource::<InputStream>(linker, name)?,
+                "output-stream" => resource::<OutputStream>(linker, name)?,
+                "error" => resource::<IoError>(linker, name)?,
+                "pollable" => resource::<Pollable>(linker, name)?,
+                _ => resource::<Denied>(linker, name)?,
+            },
             _ => {}
         }
     }
@@ -80,6 +84,10 @@ fn pollable_is_given_back(guest: &mut Caller<'_>, resource: ResourceAny) -> wasm
         let pollable = resource.try_into_resource::<Pollable>(&mut *guest)?;
         if pollable.owned() {
             guest.data_mut().pollables.remove(pollable.rep());
+            guest
+                .data_mut()
+                .handles
+                .take_back::<Pollable>(pollable.rep());
         }
     }
     Ok(is_it)
@@ -91,7 +99,10 @@ fn is_given_back<T: 'static>(
 ) -> wasmtime::Result<bool> {
     let is_it = resource.ty() == ResourceType::host::<T>();
     if is_it {
-        resource.try_into_resource::<T>(guest)?;
+        let resource = resource.try_into_resource::<T>(&mut *guest)?;
+        if resource.owned() {
+            guest.data_mut().handles.take_back::<T>(resource.rep());
+        }
     }
     Ok(is_it)
 }
@@ -116,12 +127,9 @@ fn refusal(ty: &Type) -> Option<Val> {
 }
 
 /// Interfaces name resources of `wasi:io` as their own; they must stay the same type.
-fn resource_type(name: &str) -> ResourceType {
-    match name {
-        "input-stream" => ResourceType::host::<InputStream>(),
-        "output-stream" => ResourceType::host::<OutputStream>(),
-        "error" => ResourceType::host::<IoError>(),
-        "pollable" => ResourceType::host::<Pollable>(),
-        _ => ResourceType::host::<Denied>(),
-    }
+fn resource<T: 'static>(
+    linker: &mut LinkerInstance<'_, World>,
+    name: &str,
+) -> wasmtime::Result<()> {
+    linker.resource(name, ResourceType::host::<T>(), taken_back::<T>)
 }

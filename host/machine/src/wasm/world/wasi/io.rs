@@ -3,7 +3,7 @@
 use wasmtime::component::{ComponentType, LinkerInstance, Lower, Resource, ResourceType};
 
 use crate::wasm::world::resources::{InputStream, IoError, OutputStream, Pollable};
-use crate::wasm::world::{Caller, World, charge};
+use crate::wasm::world::{Caller, World, charge, taken_back};
 
 /// Number of the standard output.
 pub(super) const STDOUT: u32 = 1;
@@ -24,7 +24,11 @@ enum StreamError {
 }
 
 pub(super) fn error(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
-    linker.resource("error", ResourceType::host::<IoError>(), |_, _| Ok(()))?;
+    linker.resource(
+        "error",
+        ResourceType::host::<IoError>(),
+        taken_back::<IoError>,
+    )?;
     linker.func_wrap(
         "[method]error.to-debug-string",
         |mut guest: Caller<'_>, (_,): (Resource<IoError>,)| {
@@ -40,6 +44,7 @@ pub(super) fn poll(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<(
         ResourceType::host::<Pollable>(),
         |mut guest, number| {
             guest.data_mut().pollables.remove(number);
+            guest.data_mut().handles.take_back::<Pollable>(number);
             Ok(())
         },
     )?;
@@ -80,7 +85,7 @@ fn input(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
     linker.resource(
         "input-stream",
         ResourceType::host::<InputStream>(),
-        |_, _| Ok(()),
+        taken_back::<InputStream>,
     )?;
     for name in [
         "[method]input-stream.read",
@@ -110,7 +115,7 @@ fn input(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
         "[method]input-stream.subscribe",
         |mut guest: Caller<'_>, (_,): (Resource<InputStream>,)| {
             charge(&mut guest, 0)?;
-            Ok((guest.data_mut().pollables.push(0)?,))
+            Ok((guest.data_mut().subscribe(0)?,))
         },
     )
 }
@@ -119,7 +124,7 @@ fn output(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
     linker.resource(
         "output-stream",
         ResourceType::host::<OutputStream>(),
-        |_, _| Ok(()),
+        taken_back::<OutputStream>,
     )?;
     linker.func_wrap(
         "[method]output-stream.check-write",
@@ -189,7 +194,7 @@ fn output(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
         "[method]output-stream.subscribe",
         |mut guest: Caller<'_>, (_,): (Resource<OutputStream>,)| {
             charge(&mut guest, 0)?;
-            Ok((guest.data_mut().pollables.push(0)?,))
+            Ok((guest.data_mut().subscribe(0)?,))
         },
     )
 }

@@ -1,0 +1,358 @@
+//! Linear memories that the host owns.
+//!
+//! The bytes of a machine's memory are in a file in memory ([`arena`]), which the machine maps *shared*. So others can have the same
+//! bytes without copying them: a *fork* maps the same file *private*, for reading; a page that it writes becomes its own at that
+//! moment ([`faults`]), and is [copied again](Memory::follow) from the machine before the fork runs next. A fork's memory therefore
+//! **is** the machine's, byte for byte, whenever it begins to run, whatever it did before.
+//!
+//! Nothing here knows of components: [`Creator`] makes a memory when wasmtime asks for one, and hands it to who
+//! [collects](collected) those of an instance.
+//!
+//! # Safety
+//!
+//! Addresses are mapped, unmapped and protected in `mapping` only, inside of reservations that this folder owns. Bytes are read and
+//! written here only while no call runs in the memory: who holds an instance exclusively sees to that.
+
+mod arena;
+mod faults;
+mod mapping;
+mod own_pages;
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::pin::pin;
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering::Acquire, Ordering::Release};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use wasmtime::{LinearMemory, MemoryCreator, MemoryType};
+
+#[cfg(test)]
+mod tests;
+
+pub(crate) use self::arena::Arena;
+use self::arena::Region;
+pub(crate) use self::faults::install;
+use self::mapping::{Access, Reservation, Sharing, page_bytes, protect, whole_pages};
+use self::own_pages::OwnPages;
+
+/// Pages of one memory that a fork may have for its own and be told of each. Beyond it all are given back, so that the next run of
+/// the fork has few to copy; and each page of its own parts a mapping in two.
+const OWN_PAGES: usize = 64;
+
+/// A linear memory.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    base: AtomicPtr<u8>,
+    /// Bytes that the guest has.
+    bytes: AtomicUsize,
+    place: Mutex<Place>,
+    own: OwnPages,
+}
+
+/// Where it is.
+#[derive(Debug)]
+struct Place {
+    reservation: Reservation,
+    shape: Shape,
+    /// The bytes that can be mapped behind the first guard.
+    capacity: usize,
+    region: Arc<Region>,
+    /// It is a fork, and so many bytes, in whole pages, are those of another memory.
+    followed: Option<usize>,
+}
+
+/// What surrounds it.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    guard_before: usize,
+    guard_behind: usize,
+    /// Reserved beyond what it needs when it moves; 0 if it never does.
+    growth: usize,
+}
+
+impl Place {
+    fn reserve(shape: Shape, capacity: usize) -> io::Result<Reservation> {
+        Reservation::new(shape.guard_before + capacity + shape.guard_behind)
+    }
+
+    /// Maps `from..to`, as this memory does.
+    fn map(&self, from: usize, to: usize) -> io::Result<()> {
+        let (sharing, access, split) = match self.followed {
+            None => (Sharing::Shared, Access::Write, to),
+            Some(followed) => (Sharing::Private, Access::Read, followed.clamp(from, to)),
+        };
+        let base = self.shape.guard_before;
+        (self.region).map(&self.reservation, base, from, split - from, sharing, access)?;
+        // What a fork has beyond the other's is nobody else's.
+        (self.reservation).map_zeroes(base + split, to - split)
+    }
+}
+
+impl Memory {
+    fn new(arena: &Arena, shape: Shape, capacity: usize, bytes: usize) -> io::Result<Self> {
+        let capacity = whole_pages(capacity.max(bytes));
+        let place = Place {
+            reservation: Place::reserve(shape, capacity)?,
+            shape,
+            capacity,
+            region: Arc::new(arena.take()?),
+            followed: None,
+        };
+        place.map(0, whole_pages(bytes))?;
+        Ok(Self {
+            base: AtomicPtr::new(place.reservation.at(shape.guard_before)),
+            bytes: AtomicUsize::new(bytes),
+            place: Mutex::new(place),
+            own: OwnPages::with_room(OWN_PAGES),
+        })
+    }
+
+    fn place(&self) -> MutexGuard<'_, Place> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn base(&self) -> *mut u8 {
+        self.base.load(Acquire)
+    }
+
+    /// Bytes that the guest has.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.load(Acquire)
+    }
+
+    fn grow(&self, to: usize) -> io::Result<()> {
+        let mut place = self.place();
+        let (from, until) = (whole_pages(self.bytes()), whole_pages(to));
+        if until > place.capacity {
+            self.move_to(&mut place, until)?;
+        }
+        // Only what is new: the rest may be protected, or a fork's own.
+        place.map(from, until)?;
+        self.bytes.store(to, Release);
+        if place.followed.is_some_and(|followed| until > followed) {
+            // There the two differ, even if the other one grows as far.
+            self.own_any()?;
+        } else if self.own.may_be_any() {
+            protect(self.base().wrapping_add(from), until - from, Access::Write)?;
+        }
+        Ok(())
+    }
+
+    /// Any page may be its own from now on. Fit for a signal handler.
+    fn own_any(&self) -> io::Result<()> {
+        self.own.note_any();
+        protect(self.base(), whole_pages(self.bytes()), Access::Write)
+    }
+
+    /// Finds other addresses for it, where it has room to grow.
+    fn move_to(&self, place: &mut Place, bytes: usize) -> io::Result<()> {
+        let capacity = whole_pages(bytes + place.shape.growth);
+        let has = whole_pages(self.bytes());
+        let former = std::mem::replace(
+            &mut place.reservation,
+            Place::reserve(place.shape, capacity)?,
+        );
+        place.capacity = capacity;
+        let to = place.reservation.at(place.shape.guard_before);
+        match place.followed {
+            None => place.map(0, has)?,
+            // Rare, and simple: it has all pages for its own from now on, until it follows again.
+            Some(_) => {
+                (place.reservation).map_zeroes(place.shape.guard_before, has)?;
+                let from = former.at(place.shape.guard_before);
+                // SAFETY: both are so long, apart from each other, and no call runs in them but the one that asks to grow.
+                unsafe { std::ptr::copy_nonoverlapping(from, to, has) };
+                self.own.note_any();
+            }
+        }
+        self.base.store(to, Release);
+        Ok(())
+    }
+
+    /// Makes this memory a fork of another one.
+    ///
+    /// # Errors
+    /// The system gives no mapping; or the other is smaller, so it has another history.
+    pub(crate) fn fork_of(&self, of: &Self) -> io::Result<()> {
+        let mut place = self.place();
+        place.region = Arc::clone(&of.place().region);
+        place.followed = Some(whole_pages(of.bytes()));
+        self.map_anew(&place)
+    }
+
+    /// Gives this fork the bytes that the other has now, but for what the other has grown by: the fork must grow by as much.
+    ///
+    /// # Errors
+    /// As [`fork_of`](Self::fork_of). The fork must be dropped then.
+    pub(crate) fn follow(&self, of: &Self) -> io::Result<()> {
+        let mut place = self.place();
+        place.followed = Some(whole_pages(of.bytes()));
+        let Some(pages) = self.own.known() else {
+            return self.map_anew(&place);
+        };
+        if self.bytes() > of.bytes() {
+            return Err(io::Error::other(
+                "a fork has grown beyond what it was forked from",
+            ));
+        }
+        for page in pages {
+            let offset = page * page_bytes();
+            let (from, to) = (
+                of.base().wrapping_add(offset),
+                self.base().wrapping_add(offset),
+            );
+            // SAFETY: both have the page, no call runs in them, and this one may be written: it is the fork's own.
+            unsafe { std::ptr::copy_nonoverlapping(from, to, page_bytes()) };
+        }
+        Ok(())
+    }
+
+    fn map_anew(&self, place: &Place) -> io::Result<()> {
+        if Some(whole_pages(self.bytes())) > place.followed {
+            return Err(io::Error::other(
+                "a fork has grown beyond what it was forked from",
+            ));
+        }
+        place.map(0, whole_pages(self.bytes()))?;
+        self.own.clear();
+        Ok(())
+    }
+
+    /// Makes every page of this fork its own: from now on the other may change.
+    ///
+    /// # Errors
+    /// There is no memory for it.
+    pub(crate) fn detach(&self) -> io::Result<()> {
+        let place = self.place();
+        let (start, has) = (place.shape.guard_before, whole_pages(self.bytes()));
+        place.reservation.populate(start, has)?;
+        self.own.note_any();
+        Ok(())
+    }
+
+    /// Whether a fault at the address is the first write of this fork to a page that it may write. The page is then its own. Called
+    /// from a signal handler.
+    fn takes(&self, address: usize) -> bool {
+        let base = self.base();
+        let mapped = whole_pages(self.bytes());
+        let Some(offset) = address
+            .checked_sub(base.addr())
+            .filter(|offset| *offset < mapped)
+        else {
+            return false;
+        };
+        if self.own.may_be_any() {
+            return false;
+        }
+        let page = offset / page_bytes();
+        let place = base.wrapping_add(page * page_bytes());
+        if self.own.note(page as u32) && protect(place, page_bytes(), Access::Write).is_ok() {
+            return true;
+        }
+        // There is no room to note it, or no mapping more for it.
+        self.own_any().is_ok()
+    }
+
+    /// Its bytes, while no call runs in it.
+    pub(crate) fn read<T>(&self, read: impl FnOnce(&[u8]) -> T) -> T {
+        let _place = self.place();
+        // SAFETY: so many bytes are mapped for reading; they neither move nor change, because no call runs.
+        read(unsafe { std::slice::from_raw_parts(self.base(), self.bytes()) })
+    }
+
+    /// Sets its first bytes, while no call runs in it. Not of a fork.
+    pub(crate) fn write(&self, bytes: &[u8]) {
+        let place = self.place();
+        assert!(bytes.len() <= self.bytes() && place.followed.is_none());
+        // SAFETY: so many bytes are mapped for writing, and no call runs.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.base(), bytes.len()) };
+    }
+}
+
+/// A memory in the hands of wasmtime.
+struct Held(Arc<Memory>);
+
+// SAFETY: `bytes` bytes behind `base` are mapped for reading; a write to one of them succeeds, after a fault that the handler of
+// `faults` answers where the memory is a fork's. Behind the capacity there is the guard that was asked for. The base moves only
+// in `grow`, beyond the capacity.
+unsafe impl LinearMemory for Held {
+    fn byte_size(&self) -> usize {
+        self.0.bytes()
+    }
+
+    fn byte_capacity(&self) -> usize {
+        self.0.place().capacity
+    }
+
+    fn grow_to(&mut self, bytes: usize) -> wasmtime::Result<()> {
+        Ok(self.0.grow(bytes)?)
+    }
+
+    fn as_ptr(&self) -> *mut u8 {
+        self.0.base()
+    }
+}
+
+/// Makes the memories of an engine.
+pub(crate) struct Creator {
+    pub(crate) arena: Arc<Arena>,
+    /// Reserved beyond what a memory needs when it moves.
+    pub(crate) growth: usize,
+}
+
+thread_local! {
+    /// The memories of an instance that is being made on this thread.
+    static MADE: RefCell<Option<Vec<Arc<Memory>>>> = const { RefCell::new(None) };
+}
+
+/// Makes an instance, and adds its memories to these, in the order in which they are made.
+pub(crate) async fn collecting<F: Future>(memories: &mut Vec<Arc<Memory>>, make: F) -> F::Output {
+    let mut make = pin!(make);
+    poll_fn(|context| {
+        let outer = MADE.replace(Some(std::mem::take(memories)));
+        let polled = make.as_mut().poll(context);
+        *memories = MADE.replace(outer).unwrap_or_default();
+        polled
+    })
+    .await
+}
+
+/// Runs a call of a fork with these memories.
+pub(crate) async fn running<F: Future>(memories: &[Arc<Memory>], call: F) -> F::Output {
+    let mut call = pin!(call);
+    poll_fn(|context| faults::running(memories, || call.as_mut().poll(context))).await
+}
+
+// SAFETY: see `Held`; a memory of page size 1 has no reservation to speak of, and needs none: wasmtime checks every access to it.
+unsafe impl MemoryCreator for Creator {
+    fn new_memory(
+        &self,
+        ty: MemoryType,
+        minimum: usize,
+        _maximum: Option<usize>,
+        reserved: Option<usize>,
+        guard: usize,
+    ) -> Result<Box<dyn LinearMemory>, String> {
+        let is_ours = ty.page_size() == 1;
+        let (guard_before, guard_behind, growth) = match is_ours {
+            true => (0, page_bytes(), 0),
+            false => (guard, guard, self.growth),
+        };
+        let shape = Shape {
+            guard_before,
+            guard_behind,
+            growth,
+        };
+        let capacity = reserved.filter(|_| !is_ours).unwrap_or(minimum);
+        let memory = Memory::new(&self.arena, shape, capacity, minimum)
+            .map_err(|error| format!("a linear memory cannot be mapped: {error}"))?;
+        let memory = Arc::new(memory);
+        MADE.with_borrow_mut(|made| {
+            if let Some(made) = made {
+                made.push(Arc::clone(&memory));
+            }
+        });
+        Ok(Box::new(Held(memory)))
+    }
+}

@@ -1,0 +1,225 @@
+use wasmtime::{Instance, Module, Store, Trap, TypedFunc};
+
+use super::*;
+use crate::wasm::Engine;
+use crate::wasm::world::ending::Ending;
+
+const PAGE: u32 = 64 << 10;
+
+const GUEST: &str = r#"(module (memory (export "m") 2 200)
+    (func (export "get") (param i32) (result i32) (i32.load (local.get 0)))
+    (func (export "set") (param i32 i32) (i32.store (local.get 0) (local.get 1)))
+    (func (export "grow") (param i32) (result i32) (memory.grow (local.get 0))))"#;
+
+/// An instance of the guest, run to the end of each call.
+struct Guest {
+    store: Store<()>,
+    instance: Instance,
+    memory: Arc<Memory>,
+    is_fork: bool,
+}
+
+fn engines() -> [Engine; 2] {
+    let engine = Engine::new().unwrap();
+    [engine.suited(1), engine.suited(9)]
+}
+
+impl Guest {
+    fn start(engine: &Engine) -> Self {
+        let module = Module::new(engine.inner(), wat::parse_str(GUEST).unwrap()).unwrap();
+        let mut store = Store::new(engine.inner(), ());
+        store.set_fuel(u64::MAX).unwrap();
+        let mut memories = Vec::new();
+        let start = collecting(&mut memories, Instance::new_async(&mut store, &module, &[]));
+        let instance = Ending::default().run(start).unwrap();
+        Self {
+            store,
+            instance,
+            memory: memories.pop().unwrap(),
+            is_fork: false,
+        }
+    }
+
+    fn fork(engine: &Engine, of: &Self) -> Self {
+        let mut fork = Self::start(engine);
+        fork.memory.fork_of(&of.memory).unwrap();
+        fork.is_fork = true;
+        fork.follow(of);
+        fork
+    }
+
+    fn follow(&mut self, of: &Self) {
+        self.memory.follow(&of.memory).unwrap();
+        let more = of.memory.bytes() - self.memory.bytes();
+        if more > 0 {
+            assert!(self.grow(more as u32 / PAGE).unwrap() > 0);
+        }
+    }
+
+    fn call<P: wasmtime::WasmParams + Sync, R: wasmtime::WasmResults + Sync>(
+        &mut self,
+        name: &str,
+        with: P,
+    ) -> Result<R, Trap> {
+        let function: TypedFunc<P, R> =
+            self.instance.get_typed_func(&mut self.store, name).unwrap();
+        let memories = [Arc::clone(&self.memory)];
+        let watched = if self.is_fork { &memories[..] } else { &[] };
+        let call = running(watched, function.call_async(&mut self.store, with));
+        Ending::default()
+            .run(async { Ok(call.await.map_err(|error| *error.downcast_ref().unwrap())) })
+            .unwrap()
+    }
+
+    fn get(&mut self, at: u32) -> Result<i32, Trap> {
+        self.call("get", at as i32)
+    }
+
+    fn set(&mut self, at: u32, value: i32) -> Result<(), Trap> {
+        self.call("set", (at as i32, value))
+    }
+
+    fn grow(&mut self, pages: u32) -> Result<i32, Trap> {
+        self.call("grow", pages as i32)
+    }
+
+    /// Some bytes of each page.
+    fn has(&self) -> Vec<u8> {
+        self.memory
+            .read(|bytes| bytes.iter().step_by(512).copied().collect())
+    }
+}
+
+#[test]
+fn a_fork_is_what_it_was_forked_from_whatever_it_did_before() {
+    for engine in engines() {
+        let mut machine = Guest::start(&engine);
+        machine.set(4096, 1).unwrap();
+        let mut fork = Guest::fork(&engine, &machine);
+        assert_eq!(fork.get(4096), Ok(1));
+        fork.set(4096, 2).unwrap();
+        fork.set(PAGE, 3).unwrap();
+        assert_eq!((fork.get(4096), fork.get(PAGE)), (Ok(2), Ok(3)));
+        // Nothing of it comes to the machine, and what the machine does comes to the fork.
+        assert_eq!((machine.get(4096), machine.get(PAGE)), (Ok(1), Ok(0)));
+        machine.set(4096, 4).unwrap();
+        machine.set(8, 5).unwrap();
+        fork.follow(&machine);
+        assert_eq!(fork.has(), machine.has());
+        assert_eq!(
+            (fork.get(4096), fork.get(PAGE), fork.get(8)),
+            (Ok(4), Ok(0), Ok(5))
+        );
+    }
+}
+
+#[test]
+fn a_fork_may_write_more_pages_than_are_counted() {
+    for engine in engines() {
+        let mut machine = Guest::start(&engine);
+        assert_eq!(machine.grow(30), Ok(2));
+        let mut fork = Guest::fork(&engine, &machine);
+        for pages in [OWN_PAGES - 1, OWN_PAGES, OWN_PAGES + 1, 4 * OWN_PAGES] {
+            for page in 0..pages as u32 {
+                fork.set(page * 4096, -1).unwrap();
+                machine.set(page * 4096 + 8, pages as i32).unwrap();
+                assert_eq!(fork.get(page * 4096), Ok(-1));
+            }
+            fork.follow(&machine);
+            assert!(fork.has() == machine.has(), "{pages}");
+        }
+    }
+}
+
+#[test]
+fn a_fork_grows_with_the_machine_and_not_beyond_it() {
+    for engine in engines() {
+        let mut machine = Guest::start(&engine);
+        let mut fork = Guest::fork(&engine, &machine);
+        fork.set(0, 9).unwrap();
+        // In the compact layout the machine moves.
+        for to in [3, 100, 190] {
+            let from = machine.memory.bytes() as u32 / PAGE;
+            assert_eq!(machine.grow(to - from), Ok(from as i32));
+            machine.set(to * PAGE - 4, to as i32).unwrap();
+            fork.follow(&machine);
+            assert_eq!(fork.get(to * PAGE - 4), Ok(to as i32));
+            assert_eq!(fork.get(to * PAGE), Err(Trap::MemoryOutOfBounds));
+            assert!(fork.has() == machine.has());
+        }
+        // What it has beyond the machine is its own, and cannot be given back.
+        assert_eq!(fork.grow(1), Ok(190));
+        fork.set(190 * PAGE, 7).unwrap();
+        assert_eq!(machine.grow(1), Ok(190));
+        machine.set(190 * PAGE + 4, 8).unwrap();
+        assert_eq!(
+            (fork.get(190 * PAGE), fork.get(190 * PAGE + 4)),
+            (Ok(7), Ok(0))
+        );
+        fork.memory.follow(&machine.memory).unwrap();
+        assert!(fork.has() == machine.has());
+        assert_eq!(fork.grow(1), Ok(191));
+        fork.memory.follow(&machine.memory).unwrap_err();
+    }
+}
+
+#[test]
+fn what_is_detached_no_longer_changes() {
+    for engine in engines() {
+        let mut machine = Guest::start(&engine);
+        machine.set(0, 1).unwrap();
+        machine.set(PAGE, 2).unwrap();
+        let mut fork = Guest::fork(&engine, &machine);
+        fork.set(0, 3).unwrap();
+        fork.memory.detach().unwrap();
+        machine.set(0, 4).unwrap();
+        machine.set(PAGE, 5).unwrap();
+        machine.set(PAGE + 8192, 6).unwrap();
+        let seen = [0, PAGE, PAGE + 8192].map(|at| fork.get(at).unwrap());
+        assert_eq!(seen, [3, 2, 0]);
+        fork.set(PAGE + 8192, 7).unwrap();
+        assert_eq!(machine.get(PAGE + 8192), Ok(6));
+    }
+}
+
+#[test]
+fn the_bytes_of_a_memory_that_has_gone_are_found_by_nobody() {
+    let engine = Engine::new().unwrap();
+    for round in 0..40 {
+        let mut guest = Guest::start(&engine);
+        assert_eq!(guest.get(4096), Ok(0), "{round}");
+        guest.set(4096, 1 + round).unwrap();
+    }
+}
+
+#[test]
+fn out_of_bounds_is_a_trap_in_a_fork_as_well() {
+    for engine in engines() {
+        let machine = Guest::start(&engine);
+        for at in [2 * PAGE - 3, 2 * PAGE, u32::MAX - 3, 1 << 31] {
+            let mut fork = Guest::fork(&engine, &machine);
+            fork.set(0, 1).unwrap();
+            assert_eq!(fork.set(at, 1), Err(Trap::MemoryOutOfBounds), "{at}");
+        }
+    }
+}
+
+#[test]
+fn forks_run_on_many_threads_at_once() {
+    let engine = Engine::new().unwrap();
+    std::thread::scope(|scope| {
+        for of in 0..4 {
+            let engine = &engine;
+            scope.spawn(move || {
+                let mut machine = Guest::start(engine);
+                let mut fork = Guest::fork(engine, &machine);
+                for round in 0..200 {
+                    machine.set(8, round + of).unwrap();
+                    fork.follow(&machine);
+                    assert_eq!(fork.get(8), Ok(round + of));
+                    fork.set(8 + 4096 * (round as u32 % 30), -1).unwrap();
+                }
+            });
+        }
+    });
+}
