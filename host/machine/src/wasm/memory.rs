@@ -36,9 +36,11 @@ pub(crate) use self::faults::install;
 use self::mapping::{Access, Reservation, Sharing, page_bytes, protect, whole_pages};
 use self::own_pages::OwnPages;
 
-/// Pages of one memory that a fork may have for its own and be told of each. Beyond it all are given back, so that the next run of
-/// the fork has few to copy; and each page of its own parts a mapping in two.
-const OWN_PAGES: usize = 64;
+/// Pages of one memory that a fork may have for its own and know each of. Each parts a mapping in two.
+const OWN_PAGES_MAX: usize = 512;
+
+/// Pages of its own that a fork keeps, and has copied anew before each run, rather than give all back to be found again.
+const OWN_PAGES_KEPT: usize = 64;
 
 /// A linear memory.
 #[derive(Debug)]
@@ -60,6 +62,15 @@ struct Place {
     region: Arc<Region>,
     /// It is a fork, and so many bytes, in whole pages, are those of another memory.
     followed: Option<usize>,
+}
+
+/// A part of what a fork has of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Given {
+    /// What it has written of the other's bytes.
+    Written,
+    /// What it has beyond them.
+    Grown,
 }
 
 /// What surrounds it.
@@ -104,7 +115,7 @@ impl Memory {
             base: AtomicPtr::new(place.reservation.at(shape.guard_before)),
             bytes: AtomicUsize::new(bytes),
             place: Mutex::new(place),
-            own: OwnPages::with_room(OWN_PAGES),
+            own: OwnPages::with_room(OWN_PAGES_MAX),
         })
     }
 
@@ -130,10 +141,7 @@ impl Memory {
         // Only what is new: the rest may be protected, or a fork's own.
         place.map(from, until)?;
         self.bytes.store(to, Release);
-        if place.followed.is_some_and(|followed| until > followed) {
-            // There the two differ, even if the other one grows as far.
-            self.own_any()?;
-        } else if self.own.may_be_any() {
+        if place.followed.is_some() && self.own.may_be_any() {
             protect(self.base().wrapping_add(from), until - from, Access::Write)?;
         }
         Ok(())
@@ -187,25 +195,47 @@ impl Memory {
     /// As [`fork_of`](Self::fork_of). The fork must be dropped then.
     pub(crate) fn follow(&self, of: &Self) -> io::Result<()> {
         let mut place = self.place();
+        let has_grown = Some(whole_pages(self.bytes())) > place.followed;
         place.followed = Some(whole_pages(of.bytes()));
-        let Some(pages) = self.own.known() else {
-            return self.map_anew(&place);
-        };
-        if self.bytes() > of.bytes() {
-            return Err(io::Error::other(
-                "a fork has grown beyond what it was forked from",
-            ));
+        match self.own.known() {
+            Some(pages) if !has_grown && pages.len() <= OWN_PAGES_KEPT => {
+                pages.for_each(|page| self.copy_page(of, page));
+                Ok(())
+            }
+            _ => self.map_anew(&place),
         }
-        for page in pages {
-            let offset = page * page_bytes();
-            let (from, to) = (
-                of.base().wrapping_add(offset),
-                self.base().wrapping_add(offset),
-            );
-            // SAFETY: both have the page, no call runs in them, and this one may be written: it is the fork's own.
-            unsafe { std::ptr::copy_nonoverlapping(from, to, page_bytes()) };
+    }
+
+    /// Gives the other memory what this fork of it has written since it last followed: that of its pages which the other has, or
+    /// that which it has grown by, once the other has grown as far.
+    pub(crate) fn give(&self, to: &Self, what: Given) {
+        let place = self.place();
+        let page = |bytes: usize| whole_pages(bytes) / page_bytes();
+        let followed = place.followed.unwrap_or_default() / page_bytes();
+        match (what, self.own.known()) {
+            (Given::Grown, _) => {
+                (followed..page(self.bytes())).for_each(|page| to.copy_page(self, page));
+            }
+            (Given::Written, Some(pages)) => pages.for_each(|page| to.copy_page(self, page)),
+            // Any may be its own: those are that differ.
+            (Given::Written, None) => (0..followed.min(page(to.bytes())))
+                .filter(|page| self.page(*page) != to.page(*page))
+                .for_each(|page| to.copy_page(self, page)),
         }
-        Ok(())
+    }
+
+    fn page(&self, page: usize) -> &[u8] {
+        let base = self.base().wrapping_add(page * page_bytes());
+        // SAFETY: callers name pages that it has; nobody writes them, because no call runs in it.
+        unsafe { std::slice::from_raw_parts(base, page_bytes()) }
+    }
+
+    /// Copies a page that both have, and that may be written here. No call runs in either.
+    fn copy_page(&self, from: &Self, page: usize) {
+        let offset = page * page_bytes();
+        let [from, to] = [from, self].map(|memory| memory.base().wrapping_add(offset));
+        // SAFETY: as said; they are apart, because a fork's own page is not the other's.
+        unsafe { std::ptr::copy_nonoverlapping(from, to, page_bytes()) };
     }
 
     fn map_anew(&self, place: &Place) -> io::Result<()> {

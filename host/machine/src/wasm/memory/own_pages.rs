@@ -37,8 +37,8 @@ impl OwnPages {
     }
 
     /// Each of them, if they are known.
-    pub(super) fn known(&self) -> Option<impl Iterator<Item = usize>> {
-        let known = self.pages.iter().take(self.count.load(Relaxed));
+    pub(super) fn known(&self) -> Option<impl ExactSizeIterator<Item = usize>> {
+        let known = self.pages[..self.count.load(Relaxed)].iter();
         (!self.may_be_any()).then(|| known.map(|page| page.load(Relaxed) as usize))
     }
 

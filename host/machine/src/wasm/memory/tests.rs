@@ -117,9 +117,15 @@ fn a_fork_is_what_it_was_forked_from_whatever_it_did_before() {
 fn a_fork_may_write_more_pages_than_are_counted() {
     for engine in engines() {
         let mut machine = Guest::start(&engine);
-        assert_eq!(machine.grow(30), Ok(2));
+        assert_eq!(machine.grow(70), Ok(2));
         let mut fork = Guest::fork(&engine, &machine);
-        for pages in [OWN_PAGES - 1, OWN_PAGES, OWN_PAGES + 1, 4 * OWN_PAGES] {
+        for pages in [
+            OWN_PAGES_KEPT,
+            OWN_PAGES_KEPT + 1,
+            OWN_PAGES_MAX,
+            OWN_PAGES_MAX + 1,
+            2 * OWN_PAGES_MAX,
+        ] {
             for page in 0..pages as u32 {
                 fork.set(page * 4096, -1).unwrap();
                 machine.set(page * 4096 + 8, pages as i32).unwrap();
@@ -160,6 +166,34 @@ fn a_fork_grows_with_the_machine_and_not_beyond_it() {
         assert!(fork.has() == machine.has());
         assert_eq!(fork.grow(1), Ok(191));
         fork.memory.follow(&machine.memory).unwrap_err();
+    }
+}
+
+#[test]
+fn a_machine_that_is_given_what_its_fork_did_is_as_the_fork() {
+    for engine in engines() {
+        let mut machine = Guest::start(&engine);
+        machine.grow(70).unwrap();
+        let mut fork = Guest::fork(&engine, &machine);
+        for (round, pages) in [1, 3, OWN_PAGES_MAX as u32 + 9, 2, 1]
+            .into_iter()
+            .enumerate()
+        {
+            fork.follow(&machine);
+            for page in 0..pages {
+                fork.set(page * 8192, round as i32 + 1).unwrap();
+            }
+            let grown = fork.grow(round as u32 % 2).unwrap() as u32;
+            if round % 2 > 0 {
+                fork.set(grown * PAGE, 77).unwrap();
+            }
+            fork.memory.give(&machine.memory, Given::Written);
+            machine.grow(round as u32 % 2).unwrap();
+            fork.memory.give(&machine.memory, Given::Grown);
+            assert!(machine.has() == fork.has(), "{round}");
+        }
+        assert_eq!(machine.get(8192), Ok(4));
+        assert_eq!(machine.get(OWN_PAGES_MAX as u32 * 8192), Ok(3));
     }
 }
 
