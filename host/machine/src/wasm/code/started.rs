@@ -12,10 +12,10 @@ use crate::wasm::engine::budget::Purpose;
 use crate::wasm::fault::Failure;
 use crate::wasm::memory::{Memory, collecting, running};
 use crate::wasm::world::World;
-use crate::wasm::world::ending::Ending;
 use crate::wasm::world::limits::Limits;
 use crate::wasm::world::logbook::Logbook;
 use crate::wasm::world::resources::{LentSink, LentSource};
+use crate::wasm::world::slice::Slice;
 use crate::wasm::world::types::{Answer, Change, Context, Descriptor, Rejection, StatusChange};
 use skep_types::profile::Profile;
 
@@ -29,11 +29,10 @@ pub(crate) const CALL_OVERHEAD: usize = 128 << 10;
 pub(crate) struct Started {
     store: Store<World>,
     functions: Functions,
-    memories: Vec<Arc<Memory>>,
-    ending: Arc<Ending>,
+    memories: Arc<[Arc<Memory>]>,
     /// Its memories are those of another instance, as long as nothing else is written to them.
     is_fork: bool,
-    /// A call has failed: what is in the store means nothing any more.
+    /// A call has failed, or was dropped before its end: what is in the store means nothing any more.
     dead: bool,
 }
 
@@ -53,12 +52,11 @@ pub(crate) struct Functions {
 
 impl Started {
     /// Starts an instance under `context`, which decides its clock and its seeds.
-    pub(crate) fn new(
+    pub(crate) async fn new(
         linked: &Linked,
         profile: &Profile,
         context: &EntryContext,
         logbook: &Arc<Logbook>,
-        ending: &Arc<Ending>,
         purpose: Purpose,
     ) -> Result<Self, Failure> {
         let share = linked.share(profile, purpose)?;
@@ -70,19 +68,18 @@ impl Started {
                 profile,
                 context,
                 Arc::clone(logbook),
-                Arc::clone(ending),
             ),
         );
         store.limiter(|world| &mut world.limits);
-        Ending::watch(&mut store)?;
+        Slice::watch(&mut store)?;
         store.set_max_component_handles(MAX_HANDLES);
         store.set_hostcall_fuel(CALL_OVERHEAD);
         store.set_fuel(profile.snapshot_fuel)?;
         let mut memories = Vec::new();
         let start = linked.pre().instantiate_async(&mut store);
-        let started = ending.run(collecting(&mut memories, start));
+        let started = collecting(&mut memories, start).await;
         store.data_mut().leave();
-        let instance = started.map_err(|failure| match failure {
+        let instance = started.map_err(|error| match Failure::of(&error) {
             Failure::Local {
                 code: LocalCode::UnexpectedError,
                 reason,
@@ -116,8 +113,7 @@ impl Started {
         Ok(Self {
             store,
             functions,
-            memories,
-            ending: Arc::clone(ending),
+            memories: memories.into(),
             is_fork: false,
             dead: false,
         })
@@ -204,31 +200,30 @@ impl Started {
         }
         self.store.set_fuel(fuel)?;
         self.store.set_hostcall_fuel(room);
-        self.store.data_mut().enter(context, call, ordinal);
+        self.store.data_mut().enter(context, call, ordinal, fuel);
         Ok(())
     }
 
-    /// Calls an export. Once that has failed, there are no further calls.
-    pub(crate) fn call<P, R>(&mut self, function: Func, arguments: P) -> Result<R, Failure>
+    /// Calls an export. Once that has failed, or was dropped before its end, there are no further calls.
+    pub(crate) async fn call<P, R>(&mut self, function: Func, arguments: P) -> Result<R, Failure>
     where
         P: ComponentNamedList + Lower,
         R: ComponentNamedList + Lift + 'static,
     {
+        self.dead = true;
         let result = match function.typed::<P, R>(&self.store) {
             Ok(function) => {
-                let watched = if self.is_fork {
-                    &self.memories[..]
-                } else {
-                    &[]
-                };
+                let memories = &self.memories[..];
+                let watched = if self.is_fork { memories } else { &[] };
                 let call = function.call_async(&mut self.store, arguments);
-                self.ending.run(running(watched, call))
+                running(watched, call).await
             }
-            Err(error) => Err(error.into()),
+            Err(error) => Err(error),
         };
         self.store.data_mut().leave();
-        result.map_err(|failure| {
-            self.dead = true;
+        self.dead = result.is_err();
+        result.map_err(|error| {
+            let failure = Failure::of(&error);
             match self.store.data().limits.memory_refused() {
                 true => failure.for_want_of_memory(),
                 false => failure,

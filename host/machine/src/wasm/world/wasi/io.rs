@@ -3,7 +3,7 @@
 use wasmtime::component::{ComponentType, LinkerInstance, Lower, Resource, ResourceType};
 
 use crate::wasm::world::resources::{InputStream, IoError, OutputStream, Pollable};
-use crate::wasm::world::{Caller, World, charge, taken_back};
+use crate::wasm::world::{Caller, World, charge, define, taken_back};
 
 /// Number of the standard output.
 pub(super) const STDOUT: u32 = 1;
@@ -29,7 +29,8 @@ pub(super) fn error(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<
         ResourceType::host::<IoError>(),
         taken_back::<IoError>,
     )?;
-    linker.func_wrap(
+    define(
+        linker,
         "[method]error.to-debug-string",
         |mut guest: Caller<'_>, (_,): (Resource<IoError>,)| {
             charge(&mut guest, 0)?;
@@ -48,7 +49,8 @@ pub(super) fn poll(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<(
             Ok(())
         },
     )?;
-    linker.func_wrap(
+    define(
+        linker,
         "[method]pollable.ready",
         |mut guest: Caller<'_>, (pollable,): (Resource<Pollable>,)| {
             charge(&mut guest, 0)?;
@@ -56,7 +58,8 @@ pub(super) fn poll(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<(
             Ok((world.pollables.instant(pollable.rep())? <= world.clock.peek(),))
         },
     )?;
-    linker.func_wrap(
+    define(
+        linker,
         "[method]pollable.block",
         |mut guest: Caller<'_>, (pollable,): (Resource<Pollable>,)| {
             charge(&mut guest, 0)?;
@@ -65,7 +68,8 @@ pub(super) fn poll(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<(
             Ok(())
         },
     )?;
-    linker.func_wrap(
+    define(
+        linker,
         "poll",
         |mut guest: Caller<'_>, (pollables,): (Vec<Resource<Pollable>>,)| {
             charge(&mut guest, pollables.len() as u64 * 8)?;
@@ -91,7 +95,8 @@ fn input(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
         "[method]input-stream.read",
         "[method]input-stream.blocking-read",
     ] {
-        linker.func_wrap(
+        define(
+            linker,
             name,
             |mut guest: Caller<'_>, (_, _): (Resource<InputStream>, u64)| {
                 charge(&mut guest, 0)?;
@@ -103,7 +108,8 @@ fn input(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
         "[method]input-stream.skip",
         "[method]input-stream.blocking-skip",
     ] {
-        linker.func_wrap(
+        define(
+            linker,
             name,
             |mut guest: Caller<'_>, (_, _): (Resource<InputStream>, u64)| {
                 charge(&mut guest, 0)?;
@@ -111,7 +117,8 @@ fn input(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
             },
         )?;
     }
-    linker.func_wrap(
+    define(
+        linker,
         "[method]input-stream.subscribe",
         |mut guest: Caller<'_>, (_,): (Resource<InputStream>,)| {
             charge(&mut guest, 0)?;
@@ -126,7 +133,8 @@ fn output(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
         ResourceType::host::<OutputStream>(),
         taken_back::<OutputStream>,
     )?;
-    linker.func_wrap(
+    define(
+        linker,
         "[method]output-stream.check-write",
         |mut guest: Caller<'_>, (_,): (Resource<OutputStream>,)| {
             charge(&mut guest, 0)?;
@@ -137,7 +145,8 @@ fn output(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
         "[method]output-stream.write",
         "[method]output-stream.blocking-write-and-flush",
     ] {
-        linker.func_wrap(
+        define(
+            linker,
             name,
             |mut guest: Caller<'_>, (stream, bytes): (Resource<OutputStream>, Vec<u8>)| {
                 charge(&mut guest, bytes.len() as u64)?;
@@ -155,7 +164,8 @@ fn output(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
         "[method]output-stream.flush",
         "[method]output-stream.blocking-flush",
     ] {
-        linker.func_wrap(
+        define(
+            linker,
             name,
             |mut guest: Caller<'_>, (_,): (Resource<OutputStream>,)| {
                 charge(&mut guest, 0)?;
@@ -168,7 +178,8 @@ fn output(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
         "[method]output-stream.write-zeroes",
         "[method]output-stream.blocking-write-zeroes-and-flush",
     ] {
-        linker.func_wrap(
+        define(
+            linker,
             name,
             |mut guest: Caller<'_>, (_, _): (Resource<OutputStream>, u64)| {
                 charge(&mut guest, 0)?;
@@ -181,7 +192,8 @@ fn output(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
         "[method]output-stream.splice",
         "[method]output-stream.blocking-splice",
     ] {
-        linker.func_wrap(
+        define(
+            linker,
             name,
             |mut guest: Caller<'_>,
              (_, _, _): (Resource<OutputStream>, Resource<InputStream>, u64)| {
@@ -190,7 +202,8 @@ fn output(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
             },
         )?;
     }
-    linker.func_wrap(
+    define(
+        linker,
         "[method]output-stream.subscribe",
         |mut guest: Caller<'_>, (_,): (Resource<OutputStream>,)| {
             charge(&mut guest, 0)?;
