@@ -6,11 +6,12 @@ use skep_core::outcome::{EntryContext, GuestFault};
 use wasmtime::Store;
 use wasmtime::component::{ComponentExportIndex, ComponentNamedList, Func, Lift, Lower, Resource};
 
-use super::linked::Linked;
+use super::freeze::{FREEZE, THAW};
+use super::linked::{Image, Linked};
 use crate::LocalCode;
 use crate::wasm::engine::budget::Purpose;
 use crate::wasm::fault::Failure;
-use crate::wasm::memory::{Memory, collecting, running};
+use crate::wasm::memory::{Given, Memory, collecting, running};
 use crate::wasm::world::World;
 use crate::wasm::world::limits::Limits;
 use crate::wasm::world::logbook::Logbook;
@@ -25,13 +26,20 @@ const MAX_HANDLES: usize = 1024;
 /// Bytes that any call may give back, or pass to an import, beside a reply: twice what an output stream takes at once.
 pub(crate) const CALL_OVERHEAD: usize = 128 << 10;
 
+/// Fuel for one image module's function, which is nobody's: growing a memory to all that it may be takes 17 million.
+const IMAGE_FUEL: u64 = 1 << 40;
+
 /// A store with one instance in it. After a failed call it is dead: drop it.
 pub(crate) struct Started {
     store: Store<World>,
     functions: Functions,
+    /// Those of its image modules; none if it has no images.
+    images: Vec<Image<Func>>,
     memories: Arc<[Arc<Memory>]>,
     /// Its memories are those of another instance, as long as nothing else is written to them.
     is_fork: bool,
+    /// Nothing was called since its globals were written down.
+    is_frozen: bool,
     /// A call has failed, or was dropped before its end: what is in the store means nothing any more.
     dead: bool,
 }
@@ -64,7 +72,7 @@ impl Started {
         let mut store = Store::new(
             engine,
             World::new(
-                Limits::new(profile, linked.scopes(), share),
+                Limits::new(profile, linked.scopes(), linked.images(), share),
                 profile,
                 context,
                 Arc::clone(logbook),
@@ -110,11 +118,23 @@ impl Started {
             query: optional(&mut store, &exports.query)?,
             apply_batch: optional(&mut store, &exports.apply_batch)?,
         };
+        let images = exports
+            .images
+            .iter()
+            .map(|image| {
+                Ok(Image {
+                    freeze: function(&mut store, &image.freeze)?,
+                    thaw: function(&mut store, &image.thaw)?,
+                })
+            })
+            .collect::<Result<_, Failure>>()?;
         Ok(Self {
             store,
             functions,
+            images,
             memories: memories.into(),
             is_fork: false,
+            is_frozen: false,
             dead: false,
         })
     }
@@ -163,7 +183,11 @@ impl Started {
             store,
             "apply-batch",
             functions.apply_batch,
-        )
+        )?;
+        self.images.iter().try_for_each(|image| {
+            check::<(), ()>(store, FREEZE, Some(image.freeze))?;
+            check::<(), ()>(store, THAW, Some(image.thaw))
+        })
     }
 
     pub(crate) fn functions(&self) -> &Functions {
@@ -198,9 +222,81 @@ impl Started {
                 "the instance has failed before",
             ));
         }
+        self.is_frozen = false;
         self.store.set_fuel(fuel)?;
         self.store.set_hostcall_fuel(room);
         self.store.data_mut().enter(context, call, ordinal, fuel);
+        Ok(())
+    }
+
+    /// Has the machine's globals and the sizes of its memories written into the memories of its image modules. Neither the guest
+    /// nor the fuel of its calls can tell.
+    async fn freeze(&mut self) -> Result<(), Failure> {
+        if !self.is_frozen {
+            self.call_images(|image| image.freeze).await?;
+            self.is_frozen = true;
+        }
+        Ok(())
+    }
+
+    /// Sets the machine's globals to what is in the memories of its image modules, and grows its memories to the sizes that
+    /// stand there; what is in them is the host's to bring.
+    async fn thaw(&mut self) -> Result<(), Failure> {
+        self.call_images(|image| image.thaw).await
+    }
+
+    async fn call_images(&mut self, function: fn(&Image<Func>) -> Func) -> Result<(), Failure> {
+        for image in 0..self.images.len() {
+            let function = function(&self.images[image]);
+            self.store.set_fuel(IMAGE_FUEL)?;
+            let call = self.call::<(), ()>(function, ());
+            call.await.map_err(Failure::made_local)?;
+        }
+        Ok(())
+    }
+
+    /// Whether another instance can be made to be as this one is.
+    pub(crate) fn can_be_forked(&self) -> bool {
+        !self.images.is_empty() && self.world().handles.are_none()
+    }
+
+    pub(crate) fn memories(&self) -> &Arc<[Arc<Memory>]> {
+        &self.memories
+    }
+
+    /// Goes over to the memories of another instance of the same component.
+    pub(crate) fn fork_of(&mut self, of: &Self) -> Result<(), Failure> {
+        for (own, other) in self.memories.iter().zip(&of.memories[..]) {
+            own.fork_of(other).map_err(unmapped)?;
+        }
+        self.is_fork = true;
+        self.store.data_mut().limits.fork();
+        Ok(())
+    }
+
+    /// Becomes what the other instance is, that this one is a fork of.
+    pub(crate) async fn follow(&mut self, of: &mut Self) -> Result<(), Failure> {
+        of.freeze().await?;
+        for (own, other) in self.memories.iter().zip(&of.memories[..]) {
+            own.follow(other).map_err(unmapped)?;
+        }
+        self.world_mut().follow(of.world());
+        self.thaw().await
+    }
+
+    /// Makes the other instance, that this one is a fork of, what this one is.
+    pub(crate) async fn lead(&mut self, to: &mut Self) -> Result<(), Failure> {
+        self.freeze().await?;
+        let give = |what| {
+            for (own, other) in self.memories.iter().zip(&to.memories[..]) {
+                own.give(other, what);
+            }
+        };
+        give(Given::Written);
+        to.thaw().await?;
+        give(Given::Grown);
+        to.world_mut().follow(self.world());
+        to.is_frozen = true;
         Ok(())
     }
 
@@ -230,4 +326,9 @@ impl Started {
             }
         })
     }
+}
+
+fn unmapped(error: std::io::Error) -> Failure {
+    let reason = format!("the memory of a machine cannot be mapped: {error}");
+    Failure::local(LocalCode::Memory, reason)
 }

@@ -160,6 +160,11 @@ pub(crate) struct Share {
 }
 
 impl Share {
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> Holdings {
+        self.held
+    }
+
     /// Counts linear memory that the instance takes. Refused only to an instance that answers queries.
     pub(crate) fn grow(&mut self, bytes: u64) -> Result<(), OutOfBudget> {
         if self.purpose == Purpose::Queries {

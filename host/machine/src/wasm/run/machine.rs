@@ -510,6 +510,96 @@ mod tests {
         });
     }
 
+    /// The same guest without images and with them.
+    fn without_and_with_images() -> [Arc<Component>; 2] {
+        let engine = Engine::new().unwrap();
+        [
+            Component::compile_without_images(&engine, &guest()).unwrap(),
+            Component::compile(&engine, &guest()).unwrap(),
+        ]
+        .map(Arc::new)
+    }
+
+    #[test]
+    fn images_show_in_no_outcome_and_no_fuel() {
+        on_apply_thread(|| {
+            let context = EntryContext::default();
+            let profile = Profile {
+                memory_bytes: 80 << 20,
+                command_fuel: 50_000_000,
+                ..Profile::default()
+            };
+            let [without, with] = without_and_with_images();
+            // The last has its globals written down and put back before each command.
+            let mut machines = [&without, &with, &with].map(|component| {
+                let label = MachineLabel::default();
+                WasmMachine::new(Arc::clone(component), profile.clone(), context, label).unwrap()
+            });
+            for command in [
+                "add",
+                "get",
+                "recurse",
+                "add",
+                "divide",
+                "out of bounds",
+                "memory",
+                "add",
+                "handles",
+                "loop",
+                "get",
+            ] {
+                if let Some(instance) = &mut machines[2].live {
+                    instance.freeze_and_thaw().unwrap();
+                }
+                let command = [Bytes::from_static(command.as_bytes())];
+                let [one, two, three] = machines
+                    .each_mut()
+                    .map(|machine| machine.apply(&context, &command).unwrap());
+                assert_eq!(one, two, "{command:?}");
+                assert_eq!(one, three, "{command:?}");
+            }
+            let memories = machines
+                .each_ref()
+                .map(|machine| machine.live.as_ref().map(Instance::memory_bytes));
+            assert!(memories[0].is_some() && memories == [memories[0]; 3]);
+            let without = machines[0].live.as_mut().map(Instance::freeze_and_thaw);
+            assert!(matches!(without, Some(Err(Failure::Local { .. }))));
+            let saved = machines.each_mut().map(|machine| {
+                let mut saved = Vec::new();
+                machine.save(&context, &mut saved).unwrap();
+                saved
+            });
+            assert!(saved[0] == saved[1] && saved[0] == saved[2]);
+        });
+    }
+
+    #[test]
+    fn images_take_nothing_of_what_a_profile_allows() {
+        on_apply_thread(|| {
+            let [without, with] = without_and_with_images();
+            let starts = |component: &Arc<Component>, profile: &Profile| {
+                let (context, label) = (EntryContext::default(), MachineLabel::default());
+                WasmMachine::new(Arc::clone(component), profile.clone(), context, label).is_ok()
+            };
+            let instances = |instances| Profile {
+                instances,
+                ..Profile::default()
+            };
+            let memory = |pages: u64| Profile {
+                memory_bytes: pages << 16,
+                ..Profile::default()
+            };
+            let profiles = (0..8).map(instances).chain((0..40).map(memory));
+            let mut started = [0, 0];
+            for profile in profiles {
+                let starts = [&without, &with].map(|component| starts(component, &profile));
+                assert_eq!(starts[0], starts[1], "{profile:?}");
+                started[usize::from(starts[0])] += 1;
+            }
+            assert!(started[0] > 1 && started[1] > 1, "{started:?}");
+        });
+    }
+
     // P-33
     #[test]
     fn a_stack_that_really_overflows_is_no_outcome_but_local() {

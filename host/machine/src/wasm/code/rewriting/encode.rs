@@ -6,23 +6,27 @@ use super::error::RewriteError;
 
 // Ids of sections.
 
-pub(super) const SECTION_CUSTOM: u8 = 0;
-pub(super) const SECTION_TYPE: u8 = 1;
-pub(super) const SECTION_IMPORT: u8 = 2;
-pub(super) const SECTION_EXPORT: u8 = 7;
-pub(super) const SECTION_CODE: u8 = 10;
-pub(super) const SECTION_COMPONENT_MODULE: u8 = 1;
-pub(super) const SECTION_CORE_INSTANCE: u8 = 2;
-pub(super) const SECTION_COMPONENT_COMPONENT: u8 = 4;
-pub(super) const SECTION_ALIAS: u8 = 6;
+pub(in crate::wasm::code) const SECTION_CUSTOM: u8 = 0;
+pub(in crate::wasm::code) const SECTION_TYPE: u8 = 1;
+pub(in crate::wasm::code) const SECTION_IMPORT: u8 = 2;
+pub(in crate::wasm::code) const SECTION_EXPORT: u8 = 7;
+pub(in crate::wasm::code) const SECTION_START: u8 = 8;
+pub(in crate::wasm::code) const SECTION_ELEMENT: u8 = 9;
+pub(in crate::wasm::code) const SECTION_CODE: u8 = 10;
+pub(in crate::wasm::code) const SECTION_DATA: u8 = 11;
+pub(in crate::wasm::code) const SECTION_DATA_COUNT: u8 = 12;
+pub(in crate::wasm::code) const SECTION_COMPONENT_MODULE: u8 = 1;
+pub(in crate::wasm::code) const SECTION_CORE_INSTANCE: u8 = 2;
+pub(in crate::wasm::code) const SECTION_COMPONENT_COMPONENT: u8 = 4;
+pub(in crate::wasm::code) const SECTION_ALIAS: u8 = 6;
 
 /// Sort of a core instance, as the encoding has it.
-pub(super) const SORT_CORE_INSTANCE: u8 = 0x12;
+pub(in crate::wasm::code) const SORT_CORE_INSTANCE: u8 = 0x12;
 
-pub(super) const GLOBAL_GET: u8 = 0x23;
-pub(super) const GLOBAL_SET: u8 = 0x24;
+pub(in crate::wasm::code) const GLOBAL_GET: u8 = 0x23;
+pub(in crate::wasm::code) const GLOBAL_SET: u8 = 0x24;
 
-pub(super) fn core_sort(kind: ExternalKind) -> Result<u8, RewriteError> {
+pub(in crate::wasm::code) fn core_sort(kind: ExternalKind) -> Result<u8, RewriteError> {
     Ok(match kind {
         ExternalKind::Func => 0x00,
         ExternalKind::Table => 0x01,
@@ -32,19 +36,19 @@ pub(super) fn core_sort(kind: ExternalKind) -> Result<u8, RewriteError> {
     })
 }
 
-pub(super) fn push_section(out: &mut Vec<u8>, id: u8, contents: &[u8]) {
+pub(in crate::wasm::code) fn push_section(out: &mut Vec<u8>, id: u8, contents: &[u8]) {
     out.push(id);
     push_u32(out, contents.len() as u32);
     out.extend_from_slice(contents);
 }
 
-pub(super) fn push_name(out: &mut Vec<u8>, name: &str) {
+pub(in crate::wasm::code) fn push_name(out: &mut Vec<u8>, name: &str) {
     push_u32(out, name.len() as u32);
     out.extend_from_slice(name.as_bytes());
 }
 
 /// A section's contents behind the number of its items.
-pub(super) fn without_count(section: &[u8]) -> Result<&[u8], RewriteError> {
+pub(in crate::wasm::code) fn without_count(section: &[u8]) -> Result<&[u8], RewriteError> {
     let len = section
         .iter()
         .position(|byte| byte & 0x80 == 0)
@@ -52,7 +56,10 @@ pub(super) fn without_count(section: &[u8]) -> Result<&[u8], RewriteError> {
     Ok(&section[len + 1..])
 }
 
-pub(super) fn push_func_type(out: &mut Vec<u8>, ty: &FuncType) -> Result<(), RewriteError> {
+pub(in crate::wasm::code) fn push_func_type(
+    out: &mut Vec<u8>,
+    ty: &FuncType,
+) -> Result<(), RewriteError> {
     out.push(0x60);
     for values in [ty.params(), ty.results()] {
         push_u32(out, values.len() as u32);
@@ -63,7 +70,10 @@ pub(super) fn push_func_type(out: &mut Vec<u8>, ty: &FuncType) -> Result<(), Rew
     Ok(())
 }
 
-pub(super) fn push_val_type(out: &mut Vec<u8>, ty: ValType) -> Result<(), RewriteError> {
+pub(in crate::wasm::code) fn push_val_type(
+    out: &mut Vec<u8>,
+    ty: ValType,
+) -> Result<(), RewriteError> {
     out.push(match ty {
         ValType::I32 => 0x7f,
         ValType::I64 => 0x7e,
@@ -77,11 +87,11 @@ pub(super) fn push_val_type(out: &mut Vec<u8>, ty: ValType) -> Result<(), Rewrit
     Ok(())
 }
 
-pub(super) fn push_s33(out: &mut Vec<u8>, value: u32) {
+pub(in crate::wasm::code) fn push_s33(out: &mut Vec<u8>, value: u32) {
     push_signed(out, i64::from(value));
 }
 
-pub(super) fn push_signed(out: &mut Vec<u8>, mut value: i64) {
+pub(in crate::wasm::code) fn push_signed(out: &mut Vec<u8>, mut value: i64) {
     loop {
         let byte = (value & 0x7f) as u8;
         value >>= 7;
@@ -93,7 +103,7 @@ pub(super) fn push_signed(out: &mut Vec<u8>, mut value: i64) {
     }
 }
 
-pub(super) fn push_u32(out: &mut Vec<u8>, mut value: u32) {
+pub(in crate::wasm::code) fn push_u32(out: &mut Vec<u8>, mut value: u32) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;
