@@ -195,6 +195,9 @@ impl Memory {
     /// As [`fork_of`](Self::fork_of). The fork must be dropped then.
     pub(crate) fn follow(&self, of: &Self) -> io::Result<()> {
         let mut place = self.place();
+        if !Arc::ptr_eq(&place.region, &of.place().region) {
+            return Err(io::Error::other("it is a fork of another memory"));
+        }
         let has_grown = Some(whole_pages(self.bytes())) > place.followed;
         place.followed = Some(whole_pages(of.bytes()));
         match self.own.known() {
@@ -284,19 +287,18 @@ impl Memory {
         self.own_any().is_ok()
     }
 
+    /// Whether it has the same bytes as another one, if that is not too much to look at. No call runs in either.
+    pub(crate) fn is_like(&self, other: &Self) -> bool {
+        const LOOKED_AT: usize = 16 << 20;
+        self.bytes().max(other.bytes()) > LOOKED_AT
+            || self.read(|own| other.read(|others| own == others))
+    }
+
     /// Its bytes, while no call runs in it.
-    pub(crate) fn read<T>(&self, read: impl FnOnce(&[u8]) -> T) -> T {
+    fn read<T>(&self, read: impl FnOnce(&[u8]) -> T) -> T {
         let _place = self.place();
         // SAFETY: so many bytes are mapped for reading; they neither move nor change, because no call runs.
         read(unsafe { std::slice::from_raw_parts(self.base(), self.bytes()) })
-    }
-
-    /// Sets its first bytes, while no call runs in it. Not of a fork.
-    pub(crate) fn write(&self, bytes: &[u8]) {
-        let place = self.place();
-        assert!(bytes.len() <= self.bytes() && place.followed.is_none());
-        // SAFETY: so many bytes are mapped for writing, and no call runs.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.base(), bytes.len()) };
     }
 }
 

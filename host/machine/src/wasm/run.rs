@@ -1,9 +1,12 @@
 //! A machine as the log drives it: instances that can be built again, and readers that follow them.
 
 pub(super) mod call;
+mod fork;
+mod guard;
 mod instance;
 mod journal;
 pub(super) mod machine;
+mod present;
 pub(super) mod probe;
 pub(super) mod reader;
 mod rebuild;

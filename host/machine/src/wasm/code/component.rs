@@ -134,6 +134,11 @@ impl Component {
         self.linked.layout()
     }
 
+    /// Whether an instance of it can be made to be as another one is.
+    pub(crate) fn has_images(&self) -> bool {
+        !self.exports().images.is_empty()
+    }
+
     pub(crate) fn exports(&self) -> &Exports {
         self.linked.exports()
     }

@@ -9,6 +9,7 @@ use super::freeze::{FREEZE, THAW};
 use crate::LocalCode;
 use crate::wasm::engine::Engine;
 use crate::wasm::engine::budget::{MachineBudget, Purpose, Share};
+use crate::wasm::engine::holdings::Holdings;
 use crate::wasm::engine::layout::Layout;
 use crate::wasm::error::ComponentError;
 use crate::wasm::fault::{self, Failure};
@@ -71,6 +72,15 @@ impl Linked {
         let memories = self.size.memories.saturating_add(self.images());
         let cost = self.layout.cost(memories, bytes);
         self.budget.take(cost, purpose)
+    }
+
+    /// Takes memory from the node's budget for the copy that a query has of a machine.
+    pub(crate) fn room_for(&self, memory_bytes: u64) -> Result<Share, Failure> {
+        let cost = Holdings {
+            memory_bytes,
+            ..Holdings::default()
+        };
+        self.budget.take(cost, Purpose::Queries)
     }
 
     pub(super) fn pre(&self) -> &InstancePre<World> {

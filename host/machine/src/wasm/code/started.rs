@@ -281,14 +281,18 @@ impl Started {
             own.follow(other).map_err(unmapped)?;
         }
         self.world_mut().follow(of.world());
-        self.thaw().await
+        self.thaw().await?;
+        let mut pairs = self.memories.iter().zip(&of.memories[..]);
+        debug_assert!(pairs.all(|(own, other)| own.is_like(other)));
+        Ok(())
     }
 
     /// Makes the other instance, that this one is a fork of, what this one is.
     pub(crate) async fn lead(&mut self, to: &mut Self) -> Result<(), Failure> {
         self.freeze().await?;
+        let others = Arc::clone(&to.memories);
         let give = |what| {
-            for (own, other) in self.memories.iter().zip(&to.memories[..]) {
+            for (own, other) in self.memories.iter().zip(&others[..]) {
                 own.give(other, what);
             }
         };

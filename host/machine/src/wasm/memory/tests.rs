@@ -1,8 +1,8 @@
 use wasmtime::{Instance, Module, Store, Trap, TypedFunc};
 
 use super::*;
+use crate::ToEnd;
 use crate::wasm::Engine;
-use crate::wasm::world::ending::Ending;
 
 const PAGE: u32 = 64 << 10;
 
@@ -31,7 +31,7 @@ impl Guest {
         store.set_fuel(u64::MAX).unwrap();
         let mut memories = Vec::new();
         let start = collecting(&mut memories, Instance::new_async(&mut store, &module, &[]));
-        let instance = Ending::default().run(start).unwrap();
+        let instance = start.to_end().unwrap();
         Self {
             store,
             instance,
@@ -66,9 +66,8 @@ impl Guest {
         let memories = [Arc::clone(&self.memory)];
         let watched = if self.is_fork { &memories[..] } else { &[] };
         let call = running(watched, function.call_async(&mut self.store, with));
-        Ending::default()
-            .run(async { Ok(call.await.map_err(|error| *error.downcast_ref().unwrap())) })
-            .unwrap()
+        call.to_end()
+            .map_err(|error| *error.downcast_ref().unwrap())
     }
 
     fn get(&mut self, at: u32) -> Result<i32, Trap> {

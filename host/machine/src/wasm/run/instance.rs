@@ -16,6 +16,7 @@ use crate::wasm::code::component::Component;
 use crate::wasm::code::started::{CALL_OVERHEAD, Started};
 use crate::wasm::engine::budget::Purpose;
 use crate::wasm::fault::Failure;
+use crate::wasm::memory::Memory;
 use crate::wasm::world::imports::MAX_CHUNK_BYTES;
 use crate::wasm::world::logbook::Logbook;
 use crate::wasm::world::resources::{LentSink, LentSource};
@@ -211,6 +212,27 @@ impl Instance {
         let (answer,) = saved?;
         answer.map_err(refused)?;
         Ok(fuel - self.started.fuel_left()?)
+    }
+
+    /// See [`Started`].
+    pub(crate) fn can_be_forked(&self) -> bool {
+        self.started.can_be_forked()
+    }
+
+    pub(crate) fn memories(&self) -> &Arc<[Arc<Memory>]> {
+        self.started.memories()
+    }
+
+    pub(crate) fn fork_of(&mut self, of: &Self) -> Result<(), Failure> {
+        self.started.fork_of(&of.started)
+    }
+
+    pub(crate) async fn follow(&mut self, of: &mut Self) -> Result<(), Failure> {
+        self.started.follow(&mut of.started).await
+    }
+
+    pub(crate) async fn lead(&mut self, to: &mut Self) -> Result<(), Failure> {
+        self.started.lead(&mut to.started).await
     }
 
     /// Bytes of its linear memories.

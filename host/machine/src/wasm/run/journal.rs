@@ -137,6 +137,11 @@ impl Journal {
         (inner.published, inner.last)
     }
 
+    /// The context that the base was made under.
+    pub(crate) fn start(&self) -> EntryContext {
+        self.lock().base.context
+    }
+
     /// The base, and the number of the first record after it.
     pub(crate) fn base(&self) -> (Base, u64) {
         let inner = self.lock();

@@ -8,10 +8,14 @@ use skep_core::id::LogIndex;
 use skep_core::outcome::{ConfChange, EntryContext, GuestFault, LeaderChanged, Outcome};
 
 use super::call::{Call, MAX_ENTRY_REPLY_BYTES, Ran, rejected};
+use super::fork::Fork;
+use super::guard::Guard;
 use super::instance::Instance;
 use super::journal::{Base, Journal, Record};
+use super::present::Present;
 use super::reader::WasmReader;
-use super::rebuild::{ATTEMPTS, Guest, Likeness, again, no_attempt, replay};
+use super::rebuild::{ATTEMPTS, Guest, no_attempt, rebuild};
+use crate::clock;
 use crate::wasm::code::component::Component;
 use crate::wasm::engine::budget::Purpose;
 use crate::wasm::fault::Failure;
@@ -37,9 +41,12 @@ use skep_types::profile::Profile;
 /// They run in other instances, fed from the same journal: see [`WasmReader`]. [`query`](StateMachine::query) is for
 /// callers that have one thread; it uses a reader of the machine's own.
 pub struct WasmMachine {
-    guest: Arc<Guest>,
-    journal: Arc<Journal>,
+    present: Arc<Present>,
+    /// The present instance, while an entry has it.
     live: Option<Instance>,
+    guard: Guard,
+    /// Where guarded calls run.
+    fork: Option<Fork>,
     /// The entry whose state was saved last, while nothing has come after it.
     saved: Option<LogIndex>,
     reader: Option<WasmReader>,
@@ -93,75 +100,118 @@ impl WasmMachine {
             .to_end()
             .map_err(|failure| failure.into_error("instantiate"))?;
         Ok(Self {
-            guest: Arc::new(guest),
-            journal: Arc::new(Journal::new(base)),
             memory_bytes: live.memory_bytes(),
-            live: Some(live),
+            present: Arc::new(Present::new(guest, Journal::new(base), live)),
+            live: None,
+            guard: Guard::default(),
+            fork: None,
             saved: None,
             reader: None,
             stopped_at: None,
         })
     }
 
-    fn measure(&mut self) {
-        if let Some(live) = &self.live {
-            self.memory_bytes = live.memory_bytes();
-        }
-    }
-
     /// The code it runs.
     pub fn component(&self) -> &Arc<Component> {
-        &self.guest.component
+        &self.present.guest.component
     }
 
     /// The limits it runs under.
     pub fn profile(&self) -> &Profile {
-        &self.guest.profile
+        &self.present.guest.profile
     }
 
     /// A reader of this machine: see [`StateMachine::reader`].
     pub fn wasm_reader(&self) -> WasmReader {
-        WasmReader::new(Arc::clone(&self.guest), Arc::clone(&self.journal))
+        WasmReader::new(Arc::clone(&self.present))
+    }
+
+    /// Runs the calls of one entry. Readers see all of them or none.
+    async fn entry<T>(
+        &mut self,
+        context: &EntryContext,
+        calls: impl AsyncFnOnce(&mut Self) -> Result<T, MachineError>,
+    ) -> Result<T, MachineError> {
+        let mut present = self.present.writing().await;
+        self.live = present.get_mut().take();
+        let ran = calls(self).await;
+        if let Some(live) = &self.live {
+            self.memory_bytes = live.memory_bytes();
+        }
+        *present.get_mut() = self.live.take();
+        if ran.is_ok() {
+            self.present.journal.publish(context);
+        }
+        ran
     }
 
     /// The instance that commands run in, built again if it was dropped.
     async fn take_live(&mut self) -> Result<Instance, Failure> {
-        match self.live.take() {
-            Some(live) => Ok(live),
-            // Rare, and larger than what is not.
-            None => Box::pin(self.rebuild()).await,
+        if let Some(live) = self.live.take() {
+            return Ok(live);
         }
-    }
-
-    async fn rebuild(&self) -> Result<Instance, Failure> {
-        let (base, mut number) = self.journal.base();
-        tracing::debug!(
-            target: "skep::machine", group = %self.guest.logbook.label.group, base = %base.context.index,
-            "rebuilding the machine's instance"
-        );
-        let mut instance = self
-            .guest
-            .start(&base, true, Purpose::Running)
-            .await
-            .map_err(again)?;
-        loop {
-            let records = self.journal.read(number);
-            if records.is_empty() {
-                break;
-            }
-            replay(&mut instance, &records, Likeness::Same).await?;
-            number += records.len() as u64;
-        }
-        instance.mute(false);
-        Ok(instance)
+        let began = clock::now();
+        // Rare, and larger than what is not.
+        let rebuilt = Box::pin(rebuild(&self.present.guest, &self.present.journal)).await?;
+        self.guard.raise(began.elapsed());
+        Ok(rebuilt)
     }
 
     /// Runs one call of the log once.
     async fn attempt(&mut self, context: &EntryContext, call: &Call) -> Result<Ran, Failure> {
         let mut instance = self.take_live().await?;
+        if self.guard.take()
+            && instance.can_be_forked()
+            && let Some(ran) = self.attempt_in_fork(&mut instance, context, call).await
+        {
+            self.live = Some(instance);
+            return ran;
+        }
         let ran = instance.run(context, call).await?;
         self.live = Some(instance);
         Ok(ran)
+    }
+
+    /// Runs it in a fork of the instance. None if that cannot be done, and then nothing was.
+    async fn attempt_in_fork(
+        &mut self,
+        instance: &mut Instance,
+        context: &EntryContext,
+        call: &Call,
+    ) -> Option<Result<Ran, Failure>> {
+        let start = self.present.journal.start();
+        let (fork, guest) = (self.fork.take(), &self.present.guest);
+        let mut fork = Fork::current(fork, instance, guest, &start, Purpose::Running)
+            .await
+            .ok()?;
+        match fork.run(instance, context, call).await {
+            Ok(ran) => {
+                self.fork = Some(fork);
+                ran.map(Ok)
+            }
+            Err(failure @ Failure::Guest { .. }) => {
+                self.guard.renew();
+                Some(Err(failure))
+            }
+            Err(Failure::Local { .. }) => None,
+        }
+    }
+
+    /// Saves, in a fork of the instance, beside queries; or in the instance itself, which ends with it.
+    async fn save_in_fork(
+        &self,
+        context: &EntryContext,
+        to: &mut (dyn Write + Send),
+    ) -> Result<(), Failure> {
+        // A fork that cannot be had is no reason to fail.
+        if let Ok(Some((fork, _reading))) = self.present.forked(None, Purpose::Running).await {
+            return fork.save(context, to).await;
+        }
+        let instance = self.present.writing().await.get_mut().take();
+        match instance {
+            Some(instance) => instance.save(context, to).await,
+            None => Err(no_attempt()),
+        }
     }
 
     /// Runs one call of the log: its result, or the fault that every replica sees.
@@ -175,15 +225,15 @@ impl WasmMachine {
         let mut last = None;
         for _ in 0..ATTEMPTS {
             let ran = self.attempt(context, &call).await;
-            let label = &self.guest.logbook.label;
+            let logbook = &self.present.guest.logbook;
+            let label = &logbook.label;
             match ran {
                 Ok(ran) => {
-                    self.measure();
-                    self.journal.push(Record::new(context, call, &ran));
+                    self.present.journal.push(Record::new(context, call, &ran));
                     return Ok(Ok(ran));
                 }
                 Err(Failure::Guest { fault, detail }) => {
-                    if self.guest.logbook.admits_line() {
+                    if logbook.admits_line() {
                         tracing::warn!(
                             target: "skep::machine", group = %label.group, machine = %label.name,
                             index = %context.index, call = name, %fault, "the machine failed; its state is kept: {detail}"
@@ -281,18 +331,15 @@ impl StateMachine for WasmMachine {
         context: &'a EntryContext,
         config: &'a Bytes,
     ) -> Running<'a, Applied> {
-        Box::pin(async move {
-            let takes_one = self.component().exports().init.is_some();
-            let applied = match takes_one {
+        Box::pin(self.entry(context, async |machine: &mut Self| {
+            match machine.component().exports().init.is_some() {
                 true => {
-                    self.execute_one(context, Call::Init(config.clone()))
-                        .await?
+                    let call = Call::Init(config.clone());
+                    machine.execute_one(context, call).await
                 }
-                false => without_initializer(config),
-            };
-            self.journal.publish(context);
-            Ok(applied)
-        })
+                false => Ok(without_initializer(config)),
+            }
+        }))
     }
 
     fn apply<'a>(
@@ -300,12 +347,10 @@ impl StateMachine for WasmMachine {
         context: &'a EntryContext,
         commands: &'a [Bytes],
     ) -> Running<'a, Applied> {
-        Box::pin(async move {
-            self.stopped_at = None;
-            let applied = self.execute_all(context, commands).await?;
-            self.journal.publish(context);
-            Ok(applied)
-        })
+        Box::pin(self.entry(context, async |machine: &mut Self| {
+            machine.stopped_at = None;
+            machine.execute_all(context, commands).await
+        }))
     }
 
     fn apply_conf_change<'a>(
@@ -313,12 +358,10 @@ impl StateMachine for WasmMachine {
         context: &'a EntryContext,
         change: &'a ConfChange,
     ) -> Running<'a, Applied> {
-        Box::pin(async move {
+        Box::pin(self.entry(context, async |machine: &mut Self| {
             let call = Call::ConfChange(change.clone());
-            let applied = self.execute_one(context, call).await?;
-            self.journal.publish(context);
-            Ok(applied)
-        })
+            machine.execute_one(context, call).await
+        }))
     }
 
     fn process_status_change<'a>(
@@ -326,15 +369,15 @@ impl StateMachine for WasmMachine {
         context: &'a EntryContext,
         event: &'a LeaderChanged,
     ) -> Running<'a, Applied> {
-        Box::pin(async move {
-            let call = Call::StatusChange(*event);
-            let applied = self.execute_one(context, call).await?;
-            self.journal.publish(context);
+        Box::pin(self.entry(context, async |machine: &mut Self| {
+            let applied = machine
+                .execute_one(context, Call::StatusChange(*event))
+                .await?;
             Ok(Applied {
                 outcomes: Vec::new(),
                 ..applied
             })
-        })
+        }))
     }
 
     fn stopped_at(&self) -> Option<usize> {
@@ -371,10 +414,7 @@ impl StateMachine for WasmMachine {
     ) -> Running<'a, ()> {
         Box::pin(async move {
             self.saved = None;
-            let saved = match self.take_live().await {
-                Ok(instance) => instance.save(context, to).await,
-                Err(failure) => Err(failure),
-            };
+            let saved = self.save_in_fork(context, to).await;
             saved.map_err(|failure| failure.into_error("save"))?;
             self.saved = Some(context.index);
             Ok(())
@@ -405,13 +445,16 @@ impl StateMachine for WasmMachine {
             };
             let mut last = None;
             for _ in 0..ATTEMPTS {
-                match self.guest.start(&base, false, Purpose::Running).await {
+                let guest = &self.present.guest;
+                match guest.start(&base, false, Purpose::Running).await {
                     Ok(instance) => {
+                        let mut present = self.present.writing().await;
                         // Bytes that this machine has just written are the state that readers are on their way to.
                         let follows = self.saved.take() == Some(context.index);
-                        self.journal.rebase(base, follows);
-                        self.live = Some(instance);
-                        self.measure();
+                        self.present.journal.rebase(base, follows);
+                        self.memory_bytes = instance.memory_bytes();
+                        self.fork = None;
+                        *present.get_mut() = Some(instance);
                         return Ok(());
                     }
                     Err(local @ Failure::Local { .. }) => last = Some(local),

@@ -3,12 +3,15 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use skep_core::id::LogIndex;
 use skep_core::outcome::{EntryContext, Outcome};
 
 use super::call::rejected;
+use super::fork::Fork;
 use super::instance::Instance;
-use super::journal::{Journal, Place};
-use super::rebuild::{ATTEMPTS, Guest, Likeness, again, no_attempt, replay};
+use super::journal::Place;
+use super::present::Present;
+use super::rebuild::{ATTEMPTS, Likeness, again, no_attempt, replay};
 use crate::state_machine::Answer;
 use crate::wasm::engine::budget::Purpose;
 use crate::wasm::fault::Failure;
@@ -31,23 +34,25 @@ use crate::{LocalCode, MachineError, Reader, Running};
 /// in here. Where the answer of the command shows it, the reader notices and begins anew; where it does not, a query sees what
 /// the log did not do. Nothing of it ever reaches the machine.
 pub struct WasmReader {
-    guest: Arc<Guest>,
-    journal: Arc<Journal>,
+    present: Arc<Present>,
+    fork: Option<Fork>,
     following: Option<Following>,
     builds: u64,
 }
 
 /// An instance and where it stands.
 struct Following {
+    /// The entry that it began at.
+    start: LogIndex,
     instance: Instance,
     place: Place,
 }
 
 impl WasmReader {
-    pub(crate) fn new(guest: Arc<Guest>, journal: Arc<Journal>) -> Self {
+    pub(crate) fn new(present: Arc<Present>) -> Self {
         Self {
-            guest,
-            journal,
+            present,
+            fork: None,
             following: None,
             builds: 0,
         }
@@ -60,6 +65,19 @@ impl WasmReader {
 
     /// The answer, the entry whose state it is from, and the fuel used.
     async fn ask(&mut self, request: &Bytes) -> Result<(Outcome, EntryContext, u64), Failure> {
+        if self.may_fork()
+            && let Some((mut fork, reading)) = self
+                .present
+                .forked(self.fork.take(), Purpose::Queries)
+                .await?
+        {
+            self.following = None;
+            let last = self.present.journal.published().1;
+            let guest = &self.present.guest;
+            let (outcome, fuel) = fork.query(guest, &last, request, reading).await?;
+            self.fork = Some(fork);
+            return Ok((outcome, last, fuel));
+        }
         let (mut following, last, fed) = match self.take_following().await {
             Some(following) => following,
             None => self.build().await?,
@@ -69,15 +87,22 @@ impl WasmReader {
         Ok((outcome, last, fed.saturating_add(fuel)))
     }
 
+    /// Whether the machine may be one that can be forked. One that could not be for a while can be again after a barrier.
+    fn may_fork(&self) -> bool {
+        let start = self.present.journal.start().index;
+        self.present.guest.component.has_images()
+            && (self.following.as_ref()).is_none_or(|following| following.start != start)
+    }
+
     /// The instance there is, if it can be brought to the present.
     async fn take_following(&mut self) -> Option<(Following, EntryContext, u64)> {
         let mut following = self.following.take()?;
-        let (end, last) = self.journal.published();
+        let (end, last) = self.present.journal.published();
         match following.feed(end, Likeness::Answers).await {
             Ok(fuel) => Some((following, last, fuel)),
             Err(failure) => {
                 tracing::debug!(
-                    target: "skep::machine", group = %self.guest.logbook.label.group, ?failure,
+                    target: "skep::machine", group = %self.present.guest.logbook.label.group, ?failure,
                     "the reader of a machine begins anew"
                 );
                 None
@@ -88,32 +113,38 @@ impl WasmReader {
     /// A fresh instance has seen no query and passed no barrier, so it must do exactly what the machine did.
     async fn build(&mut self) -> Result<(Following, EntryContext, u64), Failure> {
         self.builds += 1;
-        let (place, base) = Place::at_base(&self.journal);
+        let (place, base) = Place::at_base(&self.present.journal);
         // Not earlier: the base may be newer than what was published before it was taken.
-        let (end, last) = self.journal.published();
+        let (end, last) = self.present.journal.published();
         let instance = self
+            .present
             .guest
             .start(&base, true, Purpose::Queries)
             .await
             .map_err(again)?;
-        let mut following = Following { instance, place };
+        let start = base.context.index;
+        let mut following = Following {
+            start,
+            instance,
+            place,
+        };
         let fuel = following.feed(end, Likeness::Same).await?;
         Ok((following, last, fuel))
     }
 
     async fn answer(&mut self, request: &Bytes) -> Result<Answer, MachineError> {
-        if self.guest.component.exports().query.is_none() {
+        if self.present.guest.component.exports().query.is_none() {
             let outcome = rejected(
                 "this machine answers no queries: it does not export skep:machine/queries",
             );
-            let (_, EntryContext { index, .. }) = self.journal.published();
+            let (_, EntryContext { index, .. }) = self.present.journal.published();
             return Ok(Answer {
                 outcome,
                 index,
                 fuel: 0,
             });
         }
-        let before = self.journal.published().1.index;
+        let before = self.present.journal.published().1.index;
         let mut last = None;
         for _ in 0..ATTEMPTS {
             match self.ask(request).await {
@@ -125,7 +156,7 @@ impl WasmReader {
                     });
                 }
                 Err(Failure::Guest { fault, detail }) => {
-                    let logbook = &self.guest.logbook;
+                    let logbook = &self.present.guest.logbook;
                     if logbook.admits_line() {
                         tracing::warn!(
                             target: "skep::machine", group = %logbook.label.group, machine = %logbook.label.name,
@@ -135,7 +166,7 @@ impl WasmReader {
                     return Ok(Answer {
                         outcome: Outcome::Fault(fault),
                         index: before,
-                        fuel: self.guest.profile.query_fuel,
+                        fuel: self.present.guest.profile.query_fuel,
                     });
                 }
                 Err(local) => last = Some(local),
@@ -174,5 +205,6 @@ impl Reader for WasmReader {
 
     fn release(&mut self) {
         self.following = None;
+        self.fork = None;
     }
 }

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use skep_core::outcome::EntryContext;
+
 use super::instance::Instance;
-use super::journal::{Base, Record};
+use super::journal::{Base, Journal, Record};
 use crate::LocalCode;
 use crate::wasm::code::component::Component;
 use crate::wasm::engine::budget::Purpose;
@@ -27,6 +29,16 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
+    /// A fresh instance, started under `context`.
+    pub(crate) async fn instance(
+        &self,
+        context: &EntryContext,
+        purpose: Purpose,
+    ) -> Result<Instance, Failure> {
+        let (component, profile, logbook) = (&self.component, &self.profile, &self.logbook);
+        Instance::new(component, profile, context, logbook, purpose).await
+    }
+
     /// An instance at `base`. A muted one writes no log lines: they were written when the calls ran first.
     pub(crate) async fn start(
         &self,
@@ -34,22 +46,35 @@ impl Guest {
         muted: bool,
         purpose: Purpose,
     ) -> Result<Instance, Failure> {
-        let mut instance = Instance::new(
-            &self.component,
-            &self.profile,
-            &base.context,
-            &self.logbook,
-            purpose,
-        )
-        .await?;
+        let mut instance = self.instance(&base.context, purpose).await?;
         instance.mute(muted);
         if let Some((schema, bytes)) = &base.snapshot {
-            instance
-                .restore(&base.context, *schema, bytes.clone())
-                .await?;
+            let (context, schema, bytes) = (&base.context, *schema, bytes.clone());
+            instance.restore(context, schema, bytes).await?;
         }
         Ok(instance)
     }
+}
+
+/// The instance that a machine would have if none of its calls had failed.
+pub(crate) async fn rebuild(guest: &Guest, journal: &Journal) -> Result<Instance, Failure> {
+    let (base, mut number) = journal.base();
+    tracing::debug!(
+        target: "skep::machine", group = %guest.logbook.label.group, base = %base.context.index,
+        "rebuilding the machine's instance"
+    );
+    let started = guest.start(&base, true, Purpose::Running).await;
+    let mut instance = started.map_err(again)?;
+    loop {
+        let records = journal.read(number);
+        if records.is_empty() {
+            break;
+        }
+        replay(&mut instance, &records, Likeness::Same).await?;
+        number += records.len() as u64;
+    }
+    instance.mute(false);
+    Ok(instance)
 }
 
 /// How like the first run of a call another one must be.

@@ -3,7 +3,7 @@
 use wasmtime::ResourceLimiter;
 
 use crate::LocalCode;
-use crate::wasm::engine::budget::{OutOfBudget, Share};
+use crate::wasm::engine::budget::Share;
 use crate::wasm::fault::Stop;
 use skep_types::profile::Profile;
 
@@ -62,16 +62,6 @@ impl Limits {
     pub(crate) fn fork(&mut self) {
         self.is_fork = true;
         self.share.give_back_memory();
-    }
-
-    /// It has its memory for itself again.
-    ///
-    /// # Errors
-    /// The node's machines hold too much already.
-    pub(crate) fn detach(&mut self) -> Result<(), OutOfBudget> {
-        self.share.grow(self.memory.used)?;
-        self.is_fork = false;
-        Ok(())
     }
 
     /// Before each call.

@@ -1,0 +1,77 @@
+//! The instance that has a machine's present state, and who may use it when.
+
+use std::sync::Arc;
+
+use tokio::sync::{Mutex, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
+
+use super::fork::Fork;
+use super::instance::Instance;
+use super::journal::Journal;
+use super::rebuild::{Guest, rebuild};
+use crate::wasm::engine::budget::Purpose;
+use crate::wasm::fault::Failure;
+
+/// None while it has to be built again. Forks look at it one after the other, and run beside each other.
+type Place = Mutex<Option<Instance>>;
+
+/// Nothing of the log runs in the instance as long as this is held.
+pub(crate) type Reading = OwnedRwLockReadGuard<Place>;
+
+/// What a machine shares with its readers.
+///
+/// The entries of a log have the instance for themselves. Between entries its forks run, any number at once, from memory that is
+/// the instance's. Whoever comes first is first: neither a storm of queries nor one of commands keeps the others out.
+pub(crate) struct Present {
+    pub(crate) guest: Guest,
+    pub(crate) journal: Arc<Journal>,
+    instance: Arc<RwLock<Place>>,
+}
+
+impl Present {
+    pub(crate) fn new(guest: Guest, journal: Journal, instance: Instance) -> Self {
+        Self {
+            guest,
+            journal: Arc::new(journal),
+            instance: Arc::new(RwLock::new(Mutex::new(Some(instance)))),
+        }
+    }
+
+    /// Takes the instance for an entry, once no fork runs.
+    pub(crate) async fn writing(&self) -> OwnedRwLockWriteGuard<Place> {
+        Arc::clone(&self.instance).write_owned().await
+    }
+
+    /// This fork, or a new one, as the machine is now; none if the machine cannot be forked.
+    pub(crate) async fn forked(
+        &self,
+        fork: Option<Fork>,
+        purpose: Purpose,
+    ) -> Result<Option<(Fork, Reading)>, Failure> {
+        loop {
+            let reading = Arc::clone(&self.instance).read_owned().await;
+            let mut instance = reading.lock().await;
+            let Some(machine) = &mut *instance else {
+                drop(instance);
+                drop(reading);
+                self.build_again().await?;
+                continue;
+            };
+            if !machine.can_be_forked() {
+                return Ok(None);
+            }
+            let start = self.journal.start();
+            let fork = Fork::current(fork, machine, &self.guest, &start, purpose).await?;
+            drop(instance);
+            return Ok(Some((fork, reading)));
+        }
+    }
+
+    async fn build_again(&self) -> Result<(), Failure> {
+        let mut writing = self.writing().await;
+        let instance = writing.get_mut();
+        if instance.is_none() {
+            *instance = Some(Box::pin(rebuild(&self.guest, &self.journal)).await?);
+        }
+        Ok(())
+    }
+}
