@@ -73,9 +73,14 @@ impl Engine {
     /// [`ComponentError::Engine`].
     pub fn with_budget(most: Holdings) -> Result<Self, ComponentError> {
         let failed = |error: &dyn std::fmt::Display| ComponentError::Engine(format!("{error:#}"));
-        let arena = Arc::new(Arena::new().map_err(|error| failed(&error))?);
+        let arena = Arena::new().map(Arc::new).inspect_err(|error| {
+            tracing::warn!(
+                target: "skep::machine", %error,
+                "this system gives no files in memory: queries are answered by second instances, which may see what the log did not do"
+            );
+        });
         let engine = |layout| {
-            config(layout, &arena)
+            config(layout, arena.as_ref().ok())
                 .and_then(|config| wasmtime::Engine::new(&config))
                 .map_err(|error| failed(&error))
         };
@@ -140,7 +145,7 @@ impl std::fmt::Debug for Engine {
     }
 }
 
-fn config(layout: Layout, arena: &Arc<Arena>) -> wasmtime::Result<Config> {
+fn config(layout: Layout, arena: Option<&Arc<Arena>>) -> wasmtime::Result<Config> {
     let mut config = Config::new();
 
     // One machine code for all replicas: naming the target switches the detection of the processor off.
@@ -188,10 +193,12 @@ fn config(layout: Layout, arena: &Arc<Arena>) -> wasmtime::Result<Config> {
     config.async_stack_size(GUEST_STACK_BYTES);
     // Memories are the host's own, so wasmtime cannot map what they begin with.
     config.memory_init_cow(false);
-    config.with_host_memory(Arc::new(Creator {
-        arena: Arc::clone(arena),
-        growth: layout.growth as usize,
-    }));
+    if let Some(arena) = arena {
+        config.with_host_memory(Arc::new(Creator {
+            arena: Arc::clone(arena),
+            growth: layout.growth as usize,
+        }));
+    }
     config.signals_based_traps(true);
 
     // What is said of a failure, to the node's log only.

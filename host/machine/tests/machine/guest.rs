@@ -13,6 +13,14 @@ pub static ENGINE: LazyLock<Engine> = LazyLock::new(|| Engine::new().unwrap());
 
 /// With `initializer`, `queries` and `batch`.
 pub static FULL: LazyLock<Arc<Component>> = LazyLock::new(|| compile(&text(&OPTIONAL, "", "0")));
+/// As [`FULL`], and with a table that it might write to: so the host cannot have images of it.
+pub static IMAGELESS: LazyLock<Arc<Component>> = LazyLock::new(|| {
+    let text = text(&OPTIONAL, "", "0");
+    let writes = "(table $t 1 funcref) (func (table.set $t (i32.const 0) (ref.null func)))";
+    let memory = "(memory (export \"memory\") 2)";
+    assert!(text.contains(memory));
+    compile(&text.replacen(memory, &format!("{writes} {memory}"), 1))
+});
 /// With none of them.
 pub static PLAIN: LazyLock<Arc<Component>> = LazyLock::new(|| compile(&text(&[], "", "0")));
 

@@ -9,7 +9,9 @@ use skep_core::outcome::{GuestFault, Outcome};
 use skep_machine::wasm::WasmMachine;
 use skep_machine::{Answer, Reader, StateMachine, ToEnd};
 
-use crate::guest::{FULL, PLAIN, apply, context, machine, number, on_apply_thread, save};
+use crate::guest::{
+    FULL, IMAGELESS, PLAIN, apply, context, machine, number, on_apply_thread, save,
+};
 
 fn ask(reader: &mut dyn Reader, request: &'static str) -> Answer {
     reader
@@ -38,7 +40,7 @@ fn barrier(machine: &mut WasmMachine, index: u64) -> Bytes {
 
 #[test]
 fn a_reader_follows_over_barriers_without_being_rebuilt() {
-    let mut machine = machine(&FULL);
+    let mut machine = machine(&IMAGELESS);
     let mut reader = machine.wasm_reader();
     assert_eq!(count(&mut reader), (0, 0));
     let mut index = 0;
@@ -66,7 +68,7 @@ fn a_reader_follows_over_barriers_without_being_rebuilt() {
 
 #[test]
 fn a_command_that_answers_otherwise_in_the_reader_makes_it_begin_anew() {
-    let mut machine = machine(&FULL);
+    let mut machine = machine(&IMAGELESS);
     let mut reader = machine.wasm_reader();
     apply(&mut machine, 1, &["time"]);
     assert_eq!(count(&mut reader), (0, 1));
@@ -233,7 +235,7 @@ fn a_storm_of_queries_changes_neither_fuel_nor_snapshots() {
 
 #[test]
 fn a_reader_left_far_behind_begins_anew_and_is_right() {
-    let mut machine = machine(&FULL);
+    let mut machine = machine(&IMAGELESS);
     let mut reader = machine.wasm_reader();
     assert_eq!(count(&mut reader), (0, 0));
     // More bytes than are kept for a reader.

@@ -257,7 +257,8 @@ impl Started {
 
     /// Whether another instance can be made to be as this one is.
     pub(crate) fn can_be_forked(&self) -> bool {
-        !self.images.is_empty() && self.world().handles.are_none()
+        // Without memories of the host's there is nothing to share.
+        !self.images.is_empty() && !self.memories.is_empty() && self.world().handles.are_none()
     }
 
     pub(crate) fn memories(&self) -> &Arc<[Arc<Memory>]> {

@@ -38,6 +38,7 @@ pub(super) fn whole_pages(bytes: usize) -> usize {
 }
 
 /// A file without a name, in memory, of no length.
+#[cfg(target_os = "linux")]
 pub(super) fn memory_file() -> io::Result<File> {
     // SAFETY: the name is a string that ends with a zero.
     let file = unsafe { libc::memfd_create(c"skep-memories".as_ptr(), libc::MFD_CLOEXEC) };
@@ -48,7 +49,14 @@ pub(super) fn memory_file() -> io::Result<File> {
     Ok(unsafe { File::from_raw_fd(file) })
 }
 
+/// Elsewhere nothing of the kind was tried: there memories are wasmtime's own.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn memory_file() -> io::Result<File> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 /// Gives the system back what a part of a file holds; it reads as zeroes from then on.
+#[cfg(target_os = "linux")]
 pub(super) fn punch(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     // SAFETY: it takes no pointer.
@@ -61,6 +69,12 @@ pub(super) fn punch(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
         )
     };
     checked(done)
+}
+
+/// Nobody has a file to give back.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn punch(_: &File, _: u64, _: u64) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 /// Addresses of this process that nobody else uses. Given back when dropped.
@@ -153,16 +167,17 @@ impl Reservation {
         }
         let base = self.at(self.inside(offset, bytes));
         protect(base, bytes, Access::Write)?;
-        // SAFETY: the range is within these addresses; its contents stay as they are.
-        let done = unsafe { libc::madvise(base.cast(), bytes, libc::MADV_POPULATE_WRITE) };
-        let error = match checked(done) {
-            Ok(()) => return Ok(()),
-            Err(error) => error,
-        };
-        if error.raw_os_error() != Some(libc::EINVAL) {
-            return Err(error);
+        #[cfg(target_os = "linux")]
+        {
+            // SAFETY: the range is within these addresses; its contents stay as they are.
+            let done = unsafe { libc::madvise(base.cast(), bytes, libc::MADV_POPULATE_WRITE) };
+            match checked(done) {
+                // A Linux before 5.14 does not know it.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+                done => return done,
+            }
         }
-        // A Linux before 5.14: writing a byte of each page does the same.
+        // Writing a byte of each page does the same.
         for page in (0..bytes).step_by(page_bytes()) {
             let place = base.wrapping_add(page);
             // SAFETY: the page can be read and written, and no call runs in this memory.
