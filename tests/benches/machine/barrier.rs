@@ -15,7 +15,7 @@ use skep_machine::wasm::WasmMachine;
 use crate::{context, machine};
 
 /// Bytes of one value.
-const VALUE: usize = 1 << 10;
+pub(crate) const VALUE: usize = 1 << 10;
 
 /// Commands of one entry.
 const ENTRY: usize = 64;
@@ -77,7 +77,7 @@ pub fn run(dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn fill(machine: &mut WasmMachine, values: usize) -> anyhow::Result<u64> {
+pub(crate) fn fill(machine: &mut WasmMachine, values: usize) -> anyhow::Result<u64> {
     let value = "x".repeat(VALUE);
     let mut index = 0;
     for first in (0..values).step_by(ENTRY) {

@@ -1,0 +1,284 @@
+//! What a query is answered, by any replica, at any time: what the very instance would answer that applied the commands.
+//!
+//! The machines here answer by what is in no `save`: the seed of a hash set, a cache, a count, what they have leaked. The reference
+//! is an instance that nobody else uses: started or restored as the replica was, it applies what the replica applied since then,
+//! answers one query, and is dropped.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use skep_core::outcome::Outcome;
+use skep_machine::wasm::{Component, Probe, Profile, WasmMachine};
+use skep_machine::{Reader, StateMachine, ToEnd};
+use skep_rehearsal_tests::{
+    DISPATCHER, GROWS, HASH_MAP, HIDDEN_QUERY, HIDDEN_STATE, LEAKS, QUERY_MUTATES, RANDOM,
+    STALE_CACHE,
+};
+
+use crate::support::{Random, compile, context, machine, on_apply_thread};
+
+/// Entries of each run, and the distance of barriers. `SKEP_EXACT=20000` runs as many commands.
+const ENTRIES: u64 = 300;
+const BARRIER: u64 = 40;
+
+/// One case: a machine, and how to talk to it.
+struct Case {
+    name: &'static str,
+    component: &'static [u8],
+    command: fn(&mut Random) -> String,
+    queries: &'static [&'static str],
+}
+
+const CASES: &[Case] = &[
+    Case {
+        name: "dispatcher",
+        component: DISPATCHER,
+        command: |random| match random.below(2) {
+            0 => format!("work w{}", random.below(40)),
+            _ => format!("job j{}", random.below(60)),
+        },
+        queries: &["show"],
+    },
+    Case {
+        name: "hash_map",
+        component: HASH_MAP,
+        command: |random| match random.below(8) {
+            // Too long a reply: the command fails, and leaves nothing behind.
+            0 => "first 200".to_owned(),
+            1 => format!("del k{}", random.below(200)),
+            _ => format!("put k{} {}", random.below(200), random.below(50)),
+        },
+        queries: &["first 5", "len"],
+    },
+    Case {
+        name: "random",
+        component: RANDOM,
+        command: |_| "roll".to_owned(),
+        queries: &["roll"],
+    },
+    Case {
+        name: "query_mutates",
+        component: QUERY_MUTATES,
+        command: |random| match random.below(2) {
+            0 => "queries".to_owned(),
+            _ => format!("put k{} {}", random.below(9), random.below(9)),
+        },
+        queries: &["len", "queries"],
+    },
+    Case {
+        name: "stale_cache",
+        component: STALE_CACHE,
+        command: |random| format!("put k{} {}", random.below(90), random.below(9)),
+        queries: &["len"],
+    },
+    Case {
+        name: "hidden_query",
+        component: HIDDEN_QUERY,
+        command: |random| format!("put k{} {}", random.below(9), random.below(9)),
+        queries: &["count"],
+    },
+    Case {
+        name: "hidden_state",
+        component: HIDDEN_STATE,
+        command: |random| match random.below(2) {
+            0 => "count".to_owned(),
+            _ => format!("put k{} {}", random.below(9), random.below(9)),
+        },
+        queries: &["count", "len"],
+    },
+    Case {
+        name: "leaks",
+        component: LEAKS,
+        command: |random| format!("put k{} {}", random.below(9), random.below(9)),
+        queries: &["len"],
+    },
+    Case {
+        name: "grows",
+        component: GROWS,
+        command: |random| format!("put k{} {}", random.below(999), random.below(9)),
+        queries: &["len"],
+    },
+];
+
+/// Replies longer than this are faults.
+fn profile() -> Profile {
+    Profile {
+        reply_bytes: 256,
+        ..Profile::default()
+    }
+}
+
+/// A machine, and what answers its queries.
+struct Replica {
+    machine: WasmMachine,
+    reader: Box<dyn Reader>,
+}
+
+/// What there is of a log: the last barrier with its bytes, and the entries since.
+#[derive(Default)]
+struct Log {
+    barrier: Option<(u64, Bytes)>,
+    since: Vec<Entry>,
+}
+
+struct Entry {
+    index: u64,
+    commands: Vec<Bytes>,
+    /// Those that failed, by their place.
+    failed: Vec<u32>,
+}
+
+impl Replica {
+    fn start(component: &Arc<Component>) -> Self {
+        let machine = machine(component, &profile());
+        let reader = machine.reader().unwrap();
+        Self { machine, reader }
+    }
+
+    /// As after a restart: from the last barrier, and the entries since.
+    fn restart(component: &Arc<Component>, log: &Log) -> Self {
+        let mut replica = Self::start(component);
+        if let Some((index, bytes)) = &log.barrier {
+            replica.restore(*index, bytes);
+        }
+        for entry in &log.since {
+            replica.apply(entry.index, &entry.commands);
+        }
+        replica
+    }
+
+    fn restore(&mut self, index: u64, bytes: &Bytes) {
+        let schema = self.machine.describe().schema;
+        let context = context(index);
+        let restored = self.machine.restore(&context, schema, bytes.clone());
+        restored.to_end().unwrap();
+    }
+
+    fn apply(&mut self, index: u64, commands: &[Bytes]) -> Vec<Outcome> {
+        let applied = self.machine.apply(&context(index), commands).to_end();
+        applied.unwrap().outcomes
+    }
+
+    fn save(&mut self, index: u64) -> Bytes {
+        let mut bytes = Vec::new();
+        self.machine
+            .save(&context(index), &mut bytes)
+            .to_end()
+            .unwrap();
+        bytes.into()
+    }
+}
+
+/// What the instance itself would answer that applied all this.
+fn reference(component: &Component, log: &Log, query: &Bytes) -> Outcome {
+    let profile = profile();
+    let schema = component.descriptor().schema;
+    let probe = match &log.barrier {
+        None => Probe::start(component, &profile, &context(0)),
+        Some((index, bytes)) => {
+            let (context, bytes) = (context(*index), bytes.clone());
+            Probe::restored(component, &profile, &context, schema, bytes)
+        }
+    };
+    let mut probe = probe.unwrap();
+    let mut last = log.barrier.as_ref().map_or(0, |(index, _)| *index);
+    for Entry {
+        index,
+        commands,
+        failed,
+    } in &log.since
+    {
+        last = *index;
+        let context = context(*index);
+        if failed.is_empty() && commands.len() > 1 {
+            probe.apply_batch(&context, commands).unwrap();
+            continue;
+        }
+        // A command that failed has left nothing behind, so it need not run.
+        for (ordinal, command) in (0u32..).zip(commands) {
+            if !failed.contains(&ordinal) {
+                probe.apply(&context, ordinal, command).unwrap();
+            }
+        }
+    }
+    probe.query(&context(last), query).unwrap()
+}
+
+/// Runs a case for so many entries; gives how many queries were compared.
+fn run(case: &Case, entries: u64) -> u64 {
+    let component = compile(case.component);
+    let mut random = Random(entries ^ case.name.len() as u64);
+    let mut log = Log::default();
+    let mut replicas = [(); 3].map(|()| Replica::start(&component));
+    let mut compared = 0;
+    for index in 1..=entries {
+        if index.is_multiple_of(BARRIER) {
+            let bytes = replicas[0].save(index);
+            assert!(
+                replicas[1..]
+                    .iter_mut()
+                    .all(|replica| replica.save(index) == bytes)
+            );
+            log = Log {
+                barrier: Some((index, bytes.clone())),
+                since: Vec::new(),
+            };
+            for replica in &mut replicas {
+                replica.restore(index, &bytes);
+            }
+        } else {
+            let commands: Vec<_> = (0..1 + random.below(4))
+                .map(|_| Bytes::from((case.command)(&mut random)))
+                .collect();
+            let outcomes = replicas
+                .each_mut()
+                .map(|replica| replica.apply(index, &commands));
+            let [one, others @ ..] = &outcomes;
+            assert!(
+                others.iter().all(|other| other == one),
+                "{}: {outcomes:?}",
+                case.name
+            );
+            let failed = (0u32..)
+                .zip(one)
+                .filter(|(_, outcome)| matches!(outcome, Outcome::Fault(_)));
+            log.since.push(Entry {
+                index,
+                failed: failed.map(|(ordinal, _)| ordinal).collect(),
+                commands,
+            });
+        }
+        match random.below(40) {
+            0 => replicas[1] = Replica::restart(&component, &log),
+            // As one that was away, and is given a snapshot.
+            1 => replicas[2] = Replica::restart(&component, &log),
+            _ => {}
+        }
+        let query = case.queries[random.below(case.queries.len() as u64) as usize];
+        let query = Bytes::from_static(query.as_bytes());
+        let expected = reference(&component, &log, &query);
+        for (number, replica) in replicas.iter_mut().enumerate() {
+            let answer = replica.reader.query(&query).to_end().unwrap();
+            assert_eq!(answer.index.0, index);
+            assert_eq!(
+                answer.outcome, expected,
+                "{}: replica {number} at entry {index}",
+                case.name
+            );
+            compared += 1;
+        }
+    }
+    compared
+}
+
+// P-18, P-20
+#[test]
+fn every_query_is_answered_as_by_the_instance_that_applied_the_commands() {
+    let entries = std::env::var("SKEP_EXACT")
+        .ok()
+        .map(|text| text.parse().unwrap());
+    for case in CASES {
+        let compared = on_apply_thread(move || run(case, entries.unwrap_or(ENTRIES)));
+        eprintln!("{}: {compared} answers compared, none differs", case.name);
+    }
+}
