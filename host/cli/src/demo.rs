@@ -16,7 +16,7 @@ use anyhow::{Context, bail};
 use skep::clock::{self, Stopwatch};
 use skep::{GroupId, GroupStatus, NodeId};
 use skep_server::config::RaftSection;
-use skep_types::admin::{CreateGroup, GroupInfo, NodeInfo, OfGroup, Placed, method};
+use skep_types::admin::{CreateGroup, GroupInfo, NodeInfo, Placed, method};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::local_cluster::{LocalCluster, Ports};
@@ -118,11 +118,7 @@ async fn demonstrate(
             node.id, node.addresses.http
         ));
     }
-    let addresses: Vec<String> = cluster
-        .nodes()
-        .iter()
-        .map(|node| node.addresses.client.clone())
-        .collect();
+    let addresses = cluster.client_addresses();
     let connection = Connection::to(addresses.clone(), REQUEST_SECONDS).await?;
     let groups = create_groups(arguments.groups, &connection).await?;
     progress.say(format!(
@@ -151,12 +147,9 @@ async fn demonstrate(
         victim.groups.len(),
         loader.done()
     ));
-    let survivors: Vec<String> = cluster
-        .nodes()
-        .iter()
-        .filter(|node| node.id != victim.node)
-        .map(|node| node.addresses.client.clone())
-        .collect();
+    let dead = cluster.node(victim.node)?.addresses.client.clone();
+    let mut survivors = addresses;
+    survivors.retain(|address| *address != dead);
     let connection = Connection::to(survivors, REQUEST_SECONDS).await?;
 
     loader.reached(total / 2, &progress).await?;
@@ -182,7 +175,7 @@ async fn demonstrate(
     progress.end();
     progress.say(loaded.lines(bytes));
 
-    let through = cluster.node(victim.node)?.addresses.client.clone();
+    let through = dead;
     let reader = Connection::to(vec![through.clone()], REQUEST_SECONDS).await?;
     let by_snapshot = catch_up(&connection, &reader, &groups).await?;
     progress.say(format!(
@@ -337,11 +330,8 @@ async fn catch_up(
 /// one snapshot more changes nothing.
 async fn snapshot(connection: &Connection, group: GroupId) -> anyhow::Result<Placed> {
     let watch = Stopwatch::start();
-    let body = OfGroup {
-        group: group.to_string(),
-    };
     loop {
-        match connection.call(method::GROUP_SNAPSHOT, &body).await {
+        match connection.call_of(method::GROUP_SNAPSHOT, group).await {
             Err(_) if watch.elapsed() < Duration::from_secs(REQUEST_SECONDS) => {
                 clock::sleep(CAUGHT_UP_POLL).await;
             }
@@ -351,14 +341,7 @@ async fn snapshot(connection: &Connection, group: GroupId) -> anyhow::Result<Pla
 }
 
 async fn status(connection: &Connection, group: GroupId) -> anyhow::Result<GroupStatus> {
-    connection
-        .call(
-            method::GROUP_STATUS,
-            &OfGroup {
-                group: group.to_string(),
-            },
-        )
-        .await
+    connection.call_of(method::GROUP_STATUS, group).await
 }
 
 /// Which group holds a key.

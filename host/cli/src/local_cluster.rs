@@ -19,6 +19,8 @@ use skep_server::config::{
 const READY_WITHIN: Duration = Duration::from_secs(60);
 /// How long a node may take to stop before it is killed.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
+/// The configuration of a node, in its directory.
+const CONFIG: &str = "skep.toml";
 /// Lines of a node's log that are shown when it fails.
 const LOG_TAIL: usize = 12;
 
@@ -131,18 +133,11 @@ impl LocalCluster {
                 http: Default::default(),
                 log: Default::default(),
             };
-            let path = home.join("skep.toml");
+            let path = home.join(CONFIG);
             let text = toml::to_string(&config).context("cannot write a configuration")?;
             std::fs::write(&path, text)
                 .with_context(|| format!("cannot write {}", path.display()))?;
-            let log = home.join("node.log");
-            nodes.push(LocalNode {
-                id,
-                addresses: addresses.clone(),
-                config: path,
-                log,
-                running: None,
-            });
+            nodes.push(LocalNode::at(&home, addresses.clone()));
         }
         Ok(Self { nodes })
     }
@@ -152,19 +147,12 @@ impl LocalCluster {
         let mut nodes = Vec::new();
         for id in 1.. {
             let home = dir.join(format!("node-{id}"));
-            let path = home.join("skep.toml");
+            let path = home.join(CONFIG);
             if !path.exists() {
                 break;
             }
             let config = Config::load(&path, [])?;
-            let addresses = config.own().clone();
-            nodes.push(LocalNode {
-                id,
-                addresses,
-                config: path,
-                log: home.join("node.log"),
-                running: None,
-            });
+            nodes.push(LocalNode::at(&home, config.own().clone()));
         }
         Ok((!nodes.is_empty()).then_some(Self { nodes }))
     }
@@ -262,6 +250,12 @@ impl LocalCluster {
             .with_context(|| format!("there is no node {id}"))
     }
 
+    /// Where clients reach the nodes.
+    pub fn client_addresses(&self) -> Vec<String> {
+        let addresses = self.nodes.iter().map(|node| &node.addresses.client);
+        addresses.cloned().collect()
+    }
+
     /// All nodes.
     pub fn nodes(&self) -> &[LocalNode] {
         &self.nodes
@@ -276,6 +270,17 @@ impl LocalCluster {
 }
 
 impl LocalNode {
+    /// A node whose files are here; it does not run.
+    fn at(home: &Path, addresses: ClusterNode) -> Self {
+        Self {
+            id: addresses.id,
+            addresses,
+            config: home.join(CONFIG),
+            log: home.join("node.log"),
+            running: None,
+        }
+    }
+
     fn spawn(&mut self) -> anyhow::Result<()> {
         let program = std::env::current_exe().context("cannot find this program's own file")?;
         let log = std::fs::OpenOptions::new()

@@ -87,7 +87,7 @@ pub(crate) enum Repeat {
 
 /// Whom to ask.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Whom {
+pub(crate) enum Whom {
     Leader,
     Any,
 }
@@ -187,17 +187,7 @@ impl Client {
                 ..Default::default()
             })
         };
-        match self
-            .request(
-                group,
-                Whom::Leader,
-                Repeat::Never,
-                self.deadline(),
-                size,
-                body,
-            )
-            .await?
-        {
+        match self.once(group, size, body).await? {
             response::Body::Proposed(proposed) => {
                 undecided(understood(proposed.into_response(RequestId::ANONYMOUS)))
             }
@@ -229,10 +219,7 @@ impl Client {
         } else {
             Whom::Any
         };
-        match known(
-            self.request(group, whom, Repeat::Safe, self.deadline(), size, body)
-                .await,
-        )? {
+        match self.repeatedly(group, whom, size, body).await? {
             response::Body::Answered(answered) => {
                 let (index, term, outcome) = understood(answered.into_parts())?;
                 Ok(Answer {
@@ -259,17 +246,7 @@ impl Client {
                 timeout_ms: timeout_ms(left),
             })
         };
-        match self
-            .request(
-                CATALOGUE,
-                Whom::Leader,
-                Repeat::Never,
-                self.deadline(),
-                size,
-                body,
-            )
-            .await?
-        {
+        match self.once(CATALOGUE, size, body).await? {
             response::Body::Called(called) if called.body.is_empty() => Ok(Value::Null),
             response::Body::Called(called) => undecided(
                 serde_json::from_slice(&called.body)
@@ -291,10 +268,7 @@ impl Client {
     ) -> Result<ComponentPiece, ClientError> {
         let read = proto::ComponentRead::new(component, offset, length.min(MAX_CHUNK as u32));
         let body = |_| request::Body::ComponentRead(read.clone());
-        match known(
-            self.request(CATALOGUE, Whom::Any, Repeat::Safe, self.deadline(), 0, body)
-                .await,
-        )? {
+        match self.repeatedly(CATALOGUE, Whom::Any, 0, body).await? {
             response::Body::ComponentChunk(chunk) => Ok(ComponentPiece {
                 data: chunk.data,
                 total: chunk.total,
@@ -347,40 +321,45 @@ impl Client {
         let size = data.len();
         let write = proto::ComponentWrite::new(component, offset, total, data);
         let body = |_| request::Body::ComponentWrite(write.clone());
-        match self
-            .request(
-                CATALOGUE,
-                Whom::Leader,
-                Repeat::Never,
-                self.deadline(),
-                size,
-                body,
-            )
-            .await?
-        {
+        match self.once(CATALOGUE, size, body).await? {
             response::Body::ComponentWritten(written) => Ok(written.received),
             _ => undecided(Err(unexpected())),
         }
-    }
-
-    /// Sends a request to the leader of the group until it is answered.
-    pub(crate) async fn ask_leader(
-        &self,
-        group: GroupId,
-        repeat: Repeat,
-        deadline: Deadline,
-        size: usize,
-        body: impl Fn(Duration) -> request::Body,
-    ) -> Result<response::Body, ClientError> {
-        self.request(group, Whom::Leader, repeat, deadline, size, body)
-            .await
     }
 
     pub(crate) fn deadline(&self) -> Deadline {
         Deadline::after(self.timeout)
     }
 
-    async fn request(
+    /// Sends the leader of the group what may be carried out once.
+    async fn once(
+        &self,
+        group: GroupId,
+        size: usize,
+        body: impl Fn(Duration) -> request::Body,
+    ) -> Result<response::Body, ClientError> {
+        let deadline = self.deadline();
+        self.request(group, Whom::Leader, Repeat::Never, deadline, size, body)
+            .await
+    }
+
+    /// Sends what changes nothing until it is answered; if it is not, there is nothing to be unknown about.
+    pub(crate) async fn repeatedly(
+        &self,
+        group: GroupId,
+        whom: Whom,
+        size: usize,
+        body: impl Fn(Duration) -> request::Body,
+    ) -> Result<response::Body, ClientError> {
+        let deadline = self.deadline();
+        let answer = self.request(group, whom, Repeat::Safe, deadline, size, body);
+        answer.await.map_err(|error| match error {
+            ClientError::Unknown(why) => ClientError::Unreachable(why),
+            error => error,
+        })
+    }
+
+    pub(crate) async fn request(
         &self,
         group: GroupId,
         whom: Whom,
@@ -479,16 +458,6 @@ impl Client {
             redirects = 0;
         }
     }
-}
-
-/// A request that changes nothing was not answered; there is nothing to be unknown about.
-pub(crate) fn known(
-    result: Result<response::Body, ClientError>,
-) -> Result<response::Body, ClientError> {
-    result.map_err(|error| match error {
-        ClientError::Unknown(why) => ClientError::Unreachable(why),
-        error => error,
-    })
 }
 
 /// A request that may have been carried out was answered with something that does not say whether it was.

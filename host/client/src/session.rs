@@ -12,7 +12,7 @@ use skep_wire::proto::{self, request, response};
 use skep_wire::timeout_ms;
 use tokio::sync::Notify;
 
-use crate::client::{Client, Repeat, known, undecided, understood, unexpected};
+use crate::client::{Client, Repeat, Whom, undecided, understood, unexpected};
 use crate::clock::timeout;
 use crate::error::ClientError;
 
@@ -95,11 +95,11 @@ impl Session {
                 timeout_ms: timeout_ms(left),
             })
         };
-        match self
+        let (whom, size) = (Whom::Leader, command.len());
+        let answer = self
             .client
-            .ask_leader(self.group, Repeat::Safe, deadline, command.len(), body)
-            .await?
-        {
+            .request(self.group, whom, Repeat::Safe, deadline, size, body);
+        match answer.await? {
             response::Body::Proposed(proposed) => {
                 undecided(understood(proposed.into_response(request)))
             }
@@ -165,11 +165,7 @@ async fn open(client: &Client, group: GroupId) -> Result<SessionId, ClientError>
             timeout_ms: timeout_ms(left),
         })
     };
-    match known(
-        client
-            .ask_leader(group, Repeat::Safe, client.deadline(), 0, body)
-            .await,
-    )? {
+    match client.repeatedly(group, Whom::Leader, 0, body).await? {
         response::Body::SessionOpened(opened) => understood(opened.id()),
         _ => Err(unexpected()),
     }

@@ -246,15 +246,6 @@ impl HostError {
         }
         text
     }
-
-    pub(crate) fn listen(what: &'static str, address: &str) -> impl FnOnce(std::io::Error) -> Self {
-        let address = address.to_owned();
-        move |source| Self::Listen {
-            what,
-            address,
-            source,
-        }
-    }
 }
 
 /// Resolves and binds an address; the port may be 0, so the one taken is returned.
@@ -262,13 +253,16 @@ pub async fn listen(
     what: &'static str,
     address: &str,
 ) -> Result<(tokio::net::TcpListener, SocketAddr), HostError> {
-    let listener = tokio::net::TcpListener::bind(address)
-        .await
-        .map_err(HostError::listen(what, address))?;
-    let bound = listener
-        .local_addr()
-        .map_err(HostError::listen(what, address))?;
-    Ok((listener, bound))
+    let bound = async {
+        let listener = tokio::net::TcpListener::bind(address).await?;
+        let bound = listener.local_addr()?;
+        Ok((listener, bound))
+    };
+    bound.await.map_err(|source| HostError::Listen {
+        what,
+        address: address.to_owned(),
+        source,
+    })
 }
 
 #[cfg(test)]

@@ -5,7 +5,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text};
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder, text,
+};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
@@ -17,6 +19,7 @@ use skep::trouble::{Kind, Troubled};
 use skep_core::message::Priority;
 use skep_core::outcome::Outcome;
 use skep_core::proposal::Response;
+use skep_machine::state_machine::Memory;
 
 use crate::cluster::Host;
 use crate::error::HostError;
@@ -233,68 +236,52 @@ impl prometheus_client::collector::Collector for NodeCollector {
 impl NodeCollector {
     /// How many replicas are in trouble, by kind; and which, up to a bound.
     fn troubled(encoder: &mut DescriptorEncoder<'_>, troubled: &[Troubled]) -> fmt::Result {
+        let of = |kind| troubled.iter().filter(move |of| of.trouble.kind == kind);
+        let kinds = Kind::ALL.map(|kind| ([("trouble", kind.code())], of(kind).count() as u64));
         let help = "Replicas on this node in trouble, by kind";
-        let name = "troubled_groups";
-        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for kind in Kind::ALL {
-            let of_kind = |troubled: &&Troubled| troubled.trouble.kind == kind;
-            let count = ConstGauge::new(troubled.iter().filter(of_kind).count() as i64);
-            count.encode(family.encode_family(&[("trouble", kind.code())])?)?;
-        }
+        family(encoder, MetricType::Gauge, "troubled_groups", help, kinds)?;
+        let shown = troubled.iter().take(TROUBLED_SHOWN).map(|troubled| {
+            let (group, kind) = (troubled.group.to_string(), troubled.trouble.kind);
+            let labels = [("group", group), ("trouble", kind.code().to_owned())];
+            (labels, 1)
+        });
         let help = "Groups whose replica on this node is in trouble: 1, with its kind";
-        let name = "group_trouble";
-        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for troubled in troubled.iter().take(TROUBLED_SHOWN) {
-            let group = troubled.group.to_string();
-            let labels = [
-                ("group", group.as_str()),
-                ("trouble", troubled.trouble.kind.code()),
-            ];
-            ConstGauge::new(1i64).encode(family.encode_family(&labels)?)?;
-        }
-        Ok(())
+        family(encoder, MetricType::Gauge, "group_trouble", help, shown)
     }
 
     fn tasks(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let tasks = self.host.supervisor().all();
+        let running = tasks
+            .iter()
+            .map(|(task, of)| ([("task", *task)], of.running));
         let help = "Tasks of the node that run, by name";
-        let mut family = encoder.encode_descriptor("tasks", help, None, MetricType::Gauge)?;
-        for (task, counts) in &tasks {
-            let running = ConstGauge::new(counts.running as i64);
-            running.encode(family.encode_family(&[("task", *task)])?)?;
-        }
+        family(encoder, MetricType::Gauge, "tasks", help, running)?;
+        let panics = tasks
+            .iter()
+            .map(|(task, of)| ([("task", *task)], of.panics));
         let help = "Tasks of the node that panicked, by name";
-        let mut family =
-            encoder.encode_descriptor("task_panics", help, None, MetricType::Counter)?;
-        for (task, counts) in &tasks {
-            let panics = ConstCounter::new(counts.panics);
-            panics.encode(family.encode_family(&[("task", *task)])?)?;
-        }
-        Ok(())
+        family(encoder, MetricType::Counter, "task_panics", help, panics)
     }
 
     /// The memory of each machine, and what it may become.
     fn machines(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let groups = self.host.node().machine_memory();
-        #[rustfmt::skip]
-        let families = [
-            ("machine_memory_bytes", "Linear memory of the machine of a group on this node", false),
-            ("machine_memory_limit_bytes", "What the profile of the group lets that become", true),
-        ];
-        for (name, help, is_limit) in families {
-            let (name, unit) = with_unit(name);
-            let kind = MetricType::Gauge;
-            let mut family = encoder.encode_descriptor(name, help, unit.as_ref(), kind)?;
-            for (group, memory) in &groups {
-                let value = match is_limit {
-                    true => memory.limit_bytes,
-                    false => memory.used_bytes,
-                };
-                let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
-                gauge.encode(family.encode_family(&[("group", group.to_string())])?)?;
-            }
-        }
-        Ok(())
+        let of = |bytes: fn(&Memory) -> u64| {
+            let groups = groups.iter();
+            groups.map(move |(group, memory)| ([("group", group.to_string())], bytes(memory)))
+        };
+        let used = of(|memory| memory.used_bytes);
+        let (name, help) = (
+            "machine_memory_bytes",
+            "Linear memory of the machine of a group on this node",
+        );
+        family(encoder, MetricType::Gauge, name, help, used)?;
+        let limits = of(|memory| memory.limit_bytes);
+        let (name, help) = (
+            "machine_memory_limit_bytes",
+            "What the profile of the group lets that become",
+        );
+        family(encoder, MetricType::Gauge, name, help, limits)
     }
 }
 
@@ -323,7 +310,30 @@ fn number(
     value: u64,
 ) -> fmt::Result {
     let (name, unit) = with_unit(name);
-    let metric = encoder.encode_descriptor(name, help, unit.as_ref(), kind)?;
+    encode(
+        kind,
+        value,
+        encoder.encode_descriptor(name, help, unit.as_ref(), kind)?,
+    )
+}
+
+/// The same number of several things, which their labels tell apart.
+fn family<L: EncodeLabelSet>(
+    encoder: &mut DescriptorEncoder<'_>,
+    kind: MetricType,
+    name: &str,
+    help: &str,
+    numbers: impl IntoIterator<Item = (L, u64)>,
+) -> fmt::Result {
+    let (name, unit) = with_unit(name);
+    let mut family = encoder.encode_descriptor(name, help, unit.as_ref(), kind)?;
+    for (labels, value) in numbers {
+        encode(kind, value, family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+fn encode(kind: MetricType, value: u64, metric: MetricEncoder<'_>) -> fmt::Result {
     match kind {
         MetricType::Counter => ConstCounter::new(value).encode(metric),
         _ => ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)).encode(metric),

@@ -194,6 +194,14 @@ pub struct OfGroup {
     pub group: String,
 }
 
+impl From<GroupId> for OfGroup {
+    fn from(id: GroupId) -> Self {
+        Self {
+            group: id.to_string(),
+        }
+    }
+}
+
 /// Names a group and a node.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -205,6 +213,17 @@ pub struct OfGroupAndNode {
     /// Application bytes for the machine's `apply-conf-change`, as text; of a membership change only.
     #[serde(default)]
     pub data: String,
+}
+
+impl OfGroupAndNode {
+    /// Without bytes for the machine.
+    pub fn new(group: impl ToString, node: NodeId) -> Self {
+        Self {
+            group: group.to_string(),
+            node,
+            data: String::new(),
+        }
+    }
 }
 
 /// What was asked for was begun or is done; there is nothing to say about it.

@@ -45,20 +45,18 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
             let id = connection.upload(&file).await?;
             output::print(remote.form, &id, |id| id.to_string())
         }
-        Verb::List { remote } => {
-            let connection = Connection::open(&remote).await?;
-            let components: Vec<ComponentRecord> =
-                connection.call(method::COMPONENT_LIST, &()).await?;
-            show(remote.form, &components)
-        }
+        Verb::List { remote } => show(
+            remote.form,
+            &remote.call(method::COMPONENT_LIST, &()).await?,
+        ),
         Verb::Collect { older_than, remote } => {
-            let connection = Connection::open(&remote).await?;
             let asked = Collect {
                 older_than_seconds: older_than,
             };
-            let components: Vec<ComponentRecord> =
-                connection.call(method::COMPONENT_COLLECT, &asked).await?;
-            show(remote.form, &components)
+            show(
+                remote.form,
+                &remote.call(method::COMPONENT_COLLECT, &asked).await?,
+            )
         }
     }
 }
@@ -67,13 +65,7 @@ fn show(form: Form, components: &Vec<ComponentRecord>) -> anyhow::Result<()> {
     output::print(form, components, |components| {
         let rows: Vec<_> = components
             .iter()
-            .map(|component| {
-                vec![
-                    component.id.to_string(),
-                    component.name.clone(),
-                    component.size.to_string(),
-                ]
-            })
+            .map(|of| vec![of.id.to_string(), of.name.clone(), of.size.to_string()])
             .collect();
         output::table(&["SHA256", "MACHINE", "BYTES"], &rows)
     })

@@ -19,6 +19,17 @@ use super::failure::{Failure, exit};
 /// Bytes of a component that are sent at once.
 const PIECE_BYTES: usize = 1 << 20;
 
+impl Remote {
+    /// One administrative call to the cluster.
+    pub(super) async fn call<T: DeserializeOwned>(
+        &self,
+        method: &str,
+        body: &impl Serialize,
+    ) -> anyhow::Result<T> {
+        Connection::open(self).await?.call(method, body).await
+    }
+}
+
 /// A cluster, through the client protocol.
 pub struct Connection {
     client: Client,
@@ -58,19 +69,22 @@ impl Connection {
         })
     }
 
+    /// An administrative call about a group, which its name or its id names.
+    pub async fn call_of<T: DeserializeOwned>(
+        &self,
+        method: &str,
+        group: impl ToString,
+    ) -> anyhow::Result<T> {
+        let group = group.to_string();
+        self.call(method, &OfGroup { group }).await
+    }
+
     /// The id of a group of a name, or of digits.
     pub async fn group(&self, group: &str) -> anyhow::Result<GroupId> {
         match group.parse() {
             Ok(id) => Ok(GroupId(id)),
             Err(_) => {
-                let info: GroupInfo = self
-                    .call(
-                        method::GROUP_INFO,
-                        &OfGroup {
-                            group: group.to_owned(),
-                        },
-                    )
-                    .await?;
+                let info: GroupInfo = self.call_of(method::GROUP_INFO, group).await?;
                 Ok(info.id)
             }
         }
@@ -99,17 +113,12 @@ impl Connection {
         query: Bytes,
         stale: bool,
     ) -> anyhow::Result<Outcome> {
-        let consistency = if stale {
-            Consistency::Stale
-        } else {
-            Consistency::Linearizable
+        let consistency = match stale {
+            true => Consistency::Stale,
+            false => Consistency::Linearizable,
         };
-        Ok(self
-            .client
-            .query(group, query, consistency)
-            .await
-            .map_err(failure)?
-            .outcome)
+        let answer = self.client.query(group, query, consistency).await;
+        Ok(answer.map_err(failure)?.outcome)
     }
 
     /// Uploads a component, unless it is no component at all.
@@ -119,7 +128,7 @@ impl Connection {
             .with_context(|| format!("cannot read {}", path.display()))?;
         // Found here without a node, and without sending it.
         let inspection = skep_machine::wasm::inspect(&bytes)
-            .map_err(|error| Failure::from(skep_server::error::HostError::from(error)))
+            .map_err(Failure::of)
             .with_context(|| format!("{} is not a machine", path.display()))?;
         let id = inspection.id;
         for from in (0..bytes.len()).step_by(PIECE_BYTES) {

@@ -37,19 +37,16 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
-    let temporary = match &arguments.dir {
-        None => Some(
-            tempfile::Builder::new()
+    let temporary;
+    let dir = match &arguments.dir {
+        Some(dir) => std::path::absolute(dir).context("cannot make --dir absolute")?,
+        None => {
+            temporary = tempfile::Builder::new()
                 .prefix("skep-dev-")
                 .tempdir()
-                .context("cannot make a directory")?,
-        ),
-        Some(_) => None,
-    };
-    let dir = match (&arguments.dir, &temporary) {
-        (Some(dir), _) => std::path::absolute(dir).context("cannot make --dir absolute")?,
-        (None, Some(temporary)) => temporary.path().to_owned(),
-        (None, None) => unreachable!("without --dir there is a temporary one"),
+                .context("cannot make a directory")?;
+            temporary.path().to_owned()
+        }
     };
     let mut cluster = prepare(&arguments, &dir)?;
     let result = tokio::select! {
@@ -93,11 +90,7 @@ async fn serve(
     dir: &Path,
 ) -> anyhow::Result<()> {
     cluster.start_all().await?;
-    let at: Vec<String> = cluster
-        .nodes()
-        .iter()
-        .map(|node| node.addresses.client.clone())
-        .collect();
+    let at = cluster.client_addresses();
     let connection = Connection::to(at.clone(), 60).await?;
     let group = group(arguments, &connection).await?;
     let first = &cluster.nodes()[0].addresses;

@@ -30,7 +30,12 @@ impl Failure {
         }
     }
 
-    fn of(code: Code, more: impl fmt::Display, message: impl Into<String>) -> Self {
+    /// The failure that an error of the server's libraries is.
+    pub fn of(error: impl Into<HostError>) -> Self {
+        Self::from(error.into())
+    }
+
+    fn told(code: Code, more: impl fmt::Display, message: impl Into<String>) -> Self {
         Self {
             more: format!(" {more}"),
             ..Self::new(code, message, code.exit())
@@ -42,9 +47,11 @@ impl Failure {
         match outcome {
             Outcome::Reply(reply) => Ok(reply),
             Outcome::Rejected { code, message } => {
-                Err(Self::of(Code::Rejected, code, printable(&message)))
+                Err(Self::told(Code::Rejected, code, printable(&message)))
             }
-            Outcome::Refused { code, message } => Err(Self::of(Code::RefusedByHost, code, message)),
+            Outcome::Refused { code, message } => {
+                Err(Self::told(Code::RefusedByHost, code, message))
+            }
             Outcome::Fault(fault) => {
                 let next = fault
                     .profile_key()
@@ -53,7 +60,7 @@ impl Failure {
                     "the machine failed on this request; its state is as if it had never been made{}",
                     next.unwrap_or_default()
                 );
-                Err(Self::of(Code::GuestFault, fault, message))
+                Err(Self::told(Code::GuestFault, fault, message))
             }
         }
     }

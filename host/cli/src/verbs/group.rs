@@ -9,8 +9,8 @@ use skep_core::status::{AwaitedDecision, CatchingUp, HeldBack, Status};
 use skep_machine::state_machine::Memory;
 use skep_machine::wasm::Profile;
 use skep_types::admin::{
-    self, CreateGroup, Done, GroupInfo, LIST_MAX, OfGroup, OfGroupAndNode, Page, Placed,
-    QuotaChange, Rehearsed, Upgraded, method,
+    self, CreateGroup, Done, GroupInfo, LIST_MAX, OfGroupAndNode, Page, Placed, QuotaChange,
+    Rehearsed, Upgraded, method,
 };
 
 use super::connect::Connection;
@@ -194,51 +194,36 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
             let status: skep::GroupStatus = of.call(method::GROUP_STATUS).await?;
             output::print(of.remote.form, &status, text)
         }
-        Verb::Remove { of } => {
-            let group: GroupInfo = of.call(method::GROUP_REMOVE).await?;
-            show(of.remote.form, &group)
-        }
+        Verb::Remove { of } => show(of.remote.form, &of.call(method::GROUP_REMOVE).await?),
         Verb::Campaign { of } => of.call::<Done>(method::GROUP_CAMPAIGN).await.map(drop),
         Verb::Transfer { of, node } => {
-            let body = OfGroupAndNode {
-                group: of.group,
-                node: NodeId(node),
-                data: String::new(),
-            };
-            let connection = Connection::open(&of.remote).await?;
-            connection
-                .call::<Done>(method::GROUP_TRANSFER, &body)
-                .await
-                .map(drop)
+            let body = OfGroupAndNode::new(of.group, NodeId(node));
+            let done = of.remote.call::<Done>(method::GROUP_TRANSFER, &body);
+            done.await.map(drop)
         }
         Verb::Upgrade(upgrade) => self::upgrade(upgrade).await,
         Verb::AbortUpgrade { of } => {
-            let placed: Placed = of.call(method::GROUP_ABORT_UPGRADE).await?;
-            output::print(of.remote.form, &placed, |placed| {
+            let placed = of.call(method::GROUP_ABORT_UPGRADE).await?;
+            output::print(of.remote.form, &placed, |placed: &Placed| {
                 format!("the upgrade is given up, decided at {}", placed.index)
             })
         }
         Verb::Resume { of } => {
-            let placed: Placed = of.call(method::GROUP_RESUME).await?;
-            output::print(of.remote.form, &placed, |placed| {
+            let placed = of.call(method::GROUP_RESUME).await?;
+            output::print(of.remote.form, &placed, |placed: &Placed| {
                 format!("takes commands from {} on", placed.index)
             })
         }
         Verb::Trust { of, node } => {
-            let body = OfGroupAndNode {
-                group: of.group,
-                node: NodeId(node),
-                data: String::new(),
-            };
-            let connection = Connection::open(&of.remote).await?;
-            let placed: Placed = connection.call(method::GROUP_TRUST, &body).await?;
-            output::print(of.remote.form, &placed, |placed| {
+            let body = OfGroupAndNode::new(of.group, NodeId(node));
+            let placed = of.remote.call(method::GROUP_TRUST, &body).await?;
+            output::print(of.remote.form, &placed, |placed: &Placed| {
                 format!("node {node} is trusted, decided at {}", placed.index)
             })
         }
         Verb::Snapshot { of } => {
-            let placed: Placed = of.call(method::GROUP_SNAPSHOT).await?;
-            output::print(of.remote.form, &placed, |placed| {
+            let placed = of.call(method::GROUP_SNAPSHOT).await?;
+            output::print(of.remote.form, &placed, |placed: &Placed| {
                 format!("snapshot at {} in term {}", placed.index, placed.term)
             })
         }
@@ -365,14 +350,7 @@ fn is_file(path: &Path) -> bool {
 impl Of {
     async fn call<T: serde::de::DeserializeOwned>(&self, method: &str) -> anyhow::Result<T> {
         let connection = Connection::open(&self.remote).await?;
-        connection
-            .call(
-                method,
-                &OfGroup {
-                    group: self.group.clone(),
-                },
-            )
-            .await
+        connection.call_of(method, &self.group).await
     }
 }
 
@@ -381,21 +359,19 @@ pub(super) fn show(form: Form, group: &GroupInfo) -> anyhow::Result<()> {
 }
 
 pub(super) fn table(groups: &[GroupInfo]) -> String {
-    let rows: Vec<Vec<String>> = groups
-        .iter()
-        .map(|group| {
-            vec![
-                group.id.to_string(),
-                group.name.clone(),
-                or_dash(group.leader),
-                or_dash(group.term),
-                list(&group.members),
-                or_dash(group.memory.map(memory)),
-                group.component.to_string()[..12].to_owned(),
-                group.problem.clone().unwrap_or_default(),
-            ]
-        })
-        .collect();
+    let row = |group: &GroupInfo| {
+        vec![
+            group.id.to_string(),
+            group.name.clone(),
+            or_dash(group.leader),
+            or_dash(group.term),
+            list(&group.members),
+            or_dash(group.memory.map(memory)),
+            group.component.to_string()[..12].to_owned(),
+            group.problem.clone().unwrap_or_default(),
+        ]
+    };
+    let rows: Vec<_> = groups.iter().map(row).collect();
     output::table(
         &[
             "ID",

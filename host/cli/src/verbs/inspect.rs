@@ -6,7 +6,6 @@ use anyhow::Context;
 use serde::Serialize;
 use skep_core::printable::printable_lines;
 use skep_machine::wasm::{Inspection, inspect};
-use skep_server::error::HostError;
 use wit_component::WitPrinter;
 
 use super::failure::Failure;
@@ -35,7 +34,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     let path = &arguments.component;
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let inspection = inspect(&bytes)
-        .map_err(|error| Failure::from(HostError::from(error)))
+        .map_err(Failure::of)
         .with_context(|| path.display().to_string())?;
     let wit = wit(&bytes).with_context(|| format!("{}: its world", path.display()))?;
     if arguments.wit && arguments.form.output == Output::Text {

@@ -3,7 +3,6 @@
 use skep::NodeId;
 use skep_types::admin::{GroupInfo, OfGroup, OfGroupAndNode, method};
 
-use super::connect::Connection;
 use super::group::show;
 use super::{Remote, output};
 
@@ -47,21 +46,19 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Verb::Remove(change) => (change, method::MEMBER_REMOVE),
         Verb::List { group, remote } => return list(group, &remote).await,
     };
-    let connection = Connection::open(&change.remote).await?;
     let body = OfGroupAndNode {
         group: change.group,
         node: NodeId(change.node),
         data: change.data,
     };
-    let group: GroupInfo = connection.call(method, &body).await?;
-    show(change.remote.form, &group)
+    show(
+        change.remote.form,
+        &change.remote.call(method, &body).await?,
+    )
 }
 
 async fn list(group: String, remote: &Remote) -> anyhow::Result<()> {
-    let connection = Connection::open(remote).await?;
-    let group: GroupInfo = connection
-        .call(method::GROUP_INFO, &OfGroup { group })
-        .await?;
+    let group: GroupInfo = remote.call(method::GROUP_INFO, &OfGroup { group }).await?;
     output::print(remote.form, &group.members, |members| {
         members.iter().map(|node| format!("{node}\n")).collect()
     })

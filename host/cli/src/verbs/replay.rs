@@ -16,7 +16,6 @@ use skep_machine::wasm::{Component, Engine, MachineLabel, WasmMachine};
 use skep_rehearsal::escape;
 use skep_server::catalog::machine::CatalogMachine;
 use skep_server::catalog::{self, Deployed, GroupRecord};
-use skep_server::error::HostError;
 
 use super::failure::{Exit, Failure};
 use super::test::on_own_thread;
@@ -254,7 +253,7 @@ impl<'a> Machines<'a> {
                 arguments.group
             )
         })?;
-        let engine = Engine::new().map_err(|error| Failure::from(HostError::from(error)))?;
+        let engine = Engine::new().map_err(Failure::of)?;
         let code = |instead: Option<&Path>| -> anyhow::Result<Code<'a>> {
             let instead = match instead {
                 None => None,
@@ -263,7 +262,7 @@ impl<'a> Machines<'a> {
                     let bytes =
                         std::fs::read(path).with_context(|| format!("cannot read {shown}"))?;
                     let component = Component::compile(&engine, &bytes)
-                        .map_err(|error| Failure::from(HostError::from(error)))
+                        .map_err(Failure::of)
                         .with_context(|| shown.to_string())?;
                     Some(Arc::new(component))
                 }

@@ -1,8 +1,8 @@
 //! `skep status`.
 
 use skep_types::admin::{NodeInfo, method};
+use skep_types::record::NodeRecord;
 
-use super::connect::Connection;
 use super::{Remote, group, output};
 
 #[derive(Debug, clap::Args)]
@@ -12,11 +12,9 @@ pub struct Arguments {
 }
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let info: NodeInfo = Connection::open(&arguments.remote)
-        .await?
-        .call(method::STATUS, &())
-        .await?;
-    output::print(arguments.remote.form, &info, text)
+    let remote = arguments.remote;
+    let info: NodeInfo = remote.call(method::STATUS, &()).await?;
+    output::print(remote.form, &info, text)
 }
 
 fn text(info: &NodeInfo) -> String {
@@ -25,25 +23,16 @@ fn text(info: &NodeInfo) -> String {
     } else {
         format!("waiting for {}", info.waiting_for.join(", "))
     };
-    let nodes: Vec<Vec<String>> = info
-        .nodes
-        .iter()
-        .map(|node| {
-            let id = node.id.to_string();
-            vec![
-                id,
-                node.name.clone(),
-                node.client.clone(),
-                node.http.clone(),
-                node.peer.clone(),
-            ]
-        })
-        .collect();
-    let troubled: String = info
-        .troubled
-        .iter()
-        .map(|troubled| format!("{troubled}\n"))
-        .collect();
+    let row = |node: &NodeRecord| {
+        let addresses = [&node.name, &node.client, &node.http, &node.peer];
+        [node.id.to_string()]
+            .into_iter()
+            .chain(addresses.map(String::clone))
+            .collect()
+    };
+    let nodes: Vec<Vec<String>> = info.nodes.iter().map(row).collect();
+    let troubled = info.troubled.iter();
+    let troubled: String = troubled.map(|troubled| format!("{troubled}\n")).collect();
     let more = match info.group_count.saturating_sub(info.groups.len()) {
         0 => String::new(),
         more => format!("{more} more; see `skep group list`\n"),

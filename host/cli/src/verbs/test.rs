@@ -9,7 +9,6 @@ use skep::clock::Stopwatch;
 use skep_machine::Descriptor;
 use skep_machine::wasm::{APPLY_THREAD_STACK_BYTES, Component, Engine, Inspection, Profile};
 use skep_rehearsal::{CheckResult, History, Report, Severity, Verdict, generate, rehearse};
-use skep_server::error::HostError;
 use skep_types::code::Code;
 
 use super::failure::{Exit, Failure};
@@ -84,7 +83,7 @@ fn test(arguments: &Arguments) -> anyhow::Result<Printed> {
     let watch = Stopwatch::start();
     let component = Engine::new()
         .and_then(|engine| Component::compile(&engine, &bytes))
-        .map_err(|error| Failure::from(HostError::from(error)))
+        .map_err(Failure::of)
         .with_context(|| arguments.component.display().to_string())?;
     let compile_ms = watch.elapsed().as_millis() as u64;
     let component = Arc::new(component);

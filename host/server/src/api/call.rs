@@ -36,39 +36,39 @@ pub(super) async fn call(
         None => (name, Reach::Cluster),
     };
     match name {
-        method::STATUS => answer(&host.info().await?),
-        method::GROUP_CREATE => answer(&host.create_group(parse::<CreateGroup>(&body)?).await?),
+        method::STATUS => json(&host.info().await?),
+        method::GROUP_CREATE => json(&host.create_group(parse::<CreateGroup>(&body)?).await?),
         method::GROUP_LIST => {
             let page = match body.is_empty() {
                 true => None,
                 false => parse::<Option<Page>>(&body)?,
             };
-            answer(&host.groups(page.unwrap_or_default()).await?)
+            json(&host.groups(page.unwrap_or_default()).await?)
         }
         method::GROUP_INFO => {
             let record = host.find(&parse::<OfGroup>(&body)?.group).await?;
-            answer(&host.group_info(&record).await)
+            json(&host.group_info(&record).await)
         }
-        method::GROUP_STATUS => answer(
+        method::GROUP_STATUS => json(
             &host
                 .group_status(&parse::<OfGroup>(&body)?.group, reach)
                 .await?,
         ),
-        method::GROUP_REMOVE => answer(&host.remove_group(&parse::<OfGroup>(&body)?.group).await?),
-        method::GROUP_CAMPAIGN => answer(
+        method::GROUP_REMOVE => json(&host.remove_group(&parse::<OfGroup>(&body)?.group).await?),
+        method::GROUP_CAMPAIGN => json(
             &host
                 .campaign(&parse::<OfGroup>(&body)?.group, reach)
                 .await?,
         ),
         method::GROUP_TRANSFER => {
             let request: OfGroupAndNode = parse(&body)?;
-            answer(
+            json(
                 &host
                     .transfer_leader(&request.group, request.node, reach)
                     .await?,
             )
         }
-        method::GROUP_SNAPSHOT => answer(
+        method::GROUP_SNAPSHOT => json(
             &host
                 .snapshot(&parse::<OfGroup>(&body)?.group, reach)
                 .await?,
@@ -76,31 +76,43 @@ pub(super) async fn call(
         method::GROUP_UPGRADE => {
             let request: Upgrade = parse(&body)?;
             if request.dry_run {
-                return answer(&host.rehearse_upgrade(request).await?);
+                return json(&host.rehearse_upgrade(request).await?);
             }
-            answer(&host.upgrade_group(request).await?)
+            json(&host.upgrade_group(request).await?)
         }
-        method::GROUP_ACTIVATE => answer(&host.activate(&parse::<Activate>(&body)?, reach).await?),
+        method::GROUP_ACTIVATE => json(&host.activate(&parse::<Activate>(&body)?, reach).await?),
         method::GROUP_ABORT_UPGRADE => {
             let group = parse::<OfGroup>(&body)?.group;
-            answer(&host.abort_upgrade(&group, reach).await?)
+            json(&host.abort_upgrade(&group, reach).await?)
         }
-        method::GROUP_RESUME => answer(&host.resume(&parse::<OfGroup>(&body)?.group, reach).await?),
+        method::GROUP_RESUME => json(&host.resume(&parse::<OfGroup>(&body)?.group, reach).await?),
         method::GROUP_TRUST => {
             let request: OfGroupAndNode = parse(&body)?;
-            answer(&host.trust(&request.group, request.node, reach).await?)
+            json(&host.trust(&request.group, request.node, reach).await?)
         }
         method::COMPONENT_PREPARE => {
-            answer(&host.prepare_component(&parse::<Prepare>(&body)?).await?)
+            json(&host.prepare_component(&parse::<Prepare>(&body)?).await?)
         }
-        method::MEMBER_ADD => member(host, &body, method::MEMBER_ADD, reach).await,
-        method::MEMBER_REMOVE => member(host, &body, method::MEMBER_REMOVE, reach).await,
+        method::MEMBER_ADD => {
+            let request: OfGroupAndNode = parse(&body)?;
+            match reach {
+                Reach::Node => json(&host.change_member(&request, true, reach).await?),
+                Reach::Cluster => json(&host.add_member(request).await?),
+            }
+        }
+        method::MEMBER_REMOVE => {
+            let request: OfGroupAndNode = parse(&body)?;
+            match reach {
+                Reach::Node => json(&host.change_member(&request, false, reach).await?),
+                Reach::Cluster => json(&host.remove_member(request).await?),
+            }
+        }
         method::COMPONENT_LIST => {
             let catalog = host.catalog();
-            answer(&catalog.components().collect::<Vec<_>>())
+            json(&catalog.components().collect::<Vec<_>>())
         }
         method::COMPONENT_COLLECT => {
-            answer(&host.collect_components(parse::<Collect>(&body)?).await?)
+            json(&host.collect_components(parse::<Collect>(&body)?).await?)
         }
         unknown => {
             let shown: String = unknown.chars().take(64).collect();
@@ -117,20 +129,6 @@ fn is_between_nodes(name: &str) -> bool {
         || matches!(name, method::GROUP_ACTIVATE | method::COMPONENT_PREPARE)
 }
 
-async fn member(
-    host: &Host,
-    body: &Bytes,
-    name: &'static str,
-    reach: Reach,
-) -> Result<Bytes, HostError> {
-    let request: OfGroupAndNode = parse(body)?;
-    match reach {
-        Reach::Node => answer(&host.change_member(&request, name, reach).await?),
-        Reach::Cluster if name == method::MEMBER_ADD => answer(&host.add_member(request).await?),
-        Reach::Cluster => answer(&host.remove_member(request).await?),
-    }
-}
-
 fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, HostError> {
     serde_json::from_slice(body).map_err(|error| {
         HostError::Invalid(quoted(&format!(
@@ -139,7 +137,8 @@ fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, HostError> {
     })
 }
 
-fn answer(value: &impl Serialize) -> Result<Bytes, HostError> {
+/// A request or an answer.
+pub(super) fn json(value: &impl Serialize) -> Result<Bytes, HostError> {
     as_text(|| serde_json::to_vec(value))
         .map(Bytes::from)
         .map_err(|error| HostError::Internal(error.to_string()))

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::rejection::{BytesRejection, JsonRejection};
+use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Query, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, delete, get, post, put};
+use axum::routing::{MethodFilter, MethodRouter, any, delete, get, on, post, put};
 use futures::StreamExt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -23,11 +23,10 @@ use skep::trouble::Troubled;
 use skep_core::id::{ComponentId, LogIndex, NodeId, RequestId, SessionId, Term, as_text};
 use skep_core::outcome::Outcome;
 use skep_core::proposal::Command;
-use skep_types::admin::{
-    Collect, CreateGroup, Done, GroupInfo, OfGroupAndNode, Page, Placed, Upgrade,
-};
+use skep_types::admin::{Collect, CreateGroup, OfGroup, OfGroupAndNode, Page, Upgrade, method};
 use skep_types::code::Code;
 
+use super::call::{Caller, call, json};
 use super::origin;
 use super::problem::{Problem, quoted};
 use crate::api::pot::Portion;
@@ -58,6 +57,10 @@ const TIMEOUT_MAX: Duration = Duration::from_millis(skep_wire::MAX_TIMEOUT_MS as
 
 type Answer<T> = Result<T, Problem>;
 
+const GET: MethodFilter = MethodFilter::GET;
+const POST: MethodFilter = MethodFilter::POST;
+const DELETE: MethodFilter = MethodFilter::DELETE;
+
 /// Every route.
 pub fn router(host: Host) -> Router {
     let limits = &host.config().limits;
@@ -76,21 +79,42 @@ pub fn router(host: Host) -> Router {
         .layer(component);
     Router::new()
         .route("/v1/groups", get(groups).post(create_group))
-        .route("/v1/groups/{group}", get(group).delete(remove_group))
-        .route("/v1/groups/{group}/status", get(group_status))
-        .route("/v1/groups/{group}/campaign", post(campaign))
-        .route("/v1/groups/{group}/transfer", post(transfer))
-        .route("/v1/groups/{group}/snapshot", post(snapshot))
+        .route(
+            "/v1/groups/{group}",
+            of_group(GET, method::GROUP_INFO).merge(of_group(DELETE, method::GROUP_REMOVE)),
+        )
+        .route(
+            "/v1/groups/{group}/status",
+            of_group(GET, method::GROUP_STATUS),
+        )
+        .route(
+            "/v1/groups/{group}/campaign",
+            of_group(POST, method::GROUP_CAMPAIGN),
+        )
+        .route(
+            "/v1/groups/{group}/transfer",
+            of_node(method::GROUP_TRANSFER),
+        )
+        .route(
+            "/v1/groups/{group}/snapshot",
+            of_group(POST, method::GROUP_SNAPSHOT),
+        )
         .route("/v1/groups/{group}/upgrade", post(upgrade))
-        .route("/v1/groups/{group}/abort-upgrade", post(abort_upgrade))
-        .route("/v1/groups/{group}/resume", post(resume))
-        .route("/v1/groups/{group}/trust", post(trust))
-        .route("/v1/groups/{group}/members", post(add_member))
+        .route(
+            "/v1/groups/{group}/abort-upgrade",
+            of_group(POST, method::GROUP_ABORT_UPGRADE),
+        )
+        .route(
+            "/v1/groups/{group}/resume",
+            of_group(POST, method::GROUP_RESUME),
+        )
+        .route("/v1/groups/{group}/trust", of_node(method::GROUP_TRUST))
+        .route("/v1/groups/{group}/members", of_node(method::MEMBER_ADD))
         .route("/v1/groups/{group}/members/{node}", delete(remove_member))
         .route("/v1/groups/{group}/sessions", post(open_session))
-        .route("/v1/components", get(components_list))
+        .route("/v1/components", of_cluster(method::COMPONENT_LIST))
         .route("/v1/components/collect", post(collect_components))
-        .route("/v1/status", get(status))
+        .route("/v1/status", of_cluster(method::STATUS))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
@@ -134,7 +158,7 @@ struct QueryParameters {
 async fn query(
     State(host): State<Host>,
     Path(group): Path<String>,
-    parameters: Result<Query<QueryParameters>, axum::extract::rejection::QueryRejection>,
+    parameters: Result<Query<QueryParameters>, QueryRejection>,
     headers: HeaderMap,
     Body(request, _held): Body,
 ) -> Answer<Response> {
@@ -173,39 +197,49 @@ async fn open_session(
     ))
 }
 
+/// Carries out an administrative method, as the client protocol does.
+async fn administer(host: &Host, method: &str, body: &impl Serialize) -> Answer<Response> {
+    let answer = call(host, Caller::Client, method, json(body)?).await?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], answer).into_response())
+}
+
+/// A method that is asked of the cluster.
+fn of_cluster(method: &'static str) -> MethodRouter<Host> {
+    get(async move |State(host): State<Host>| administer(&host, method, &()).await)
+}
+
+/// A method that is asked of a group.
+fn of_group(verb: MethodFilter, method: &'static str) -> MethodRouter<Host> {
+    let ask = async move |State(host): State<Host>, Path(group): Path<String>| {
+        administer(&host, method, &OfGroup { group }).await
+    };
+    on(verb, ask)
+}
+
+/// A method that is asked of a group about the node in the body.
+fn of_node(method: &'static str) -> MethodRouter<Host> {
+    post(
+        async move |State(host): State<Host>, Path(group): Path<String>, Json(to): Json<ToNode>| {
+            let ToNode { node, data } = to;
+            administer(&host, method, &OfGroupAndNode { group, node, data }).await
+        },
+    )
+}
+
 async fn groups(
     State(host): State<Host>,
-    page: Result<Query<Page>, axum::extract::rejection::QueryRejection>,
-) -> Answer<Json<Vec<GroupInfo>>> {
+    page: Result<Query<Page>, QueryRejection>,
+) -> Answer<Response> {
     let Query(page) = page.map_err(|error| bad_request(error.body_text()))?;
-    Ok(Json(host.groups(page).await?))
+    administer(&host, method::GROUP_LIST, &page).await
 }
 
 async fn create_group(
     State(host): State<Host>,
     Json(request): Json<CreateGroup>,
-) -> Answer<(StatusCode, Json<GroupInfo>)> {
-    Ok((StatusCode::CREATED, Json(host.create_group(request).await?)))
-}
-
-async fn group(State(host): State<Host>, Path(group): Path<String>) -> Answer<Json<GroupInfo>> {
-    let record = host.find(&group).await?;
-    Ok(Json(host.group_info(&record).await))
-}
-
-async fn remove_group(
-    State(host): State<Host>,
-    Path(group): Path<String>,
-) -> Answer<Json<GroupInfo>> {
-    Ok(Json(host.remove_group(&group).await?))
-}
-
-async fn group_status(State(host): State<Host>, Path(group): Path<String>) -> Answer<Response> {
-    Ok(Json(host.group_status(&group, Reach::Cluster).await?).into_response())
-}
-
-async fn campaign(State(host): State<Host>, Path(group): Path<String>) -> Answer<Json<Done>> {
-    Ok(Json(host.campaign(&group, Reach::Cluster).await?))
+) -> Answer<(StatusCode, Response)> {
+    let created = administer(&host, method::GROUP_CREATE, &request).await?;
+    Ok((StatusCode::CREATED, created))
 }
 
 #[derive(Deserialize)]
@@ -216,82 +250,30 @@ struct ToNode {
     data: String,
 }
 
-async fn transfer(
-    State(host): State<Host>,
-    Path(group): Path<String>,
-    Json(to): Json<ToNode>,
-) -> Answer<Json<Done>> {
-    Ok(Json(
-        host.transfer_leader(&group, to.node, Reach::Cluster)
-            .await?,
-    ))
-}
-
-async fn snapshot(State(host): State<Host>, Path(group): Path<String>) -> Answer<Json<Placed>> {
-    Ok(Json(host.snapshot(&group, Reach::Cluster).await?))
-}
-
 async fn upgrade(
     State(host): State<Host>,
     Path(group): Path<String>,
     Json(request): Json<Upgrade>,
 ) -> Answer<Response> {
-    let request = Upgrade { group, ..request };
-    if request.dry_run {
-        return Ok(Json(host.rehearse_upgrade(request).await?).into_response());
-    }
-    Ok(Json(host.upgrade_group(request).await?).into_response())
-}
-
-async fn abort_upgrade(
-    State(host): State<Host>,
-    Path(group): Path<String>,
-) -> Answer<Json<Placed>> {
-    Ok(Json(host.abort_upgrade(&group, Reach::Cluster).await?))
-}
-
-async fn resume(State(host): State<Host>, Path(group): Path<String>) -> Answer<Json<Placed>> {
-    Ok(Json(host.resume(&group, Reach::Cluster).await?))
-}
-
-async fn trust(
-    State(host): State<Host>,
-    Path(group): Path<String>,
-    Json(of): Json<ToNode>,
-) -> Answer<Json<Placed>> {
-    Ok(Json(host.trust(&group, of.node, Reach::Cluster).await?))
-}
-
-async fn add_member(
-    State(host): State<Host>,
-    Path(group): Path<String>,
-    Json(to): Json<ToNode>,
-) -> Answer<Json<GroupInfo>> {
-    Ok(Json(
-        host.add_member(OfGroupAndNode {
-            group,
-            node: to.node,
-            data: to.data,
-        })
-        .await?,
-    ))
+    administer(&host, method::GROUP_UPGRADE, &Upgrade { group, ..request }).await
 }
 
 async fn remove_member(
     State(host): State<Host>,
     Path((group, node)): Path<(String, String)>,
-) -> Answer<Json<GroupInfo>> {
+) -> Answer<Response> {
     let node = node
         .parse()
         .map_err(|_| bad_request(format!("`{node}` is no node id; use digits")))?;
-    Ok(Json(
-        host.remove_member(OfGroupAndNode {
-            group,
-            node: NodeId(node),
-            data: String::new(),
-        })
-        .await?,
-    ))
+    let asked = OfGroupAndNode::new(group, NodeId(node));
+    administer(&host, method::MEMBER_REMOVE, &asked).await
+}
+
+async fn collect_components(
+    State(host): State<Host>,
+    Json(asked): Json<Collect>,
+) -> Answer<Response> {
+    administer(&host, method::COMPONENT_COLLECT, &asked).await
 }
 
 async fn put_component(
@@ -334,26 +316,6 @@ impl AsRef<[u8]> for Held {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
-}
-
-async fn components_list(State(host): State<Host>) -> Json<Vec<ComponentRecord>> {
-    Json(
-        host.catalog()
-            .components()
-            .map(|component| (**component).clone())
-            .collect(),
-    )
-}
-
-async fn collect_components(
-    State(host): State<Host>,
-    Json(asked): Json<Collect>,
-) -> Answer<Json<Vec<ComponentRecord>>> {
-    Ok(Json(host.collect_components(asked).await?))
-}
-
-async fn status(State(host): State<Host>) -> Answer<Response> {
-    Ok(Json(host.info().await?).into_response())
 }
 
 async fn livez(State(host): State<Host>) -> Response {
@@ -537,7 +499,6 @@ impl<T: DeserializeOwned> FromRequest<Host> for Json<T> {
         let Body(bytes, _held) = Body::from_request(request, host).await?;
         match axum::Json::<T>::from_bytes(&bytes) {
             Ok(axum::Json(value)) => Ok(Self(value)),
-            Err(JsonRejection::JsonSyntaxError(error)) => Err(bad_request(error.body_text())),
             Err(error) => Err(bad_request(error.body_text())),
         }
     }

@@ -178,36 +178,24 @@ impl Host {
         } else {
             self.find(group).await?.id
         };
-        let asked = &OfGroup {
-            group: id.to_string(),
+        let here = async || {
+            let mut status = self.inner.node.status(id).await?;
+            let trouble = status.trouble.take();
+            status.trouble = trouble.map(|trouble| self.judged(id, trouble));
+            Ok(status)
         };
-        self.served(
-            id,
-            reach,
-            async || {
-                let mut status = self.inner.node.status(id).await?;
-                let trouble = status.trouble.take();
-                status.trouble = trouble.map(|trouble| self.judged(id, trouble));
-                Ok(status)
-            },
-            |member| async move { self.ask(&member, method::GROUP_STATUS, asked).await },
-        )
-        .await
+        let asked = OfGroup::from(id);
+        self.administered(id, reach, method::GROUP_STATUS, &asked, here)
+            .await
     }
 
     /// Makes a replica stand for election: this node's, or a member's if there is none here.
     pub async fn campaign(&self, group: &str, reach: Reach) -> Result<Done, HostError> {
         let id = self.find(group).await?.id;
-        let asked = &OfGroup {
-            group: id.to_string(),
-        };
-        self.served(
-            id,
-            reach,
-            async || self.inner.node.campaign(id).await.map(|()| Done::DONE),
-            |member| async move { self.ask(&member, method::GROUP_CAMPAIGN, asked).await },
-        )
-        .await
+        let here = async || self.inner.node.campaign(id).await.map(|()| Done::DONE);
+        let asked = OfGroup::from(id);
+        self.administered(id, reach, method::GROUP_CAMPAIGN, &asked, here)
+            .await
     }
 
     /// Asks the leader to hand over to another member.
@@ -236,12 +224,8 @@ impl Host {
             }
             Some(leader) => {
                 let node = self.node_record(leader)?;
-                let body = OfGroupAndNode {
-                    group: id.to_string(),
-                    node: to,
-                    data: String::new(),
-                };
-                self.ask(&node, method::GROUP_TRANSFER, &body).await
+                let asked = OfGroupAndNode::new(id, to);
+                self.ask(&node, method::GROUP_TRANSFER, &asked).await
             }
         }
     }
@@ -249,14 +233,10 @@ impl Host {
     /// Makes every replica of the group take a snapshot at one index, now.
     pub async fn snapshot(&self, group: &str, reach: Reach) -> Result<Placed, HostError> {
         let id = self.find(group).await?.id;
-        let asked = &OfGroup {
-            group: id.to_string(),
-        };
         let here = async || self.inner.node.snapshot(id).await.map(place_of);
-        self.served(id, reach, here, |member| async move {
-            self.ask(&member, method::GROUP_SNAPSHOT, asked).await
-        })
-        .await
+        let asked = OfGroup::from(id);
+        self.administered(id, reach, method::GROUP_SNAPSHOT, &asked, here)
+            .await
     }
 
     /// Checks, stores and announces a component. It is compiled here first, so that what cannot be a machine is

@@ -19,8 +19,7 @@ impl Host {
     pub async fn add_member(&self, request: OfGroupAndNode) -> Result<GroupInfo, HostError> {
         let record = self.find(&request.group).await?;
         let info = self.changed_group(&record, request.node, true).await?;
-        self.change_member(&request, method::MEMBER_ADD, Reach::Cluster)
-            .await?;
+        self.change_member(&request, true, Reach::Cluster).await?;
         tracing::info!(group = %record.id, node = %request.node, "member added");
         Ok(info)
     }
@@ -34,8 +33,7 @@ impl Host {
                 "node {node} is not a member of group {id}"
             )));
         }
-        self.change_member(&request, method::MEMBER_REMOVE, Reach::Cluster)
-            .await?;
+        self.change_member(&request, false, Reach::Cluster).await?;
         tracing::info!(group = %record.id, node = %request.node, "member removed");
         self.changed_group(&record, request.node, false).await
     }
@@ -44,20 +42,23 @@ impl Host {
     pub async fn change_member(
         &self,
         request: &OfGroupAndNode,
-        method: &'static str,
+        adds: bool,
         reach: Reach,
     ) -> Result<Done, HostError> {
         let id = self.find(&request.group).await?.id;
         // The node in question is the last that should be asked: a joiner knows nothing yet, and one that leaves
         // may be gone before it can answer.
         if let Some(members) = self.place_but(id, request.node, reach).await? {
+            let method = match adds {
+                true => method::MEMBER_ADD,
+                false => method::MEMBER_REMOVE,
+            };
             return first(members, |member| async move {
                 self.ask(&member, method, request).await
             })
             .await;
         }
         let (node, data) = (request.node, Bytes::from(request.data.clone()));
-        let adds = method == method::MEMBER_ADD;
         let changed = match adds {
             true => self.inner.node.add_node_to_group(id, node, data).await,
             false => self.inner.node.remove_node_from_group(id, node, data).await,

@@ -149,6 +149,22 @@ impl Host {
         first(members, there).await
     }
 
+    /// Carries out an administrative method on this node's replica, or else has a member do it that answers.
+    pub(super) async fn administered<T: DeserializeOwned, Here>(
+        &self,
+        id: GroupId,
+        reach: Reach,
+        method: &str,
+        asked: &impl Serialize,
+        here: impl FnOnce() -> Here,
+    ) -> Result<T, HostError>
+    where
+        Here: Future<Output = Result<T, skep::Error>>,
+    {
+        let there = |member: Arc<NodeRecord>| async move { self.ask(&member, method, asked).await };
+        self.served(id, reach, here, there).await
+    }
+
     /// Whether the group is served here; an error that names a member if it is not. For clients that can go there.
     pub async fn here_or_elsewhere(&self, group: GroupId) -> Result<(), HostError> {
         match self

@@ -6,6 +6,7 @@
 //! on every replica, if the new machine takes the state; otherwise everybody goes on with the old one. Then the catalogue is told, for whoever looks and for members that
 //! join later. The log alone decides what a replica runs, so nothing is lost between the last two.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use skep::clock::{self, Stopwatch};
@@ -23,7 +24,7 @@ use super::Host;
 use super::machines::component;
 use super::requests::Reach;
 use crate::catalog::command::Command;
-use crate::catalog::{Deployed, GroupRecord};
+use crate::catalog::{Deployed, GroupRecord, NodeRecord};
 use crate::error::HostError;
 
 /// How long a member may take to fetch and compile a component; the largest take a minute on one core.
@@ -235,21 +236,16 @@ impl Host {
             .await?;
         let id = record.id;
         let here = async || {
-            let deployment = asked.deployed.deployment();
-            self.inner
-                .node
-                .activate(id, deployment)
-                .await
-                .map(activated)
+            let activated = self.inner.node.activate(id, asked.deployed.deployment());
+            activated.await.map(placed)
         };
-        let served = self.served(id, reach, here, |member| async move {
-            let placed = self.ask(&member, method::GROUP_ACTIVATE, asked).await?;
-            Ok(Activated::Yes(placed))
-        });
-        match served.await? {
-            Activated::Yes(placed) => Ok(placed),
-            Activated::No(why) => Err(HostError::NotUpgraded(why)),
-        }
+        let there = |member: Arc<NodeRecord>| async move {
+            self.ask(&member, method::GROUP_ACTIVATE, asked)
+                .await
+                .map(Ok)
+        };
+        let activated = self.served(id, reach, here, there).await?;
+        activated.map_err(HostError::NotUpgraded)
     }
 
     /// Makes sure that the catalogue keeps the component for the group: nobody could fetch what no catalogue ever named.
@@ -273,33 +269,24 @@ impl Host {
     /// Gives up an upgrade that the group's replicas wait for; they go on with what they ran.
     pub async fn abort_upgrade(&self, group: &str, reach: Reach) -> Result<Placed, HostError> {
         let id = self.find(group).await?.id;
-        let asked = &OfGroup {
-            group: id.to_string(),
+        let asked = &OfGroup::from(id);
+        let here = async || self.inner.node.abort_activation(id).await.map(placed);
+        let there = |member: Arc<NodeRecord>| async move {
+            self.ask(&member, method::GROUP_ABORT_UPGRADE, asked)
+                .await
+                .map(Ok)
         };
-        let here = async || self.inner.node.abort_activation(id).await.map(activated);
-        let aborted = self.served(id, reach, here, |member| async move {
-            let placed = self
-                .ask(&member, method::GROUP_ABORT_UPGRADE, asked)
-                .await?;
-            Ok(Activated::Yes(placed))
-        });
-        match aborted.await? {
-            Activated::Yes(placed) => Ok(placed),
-            Activated::No(why) => Err(HostError::NotAborted(why)),
-        }
+        let aborted = self.served(id, reach, here, there).await?;
+        aborted.map_err(HostError::NotAborted)
     }
 
     /// Lets a paused group take commands again.
     pub async fn resume(&self, group: &str, reach: Reach) -> Result<Placed, HostError> {
         let id = self.find(group).await?.id;
-        let asked = &OfGroup {
-            group: id.to_string(),
-        };
         let here = async || self.inner.node.resume(id).await.map(place_of);
-        self.served(id, reach, here, |member| async move {
-            self.ask(&member, method::GROUP_RESUME, asked).await
-        })
-        .await
+        let asked = OfGroup::from(id);
+        self.administered(id, reach, method::GROUP_RESUME, &asked, here)
+            .await
     }
 
     /// Decides for a suspended group that the replica of `node` is right.
@@ -310,16 +297,10 @@ impl Host {
         reach: Reach,
     ) -> Result<Placed, HostError> {
         let id = self.find(group).await?.id;
-        let asked = &OfGroupAndNode {
-            group: id.to_string(),
-            node,
-            data: String::new(),
-        };
         let here = async || self.inner.node.trust(id, node).await.map(place_of);
-        self.served(id, reach, here, |member| async move {
-            self.ask(&member, method::GROUP_TRUST, asked).await
-        })
-        .await
+        let asked = OfGroupAndNode::new(id, node);
+        self.administered(id, reach, method::GROUP_TRUST, &asked, here)
+            .await
     }
 
     /// Tells the catalogue what the group runs since an index of its log.
@@ -356,20 +337,12 @@ pub(super) fn place_of(response: Response) -> Placed {
     }
 }
 
-/// What became of an activation that is in the log.
-enum Activated {
-    Yes(Placed),
-    /// Every replica goes on with what it ran.
-    No(String),
-}
-
-fn activated(response: Response) -> Activated {
+/// Where an activation stands in the log; or why every replica goes on with what it ran.
+fn placed(response: Response) -> Result<Placed, String> {
     match response.outcome {
-        Outcome::Reply(_) => Activated::Yes(place_of(response)),
-        Outcome::Rejected { message, .. } | Outcome::Refused { message, .. } => {
-            Activated::No(message)
-        }
-        Outcome::Fault(fault) => Activated::No(fault.to_string()),
+        Outcome::Reply(_) => Ok(place_of(response)),
+        Outcome::Rejected { message, .. } | Outcome::Refused { message, .. } => Err(message),
+        Outcome::Fault(fault) => Err(fault.to_string()),
     }
 }
 

@@ -7,7 +7,6 @@ use std::ops::RangeInclusive;
 use skep::SHARDS_MAX;
 use tracing_subscriber::EnvFilter;
 
-use super::error::invalid;
 use super::{Config, ConfigError};
 
 /// Longest a cluster id or a node name may be, in bytes: both travel in every handshake.
@@ -63,7 +62,7 @@ impl Config {
         let filter = self.log.filter.as_deref().map(EnvFilter::try_new);
         filter
             .transpose()
-            .map_err(|error| invalid("log.filter", error.to_string()))?;
+            .map_err(|error| ConfigError::invalid("log.filter", error.to_string()))?;
         Ok(())
     }
 
@@ -98,7 +97,7 @@ impl Config {
                 let key = format!("{key}.{kind}");
                 check_address(&key, address)?;
                 if let Some(other) = addresses.insert(address, key.clone()) {
-                    return Err(invalid(
+                    return Err(ConfigError::invalid(
                         &key,
                         format!("`{address}` is {other} already; give each its own port"),
                     ));
@@ -224,6 +223,6 @@ fn require(holds: bool, key: &str, message: impl FnOnce() -> String) -> Result<(
     if holds {
         Ok(())
     } else {
-        Err(invalid(key, message()))
+        Err(ConfigError::invalid(key, message()))
     }
 }

@@ -47,18 +47,14 @@ pub enum ConfigError {
 impl ConfigError {
     /// A value of a key, with its section, that makes no sense.
     pub fn invalid(key: &str, message: impl Into<String>) -> Self {
-        invalid(key, message.into())
+        Self::Invalid {
+            key: key.to_owned(),
+            message: message.into(),
+        }
     }
 
     /// The stable code of every configuration error.
     pub fn code(&self) -> Code {
         Code::InvalidConfig
-    }
-}
-
-pub(super) fn invalid(key: &str, message: String) -> ConfigError {
-    ConfigError::Invalid {
-        key: key.to_owned(),
-        message,
     }
 }
