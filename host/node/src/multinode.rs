@@ -152,11 +152,8 @@ impl MultiNode {
     /// # Errors
     /// [`Error::NoSuchGroup`], [`Error::GroupHalted`], [`Error::Stopped`].
     pub async fn campaign(&self, group: GroupId) -> Result<(), Error> {
-        self.act(group, |replica| {
-            replica.handle(Input::Campaign);
-            Ok(())
-        })
-        .await
+        self.act(group, |replica| replica.handle(Input::Campaign))
+            .await
     }
 
     /// Asks the group to let a member lead. Answers when that is begun, not when it is done.
@@ -165,7 +162,7 @@ impl MultiNode {
     /// [`Error::InvalidConfig`] if the node is not a member, [`Error::Unreachable`] if the leader knows it to be silent,
     /// or as [`MultiNode::campaign`].
     pub async fn transfer_leader(&self, group: GroupId, to: NodeId) -> Result<(), Error> {
-        self.act(group, move |replica| replica.transfer(to)).await
+        self.act(group, move |replica| replica.transfer(to)).await?
     }
 
     /// If this node leads the group, asks the member to lead that is best fit for it, should there be one.
@@ -173,11 +170,8 @@ impl MultiNode {
     /// # Errors
     /// As [`MultiNode::campaign`].
     pub async fn hand_over(&self, group: GroupId) -> Result<(), Error> {
-        self.act(group, |replica| {
-            replica.handle(Input::HandOver);
-            Ok(())
-        })
-        .await
+        self.act(group, |replica| replica.handle(Input::HandOver))
+            .await
     }
 
     /// Whether the group is up on this node; `false` once it has stopped.
@@ -514,18 +508,12 @@ impl MultiNode {
     }
 
     /// Does something with the replica, on its shard.
-    async fn act(
+    async fn act<T: Send + 'static>(
         &self,
         group: GroupId,
-        act: impl FnOnce(&mut Replica) -> Result<(), Error> + Send + 'static,
-    ) -> Result<(), Error> {
-        self.ask(group, |done| {
-            Request::Act(
-                group,
-                Box::new(move |found| drop(done.send(found.and_then(act)))),
-            )
-        })
-        .await
+        act: impl FnOnce(&mut Replica) -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        self.ask(group, |done| Request::act(group, act, done)).await
     }
 
     /// Looks at the replica, on its shard.
@@ -534,13 +522,8 @@ impl MultiNode {
         group: GroupId,
         look: impl FnOnce(&Replica) -> T + Send + 'static,
     ) -> Result<T, Error> {
-        self.ask(group, |done| {
-            Request::Look(
-                group,
-                Box::new(move |found| drop(done.send(found.map(look)))),
-            )
-        })
-        .await
+        self.ask(group, |done| Request::look(group, look, done))
+            .await
     }
 
     /// Sends a request that the shard answers at once.

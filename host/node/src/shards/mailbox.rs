@@ -93,6 +93,26 @@ pub(crate) enum Request {
     },
 }
 
+impl Request {
+    pub(crate) fn act<T: Send + 'static>(
+        group: GroupId,
+        act: impl FnOnce(&mut Replica) -> T + Send + 'static,
+        done: oneshot::Sender<Result<T, Error>>,
+    ) -> Self {
+        let act = |found: Result<&mut Replica, _>| drop(done.send(found.map(act)));
+        Self::Act(group, Box::new(act))
+    }
+
+    pub(crate) fn look<T: Send + 'static>(
+        group: GroupId,
+        look: impl FnOnce(&Replica) -> T + Send + 'static,
+        done: oneshot::Sender<Result<T, Error>>,
+    ) -> Self {
+        let look = |found: Result<&Replica, _>| drop(done.send(found.map(look)));
+        Self::Look(group, Box::new(look))
+    }
+}
+
 /// Something a replica has waited for; dropped if the replica lives another life by now.
 pub(crate) struct Completion {
     pub(crate) group: GroupId,
