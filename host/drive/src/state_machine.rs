@@ -166,9 +166,12 @@ impl MachineError {
     }
 }
 
+/// Fuel that a guest uses before its call is pending, about a millisecond: a tenth of it would cost nothing either.
+pub const SLICE: u64 = 1_000_000;
+
 /// A call of a machine under way.
 ///
-/// It is polled to its end, or dropped. A guest's call is pending each time it has run for some while, so that others may run:
+/// It is polled to its end, or dropped. A guest's call is pending each time it has used a [`SLICE`] of fuel, so that others may run:
 /// whoever polls it needs no waker, and does so again when its turn has come. It waits for nothing else, so a thread of its own can
 /// poll it in a loop ([`ToEnd`](crate::ToEnd)). The call of a machine in Rust is over when it is polled first.
 pub type Running<'a, T> = Pin<Box<dyn Future<Output = Result<T, MachineError>> + Send + 'a>>;

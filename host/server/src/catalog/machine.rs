@@ -102,7 +102,7 @@ impl StateMachine for CatalogMachine {
 
     fn apply_conf_change(&mut self, _: &EntryContext, _: &ConfChange) -> Running<'_, Applied> {
         Box::pin(ready(Ok(Applied {
-            outcomes: vec![Outcome::Reply(Bytes::new())],
+            outcomes: vec![Outcome::default()],
             fuel: 0,
         })))
     }

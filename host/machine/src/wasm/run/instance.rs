@@ -183,14 +183,18 @@ impl Instance {
         let sink = Sink::new(chunks.clone(), self.profile.snapshot_bytes);
         let mut saving = pin!(self.save_to(context, sink));
         poll_fn(|cx| {
-            let polled = saving.as_mut().poll(cx);
-            let mut chunks = chunks.take().into_iter();
-            match chunks.try_for_each(|chunk| to.write_all(&chunk)) {
-                Ok(()) => polled,
-                Err(error) => Poll::Ready(Err(Failure::local(
-                    LocalCode::Io,
-                    format!("the snapshot cannot be written: {error}"),
-                ))),
+            loop {
+                let polled = saving.as_mut().poll(cx);
+                let waits = polled.is_pending() && chunks.are_many();
+                for chunk in chunks.take() {
+                    if let Err(error) = to.write_all(&chunk) {
+                        let reason = format!("the snapshot cannot be written: {error}");
+                        return Poll::Ready(Err(Failure::local(LocalCode::Io, reason)));
+                    }
+                }
+                if !waits {
+                    return polled;
+                }
             }
         })
         .await

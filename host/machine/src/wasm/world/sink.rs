@@ -17,6 +17,11 @@ const CHUNKS_MAX: usize = 4;
 pub(crate) struct Chunks(Arc<Mutex<Vec<Vec<u8>>>>);
 
 impl Chunks {
+    /// Whether the guest should wait until somebody has taken them.
+    pub(crate) fn are_many(&self) -> bool {
+        self.lock().len() >= CHUNKS_MAX
+    }
+
     /// Takes them.
     pub(crate) fn take(&self) -> Vec<Vec<u8>> {
         std::mem::take(&mut *self.lock())
@@ -45,9 +50,8 @@ impl Sink {
         }
     }
 
-    /// Whether the guest should wait until somebody has taken what it has written.
     pub(super) fn is_full(&self) -> bool {
-        self.chunks.lock().len() >= CHUNKS_MAX
+        self.chunks.are_many()
     }
 
     pub(crate) fn write(&mut self, chunk: Vec<u8>) -> Result<(), Stop> {

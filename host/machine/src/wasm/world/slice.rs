@@ -8,12 +8,10 @@
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use skep_drive::SLICE;
 use wasmtime::Store;
 
 use crate::wasm::fault::Failure;
-
-/// Fuel of a slice, about a millisecond. With a tenth of it a call would take as long; with a hundredth, a quarter longer.
-const SLICE: u64 = 1_000_000;
 
 #[cfg(test)]
 thread_local! {
