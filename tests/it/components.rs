@@ -204,6 +204,32 @@ async fn no_wrong_component_is_taken_in() {
     assert_eq!(cluster.leader(group).await, 1);
 }
 
+#[test]
+fn every_machine_here_is_all_in_its_memory_but_those_that_write_to_tables() {
+    let mut refused = Vec::new();
+    let mut taken = 0;
+    for name in guests::names() {
+        // Those that are no machines are refused for what they are.
+        match skep_machine::wasm::inspect(&guests::component(name)) {
+            Ok(found) => match found.no_image {
+                Some(why) => refused.push((name, why.name())),
+                None => taken += 1,
+            },
+            Err(_) => continue,
+        }
+    }
+    assert_eq!(
+        refused,
+        [
+            ("grows_table", "written-table"),
+            ("grows_table_again", "written-table"),
+        ]
+    );
+    assert!(taken > 100, "{taken}");
+    let kv = skep_machine::wasm::inspect(KV).expect("a machine");
+    assert_eq!(kv.no_image, None);
+}
+
 #[tokio::test]
 async fn the_command_line_says_what_is_wrong_with_a_file() {
     let dir = tempfile::tempdir().expect("a temporary directory");

@@ -152,6 +152,35 @@ async fn wrong_input_is_named() {
 }
 
 #[tokio::test]
+async fn inspect_says_whether_a_machine_is_all_in_its_memory_and_why_not() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let kv = file(dir.path(), "kv.wasm", KV);
+    let tables = file(
+        dir.path(),
+        "tables.wasm",
+        &skep_tests::guests::component("grows_table"),
+    );
+    let text = async |component: &str| process::run(&["inspect", component]).await.stdout;
+    assert!(text(&kv).await.contains("\nimage      yes\n"));
+    let no = text(&tables).await;
+    assert!(
+        no.contains("\nimage      no: it writes to its tables") && no.contains("(written-table)"),
+        "{no}"
+    );
+    let found = async |component: &str| {
+        let ended = process::run(&["inspect", component, "-o", "json"]).await;
+        json(&ended)["no-image"].clone()
+    };
+    assert!(found(&kv).await.is_null());
+    let why = found(&tables).await;
+    assert_eq!(why["name"], "written-table");
+    assert!(
+        why["reason"].as_str().is_some_and(|why| no.contains(why)),
+        "{why}"
+    );
+}
+
+#[tokio::test]
 async fn inspect_shows_the_world_as_wit() {
     let dir = tempfile::tempdir().expect("a directory");
     let component = file(dir.path(), "kv.wasm", KV);

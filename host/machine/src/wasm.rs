@@ -18,6 +18,7 @@ pub use code::compiler::{Allowance, Compiler, InProcess};
 pub use code::complexity::{MAX_FUNCTION_TARGETS, MAX_MERGES, MAX_TARGETS};
 pub use code::component::{Component, Found};
 pub use code::expansion::{MAX_DEPTH, MAX_ITEMS};
+pub use code::freeze::NoImage;
 pub use code::inspect::{
     Inspection, Interfaces, MAX_COMPONENT_BYTES, MAX_FUNCTIONS, Producer, inspect,
 };

@@ -60,6 +60,18 @@ fn wit(bytes: &[u8]) -> anyhow::Result<String> {
     Ok(printer.output.to_string())
 }
 
+/// Whether a node can take the machine's memory for its whole state, and if not, why and what that means.
+fn image(found: &Inspection) -> String {
+    match found.no_image {
+        None => "yes".to_owned(),
+        Some(why) => format!(
+            "no: {why}. It runs all the same; a node that needs its state anew gets it from a snapshot and the commands since, \
+             not from a copy of its memory ({})",
+            why.name()
+        ),
+    }
+}
+
 fn text(found: &Inspection) -> String {
     let yes = |holds: bool| if holds { "yes" } else { "no" };
     let lines = |items: &[String]| {
@@ -69,13 +81,14 @@ fn text(found: &Inspection) -> String {
             .collect::<String>()
     };
     let mut text = format!(
-        "component  {}\nsize       {} bytes, {} functions\ninit       {}\nqueries    {}\nbatch      {}\nexports\n{}imports\n{}",
+        "component  {}\nsize       {} bytes, {} functions\ninit       {}\nqueries    {}\nbatch      {}\nimage      {}\nexports\n{}imports\n{}",
         found.id,
         found.size,
         found.functions,
         yes(found.interfaces.initializer),
         yes(found.interfaces.queries),
         yes(found.interfaces.batch),
+        image(found),
         lines(&found.exports),
         lines(&found.imports),
     );

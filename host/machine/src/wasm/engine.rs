@@ -40,6 +40,10 @@ pub(crate) const FEATURES: WasmFeatures = WasmFeatures::MUTABLE_GLOBAL
     .union(WasmFeatures::EXTENDED_CONST)
     .union(WasmFeatures::COMPONENT_MODEL);
 
+/// What a component may use that the host has rewritten: also memories whose pages are a byte, which hold what the host writes
+/// down of a guest's globals. A page of that size is how the host knows them, so no guest may have any.
+pub(crate) const FEATURES_OF_CODE: WasmFeatures = FEATURES.union(WasmFeatures::CUSTOM_PAGE_SIZES);
+
 /// Fuel of one page of `memory.grow`: about what zeroing 64 KiB costs. Wasmtime's own table takes nothing for it.
 const FUEL_PER_GROWN_PAGE: u8 = 255;
 
@@ -142,8 +146,8 @@ fn config(layout: Layout) -> wasmtime::Result<Config> {
     config.parallel_compilation(true);
 
     // What a program means: every bit set by hand, so that a new default of wasmtime cannot move it.
-    config.wasm_features(FEATURES, true);
-    config.wasm_features(WasmFeatures::all().difference(FEATURES), false);
+    config.wasm_features(FEATURES_OF_CODE, true);
+    config.wasm_features(WasmFeatures::all().difference(FEATURES_OF_CODE), false);
     config.wasm_branch_hinting(false);
     config.relaxed_simd_deterministic(true);
     config.cranelift_nan_canonicalization(true);
@@ -233,7 +237,12 @@ mod tests {
     fn the_engine_has_exactly_the_features_that_were_chosen() {
         let engine = Engine::new().unwrap();
         let features = engine.inner().get_wasm_features();
-        assert_eq!(features, FEATURES);
+        assert_eq!(features, FEATURES_OF_CODE);
+        // The host's own, in what it adds to a component: guests are validated without it.
+        assert_eq!(
+            features.difference(FEATURES),
+            WasmFeatures::CUSTOM_PAGE_SIZES
+        );
         let names = features
             .iter_names()
             .map(|(name, _)| name)
@@ -253,6 +262,7 @@ mod tests {
                 "MULTI_MEMORY",
                 "EXTENDED_CONST",
                 "COMPONENT_MODEL",
+                "CUSTOM_PAGE_SIZES",
             ]
         );
     }

@@ -69,6 +69,14 @@ impl Failure {
         }
     }
 
+    /// The same failure, of a call that was the host's own.
+    pub(crate) fn made_local(self) -> Self {
+        match self {
+            Self::Guest { detail, .. } => Self::local(LocalCode::UnexpectedTrap, detail),
+            local => local,
+        }
+    }
+
     pub(crate) fn into_error(self, call: &'static str) -> MachineError {
         match self {
             Self::Guest { fault, detail } => MachineError::Guest {

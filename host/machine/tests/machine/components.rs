@@ -138,6 +138,8 @@ fn features_that_replicas_could_disagree_on_are_refused() {
     for module in [
         "(module (memory 1 1 shared))",
         "(module (memory i64 1))",
+        // What the host writes down of a guest has pages of this size.
+        "(module (memory 1 1 (pagesize 1)))",
         "(module (func (result v128) (i32x4.relaxed_trunc_f32x4_s (v128.const i64x2 0 0))))",
         "(module (tag))",
     ] {

@@ -9,8 +9,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::depth;
 use super::expansion::size_of;
+use super::rewriting;
 use crate::wasm::engine::Engine;
 use crate::wasm::error::CompileError;
 use crate::wasm::fault::is_of_memory;
@@ -72,9 +72,9 @@ unsafe impl Compiler for InProcess {
         let invalid = |error: &dyn std::fmt::Display| CompileError::Invalid(error.to_string());
         let size = size_of(component).map_err(|error| invalid(&error))?;
         let engine = engine.suited(size.memories);
-        let counted =
-            depth::count_stack(component, size.scopes).map_err(|error| invalid(&error))?;
-        let made = engine.inner().precompile_component(&counted);
+        let rewritten =
+            rewriting::rewrite(component, size.scopes).map_err(|error| invalid(&error))?;
+        let made = engine.inner().precompile_component(&rewritten);
         made.map_err(|error| match is_of_memory(&error) {
             true => CompileError::Local(format!("{error:#}")),
             false => CompileError::Invalid(format!("{error:#}")),
@@ -95,7 +95,7 @@ impl Engine {
         for engine in self.both() {
             engine.precompile_compatibility_hash().hash(&mut settings);
         }
-        depth::VERSION.hash(&mut settings);
+        rewriting::VERSION.hash(&mut settings);
         settings.0.finalize().into()
     }
 }

@@ -40,6 +40,21 @@ impl Component {
         Self::link(engine, inspection, size, &compiled)
     }
 
+    /// Counts its stack and leaves its state where it is, to see what difference images make.
+    #[cfg(test)]
+    pub(crate) fn compile_without_images(
+        engine: &Engine,
+        bytes: &[u8],
+    ) -> Result<Self, ComponentError> {
+        let (inspection, size) = measure(bytes)?;
+        let engine = &engine.suited(size.memories);
+        let counted = super::depth::count_stack(bytes, size.scopes, crate::wasm::engine::FEATURES)
+            .map_err(|error| ComponentError::Invalid(error.to_string()))?;
+        let compiled = wasmtime::component::Component::from_binary(engine.inner(), &counted)
+            .map_err(|error| ComponentError::Invalid(format!("{error:#}")))?;
+        Self::link(engine, inspection, size, &compiled)
+    }
+
     /// As [`Self::compile`], laid out as if it had so many memories.
     #[cfg(test)]
     pub(crate) fn compile_as(
@@ -50,9 +65,9 @@ impl Component {
         let (inspection, size) = measure(bytes)?;
         let engine = &engine.suited(memories);
         let size = Size { memories, ..size };
-        let counted = super::depth::count_stack(bytes, size.scopes)
+        let rewritten = super::rewriting::rewrite(bytes, size.scopes)
             .map_err(|error| ComponentError::Invalid(error.to_string()))?;
-        let compiled = wasmtime::component::Component::from_binary(engine.inner(), &counted)
+        let compiled = wasmtime::component::Component::from_binary(engine.inner(), &rewritten)
             .map_err(|error| ComponentError::Invalid(format!("{error:#}")))?;
         Self::link(engine, inspection, size, &compiled)
     }
@@ -149,7 +164,7 @@ impl Component {
         size: Size,
         compiled: &wasmtime::component::Component,
     ) -> Result<Self, ComponentError> {
-        let linked = Linked::new(engine, size, compiled)?;
+        let linked = Linked::new(engine, size, compiled, inspection.no_image.is_none())?;
         let descriptor = describe(&linked, engine.purpose())?;
         Ok(Self {
             inspection,

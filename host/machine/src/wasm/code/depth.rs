@@ -22,31 +22,32 @@
 
 mod cost;
 mod counter;
-mod encode;
-mod error;
 mod level;
 #[cfg(test)]
 mod tests;
 
 use wasmparser::{
     CompositeInnerType, Encoding, FuncValidatorAllocations, Parser, Payload, ValType, Validator,
-    WasmModuleResources,
+    WasmFeatures, WasmModuleResources,
 };
 
 use self::cost::{STACK_LIMIT, Shape};
-use self::encode::{SECTION_COMPONENT_COMPONENT, SECTION_COMPONENT_MODULE, push_section};
-use self::error::RewriteError;
 use self::level::Level;
-use crate::wasm::engine::FEATURES;
-
-/// Version of the rewriting, for the key of the artefact cache.
-pub(super) const VERSION: u32 = 4;
+use super::rewriting::encode::{
+    SECTION_COMPONENT_COMPONENT, SECTION_COMPONENT_MODULE, push_section,
+};
+use super::rewriting::error::RewriteError;
 
 /// The component `bytes` with every core function counting its stack. `scopes` is the number of components with code that
-/// it becomes when it is put together. Fails only on what does not validate, or hides which module runs where.
-pub(super) fn count_stack(bytes: &[u8], scopes: u64) -> Result<Vec<u8>, RewriteError> {
+/// it becomes when it is put together. Fails only on what does not validate with these features, or hides which module runs
+/// where.
+pub(super) fn count_stack(
+    bytes: &[u8],
+    scopes: u64,
+    features: WasmFeatures,
+) -> Result<Vec<u8>, RewriteError> {
     let limit = u64::from(STACK_LIMIT) / scopes.max(1);
-    let mut validator = Validator::new_with_features(FEATURES);
+    let mut validator = Validator::new_with_features(features);
     let mut allocations = FuncValidatorAllocations::default();
     let mut levels: Vec<Level> = Vec::new();
 

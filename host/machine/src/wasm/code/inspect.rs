@@ -9,6 +9,8 @@ use wasmparser::{
 
 use super::complexity::Complexity;
 use super::expansion::{Expansion, Size, Uncounted};
+use super::freeze::NoImage;
+use super::rewriting::refusal;
 use crate::wasm::engine::FEATURES;
 use crate::wasm::error::ComponentError;
 use crate::wasm::world::imports::Import;
@@ -38,6 +40,9 @@ pub struct Inspection {
     /// Linear memories it becomes when it is put together.
     #[serde(default)]
     pub memories: u64,
+    /// Why a node cannot take its memories and globals for all of its state. None if it can.
+    #[serde(default)]
+    pub no_image: Option<NoImage>,
     /// Interfaces it imports, as it names them.
     pub imports: Vec<String>,
     /// Interfaces and functions it exports.
@@ -130,6 +135,7 @@ pub(crate) fn measure(bytes: &[u8]) -> Result<(Inspection, Size), ComponentError
     let size = expansion.size();
     let inspection = Inspection {
         memories: size.memories,
+        no_image: refusal(bytes).map_err(|error| ComponentError::Invalid(error.to_string()))?,
         ..found.into_inspection(bytes)?
     };
     Ok((inspection, size))
@@ -294,6 +300,7 @@ impl Found {
             size: bytes.len() as u64,
             functions: self.functions,
             memories: 0,
+            no_image: None,
             imports: self.imports.into_iter().map(|(name, _)| name).collect(),
             exports: self.exports.into_iter().map(|(name, _)| name).collect(),
             interfaces,

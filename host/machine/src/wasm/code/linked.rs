@@ -5,6 +5,7 @@ use std::sync::Arc;
 use wasmtime::component::{Component, ComponentExportIndex, InstancePre};
 
 use super::expansion::Size;
+use super::freeze::{FREEZE, THAW};
 use crate::LocalCode;
 use crate::wasm::engine::Engine;
 use crate::wasm::engine::budget::{MachineBudget, Purpose, Share};
@@ -30,11 +31,12 @@ impl Linked {
         engine: &Engine,
         size: Size,
         compiled: &Component,
+        has_images: bool,
     ) -> Result<Self, ComponentError> {
         let mismatch = |error: wasmtime::Error| {
             local(&error).unwrap_or_else(|| ComponentError::Mismatch(format!("{error:#}")))
         };
-        let exports = Exports::of(compiled)?;
+        let exports = Exports::of(compiled, has_images)?;
         let linker = linker_for(engine.inner(), compiled).map_err(mismatch)?;
         let pre = linker.instantiate_pre(compiled).map_err(mismatch)?;
         Ok(Self {
@@ -56,12 +58,18 @@ impl Linked {
         self.size.scopes
     }
 
+    /// Modules of the host's that hold what is written down of its state: each has a memory.
+    pub(super) fn images(&self) -> u64 {
+        self.exports.images.len() as u64
+    }
+
     /// Takes what an instance of it needs under this profile from the node's budget.
     pub(super) fn share(&self, profile: &Profile, purpose: Purpose) -> Result<Share, Failure> {
         let bytes = profile
             .memory_bytes
             .saturating_add(profile.snapshot_headroom());
-        let cost = self.layout.cost(self.size.memories, bytes);
+        let memories = self.size.memories.saturating_add(self.images());
+        let cost = self.layout.cost(memories, bytes);
         self.budget.take(cost, purpose)
     }
 
@@ -93,10 +101,20 @@ pub(crate) struct Exports {
     pub(crate) init: Option<ComponentExportIndex>,
     pub(crate) query: Option<ComponentExportIndex>,
     pub(crate) apply_batch: Option<ComponentExportIndex>,
+    /// None if it has no images.
+    pub(crate) images: Vec<Image<ComponentExportIndex>>,
+}
+
+/// The functions of one image module.
+pub(crate) struct Image<F> {
+    /// Writes down the globals of the instances that it knows, and the sizes of their memories.
+    pub(crate) freeze: F,
+    /// Puts them back.
+    pub(crate) thaw: F,
 }
 
 impl Exports {
-    fn of(component: &Component) -> Result<Self, ComponentError> {
+    fn of(component: &Component, has_images: bool) -> Result<Self, ComponentError> {
         let optional = |interface: &str, function: &str| {
             let interface = component.get_export_index(None, interface)?;
             component.get_export_index(Some(&interface), function)
@@ -106,7 +124,20 @@ impl Exports {
                 ComponentError::Mismatch(format!("`state-machine` has no function `{function}`"))
             })
         };
+        let image = |number: usize| {
+            let index = |name| component.get_export_index(None, format!("{name}{number}"));
+            Some(Image {
+                freeze: index(FREEZE)?,
+                thaw: index(THAW)?,
+            })
+        };
+        // A component that has none may have functions of these names that are its own.
+        let images = match has_images {
+            true => (0..).map_while(image).collect(),
+            false => Vec::new(),
+        };
         Ok(Self {
+            images,
             describe: required("describe")?,
             apply: required("apply")?,
             save: required("save")?,

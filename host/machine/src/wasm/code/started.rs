@@ -6,7 +6,8 @@ use skep_core::outcome::{EntryContext, GuestFault};
 use wasmtime::Store;
 use wasmtime::component::{ComponentExportIndex, ComponentNamedList, Func, Lift, Lower, Resource};
 
-use super::linked::Linked;
+use super::freeze::{FREEZE, THAW};
+use super::linked::{Image, Linked};
 use crate::LocalCode;
 use crate::wasm::engine::budget::Purpose;
 use crate::wasm::fault::Failure;
@@ -24,10 +25,15 @@ const MAX_HANDLES: usize = 1024;
 /// Bytes that any call may give back, or pass to an import, beside a reply: twice what an output stream takes at once.
 pub(crate) const CALL_OVERHEAD: usize = 128 << 10;
 
+/// Fuel for one image module's function, which is nobody's: growing a memory to all that it may be takes 17 million.
+const IMAGE_FUEL: u64 = 1 << 40;
+
 /// A store with one instance in it. After a failed call it is dead: drop it.
 pub(crate) struct Started {
     store: Store<World>,
     functions: Functions,
+    /// Those of its image modules; none if it has no images.
+    images: Vec<Image<Func>>,
     ending: Arc<Ending>,
     /// A call has failed: what is in the store means nothing any more.
     dead: bool,
@@ -62,7 +68,7 @@ impl Started {
         let mut store = Store::new(
             engine,
             World::new(
-                Limits::new(profile, linked.scopes(), share),
+                Limits::new(profile, linked.scopes(), linked.images(), share),
                 profile,
                 context,
                 Arc::clone(logbook),
@@ -107,9 +113,20 @@ impl Started {
             query: optional(&mut store, &exports.query)?,
             apply_batch: optional(&mut store, &exports.apply_batch)?,
         };
+        let images = exports
+            .images
+            .iter()
+            .map(|image| {
+                Ok(Image {
+                    freeze: function(&mut store, &image.freeze)?,
+                    thaw: function(&mut store, &image.thaw)?,
+                })
+            })
+            .collect::<Result<_, Failure>>()?;
         Ok(Self {
             store,
             functions,
+            images,
             ending: Arc::clone(ending),
             dead: false,
         })
@@ -159,7 +176,11 @@ impl Started {
             store,
             "apply-batch",
             functions.apply_batch,
-        )
+        )?;
+        self.images.iter().try_for_each(|image| {
+            check::<(), ()>(store, FREEZE, Some(image.freeze))?;
+            check::<(), ()>(store, THAW, Some(image.thaw))
+        })
     }
 
     pub(crate) fn functions(&self) -> &Functions {
@@ -197,6 +218,42 @@ impl Started {
         self.store.set_fuel(fuel)?;
         self.store.set_hostcall_fuel(room);
         self.store.data_mut().enter(context, call, ordinal);
+        Ok(())
+    }
+
+    /// Has the machine's globals and the sizes of its memories written into the memories of its image modules. Neither the guest
+    /// nor the fuel of its calls can tell.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "images are taken by nobody yet")
+    )]
+    pub(crate) fn freeze(&mut self) -> Result<(), Failure> {
+        self.call_images(|image| image.freeze)
+    }
+
+    /// Sets the machine's globals to what is in the memories of its image modules, and grows its memories to the sizes that
+    /// stand there; what is in them is the host's to bring.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "images are taken by nobody yet")
+    )]
+    pub(crate) fn thaw(&mut self) -> Result<(), Failure> {
+        self.call_images(|image| image.thaw)
+    }
+
+    fn call_images(&mut self, function: fn(&Image<Func>) -> Func) -> Result<(), Failure> {
+        if self.images.is_empty() {
+            return Err(Failure::local(
+                LocalCode::Missing,
+                "the machine has no images",
+            ));
+        }
+        let functions = self.images.iter().map(function).collect::<Vec<_>>();
+        for function in functions {
+            self.store.set_fuel(IMAGE_FUEL)?;
+            self.call::<(), ()>(function, ())
+                .map_err(Failure::made_local)?;
+        }
         Ok(())
     }
 

@@ -51,6 +51,13 @@ impl Instance {
         })
     }
 
+    /// Has its state written down and put back.
+    #[cfg(test)]
+    pub(super) fn freeze_and_thaw(&mut self) -> Result<(), Failure> {
+        self.started.freeze()?;
+        self.started.thaw()
+    }
+
     /// Whether log lines are dropped: they were written when the call ran first.
     pub(crate) fn mute(&mut self, muted: bool) {
         self.started.world_mut().log.mute(muted);

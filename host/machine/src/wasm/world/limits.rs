@@ -7,6 +7,9 @@ use crate::wasm::engine::budget::Share;
 use crate::wasm::fault::Stop;
 use skep_types::profile::Profile;
 
+/// Bytes of a page of a guest's memory.
+const PAGE_BYTES: usize = 64 << 10;
+
 /// Refuses what the profile does not allow, and tells a refusal, which every replica makes, from a failure of this
 /// node's memory, which only this one sees.
 #[derive(Debug)]
@@ -15,6 +18,7 @@ pub(crate) struct Limits {
     table: Meter,
     instances: usize,
     counters: usize,
+    images: usize,
     refused: bool,
     /// As `refused`, of memory that the module may have, and in the present call.
     memory_refused: bool,
@@ -23,13 +27,15 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    /// Of a component with so many scopes. The modules that hold the counters of its stack are the host's, not the guest's.
-    pub(crate) fn new(profile: &Profile, scopes: u64, share: Share) -> Self {
+    /// Of a component with so many scopes and images. The modules that hold the counters of its stack, and what is written down
+    /// of its state, are the host's, not the guest's.
+    pub(crate) fn new(profile: &Profile, scopes: u64, images: u64, share: Share) -> Self {
         Self {
             memory: Meter::new(profile.memory_bytes),
             table: Meter::new(profile.table_elements),
             instances: profile.instances as usize,
             counters: usize::try_from(scopes).unwrap_or(usize::MAX),
+            images: usize::try_from(images).unwrap_or(usize::MAX),
             refused: false,
             memory_refused: false,
             share,
@@ -74,6 +80,10 @@ impl ResourceLimiter for Limits {
         desired: usize,
         maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
+        // An image module's: the host's own, some bytes that stand in no profile, and no whole pages.
+        if !desired.is_multiple_of(PAGE_BYTES) {
+            return Ok(true);
+        }
         let allowed = self.memory.grow(current, desired, maximum);
         self.refused |= !allowed;
         // Beyond what the module itself allows, or can address, no profile would help.
@@ -108,11 +118,13 @@ impl ResourceLimiter for Limits {
     }
 
     fn instances(&self) -> usize {
-        self.instances.saturating_add(self.counters)
+        self.instances
+            .saturating_add(self.counters)
+            .saturating_add(self.images)
     }
 
     fn memories(&self) -> usize {
-        self.instances
+        self.instances.saturating_add(self.images)
     }
 
     fn tables(&self) -> usize {
@@ -160,37 +172,53 @@ mod tests {
     fn limits(profile: &Profile) -> Limits {
         let budget = MachineBudget::new(Holdings::of_this_system());
         let share = budget.take(Holdings::default(), Purpose::New).unwrap();
-        Limits::new(profile, 0, share)
+        Limits::new(profile, 0, 0, share)
+    }
+
+    fn hundred_pages() -> Profile {
+        Profile {
+            memory_bytes: 100 * PAGE_BYTES as u64,
+            ..Profile::default()
+        }
+    }
+
+    /// A memory grows from so many pages to so many, of at most so many.
+    fn grow(limits: &mut Limits, current: usize, desired: usize, maximum: Option<usize>) -> bool {
+        let [current, desired] = [current, desired].map(|pages| pages * PAGE_BYTES);
+        limits
+            .memory_growing(current, desired, maximum.map(|pages| pages * PAGE_BYTES))
+            .unwrap()
     }
 
     #[test]
     fn memories_share_one_limit_and_a_refusal_takes_nothing() {
-        let profile = Profile {
-            memory_bytes: 100,
-            ..Profile::default()
-        };
-        let mut limits = limits(&profile);
-        assert!(limits.memory_growing(0, 60, None).unwrap());
-        assert!(!limits.memory_growing(0, 50, None).unwrap());
-        assert!(limits.memory_growing(0, 40, Some(40)).unwrap());
-        assert!(!limits.memory_growing(40, 41, Some(40)).unwrap());
+        let mut limits = limits(&hundred_pages());
+        assert!(grow(&mut limits, 0, 60, None));
+        assert!(!grow(&mut limits, 0, 50, None));
+        assert!(grow(&mut limits, 0, 40, Some(40)));
+        assert!(!grow(&mut limits, 40, 41, Some(40)));
         assert!(limits.refused());
     }
 
     #[test]
+    fn what_the_host_adds_is_not_the_guest_s() {
+        let mut limits = limits(&hundred_pages());
+        assert!(grow(&mut limits, 0, 100, None));
+        assert!(limits.memory_growing(0, 49, Some(49)).unwrap());
+        assert_eq!(limits.memory_bytes(), 100 * PAGE_BYTES as u64);
+        assert!(!limits.refused() && !grow(&mut limits, 100, 101, None));
+    }
+
+    #[test]
     fn only_what_the_profile_refuses_is_a_want_of_memory() {
-        let profile = Profile {
-            memory_bytes: 100,
-            ..Profile::default()
-        };
-        let mut limits = limits(&profile);
-        assert!(!limits.memory_growing(0, 120, Some(80)).unwrap());
+        let mut limits = limits(&hundred_pages());
+        assert!(!grow(&mut limits, 0, 120, Some(80)));
         assert!(limits.refused() && !limits.memory_refused());
-        assert!(!limits.memory_growing(0, 120, Some(120)).unwrap());
+        assert!(!grow(&mut limits, 0, 120, Some(120)));
         assert!(limits.memory_refused());
         limits.enter();
         assert!(!limits.memory_refused());
-        assert!(!limits.memory_growing(0, 120, None).unwrap());
+        assert!(!grow(&mut limits, 0, 120, None));
         assert!(limits.memory_refused());
     }
 

@@ -2,7 +2,7 @@
 
 use wasmparser::{FunctionBody, Operator, WasmModuleResources};
 
-use super::error::RewriteError;
+use crate::wasm::code::rewriting::error::RewriteError;
 
 /// Counted stack of a component with all that is inside it, in bytes: a quarter of the native stack. Frames are estimated
 /// from above (16 bytes for each value that may be live), so the real use is less again.

@@ -1,10 +1,10 @@
 //! The counter itself: the module that holds it, its import, and the instructions that count.
 
 use super::cost::STACK_LIMIT;
-use super::encode::{
+use crate::wasm::code::rewriting::encode::{
     GLOBAL_GET, GLOBAL_SET, SECTION_EXPORT, push_name, push_section, push_signed, push_u32,
 };
-use super::error::COUNTER_MODULE;
+use crate::wasm::code::rewriting::error::COUNTER_MODULE;
 
 /// What the modules import the counter as.
 const COUNTER_FIELD: &str = "s";

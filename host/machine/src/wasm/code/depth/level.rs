@@ -8,13 +8,13 @@ use wasmparser::{
 
 use super::cost::{LEAF_BYTES, Shape};
 use super::counter::{Counter, counter_module, push_counter_import};
-use super::encode::{
+use crate::wasm::code::rewriting::encode::{
     GLOBAL_GET, GLOBAL_SET, SECTION_ALIAS, SECTION_CODE, SECTION_COMPONENT_MODULE,
     SECTION_CORE_INSTANCE, SECTION_CUSTOM, SECTION_IMPORT, SECTION_TYPE, SORT_CORE_INSTANCE,
     core_sort, push_func_type, push_name, push_s33, push_section, push_u32, push_val_type,
     without_count,
 };
-use super::error::{COUNTER_MODULE, RewriteError};
+use crate::wasm::code::rewriting::error::{COUNTER_MODULE, RewriteError};
 
 /// One module or component being copied.
 pub(super) struct Level {

@@ -1,6 +1,6 @@
 use super::*;
 use crate::wasm::Engine;
-use crate::wasm::engine::APPLY_THREAD_STACK_BYTES;
+use crate::wasm::engine::{APPLY_THREAD_STACK_BYTES, FEATURES};
 use wasmtime::component::Linker;
 use wasmtime::{Store, Trap};
 
@@ -15,7 +15,7 @@ fn call(module: &str, argument: i32) -> (Result<i32, Trap>, u64) {
 
 /// Calls `f` of a component with so many components with code in it.
 fn call_component(text: &str, scopes: u64, argument: i32) -> (Result<i32, Trap>, u64) {
-    let bytes = count_stack(&wat::parse_str(text).unwrap(), scopes).unwrap();
+    let bytes = count_stack(&wat::parse_str(text).unwrap(), scopes, FEATURES).unwrap();
     std::thread::Builder::new()
         .stack_size(APPLY_THREAD_STACK_BYTES)
         .spawn(move || {
@@ -174,7 +174,7 @@ fn what_hides_which_module_runs_where_is_refused() {
             "the host's own name",
         ),
     ] {
-        let refused = count_stack(&wat::parse_str(text).unwrap(), 1).unwrap_err();
+        let refused = count_stack(&wat::parse_str(text).unwrap(), 1, FEATURES).unwrap_err();
         assert!(refused.to_string().contains(error), "{text}: {refused}");
     }
 }
@@ -249,6 +249,6 @@ fn a_large_frame_costs_more_than_a_small_one() {
 
 #[test]
 fn garbage_is_an_error() {
-    assert!(count_stack(b"\0asm\x0d\0\x01\0\x01\x7f", 1).is_err());
-    assert!(count_stack(b"not wasm", 1).is_err());
+    assert!(count_stack(b"\0asm\x0d\0\x01\0\x01\x7f", 1, FEATURES).is_err());
+    assert!(count_stack(b"not wasm", 1, FEATURES).is_err());
 }

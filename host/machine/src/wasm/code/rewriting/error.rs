@@ -1,7 +1,7 @@
 //! Why a component is not rewritten.
 
 /// What the modules import the counter from.
-pub(super) const COUNTER_MODULE: &str = "skep:stack";
+pub(in crate::wasm::code) const COUNTER_MODULE: &str = "skep:stack";
 
 /// Why a component was not rewritten.
 #[derive(Debug, thiserror::Error)]
@@ -12,6 +12,8 @@ pub(crate) enum RewriteError {
     Unknown(&'static str),
     #[error("it is empty")]
     Empty,
+    #[error("it is cut off")]
+    Cut,
     #[error(
         "it passes core modules from one component to another; hold them instead (no toolchain makes this)"
     )]

@@ -1,0 +1,300 @@
+//! A component, with an image module behind its last instance.
+
+use wasm_encoder::{
+    Alias, CanonicalFunctionSection, ComponentAliasSection, ComponentExportKind,
+    ComponentExportSection, ComponentSection, ComponentTypeSection, ExportKind, InstanceSection,
+    ModuleArg, ModuleSection,
+};
+use wasmparser::types::TypesRef;
+use wasmparser::{
+    CanonicalFunction, ComponentAlias, ComponentExternalKind, ComponentInstance,
+    ComponentOuterAliasKind, ComponentTypeRef, Instance, Payload,
+};
+
+use super::image::{self, Part};
+use super::module::Shared;
+use super::{FREEZE, Halt, Level, NoImage, RewriteError, THAW};
+use crate::wasm::code::rewriting::encode::push_section;
+
+/// Image modules in a component with all that it instantiates: the host calls each.
+const MAX_IMAGES: u32 = 64;
+
+/// Modules that one component may define, and instances it may make of them: half of what the engine allows, so that there
+/// is room for the host's own.
+const MAX_CORE_ITEMS: u32 = 500;
+
+/// A component that is being copied.
+pub(super) struct ComponentLevel {
+    pub(super) out: Vec<u8>,
+    /// What changes in each core module known here, by the module's index.
+    pub(super) modules: Vec<Shared>,
+    /// The image modules in an instance of each component known here, by the component's index.
+    pub(super) components: Vec<u32>,
+    /// The core instances in which something changes.
+    parts: Vec<Part>,
+    /// The instances of components with image modules in them: index, and how many.
+    imaged: Vec<(u32, u32)>,
+}
+
+impl ComponentLevel {
+    pub(super) fn new(header: &[u8]) -> Self {
+        Self {
+            out: header.to_vec(),
+            modules: Vec::new(),
+            components: Vec::new(),
+            parts: Vec::new(),
+            imaged: Vec::new(),
+        }
+    }
+
+    pub(super) fn section(
+        &mut self,
+        bytes: &[u8],
+        payload: &Payload<'_>,
+        types: TypesRef<'_>,
+        outer: &[Level],
+    ) -> Result<(), Halt> {
+        let Some((id, range)) = payload.as_section() else {
+            return Ok(());
+        };
+        match payload {
+            Payload::InstanceSection(instances) => {
+                let first = types.core_instance_count() - instances.count();
+                for (index, instance) in (first..).zip(instances.clone()) {
+                    if let Instance::Instantiate { module_index, .. } = instance? {
+                        self.instantiated(index, module_index)?;
+                    }
+                }
+            }
+            Payload::ComponentInstanceSection(instances) => {
+                let first = types.component_instance_count() - instances.count();
+                for (index, instance) in (first..).zip(instances.clone()) {
+                    self.component_instance(index, &instance?)?;
+                }
+            }
+            Payload::ComponentAliasSection(aliases) => {
+                for alias in aliases.clone() {
+                    self.alias(&alias?, outer)?;
+                }
+            }
+            Payload::ComponentImportSection(imports) => {
+                for import in imports.clone() {
+                    if let ComponentTypeRef::Module(_) | ComponentTypeRef::Component(_) = import?.ty
+                    {
+                        return Err(NoImage::PassedCode.into());
+                    }
+                }
+            }
+            Payload::ComponentExportSection(exports) => {
+                for export in exports.clone() {
+                    let export = export?;
+                    refuse_taken_name(export.name.name)?;
+                    match export.kind {
+                        ComponentExternalKind::Module => return Err(NoImage::PassedCode.into()),
+                        ComponentExternalKind::Component => {
+                            self.components.push(self.images_of(export.index)?);
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            Payload::ComponentCanonicalSection(functions) => {
+                for function in functions.clone() {
+                    match function? {
+                        CanonicalFunction::Lift { .. }
+                        | CanonicalFunction::Lower { .. }
+                        | CanonicalFunction::ResourceDrop { .. }
+                        | CanonicalFunction::ResourceRep { .. } => {}
+                        _ => return Err(NoImage::OwnHandles.into()),
+                    }
+                }
+            }
+            _ => {}
+        }
+        let section = bytes.get(range).ok_or(RewriteError::Cut)?;
+        push_section(&mut self.out, id, section);
+        Ok(())
+    }
+
+    fn instantiated(&mut self, instance: u32, module: u32) -> Result<(), Halt> {
+        let state = self.state_of(module)?;
+        if !state.is_empty() {
+            self.parts.push(Part { instance, state });
+        }
+        Ok(())
+    }
+
+    fn component_instance(
+        &mut self,
+        index: u32,
+        instance: &ComponentInstance<'_>,
+    ) -> Result<(), Halt> {
+        let passes_code = match instance {
+            ComponentInstance::Instantiate { args, .. } => args.iter().any(|arg| is_code(arg.kind)),
+            ComponentInstance::FromExports(exports) => {
+                exports.iter().any(|export| is_code(export.kind))
+            }
+        };
+        if passes_code {
+            return Err(NoImage::PassedCode.into());
+        }
+        if let ComponentInstance::Instantiate {
+            component_index, ..
+        } = instance
+        {
+            match self.images_of(*component_index)? {
+                0 => {}
+                images => self.imaged.push((index, images)),
+            }
+        }
+        Ok(())
+    }
+
+    fn alias(&mut self, alias: &ComponentAlias<'_>, outer: &[Level]) -> Result<(), Halt> {
+        match alias {
+            ComponentAlias::InstanceExport { kind, .. } if is_code(*kind) => {
+                return Err(NoImage::PassedCode.into());
+            }
+            ComponentAlias::Outer { kind, count, index } => {
+                let of = match (*count as usize).checked_sub(1) {
+                    None => &*self,
+                    Some(out) => match outer.iter().rev().nth(out) {
+                        Some(Level::Component(of)) => of,
+                        _ => return Err(NoImage::PassedCode.into()),
+                    },
+                };
+                match kind {
+                    ComponentOuterAliasKind::CoreModule => {
+                        let state = of.state_of(*index)?;
+                        self.modules.push(state);
+                    }
+                    ComponentOuterAliasKind::Component => {
+                        let images = of.images_of(*index)?;
+                        self.components.push(images);
+                    }
+                    _ => {}
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn state_of(&self, module: u32) -> Result<Shared, Halt> {
+        let state = self.modules.get(module as usize);
+        Ok(state.cloned().ok_or(NoImage::PassedCode)?)
+    }
+
+    fn images_of(&self, component: u32) -> Result<u32, Halt> {
+        let images = self.components.get(component as usize);
+        Ok(images.copied().ok_or(NoImage::PassedCode)?)
+    }
+
+    /// The component, and how many image modules an instance of it has.
+    pub(super) fn end(mut self, types: TypesRef<'_>) -> Result<(Vec<u8>, u32), Halt> {
+        let own = u32::from(!self.parts.is_empty());
+        let images = self
+            .imaged
+            .iter()
+            .try_fold(own, |sum, (_, images)| sum.checked_add(*images))
+            .filter(|images| *images <= MAX_IMAGES)
+            .ok_or(NoImage::TooManyParts)?;
+        if types.module_count().max(types.core_instance_count()) > MAX_CORE_ITEMS {
+            return Err(NoImage::TooManyParts.into());
+        }
+        // The functions that are added stand in pairs, behind all others.
+        let first = types.component_function_count();
+        if own > 0 {
+            self.push_own(types)?;
+        }
+        if images > 0 {
+            self.push_inner();
+            self.push_exports(first, images);
+        }
+        Ok((self.out, images))
+    }
+
+    /// The image module, its instance, and its two functions as functions of the component.
+    fn push_own(&mut self, types: TypesRef<'_>) -> Result<(), Halt> {
+        let module = image::module(&self.parts)?;
+        ModuleSection(&module).append_to_component(&mut self.out);
+
+        let mut instances = InstanceSection::new();
+        let arguments = self
+            .parts
+            .iter()
+            .map(|part| (part.name(), ModuleArg::Instance(part.instance)));
+        instances.instantiate(types.module_count(), arguments);
+        instances.append_to_component(&mut self.out);
+
+        let mut aliases = ComponentAliasSection::new();
+        for name in [image::FREEZE, image::THAW] {
+            aliases.alias(Alias::CoreInstanceExport {
+                instance: types.core_instance_count(),
+                kind: ExportKind::Func,
+                name,
+            });
+        }
+        aliases.append_to_component(&mut self.out);
+
+        let mut signature = ComponentTypeSection::new();
+        signature
+            .function()
+            .params([] as [(&str, wasm_encoder::ComponentValType); 0])
+            .result(None);
+        signature.append_to_component(&mut self.out);
+
+        let mut lifted = CanonicalFunctionSection::new();
+        for function in [types.function_count(), types.function_count() + 1] {
+            lifted.lift(function, types.component_type_count(), []);
+        }
+        lifted.append_to_component(&mut self.out);
+        Ok(())
+    }
+
+    /// The functions of the components within.
+    fn push_inner(&mut self) {
+        let mut aliases = ComponentAliasSection::new();
+        for (instance, images) in &self.imaged {
+            for number in 0..*images {
+                for name in [FREEZE, THAW] {
+                    aliases.alias(Alias::InstanceExport {
+                        instance: *instance,
+                        kind: ComponentExportKind::Func,
+                        name: &format!("{name}{number}"),
+                    });
+                }
+            }
+        }
+        if !aliases.is_empty() {
+            aliases.append_to_component(&mut self.out);
+        }
+    }
+
+    /// So many pairs of functions, from `first` on, under their numbers.
+    fn push_exports(&mut self, first: u32, pairs: u32) {
+        let mut exports = ComponentExportSection::new();
+        let names = (0..pairs).flat_map(|number| [FREEZE, THAW].map(|name| (name, number)));
+        for (function, (name, number)) in (first..).zip(names) {
+            let name = format!("{name}{number}");
+            exports.export(&name, ComponentExportKind::Func, function, None);
+        }
+        exports.append_to_component(&mut self.out);
+    }
+}
+
+fn is_code(kind: ComponentExternalKind) -> bool {
+    matches!(
+        kind,
+        ComponentExternalKind::Module | ComponentExternalKind::Component
+    )
+}
+
+/// Names that differ in case only are one name.
+fn refuse_taken_name(name: &str) -> Result<(), Halt> {
+    let name = name.to_ascii_lowercase();
+    match name.starts_with(FREEZE) || name.starts_with(THAW) {
+        true => Err(NoImage::TakenName.into()),
+        false => Ok(()),
+    }
+}
