@@ -25,7 +25,6 @@ use dataset::Item;
 use load::Loader;
 use report::Progress;
 
-/// Nodes of the demonstration.
 const NODES: usize = 3;
 /// Seconds one request may take: longer than the death of a leader and the election after it.
 const REQUEST_SECONDS: u64 = 60;

@@ -40,7 +40,6 @@ const GRACE: Duration = Duration::from_millis(250);
 /// Group 0 is the catalogue, which answers administrative calls.
 const CATALOGUE: GroupId = GroupId(0);
 
-/// Largest component that is read.
 const MAX_COMPONENT: u64 = 256 << 20;
 
 /// A connection to a cluster; cheap to clone. All requests may be made concurrently.
@@ -85,7 +84,6 @@ pub(crate) enum Repeat {
     Never,
 }
 
-/// Whom to ask.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Whom {
     Leader,

@@ -1,10 +1,11 @@
 //! A node as a client reaches it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::BytesMut;
 use skep_types::code::Code;
+use skep_types::shared::lock;
 use skep_wire::codec::{Decoder, Encoder};
 use skep_wire::proto::{
     self, ClientFrame, ServerFrame, client_frame, request, response, server_frame,
@@ -19,7 +20,6 @@ use crate::config::ClientConfig;
 use crate::error::ClientError;
 use crate::link::{Failure, Heard, Link, Way};
 
-/// Room made for one read.
 const READ_ROOM: usize = 64 << 10;
 
 /// After a failed dial the next requests fail at once for this long instead of dialling one after the other.
@@ -72,7 +72,7 @@ impl Node {
 
     /// The link, made anew if the runtime that ran it is gone.
     fn link(&self) -> Link {
-        let mut kept = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = lock(&self.link);
         if let Some(link) = kept.as_ref().filter(|link| !link.is_closed()) {
             return link.clone();
         }
@@ -96,7 +96,7 @@ impl Way for Arc<Door> {
     type Writer = OwnedWriteHalf;
 
     async fn dial(&self) -> Result<(Reader, OwnedWriteHalf), ClientError> {
-        if let Some((until, error)) = &*self.shut()
+        if let Some((until, error)) = &*lock(&self.shut)
             && !until.has_passed()
         {
             return Err(error.clone());
@@ -104,7 +104,7 @@ impl Way for Arc<Door> {
         let dialled = timeout(self.connect_timeout, self.introduce()).await;
         let dialled = dialled.unwrap_or_else(|| Err(self.unreachable(&"it does not answer")));
         let failed = dialled.as_ref().err().cloned();
-        *self.shut() = failed.map(|error| (Deadline::after(DIAL_PAUSE), error));
+        *lock(&self.shut) = failed.map(|error| (Deadline::after(DIAL_PAUSE), error));
         dialled
     }
 
@@ -191,10 +191,6 @@ impl Door {
         Ok((reader, writer))
     }
 
-    fn shut(&self) -> MutexGuard<'_, Option<(Deadline, ClientError)>> {
-        self.shut.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn unreachable(&self, why: &dyn std::fmt::Display) -> ClientError {
         ClientError::Unreachable(format!("{}: {why}", self.address))
     }
@@ -216,9 +212,10 @@ impl Reader {
     async fn next(&mut self) -> Result<Option<server_frame::Body>, WireError> {
         loop {
             if let Some(frame) = self.decoder.take(&mut self.buffer)? {
-                return frame.body.map(Some).ok_or(WireError::Missing {
-                    what: "body of a frame",
-                });
+                return frame
+                    .body
+                    .map(Some)
+                    .ok_or(WireError::Missing("body of a frame"));
             }
             self.buffer.reserve(READ_ROOM);
             if self.stream.read_buf(&mut self.buffer).await? == 0 {

@@ -3,10 +3,11 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use skep_types::shared::lock;
 use skep_wire::WireError;
 use skep_wire::proto::{Call, Request, Response, request};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -349,8 +350,4 @@ impl Owed {
     fn quiet_for(&self, time: Duration) -> bool {
         self.silent.left() <= SILENT_AFTER.saturating_sub(time)
     }
-}
-
-fn lock(owed: &Mutex<Owed>) -> MutexGuard<'_, Owed> {
-    owed.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use skep_types::id::GroupId;
+use skep_types::shared::lock;
 
 use crate::config::ClientConfig;
 use crate::connection::Node;
@@ -48,7 +49,7 @@ impl Routes {
 
     /// The leader of the group, or else any node.
     pub(crate) fn leader(&self, group: GroupId) -> Arc<Node> {
-        let leader = self.learned().leaders.get(&group).cloned();
+        let leader = lock(&self.learned).leaders.get(&group).cloned();
         leader.unwrap_or_else(|| self.any())
     }
 
@@ -60,7 +61,7 @@ impl Routes {
 
     /// A node said who leads the group. Says whether that was news.
     pub(crate) fn learn(&self, group: GroupId, address: &str) -> bool {
-        let mut learned = self.learned();
+        let mut learned = lock(&self.learned);
         if learned
             .leaders
             .get(&group)
@@ -92,7 +93,7 @@ impl Routes {
 
     /// The node did not do: it is not the leader, or did not answer. Others are asked next.
     pub(crate) fn avoid(&self, group: GroupId, node: &Arc<Node>) {
-        let mut learned = self.learned();
+        let mut learned = lock(&self.learned);
         if learned
             .leaders
             .get(&group)
@@ -111,9 +112,5 @@ impl Routes {
                 Ordering::Relaxed,
             );
         }
-    }
-
-    fn learned(&self) -> MutexGuard<'_, Learned> {
-        self.learned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,6 +1,6 @@
 //! Commands that are applied once.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,6 +8,7 @@ use skep_types::code::Code;
 use skep_types::id::{GroupId, RequestId, SessionId};
 use skep_types::proposal::Response;
 use skep_types::retry::Commands;
+use skep_types::shared::lock;
 use skep_wire::proto::{self, request, response};
 use skep_wire::timeout_ms;
 use tokio::sync::Notify;
@@ -55,7 +56,7 @@ impl Session {
 
     /// The id under which the group knows the session.
     pub fn id(&self) -> SessionId {
-        self.inner.commands().session()
+        lock(&self.inner.commands).session()
     }
 
     /// The same session, whose commands are tried for so long, as [`Client::with_timeout`].
@@ -90,7 +91,7 @@ impl Session {
             request::Body::Propose(proto::Propose {
                 session: request.session.to_bytes(),
                 sequence: request.sequence,
-                acknowledged: name.inner.commands().acknowledged(request),
+                acknowledged: lock(&name.inner.commands).acknowledged(request),
                 data: command.clone(),
                 timeout_ms: timeout_ms(left),
             })
@@ -113,7 +114,7 @@ impl Session {
     /// As every request; the session is as it was then.
     pub async fn reopen(&self) -> Result<(), ClientError> {
         let id = open(&self.client, self.group).await?;
-        *self.inner.commands() = Commands::new(id);
+        *lock(&self.inner.commands) = Commands::new(id);
         self.inner.moved.notify_waiters();
         Ok(())
     }
@@ -124,7 +125,7 @@ impl Session {
             // Asked for before looking, so that a move in between is not missed.
             let moved = self.inner.moved.notified();
             {
-                let mut commands = self.inner.commands();
+                let mut commands = lock(&self.inner.commands);
                 if commands.ahead() < WINDOW {
                     return Name {
                         inner: Arc::clone(&self.inner),
@@ -137,12 +138,6 @@ impl Session {
     }
 }
 
-impl Inner {
-    fn commands(&self) -> MutexGuard<'_, Commands> {
-        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// The name of a command in flight; settled when it is dropped.
 struct Name {
     inner: Arc<Inner>,
@@ -151,7 +146,7 @@ struct Name {
 
 impl Drop for Name {
     fn drop(&mut self) {
-        let moved = self.inner.commands().settle(self.request);
+        let moved = lock(&self.inner.commands).settle(self.request);
         if moved {
             self.inner.moved.notify_waiters();
         }

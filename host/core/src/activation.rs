@@ -48,7 +48,7 @@ impl Decision {
     /// What whoever asked is told.
     pub fn outcome(self) -> Outcome {
         match self {
-            Self::Confirmed => Outcome::Reply(Bytes::new()),
+            Self::Confirmed => Outcome::default(),
             Self::Aborted(reason) => Outcome::Refused {
                 code: NOT_ACTIVATED,
                 message: reason.to_string(),
@@ -59,7 +59,7 @@ impl Decision {
     /// What replicas compare: no sentences.
     fn deed(self, entry: &[u8]) -> Deed {
         let outcome = match self {
-            Self::Confirmed => Outcome::Reply(Bytes::new()),
+            Self::Confirmed => Outcome::default(),
             Self::Aborted(reason) => Outcome::Refused {
                 code: reason.code(),
                 message: String::new(),
@@ -260,7 +260,7 @@ impl Group {
     /// A member waits for the decision on an activation that this leader has not come to. If its machine is of no use, and no
     /// majority of the voters can come to it, it is given up: else nobody would get to the snapshot behind it that they need.
     fn give_up_unprocessed(&mut self, index: LogIndex) {
-        if self.needs_snapshot_after().is_none() || !self.can_propose() || self.proposals.elected {
+        if self.needs_snapshot_after().is_none() || !self.may_propose() {
             return;
         }
         let voters: Vec<_> = self.state.membership.voters().collect();
@@ -357,7 +357,7 @@ impl Group {
 
     /// A leader decides as soon as it can tell. `true` if there was something to propose.
     pub(crate) fn propose_decision_if_due(&mut self) -> bool {
-        if !self.leads() || !self.can_propose() || self.proposals.elected {
+        if !self.may_propose() {
             return false;
         }
         let (term, index) = (
@@ -446,7 +446,7 @@ impl Group {
                 code: CONFIRMED_BEFORE,
                 message: "the group goes on with the new machine: that was decided before".into(),
             },
-            (Some(_), _) => Outcome::Reply(Bytes::new()),
+            (Some(_), _) => Outcome::default(),
             (None, _) => {
                 self.refuse_all(askers, &ProposalError::NotNeeded);
                 return;
@@ -480,7 +480,7 @@ impl Group {
     }
 }
 
-fn abort(index: LogIndex, reason: AbortReason) -> Kind {
+pub(crate) fn abort(index: LogIndex, reason: AbortReason) -> Kind {
     Kind::Abort(Abort {
         index: index.0,
         code: reason.code(),

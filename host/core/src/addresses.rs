@@ -25,7 +25,6 @@ impl Addresses {
         }
     }
 
-    /// All that are known.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (ReplicaId, NodeId)> + '_ {
         self.nodes.iter().map(|(replica, node)| (*replica, *node))
     }

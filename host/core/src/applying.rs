@@ -1,7 +1,5 @@
 //! Entries that the machine has in hand, and its answers.
 
-use bytes::Bytes;
-
 use crate::attestation::Deed;
 use crate::group::Group;
 use crate::id::{LogIndex, NodeId, ReplicaId, RequestId, Term};
@@ -164,18 +162,15 @@ impl Group {
             return;
         }
         self.complete_idle();
-        let expected = self.applying.front().is_some_and(|front| {
-            front.index == index
-                && front.works
-                && matches!(
-                    front.what,
-                    What::Commands { .. } | What::Change { .. } | What::Control
-                )
-        });
-        let Some(front) = self.applying.pop_front().filter(|_| expected) else {
-            self.halt(format!(
-                "the machine answered for entry {index} out of order"
-            ));
+        let is_entry = |front: &Applying| {
+            let what = &front.what;
+            let is_entry = matches!(
+                what,
+                What::Commands { .. } | What::Change { .. } | What::Control
+            );
+            front.works && is_entry
+        };
+        let Some(front) = self.take_answered(("entry", index), is_entry) else {
             return;
         };
         if self.leads() {
@@ -201,18 +196,29 @@ impl Group {
         self.complete_idle();
     }
 
+    /// Takes what the machine has answered for: what it has had in hand for longest, or the replica cannot go on.
+    fn take_answered(
+        &mut self,
+        (what, index): (&str, LogIndex),
+        is_it: impl Fn(&Applying) -> bool,
+    ) -> Option<Applying> {
+        let is_it = |front: &mut Applying| front.index == index && is_it(front);
+        let answered = self.applying.pop_front_if(is_it);
+        if answered.is_none() {
+            self.halt(format!(
+                "the machine answered for {what} {index} out of order"
+            ));
+        }
+        answered
+    }
+
     /// The machine has passed a barrier.
     pub(crate) fn machine_passed(&mut self, index: LogIndex, saved: Saved) {
         if index <= self.superseded_through || self.is_faulted() {
             return;
         }
-        let expected = self.applying.front().is_some_and(|front| {
-            front.index == index && matches!(front.what, What::Barrier { .. })
-        });
-        let Some(front) = self.applying.pop_front().filter(|_| expected) else {
-            self.halt(format!(
-                "the machine answered for barrier {index} out of order"
-            ));
+        let is_barrier = |front: &Applying| matches!(front.what, What::Barrier { .. });
+        let Some(front) = self.take_answered(("barrier", index), is_barrier) else {
             return;
         };
         let What::Barrier { askers, conf_state } = front.what else {
@@ -246,12 +252,9 @@ impl Group {
     }
 
     pub(crate) fn machine_restored(&mut self, index: LogIndex) {
-        let expected = self
-            .applying
-            .front()
-            .is_some_and(|front| front.index == index && matches!(front.what, What::Restore));
-        if expected {
-            self.applying.pop_front();
+        let is_it =
+            |front: &mut Applying| front.index == index && matches!(front.what, What::Restore);
+        if self.applying.pop_front_if(is_it).is_some() {
             self.applied = index;
             self.complete_idle();
         }
@@ -259,17 +262,11 @@ impl Group {
 
     /// The machine has done what was decided on an activation.
     pub(crate) fn complete_activation(&mut self, index: LogIndex, outcome: Outcome) {
-        let expected = self.applying.front().is_some_and(|front| {
-            front.index == index && matches!(front.what, What::Activate { .. })
-        });
-        let Some(front) = self.applying.pop_front().filter(|_| expected) else {
-            self.halt(format!(
-                "the machine answered for activation {index} out of order"
-            ));
-            return;
-        };
-        self.complete(front, vec![outcome]);
-        self.complete_idle();
+        let is_activation = |front: &Applying| matches!(front.what, What::Activate { .. });
+        if let Some(front) = self.take_answered(("activation", index), is_activation) {
+            self.complete(front, vec![outcome]);
+            self.complete_idle();
+        }
     }
 
     /// Somebody waits for the decision on the activation that is not done. `false` if there is none.
@@ -295,10 +292,7 @@ impl Group {
 
     /// Finishes entries at the front that the machine has nothing to do for.
     pub(crate) fn complete_idle(&mut self) {
-        while self.applying.front().is_some_and(|front| !front.works) {
-            let Some(front) = self.applying.pop_front() else {
-                break;
-            };
+        while let Some(front) = self.applying.pop_front_if(|front| !front.works) {
             self.complete(front, Vec::new());
         }
     }
@@ -355,10 +349,7 @@ impl Group {
                 self.complete_change(index, term, asker, applied, outcomes)
             }
             What::Activate { askers } => {
-                let outcome = outcomes
-                    .into_iter()
-                    .next()
-                    .unwrap_or_else(|| Outcome::Reply(Bytes::new()));
+                let outcome = outcomes.into_iter().next().unwrap_or_default();
                 self.answer(&askers, (index, term), outcome);
             }
             What::Control | What::Barrier { .. } | What::Restore => {}
@@ -389,19 +380,12 @@ impl Group {
         applied: Option<Changed>,
         outcomes: Vec<Outcome>,
     ) {
+        let not_a_member = ProposalError::ChangeRefused(ChangeRefusal::NotMember);
         let Some(changed) = applied else {
-            if let Some(asker) = asker {
-                self.reply(
-                    asker,
-                    Err(ProposalError::ChangeRefused(ChangeRefusal::NotMember)),
-                );
-            }
+            self.refuse_all(asker.as_slice(), &not_a_member);
             return;
         };
-        let outcome = outcomes
-            .into_iter()
-            .next()
-            .unwrap_or_else(|| Outcome::Reply(Bytes::new()));
+        let outcome = outcomes.into_iter().next().unwrap_or_default();
         let response = Response {
             request: RequestId::ANONYMOUS,
             index,
@@ -410,11 +394,8 @@ impl Group {
         };
         if changed.kind == ChangeKind::AddLearner && changed.promote {
             if let Some(asker) = asker {
-                self.proposals
-                    .joins
-                    .entry(changed.replica)
-                    .or_default()
-                    .push(asker);
+                let joins = self.proposals.joins.entry(changed.replica);
+                joins.or_default().push(asker);
             }
             return;
         }
@@ -423,14 +404,10 @@ impl Group {
         } else if let Some(asker) = asker {
             self.reply(asker, Ok(response.clone()));
         }
-        let joined = self
-            .proposals
-            .joins
-            .remove(&changed.replica)
-            .unwrap_or_default();
-        for asker in joined {
+        let joined = self.proposals.joins.remove(&changed.replica);
+        for asker in joined.unwrap_or_default() {
             let result = match changed.kind {
-                ChangeKind::Remove => Err(ProposalError::ChangeRefused(ChangeRefusal::NotMember)),
+                ChangeKind::Remove => Err(not_a_member.clone()),
                 _ => Ok(response.clone()),
             };
             self.reply(asker, result);

@@ -168,7 +168,7 @@ impl Group {
 
     /// Promotes a learner that has nearly all of the log.
     pub(crate) fn promote_who_has_caught_up(&mut self) {
-        if !self.can_propose() || self.proposals.elected {
+        if !self.may_propose() {
             return;
         }
         let last = self.raft.last().0;

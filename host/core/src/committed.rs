@@ -206,7 +206,7 @@ impl Group {
 
     /// Answers whoever asked for an entry that only the host looks at.
     pub(crate) fn acknowledge(&mut self, askers: &[AskerId], index: LogIndex, term: Term) {
-        self.answer(askers, (index, term), Outcome::Reply(Bytes::new()));
+        self.answer(askers, (index, term), Outcome::default());
     }
 
     /// Answers whoever asked for the entry at this place.
@@ -264,12 +264,11 @@ impl Group {
                     session,
                     sequence: 0,
                 };
-                let outcome = Outcome::Reply(Bytes::new());
                 Fate::Known(Ok(Response {
                     request,
                     index: applying.index,
                     term: applying.term,
-                    outcome,
+                    outcome: Outcome::default(),
                 }))
             } else if self.state.paused {
                 Fate::Known(Err(ProposalError::Paused))

@@ -9,7 +9,7 @@ use crate::entry::{self, Order};
 use crate::group::Group;
 use crate::id::{LogIndex, NodeId, ReplicaId};
 use crate::log_view::Snapshotted;
-use crate::message::{ArrivedSnapshot, Body, PeerMessage};
+use crate::message::{ArrivedSnapshot, Body};
 use crate::state::HostState;
 
 /// Snapshots that are asked for, on their way, and here.
@@ -59,7 +59,7 @@ impl Group {
     fn have_others_take_a_snapshot(&mut self) {
         let is_barrier =
             |entry: &Entry| matches!(entry::read(entry), Ok(Some((_, Order::Barrier))));
-        if self.can_propose() && !self.proposals.elected && !self.in_flight(is_barrier) {
+        if self.may_propose() && !self.in_flight(is_barrier) {
             self.propose_barrier(None);
         }
     }
@@ -77,11 +77,7 @@ impl Group {
             return;
         }
         let newest = (self.raft.log().snapshot()).filter(|newest| newest.name.index > after);
-        let Some(Snapshotted {
-            name: snapshot,
-            conf_state,
-        }) = newest.cloned()
-        else {
+        let Some(newest) = newest.cloned() else {
             self.since_barrier.wanted = true;
             return;
         };
@@ -91,13 +87,6 @@ impl Group {
             return;
         }
         self.cures.sent.insert(node, self.ticks);
-        // As Raft's own: whoever carries or takes a snapshot refuses one that does not say what it is of.
-        let metadata = eraftpb::SnapshotMetadata {
-            conf_state: Some(conf_state).into(),
-            index: snapshot.index.0,
-            term: snapshot.term.0,
-            ..Default::default()
-        };
         let header = eraftpb::Message {
             msg_type: MessageType::MsgSnapshot,
             from: self.replica.0,
@@ -106,26 +95,16 @@ impl Group {
             // Raft takes whoever sends a snapshot for the leader. So one of somebody else says that it was asked for.
             request_snapshot: match self.leads() {
                 true => 0,
-                false => snapshot.index.0,
+                false => newest.name.index.0,
             },
-            snapshot: Some(eraftpb::Snapshot {
-                metadata: Some(metadata).into(),
-                ..Default::default()
-            })
-            .into(),
+            // As Raft's own: whoever carries or takes a snapshot refuses one that does not say what it is of.
+            snapshot: Some(newest.to_raft()).into(),
             ..Default::default()
-        };
-        let message = PeerMessage {
-            group: self.config.group,
-            incarnation: self.config.incarnation,
-            from: self.replica,
-            to,
-            body: Body::Raft(header),
         };
         self.out.push(Effect::SendSnapshot {
             to: node,
-            message,
-            snapshot,
+            message: self.message_to(to, Body::Raft(header)),
+            snapshot: newest.name,
         });
     }
 

@@ -300,7 +300,7 @@ impl Group {
     }
 
     fn put_verdict(&mut self, verdict: Verdict, askers: &[AskerId]) -> Result<(), NotProposed> {
-        if !self.can_propose() || self.proposals.elected {
+        if !self.may_propose() {
             return Err(NotProposed);
         }
         self.propose_entry(Kind::Verdict(verdict), askers)

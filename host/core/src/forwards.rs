@@ -9,7 +9,6 @@ use crate::proposal::{Change, Proposal, ProposalError, Response};
 use crate::proposals::{Forwarded, Queued};
 use crate::standing::Distrust;
 
-/// Forwards in one message.
 const FORWARDS_IN_MESSAGE: usize = 1024;
 
 impl Group {
@@ -120,17 +119,10 @@ impl Group {
     pub(crate) fn removal_is_answered(&mut self, response: &Response) {
         let own = self.config.node;
         let asked = |proposal: &Proposal| matches!(proposal, Proposal::Change(Change::Remove { node, .. }) if *node == own);
-        let tokens: Vec<_> = self
-            .proposals
-            .forwarded
-            .iter()
-            .filter(|(_, forwarded)| asked(&forwarded.proposal))
-            .map(|(token, _)| *token)
-            .collect();
-        for token in tokens {
-            if let Some(forwarded) = self.proposals.forwarded.remove(&token) {
-                self.reply(forwarded.asker, Ok(response.clone()));
-            }
+        let forwarded = &mut self.proposals.forwarded;
+        let asked = forwarded.extract_if(.., |_, forwarded| asked(&forwarded.proposal));
+        for (_, forwarded) in asked.collect::<Vec<_>>() {
+            self.reply(forwarded.asker, Ok(response.clone()));
         }
     }
 
@@ -139,20 +131,10 @@ impl Group {
         if leader.0 == 0 {
             return;
         }
-        let lost: Vec<_> = self
-            .proposals
-            .forwarded
-            .iter()
-            .filter(|(_, forwarded)| forwarded.to != leader)
-            .map(|(token, _)| *token)
-            .collect();
-        for token in lost {
-            let Some(Forwarded {
-                asker, proposal, ..
-            }) = self.proposals.forwarded.remove(&token)
-            else {
-                continue;
-            };
+        let forwarded = &mut self.proposals.forwarded;
+        let lost = forwarded.extract_if(.., |_, forwarded| forwarded.to != leader);
+        for (_, lost) in lost.collect::<Vec<_>>() {
+            let (asker, proposal) = (lost.asker, lost.proposal);
             if proposal.is_repeatable() {
                 self.requeue(asker, proposal);
             } else if !self.waits_for_a_decision(asker, &proposal) {

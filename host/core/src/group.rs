@@ -444,15 +444,20 @@ impl Group {
         self.raft.log().snapshot().map(|snapshot| &snapshot.name)
     }
 
-    /// Sends a message of the host's own, behind those that wait for a record.
-    pub(crate) fn send(&mut self, replica: ReplicaId, node: NodeId, body: Body) {
-        let message = PeerMessage {
+    /// What this replica says to another.
+    pub(crate) fn message_to(&self, to: ReplicaId, body: Body) -> PeerMessage {
+        PeerMessage {
             group: self.config.group,
             incarnation: self.config.incarnation,
             from: self.replica,
-            to: replica,
+            to,
             body,
-        };
+        }
+    }
+
+    /// Sends a message of the host's own, behind those that wait for a record.
+    pub(crate) fn send(&mut self, replica: ReplicaId, node: NodeId, body: Body) {
+        let message = self.message_to(replica, body);
         self.out.push(Effect::Send { to: node, message });
     }
 

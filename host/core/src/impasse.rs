@@ -16,12 +16,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use raft::eraftpb::{Entry, EntryType};
 
-use crate::activation::{AbortReason, Decision};
+use crate::activation::{AbortReason, Decision, abort};
 use crate::entry::{self, Order};
 use crate::group::Group;
 use crate::id::{LogIndex, ReplicaId};
 use crate::input::Stopped;
-use crate::payload::{self, Abort, Confirm, Kind};
+use crate::payload::{self, Confirm, Kind};
 use crate::planted::{self, Defect};
 use crate::status::Health;
 
@@ -200,17 +200,17 @@ impl Impasses {
 impl Group {
     /// Whether it is to be decided yet what becomes of a committed entry. What is not committed itself may come to count, too.
     pub(crate) fn waits_at(&self, index: LogIndex) -> bool {
-        let mut of_it = self
-            .raft
-            .log()
-            .impasses()
-            .of(index, self.committed_through());
+        let mut of_it = self.impasses().of(index, self.committed_through());
         of_it.any(|(_, decision)| decision.is_none())
+    }
+
+    fn impasses(&self) -> &Impasses {
+        self.raft.log().impasses()
     }
 
     /// Whether the log holds an impasse on which it holds no decision.
     pub(crate) fn has_an_open_impasse(&self) -> bool {
-        self.raft.log().impasses().holds_an_open_one()
+        self.impasses().holds_an_open_one()
     }
 
     /// Whether the next entry waits for a decision.
@@ -221,15 +221,9 @@ impl Group {
 
     /// The commands of an entry that the group has given up.
     pub(crate) fn failed_commands(&self, index: LogIndex) -> BTreeSet<usize> {
-        let of_it = self
-            .raft
-            .log()
-            .impasses()
-            .of(index, self.committed_through());
-        of_it
-            .filter(|(_, decision)| *decision == Some(Decision::Confirmed))
-            .map(|(impasse, _)| impasse.item as usize)
-            .collect()
+        let of_it = self.impasses().of(index, self.committed_through());
+        let given_up = of_it.filter(|(_, decision)| *decision == Some(Decision::Confirmed));
+        given_up.map(|(impasse, _)| impasse.item as usize).collect()
     }
 
     /// Decides as the given entries do, which follow on the log that this replica has: for whoever tells the past again up to
@@ -274,10 +268,8 @@ impl Group {
             return;
         };
         let committed = self.committed_through();
-        let is_decided =
-            (self.raft.log())
-                .impasses()
-                .is_decided(impasse, self.impasse_at, committed);
+        let impasses = self.impasses();
+        let is_decided = impasses.is_decided(impasse, self.impasse_at, committed);
         if is_decided && let Health::Faulted { reason } = &mut self.health {
             reason.push_str(DECIDED);
             self.impasse = None;
@@ -289,9 +281,7 @@ impl Group {
         let durable = self.raft.durable();
         let committed = self.committed_through();
         // What it says must be true after a crash, too.
-        let open = (self.raft.log())
-            .impasses()
-            .open(committed.min(durable), committed);
+        let open = self.impasses().open(committed.min(durable), committed);
         let has_stopped = matches!(self.health, Health::Faulted { .. });
         let leaves_alone = |impasse: &Impasse| {
             self.has_never_tried(impasse.index)
@@ -322,10 +312,7 @@ impl Group {
     fn undecided(&self) -> Option<(LogIndex, Impasse)> {
         let committed = self.committed_through();
         // A decision that is not committed yet is one all the same: the log of a leader is only added to.
-        self.raft
-            .log()
-            .impasses()
-            .open(committed, LogIndex(u64::MAX))
+        self.impasses().open(committed, LogIndex(u64::MAX))
     }
 
     /// A leader that has to decide, or has stopped itself, asks all members with every election timeout.
@@ -378,7 +365,7 @@ impl Group {
 
     /// A leader puts into the log what is known by now. `true` if there was something.
     pub(crate) fn propose_on_impasse_if_due(&mut self) -> bool {
-        if !self.leads() || !self.can_propose() || self.proposals.elected {
+        if !self.may_propose() {
             return false;
         }
         let kind = match self.undecided() {
@@ -396,27 +383,19 @@ impl Group {
         let since = self.deliberation.since.filter(|(of, _)| *of == at);
         let deadline = u64::from(self.config.limits.activation_ticks);
         let is_late = since.is_some_and(|(_, since)| self.ticks >= since + deadline);
-        (is_late || self.applied >= impasse.index).then_some(Kind::Abort(Abort {
-            index: at.0,
-            code: AbortReason::Deadline.code(),
-        }))
+        let is_over = is_late || self.applied >= impasse.index;
+        is_over.then(|| abort(at, AbortReason::Deadline))
     }
 
     /// Whether nobody can have applied a command whom this leader does not know.
     fn knows_all_members(&self, impasse: Impasse) -> bool {
-        let from = self
-            .processed
-            .min(LogIndex(impasse.index.0.saturating_sub(1)));
-        let mut behind = (self.raft.log())
-            .impasses()
-            .changes
-            .range(LogIndex(from.0 + 1)..);
-        behind.next().is_none()
+        let from = LogIndex(impasse.index.0.min(self.processed.0 + 1));
+        self.impasses().changes.range(from..).next().is_none()
     }
 
     fn due_impasse(&self) -> Option<Kind> {
         let stopped = self.word().stopped?;
-        let impasses = self.raft.log().impasses();
+        let impasses = self.impasses();
         // What is in the log and not committed is on its way.
         let is_on_its_way = impasses.holds_an_open_one()
             || impasses.is_decided(stopped, self.impasse_at, LogIndex(u64::MAX));
@@ -437,7 +416,7 @@ mod tests {
 
     use super::*;
     use crate::entry as entries;
-    use crate::payload::{Barrier, Commands, Payload};
+    use crate::payload::{Abort, Barrier, Commands, Payload};
 
     fn entry(index: u64, kind: Kind) -> Entry {
         let payload = Payload {

@@ -7,7 +7,7 @@ use crate::effect::Persist;
 use crate::entry::Unreadable;
 use crate::group::Group;
 use crate::id::{LogIndex, NodeId, ReplicaId};
-use crate::log_view::LogView;
+use crate::log_view::{LogView, Snapshotted};
 use crate::message::{ArrivedSnapshot, Body, PeerMessage, SnapshotName};
 use crate::planted::{self, Defect};
 use crate::standing::Distrust;
@@ -270,19 +270,11 @@ impl Group {
             true => self.state.membership.conf_state(),
             false => decoded.membership.conf_state(),
         };
-        let metadata = eraftpb::SnapshotMetadata {
-            conf_state: Some(conf_state).into(),
-            index: name.index.0,
-            term: name.term.0,
-            ..Default::default()
-        };
-        let data = eraftpb::Snapshot {
-            data: state.clone(),
-            metadata: Some(metadata).into(),
-            ..Default::default()
-        };
-        raft_message.snapshot = Some(data).into();
+        let name = name.clone();
         let index = name.index;
+        let mut data = Snapshotted { name, conf_state }.to_raft();
+        data.data = state.clone();
+        raft_message.snapshot = Some(data).into();
         if self.raft.role().is_none() {
             return;
         }

@@ -30,6 +30,22 @@ pub(crate) struct Snapshotted {
     pub(crate) conf_state: ConfState,
 }
 
+impl Snapshotted {
+    /// As Raft knows it, without its bytes.
+    pub(crate) fn to_raft(&self) -> Snapshot {
+        let metadata = SnapshotMetadata {
+            conf_state: Some(self.conf_state.clone()).into(),
+            index: self.name.index.0,
+            term: self.name.term.0,
+            ..SnapshotMetadata::default()
+        };
+        Snapshot {
+            metadata: Some(metadata).into(),
+            ..Snapshot::default()
+        }
+    }
+}
+
 /// An entry in memory.
 #[derive(Debug)]
 struct Resident {
@@ -53,7 +69,6 @@ pub(crate) struct LogView {
     start: RaftState,
     /// A follower needs a newer snapshot than there is.
     wanted: Cell<bool>,
-    /// What the log says of impasses.
     impasses: Impasses,
     /// Members that are offered no snapshot now.
     barred: BTreeSet<u64>,
@@ -413,16 +428,7 @@ impl Storage for LogView {
             self.wanted.set(true);
             return Err(StorageError::SnapshotTemporarilyUnavailable.into());
         };
-        let metadata = SnapshotMetadata {
-            conf_state: Some(snapshot.conf_state.clone()).into(),
-            index: snapshot.name.index.0,
-            term: snapshot.name.term.0,
-            ..SnapshotMetadata::default()
-        };
-        Ok(Snapshot {
-            metadata: Some(metadata).into(),
-            ..Snapshot::default()
-        })
+        Ok(snapshot.to_raft())
     }
 }
 

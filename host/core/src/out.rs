@@ -17,12 +17,10 @@ pub(crate) struct Out {
 }
 
 impl Out {
-    /// Something is to be done.
     pub(crate) fn push(&mut self, effect: Effect) {
         self.effects.push(effect);
     }
 
-    /// The machine is to do something.
     pub(crate) fn machine(&mut self, work: Work) {
         self.push(Effect::Machine(work));
     }

@@ -200,8 +200,7 @@ impl Group {
             || self.faults_in_a_row < limit
             || self.state.paused
             || self.awaits_decision()
-            || !self.can_propose()
-            || self.proposals.elected
+            || !self.may_propose()
         {
             return false;
         }
@@ -224,12 +223,10 @@ impl Group {
     pub(crate) fn propose_barrier_if_due(&mut self) -> bool {
         let wanted = self.raft.log().take_wanted();
         self.since_barrier.wanted |= wanted;
-        if !self.leads()
-            || self.since_barrier.proposed
+        if self.since_barrier.proposed
             || self.awaits_decision()
             || !self.serves()
-            || !self.can_propose()
-            || self.proposals.elected
+            || !self.may_propose()
         {
             return false;
         }

@@ -40,7 +40,6 @@ pub(crate) enum Who {
     },
 }
 
-/// The table.
 #[derive(Debug, Default)]
 pub(crate) struct Pending {
     askers: SlotMap<AskerId, Asker>,
@@ -72,7 +71,6 @@ impl Pending {
         self.askers.get(asker).map(|asker| asker.who)
     }
 
-    /// Whether somebody waits still.
     pub(crate) fn waits(&self, asker: AskerId) -> bool {
         self.askers.contains_key(asker)
     }

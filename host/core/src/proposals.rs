@@ -106,7 +106,7 @@ impl Group {
         let size = proposal.size() as u64;
         // Not behind the commands that wait for the decision, nor refused because they are many.
         let is_abort = matches!(proposal, Proposal::AbortActivation);
-        let aborts_now = is_abort && self.can_propose() && !self.proposals.elected;
+        let aborts_now = is_abort && self.may_propose();
         let error = match &proposal {
             Proposal::Command(_) | Proposal::OpenSession if !self.serves() => {
                 Some(ProposalError::Faulted)

@@ -39,7 +39,6 @@ impl std::fmt::Debug for RaftNode {
 
 /// How it begins, and what it is.
 impl RaftNode {
-    /// Begins with a log.
     pub(crate) fn start(&mut self, config: &raft::Config, log: LogView) -> raft::Result<()> {
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         self.node = Some(RawNode::new(config, log, &logger)?);
@@ -174,7 +173,6 @@ impl RaftNode {
         })
     }
 
-    /// Whether there is one voter.
     pub(crate) fn has_one_voter(&self) -> bool {
         let node = self.node.as_ref();
         node.is_some_and(|node| node.raft.prs().is_singleton())

@@ -9,7 +9,7 @@ use crate::effect::{Effect, Persist, Work};
 use crate::group::Group;
 use crate::id::{LogIndex, ReplicaId, Term};
 use crate::log_view::Snapshotted;
-use crate::message::{Body, PeerMessage, SnapshotName};
+use crate::message::{Body, SnapshotName};
 use crate::outcome::EntryContext;
 use crate::planted::{self, Defect};
 use crate::state::HostState;
@@ -317,13 +317,7 @@ impl Group {
             return;
         };
         let index = LogIndex(message.get_snapshot().get_metadata().index);
-        let header = PeerMessage {
-            group: self.config.group,
-            incarnation: self.config.incarnation,
-            from: self.replica,
-            to,
-            body: Body::Raft(message),
-        };
+        let header = self.message_to(to, Body::Raft(message));
         if !is_snapshot {
             self.out.push(Effect::Send {
                 to: node,
@@ -350,7 +344,6 @@ impl Group {
         self.raft.report_snapshot(to, false);
     }
 
-    /// Term of this replica now.
     pub(crate) fn term(&self) -> Term {
         self.raft.term()
     }
@@ -358,5 +351,10 @@ impl Group {
     /// Whether Raft takes proposals here now.
     pub(crate) fn can_propose(&self) -> bool {
         self.raft.can_propose()
+    }
+
+    /// Whether this leader may propose by itself: what it has to say of its election stands in the log before.
+    pub(crate) fn may_propose(&self) -> bool {
+        self.can_propose() && !self.proposals.elected
     }
 }

@@ -87,7 +87,6 @@ impl Group {
         member.is_some_and(|member| member.node != node)
     }
 
-    /// A message is not believed.
     pub(crate) fn distrust(&mut self, from: NodeId, why: Distrust) {
         self.out.push(Effect::Distrusted { from, why });
     }
@@ -142,7 +141,6 @@ impl Group {
         }
     }
 
-    /// Time passes.
     pub(crate) fn tick_standings(&mut self) {
         self.standings.hinted = 0;
     }

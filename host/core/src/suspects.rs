@@ -281,15 +281,11 @@ impl Suspects {
         if is_tried || waits {
             return (items, askers);
         }
-        while let Some(front) = self.queue.front() {
-            let size = front.command.size() as u64;
-            let is_full = items.len() >= self.commands || bytes + size > limits.entry_bytes;
-            if is_full && !items.is_empty() {
-                break;
-            }
-            let Some(Waiting { asker, command, .. }) = self.queue.pop_front() else {
-                break;
-            };
+        while let Some(Waiting { asker, command, .. }) = self.queue.pop_front_if(|front| {
+            let bytes = bytes + front.command.size() as u64;
+            items.is_empty() || (items.len() < self.commands && bytes <= limits.entry_bytes)
+        }) {
+            let size = command.size() as u64;
             bytes += size;
             self.queued_bytes -= size;
             items.push(Item::from(command));

@@ -45,7 +45,6 @@ impl Throttle {
         self.left = self.left.saturating_sub_unsigned(bytes);
     }
 
-    /// A tick has passed.
     pub(crate) fn tick(&mut self) {
         let taken = std::mem::take(&mut self.taken);
         if self.is_open() {

@@ -92,7 +92,6 @@ pub(crate) fn frame_len(body_len: u64) -> u64 {
     (FRAME_HEADER as u64 + body_len).next_multiple_of(FRAME_ALIGN)
 }
 
-/// What a frame holds.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Body {
     /// A caller's record.

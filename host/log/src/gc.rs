@@ -1,8 +1,8 @@
 //! Collection: gives back the oldest segments once nothing in them is needed, copying what little is.
 
 use std::collections::VecDeque;
-use std::sync::atomic::Ordering::Relaxed;
 
+use skep_types::shared::lock;
 use skep_vfs::patiently;
 
 use crate::error::LogError;
@@ -56,13 +56,13 @@ impl Log {
         let mut dead = 0;
         self.collect_due = false;
         while let Some(&(sequence, end)) = self.sealed.get(dead) {
-            let pins = self.table().pins(sequence);
+            let pins = lock(&self.table).pins(sequence);
             if pins.is_empty() {
                 dead += 1;
                 continue;
             }
             let freed: u64 = self.sealed.iter().take(dead).map(|(_, end)| end).sum();
-            let live = self.table().live_bytes;
+            let live = lock(&self.table).live_bytes;
             let total = self.total_bytes() - freed;
             // A segment that is pinned by little more than tombstones and small states counts as dead space too.
             if total.saturating_sub(live) < live + self.options.garbage_bytes.max(end) {
@@ -82,7 +82,7 @@ impl Log {
                 limit.saturating_sub(collected.copied_bytes),
             )?;
             collected.copied_bytes += copied;
-            if !self.table().pins(sequence).is_empty() {
+            if !lock(&self.table).pins(sequence).is_empty() {
                 self.collect_due = true;
                 break;
             }
@@ -95,7 +95,7 @@ impl Log {
     fn ask(&mut self, groups: &[GroupKey]) -> Vec<GroupKey> {
         let (light, asks) = (self.options.light_group_bytes, self.options.heavy_asks);
         let mut heavy = Vec::new();
-        let mut table = self.table();
+        let mut table = lock(&self.table);
         for key in groups {
             if let Some(group) = table.groups.get_mut(key)
                 && group.live_bytes > light
@@ -124,7 +124,7 @@ impl Log {
                 replica,
                 segment: place.segment,
             };
-            self.table().tombstones.insert(key, tombstone);
+            lock(&self.table).tombstones.insert(key, tombstone);
             copied += place.len;
         }
         let mut reader = SpanReader::default();
@@ -140,7 +140,7 @@ impl Log {
 
     /// Writes the group's whole state again, in parts that recovery takes together or not at all.
     fn copy_group(&mut self, key: GroupKey, reader: &mut SpanReader) -> Result<u64, LogError> {
-        let Some(group) = self.table().groups.get(&key).cloned() else {
+        let Some(group) = lock(&self.table).groups.get(&key).cloned() else {
             return Ok(0);
         };
         let mut part = state_record(key, &group, true);
@@ -167,7 +167,7 @@ impl Log {
             // Whoever reads an entry back from its new place must find it there.
             self.flush()?;
         }
-        self.table().moved(key, moved, self.active.sequence);
+        lock(&self.table).moved(key, moved, self.active.sequence);
         Ok(copied)
     }
 
@@ -237,8 +237,7 @@ impl Log {
             .sync_dir(&self.dir)
             .map_err(LogError::io("sync", &self.dir))?;
         self.counters
-            .freed_segments
-            .fetch_add(count as u64, Relaxed);
+            .count(|stats| stats.freed_segments += count as u64);
         Ok(())
     }
 }

@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 
+use skep_types::shared::lock;
 use skep_vfs::Vfs;
 
 use crate::error::LogError;
@@ -15,9 +15,9 @@ use crate::options::LogOptions;
 use crate::reader::LogReader;
 use crate::record::Record;
 use crate::recovery::{Recovered, replay};
-use crate::segment::{ActiveSegment, SEGMENT_HEADER, SegmentHeader, Shape};
+use crate::segment::{ActiveSegment, SEGMENT_HEADER, SegmentHeader};
 use crate::stats::{Counters, LogStats};
-use crate::table::{FramePlace, GroupTable, lock};
+use crate::table::{FramePlace, GroupTable};
 
 /// The write-ahead log of a node.
 ///
@@ -79,11 +79,7 @@ impl Log {
             previous_end: last.map_or(0, |(_, end)| end),
             first_live: replayed.first_live,
         };
-        let shape = Shape {
-            segment_bytes: options.segment_bytes,
-            fill_step: options.fill_step,
-        };
-        let active = ActiveSegment::create(&*vfs, dir, header, shape, None)?;
+        let active = ActiveSegment::create(&*vfs, dir, header, &options, None)?;
         let log = Log {
             vfs,
             dir: dir.to_path_buf(),
@@ -148,8 +144,10 @@ impl Log {
             },
         );
         drop(table);
-        self.counters.records.fetch_add(1, Relaxed);
-        self.counters.appended_bytes.fetch_add(len, Relaxed);
+        self.counters.count(|stats| {
+            stats.records += 1;
+            stats.appended_bytes += len;
+        });
         if self.buffer.len() >= BUFFER_BYTES {
             self.flush()?;
         }
@@ -166,7 +164,7 @@ impl Log {
         if !self.active.is_synced() {
             let outcome = self.active.sync();
             self.poison_on_error(outcome)?;
-            self.counters.syncs.fetch_add(1, Relaxed);
+            self.counters.count(|stats| stats.syncs += 1);
         }
         self.publish();
         Ok(())
@@ -180,7 +178,7 @@ impl Log {
         self.usable()?;
         let outcome = self.active.fill_ahead();
         if self.poison_on_error(outcome)? {
-            self.counters.syncs.fetch_add(1, Relaxed);
+            self.counters.count(|stats| stats.syncs += 1);
         }
         Ok(())
     }
@@ -216,7 +214,7 @@ impl Log {
         self.make_room(bound)?;
         let (offset, context) = (self.end(), self.context());
         let len = encode(&mut self.buffer, context);
-        self.counters.copied_bytes.fetch_add(len, Relaxed);
+        self.counters.count(|stats| stats.copied_bytes += len);
         let place = FramePlace {
             segment: self.active.sequence,
             offset,
@@ -248,10 +246,6 @@ impl Log {
         }
     }
 
-    pub(crate) fn table(&self) -> MutexGuard<'_, GroupTable> {
-        lock(&self.table)
-    }
-
     pub(crate) fn usable(&self) -> Result<(), LogError> {
         match &self.poisoned {
             None => Ok(()),
@@ -279,13 +273,13 @@ impl Log {
     }
 
     pub(crate) fn publish(&self) {
-        let (counters, table) = (&self.counters, self.table());
-        counters.bytes.store(self.total_bytes(), Relaxed);
-        counters.live_bytes.store(table.live_bytes, Relaxed);
-        counters
-            .segments
-            .store(self.sealed.len() as u64 + 1, Relaxed);
-        counters.groups.store(table.groups.len() as u64, Relaxed);
+        let table = lock(&self.table);
+        self.counters.count(|stats| {
+            stats.bytes = self.total_bytes();
+            stats.live_bytes = table.live_bytes;
+            stats.segments = self.sealed.len() as u64 + 1;
+            stats.groups = table.groups.len() as u64;
+        });
     }
 
     fn end(&self) -> u64 {
@@ -312,12 +306,8 @@ impl Log {
             previous_end: end,
             first_live: self.first_live,
         };
-        let shape = Shape {
-            segment_bytes: self.options.segment_bytes,
-            fill_step: self.options.fill_step,
-        };
-        let outcome =
-            ActiveSegment::create(&*self.vfs, &self.dir, header, shape, self.spares.pop());
+        let (options, spare) = (&self.options, self.spares.pop());
+        let outcome = ActiveSegment::create(&*self.vfs, &self.dir, header, options, spare);
         let next = self.poison_on_error(outcome)?;
         self.sealed.push_back((self.active.sequence, end));
         self.active = next;

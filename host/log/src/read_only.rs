@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
+use skep_types::shared::lock;
 use skep_vfs::{DiskVfs, Vfs, VfsFile, VfsLock, read_at};
 
 /// The real file system, without a way to change it.
@@ -40,12 +41,8 @@ impl ReadOnlyVfs {
         Self::default()
     }
 
-    fn changes(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Change>> {
-        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn change(&self, path: &Path) -> Option<Change> {
-        self.changes().get(path).cloned()
+        lock(&self.changes).get(path).cloned()
     }
 }
 
@@ -75,8 +72,7 @@ impl Vfs for ReadOnlyVfs {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
         let file = Memory::default();
-        self.changes()
-            .insert(path.to_owned(), Change::Made(file.clone()));
+        lock(&self.changes).insert(path.to_owned(), Change::Made(file.clone()));
         Ok(Box::new(file))
     }
 
@@ -91,7 +87,7 @@ impl Vfs for ReadOnlyVfs {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         match self.change(from) {
             Some(Change::Made(file)) => {
-                let mut changes = self.changes();
+                let mut changes = lock(&self.changes);
                 changes.insert(from.to_owned(), Change::Removed);
                 changes.insert(to.to_owned(), Change::Made(file));
                 Ok(())
@@ -108,13 +104,13 @@ impl Vfs for ReadOnlyVfs {
             None if path.exists() => {}
             None => return Err(missing()),
         }
-        self.changes().insert(path.to_owned(), Change::Removed);
+        lock(&self.changes).insert(path.to_owned(), Change::Removed);
         Ok(())
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let mut names = DiskVfs.list(dir)?;
-        for (path, change) in self.changes().iter() {
+        for (path, change) in lock(&self.changes).iter() {
             let name = path.file_name().and_then(|name| name.to_str());
             let Some(name) = name.filter(|_| path.parent() == Some(dir)) else {
                 continue;
@@ -147,19 +143,13 @@ impl Vfs for ReadOnlyVfs {
     }
 }
 
-impl Memory {
-    fn bytes(&self) -> MutexGuard<'_, Vec<u8>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl VfsFile for Memory {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.bytes().len() as u64)
+        Ok(lock(&self.0).len() as u64)
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
-        let bytes = self.bytes();
+        let bytes = lock(&self.0);
         let from = usize::try_from(offset).map_or(bytes.len(), |from| from.min(bytes.len()));
         let len = buf.len().min(bytes.len() - from);
         buf[..len].copy_from_slice(&bytes[from..from + len]);
@@ -167,7 +157,7 @@ impl VfsFile for Memory {
     }
 
     fn write_all_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut bytes = self.bytes();
+        let mut bytes = lock(&self.0);
         let from = usize::try_from(offset).map_err(|_| io::ErrorKind::FileTooLarge)?;
         let end = from
             .checked_add(data.len())
@@ -181,7 +171,7 @@ impl VfsFile for Memory {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         let len = usize::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?;
-        self.bytes().resize(len, 0);
+        lock(&self.0).resize(len, 0);
         Ok(())
     }
 

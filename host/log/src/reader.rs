@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use skep_types::shared::lock;
 use skep_vfs::{Vfs, VfsFile};
 
 use crate::error::LogError;
 use crate::frame::{Body, FRAME_HEADER, FrameHeader, Seed, decode_body};
 use crate::record::{Entry, GroupKey};
 use crate::segment::SegmentName;
-use crate::table::{FramePlace, GroupTable, Span, lock};
+use crate::table::{FramePlace, GroupTable, Span};
 
 /// Reads durable entries of a log that somebody else writes.
 ///

@@ -7,6 +7,7 @@ use skep_vfs::{Vfs, VfsFile, patiently, place};
 
 use crate::error::LogError;
 use crate::frame::{Place, Seed};
+use crate::options::LogOptions;
 
 /// Bytes of a segment before its first frame.
 pub(crate) const SEGMENT_HEADER: u64 = 64;
@@ -148,20 +149,13 @@ impl SegmentHeader {
     }
 }
 
-/// How segment files are made.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Shape {
-    pub(crate) segment_bytes: u64,
-    pub(crate) fill_step: u64,
-}
-
 /// The segment at the end of the log. Everything before `synced` is durable, everything before `written` is with the
 /// system, and the file has real bytes up to `filled`.
 #[derive(Debug)]
 pub(crate) struct ActiveSegment {
     file: Box<dyn VfsFile>,
     path: PathBuf,
-    shape: Shape,
+    options: LogOptions,
     pub(crate) sequence: u64,
     pub(crate) seed: Seed,
     pub(crate) written: u64,
@@ -175,7 +169,7 @@ impl ActiveSegment {
         vfs: &dyn Vfs,
         dir: &Path,
         header: SegmentHeader,
-        shape: Shape,
+        options: &LogOptions,
         spare: Option<PathBuf>,
     ) -> Result<ActiveSegment, LogError> {
         let path = SegmentName::Segment(header.sequence).path(dir);
@@ -199,8 +193,8 @@ impl ActiveSegment {
         file.write_all_at(0, &header.encode())
             .map_err(LogError::io("write", &made))?;
         let mut filled = file.len().map_err(LogError::io("read", &made))?;
-        if filled < shape.fill_step.min(shape.segment_bytes) {
-            let target = shape.fill_step.min(shape.segment_bytes);
+        let target = options.fill_step.min(options.segment_bytes);
+        if filled < target {
             file.zero_fill(filled, target - filled)
                 .map_err(LogError::io("write", &made))?;
             filled = target;
@@ -212,7 +206,7 @@ impl ActiveSegment {
         Ok(ActiveSegment {
             file,
             path,
-            shape,
+            options: options.clone(),
             sequence: header.sequence,
             seed,
             written,
@@ -238,8 +232,8 @@ impl ActiveSegment {
 
     /// Writes the next step of zeros while nobody waits for it.
     pub(crate) fn fill_ahead(&mut self) -> Result<bool, LogError> {
-        let low = self.filled - self.written < self.shape.fill_step / 2;
-        if !low || self.filled >= self.shape.segment_bytes {
+        let low = self.filled - self.written < self.options.fill_step / 2;
+        if !low || self.filled >= self.options.segment_bytes {
             return Ok(false);
         }
         self.fill()?;
@@ -248,7 +242,7 @@ impl ActiveSegment {
     }
 
     fn fill(&mut self) -> Result<(), LogError> {
-        let target = (self.filled + self.shape.fill_step).min(self.shape.segment_bytes);
+        let target = (self.filled + self.options.fill_step).min(self.options.segment_bytes);
         if target > self.filled {
             self.file
                 .zero_fill(self.filled, target - self.filled)

@@ -1,7 +1,8 @@
 //! Counters of a log, readable from any thread.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::Mutex;
 
+use skep_types::shared::lock;
 use skep_vfs::waits;
 
 /// A reading of a log's counters. The counts begin when the log is opened.
@@ -29,32 +30,19 @@ pub struct LogStats {
     pub waits: u64,
 }
 
+/// All but the waits, which are those of the process.
 #[derive(Debug, Default)]
-pub(crate) struct Counters {
-    pub(crate) bytes: AtomicU64,
-    pub(crate) live_bytes: AtomicU64,
-    pub(crate) segments: AtomicU64,
-    pub(crate) syncs: AtomicU64,
-    pub(crate) records: AtomicU64,
-    pub(crate) appended_bytes: AtomicU64,
-    pub(crate) copied_bytes: AtomicU64,
-    pub(crate) freed_segments: AtomicU64,
-    pub(crate) groups: AtomicU64,
-}
+pub(crate) struct Counters(Mutex<LogStats>);
 
 impl Counters {
+    pub(crate) fn count(&self, count: impl FnOnce(&mut LogStats)) {
+        count(&mut lock(&self.0));
+    }
+
     pub(crate) fn read(&self) -> LogStats {
         LogStats {
-            bytes: self.bytes.load(Relaxed),
-            live_bytes: self.live_bytes.load(Relaxed),
-            segments: self.segments.load(Relaxed),
-            syncs: self.syncs.load(Relaxed),
-            records: self.records.load(Relaxed),
-            appended_bytes: self.appended_bytes.load(Relaxed),
-            copied_bytes: self.copied_bytes.load(Relaxed),
-            freed_segments: self.freed_segments.load(Relaxed),
-            groups: self.groups.load(Relaxed),
             waits: waits(),
+            ..*lock(&self.0)
         }
     }
 }

@@ -4,12 +4,10 @@
 //! truncation, replica id), so a group needs only the segment of its newest record and those of its live entries.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::frame::Carried;
 use crate::record::{GroupKey, HardState, LogPosition, Record, SnapshotMark};
 
-/// Where a frame is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct FramePlace {
     pub(crate) segment: u64,
@@ -287,9 +285,4 @@ impl Pins {
     pub(crate) fn is_empty(&self) -> bool {
         self.groups.is_empty() && self.tombstones.is_empty()
     }
-}
-
-/// The table, which writers and readers share.
-pub(crate) fn lock(table: &Mutex<GroupTable>) -> MutexGuard<'_, GroupTable> {
-    table.lock().unwrap_or_else(PoisonError::into_inner)
 }

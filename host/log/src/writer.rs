@@ -3,9 +3,11 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::marker::PhantomData;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle, ThreadId};
 use std::time::Duration;
+
+use skep_types::shared::{lock, wait_while};
 
 use crate::error::LogError;
 use crate::frame::body_bound;
@@ -95,7 +97,7 @@ impl LogWriter {
             .name("skep-log".to_owned())
             .spawn(move || {
                 let _end = MarkEnd(Arc::clone(&shared));
-                shared.queue().thread = Some(thread::current().id());
+                lock(&shared.queue).thread = Some(thread::current().id());
                 Writer {
                     log,
                     options,
@@ -118,13 +120,9 @@ impl<T> LogHandle<T> {
     pub fn submit(&self, batch: Vec<(Record, T)>) -> Result<(), Stopped> {
         let sizes: Vec<u64> = batch.iter().map(|(record, _)| body_bound(record)).collect();
         let shared = &self.owner.shared;
-        let mut queue = shared.queue();
-        while queue.bytes >= QUEUE_BYTES && !queue.closed {
-            queue = shared
-                .drained
-                .wait(queue)
-                .unwrap_or_else(|poisoned| poisoned.into_inner());
-        }
+        let mut queue = wait_while(&shared.drained, lock(&shared.queue), |queue| {
+            queue.bytes >= QUEUE_BYTES && !queue.closed
+        });
         if queue.closed {
             return Err(Stopped);
         }
@@ -153,13 +151,10 @@ impl<T> LogHandle<T> {
     /// the writer's own thread it does not wait.
     pub fn stop(self) {
         let shared = &self.owner.shared;
-        let mut queue = shared.close();
-        while !queue.ended && queue.thread != Some(thread::current().id()) {
-            queue = shared
-                .drained
-                .wait(queue)
-                .unwrap_or_else(|poisoned| poisoned.into_inner());
-        }
+        let own = Some(thread::current().id());
+        drop(wait_while(&shared.drained, shared.close(), |queue| {
+            !queue.ended && queue.thread != own
+        }));
     }
 }
 
@@ -226,14 +221,8 @@ impl<T> Default for Queue<T> {
 }
 
 impl<T> Shared<T> {
-    fn queue(&self) -> MutexGuard<'_, Queue<T>> {
-        self.queue
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
     fn close(&self) -> MutexGuard<'_, Queue<T>> {
-        let mut queue = self.queue();
+        let mut queue = lock(&self.queue);
         queue.closed = true;
         self.filled.notify_all();
         self.drained.notify_all();
@@ -242,18 +231,14 @@ impl<T> Shared<T> {
 
     /// Waits for records, then for the delay to let more come, and takes a round of them. Empty means: closed.
     fn take_round(&self, delay: Duration) -> Vec<Item<T>> {
-        let mut queue = self.queue();
-        while queue.items.is_empty() && !queue.closed {
-            queue = self
-                .filled
-                .wait(queue)
-                .unwrap_or_else(|poisoned| poisoned.into_inner());
-        }
+        let mut queue = wait_while(&self.filled, lock(&self.queue), |queue| {
+            queue.items.is_empty() && !queue.closed
+        });
         if !delay.is_zero() {
             let wait = self.filled.wait_timeout_while(queue, delay, |queue| {
                 !queue.closed && queue.bytes < ROUND_BYTES
             });
-            (queue, _) = wait.unwrap_or_else(|poisoned| poisoned.into_inner());
+            (queue, _) = wait.unwrap_or_else(PoisonError::into_inner);
         }
         let mut bytes = 0;
         let mut count = 0;

@@ -161,6 +161,10 @@ impl Error {
         self.code().is_retryable()
     }
 
+    pub(crate) fn proposal(group: GroupId, source: ProposalError) -> Self {
+        Self::Proposal { group, source }
+    }
+
     pub(crate) fn invalid(field: &'static str, reason: impl Into<String>) -> Self {
         Self::InvalidConfig {
             field,

@@ -172,10 +172,7 @@ impl GroupConfig {
             seed,
             limits: self.limits,
         };
-        config.validate().map_err(|error| Error::InvalidConfig {
-            field: error.field,
-            reason: error.reason,
-        })?;
+        config.validate()?;
         Ok(config)
     }
 }

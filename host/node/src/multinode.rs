@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use bytes::Bytes;
 use skep_core::deployment::Deployment;
 use skep_core::id::{GroupId, Incarnation, NodeId, RequestId};
-use skep_core::input::Waiter;
+use skep_core::input::{Input, Waiter};
 use skep_core::message::Batch;
 use skep_core::outcome::LeaderChanged;
 use skep_core::proposal::{Change, Command, Proposal, Response};
@@ -24,6 +24,7 @@ use crate::machines::worker::Rehearsable;
 use crate::node::{Node, blocking};
 use crate::node_config::Config;
 use crate::shards::mailbox::{Asked, Request};
+use crate::shards::replica::Replica;
 use crate::shards::route::Route;
 use crate::shards::router::{NodeFault, Router};
 use crate::status::{Consistency, GroupStatus, NodeStatus, QueryAnswer};
@@ -151,7 +152,7 @@ impl MultiNode {
     /// # Errors
     /// [`Error::NoSuchGroup`], [`Error::GroupHalted`], [`Error::Stopped`].
     pub async fn campaign(&self, group: GroupId) -> Result<(), Error> {
-        self.ask(group, |done| Request::Campaign { group, done })
+        self.act(group, |replica| replica.handle(Input::Campaign))
             .await
     }
 
@@ -161,8 +162,7 @@ impl MultiNode {
     /// [`Error::InvalidConfig`] if the node is not a member, [`Error::Unreachable`] if the leader knows it to be silent,
     /// or as [`MultiNode::campaign`].
     pub async fn transfer_leader(&self, group: GroupId, to: NodeId) -> Result<(), Error> {
-        self.ask(group, |done| Request::Transfer { group, to, done })
-            .await
+        self.act(group, move |replica| replica.transfer(to)).await?
     }
 
     /// If this node leads the group, asks the member to lead that is best fit for it, should there be one.
@@ -170,7 +170,7 @@ impl MultiNode {
     /// # Errors
     /// As [`MultiNode::campaign`].
     pub async fn hand_over(&self, group: GroupId) -> Result<(), Error> {
-        self.ask(group, |done| Request::HandOver { group, done })
+        self.act(group, |replica| replica.handle(Input::HandOver))
             .await
     }
 
@@ -190,14 +190,13 @@ impl MultiNode {
     /// # Errors
     /// [`Error::NoSuchGroup`], [`Error::Stopped`].
     pub async fn status(&self, group: GroupId) -> Result<GroupStatus, Error> {
-        self.ask(group, |done| Request::Status { group, done })
-            .await
+        self.look(group, Replica::status).await
     }
 
     /// What another machine can be tried on as the group's next one; none if the machine did not go on from a snapshot, or
     /// failed.
     pub async fn rehearsable(&self, group: GroupId) -> Result<Option<Rehearsable>, Error> {
-        self.ask(group, |done| Request::Rehearsable { group, done })
+        self.look(group, |replica| replica.worker.rehearsable())
             .await
     }
 
@@ -506,6 +505,25 @@ impl MultiNode {
         let answer = (&mut pending.answered).await;
         pending.open = false;
         answer.unwrap_or_else(|_| Err(Error::StoppedInFlight { node: router.node }))
+    }
+
+    /// Does something with the replica, on its shard.
+    async fn act<T: Send + 'static>(
+        &self,
+        group: GroupId,
+        act: impl FnOnce(&mut Replica) -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        self.ask(group, |done| Request::act(group, act, done)).await
+    }
+
+    /// Looks at the replica, on its shard.
+    async fn look<T: Send + 'static>(
+        &self,
+        group: GroupId,
+        look: impl FnOnce(&Replica) -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        self.ask(group, |done| Request::look(group, look, done))
+            .await
     }
 
     /// Sends a request that the shard answers at once.

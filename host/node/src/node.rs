@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use skep_core::group::Group;
 use skep_core::id::{GroupId, LogIndex, NodeId};
 use skep_log::Vfs;
+use skep_types::shared::lock;
 use tokio::sync::{oneshot, watch};
 
 use crate::disk::store::{Disk, DiskConfig, no_thread};
@@ -115,11 +116,8 @@ impl Node {
             running: Mutex::new(None),
             stopped: watch::Sender::new(false),
         });
-        let transport =
-            send(Arc::clone(&router) as Arc<dyn Inbound>).map_err(|source| Error::Start {
-                what: "the transport",
-                source,
-            })?;
+        let inbound = Arc::clone(&router) as Arc<dyn Inbound>;
+        let transport = send(inbound).map_err(no_thread("the transport"))?;
         let ticking =
             Ticking::start(ticker, &router, supervisor).map_err(no_thread("the ticker"))?;
         let mut running = Running {
@@ -136,12 +134,8 @@ impl Node {
             );
             running.shards.push(shard.map_err(no_thread("a shard"))?);
         }
-        *node.running() = Some(running);
+        *lock(&node.running) = Some(running);
         Ok(node)
-    }
-
-    fn running(&self) -> MutexGuard<'_, Option<Running>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Why an answer did not come.
@@ -265,12 +259,12 @@ impl Node {
         let Some(dir) = &config.data_dir else {
             return Ok(Arc::clone(&self.disk));
         };
-        let disks = match self.running().as_ref() {
+        let disks = match lock(&self.running).as_ref() {
             Some(running) => Arc::clone(&running.disks),
             None => return Err(self.why_stopped()),
         };
         // Locked while a log is opened, so that two groups never open the same one.
-        let mut disks = disks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut disks = lock(&disks);
         if let Some(disk) = disks.get(dir) {
             return Ok(Arc::clone(disk));
         }
@@ -315,7 +309,7 @@ impl Node {
             return;
         }
         let stopping = Stopping {
-            running: self.running().take(),
+            running: lock(&self.running).take(),
             router: Arc::clone(&self.router),
             pool: Arc::clone(&self.pool),
             disk: Arc::clone(&self.disk),
@@ -348,10 +342,7 @@ struct Stopping {
 }
 
 fn stop(stopping: &Mutex<Option<Stopping>>) {
-    let stopping = stopping
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .take();
+    let stopping = lock(stopping).take();
     let Some(Stopping {
         running,
         router,
@@ -377,12 +368,7 @@ fn stop(stopping: &Mutex<Option<Stopping>>) {
                 tracing::error!(node, "a shard panicked while the node stopped");
             }
         }
-        disks.extend(
-            own.lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .drain()
-                .map(|(_, disk)| disk),
-        );
+        disks.extend(lock(&own).drain().map(|(_, disk)| disk));
     }
     let stuck = pool.stop(STOP_MACHINES);
     if stuck > 0 {

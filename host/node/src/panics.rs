@@ -2,7 +2,6 @@
 
 use std::any::Any;
 
-/// What a panic said.
 pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
     panic
         .downcast_ref::<&str>()

@@ -2,10 +2,11 @@
 
 pub(crate) mod retry;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use skep_core::id::{RequestId, SessionId};
 use skep_types::retry::Commands;
+use skep_types::shared::lock;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Commands of one node-owned session in flight. Far below the window of answers the core keeps for a session, so an
@@ -49,7 +50,7 @@ impl NodeSession {
         &'a self,
         slot: SemaphorePermit<'a>,
     ) -> Result<Ticket<'a>, SemaphorePermit<'a>> {
-        match self.lock().as_mut() {
+        match lock(&self.open).as_mut() {
             Some(commands) => Ok(Ticket {
                 session: self,
                 request: commands.begin(),
@@ -60,27 +61,23 @@ impl NodeSession {
     }
 
     pub(crate) fn is_open(&self) -> bool {
-        self.lock().is_some()
+        lock(&self.open).is_some()
     }
 
     pub(crate) fn opened(&self, id: SessionId) {
-        *self.lock() = Some(Commands::new(id));
+        *lock(&self.open) = Some(Commands::new(id));
     }
 
     /// The group has forgotten the session.
     pub(crate) fn expired(&self, id: SessionId) {
-        self.lock().take_if(|open| open.session() == id);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Commands>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.open).take_if(|open| open.session() == id);
     }
 }
 
 impl Ticket<'_> {
     /// Everything up to here has its answer.
     pub(crate) fn acknowledged(&self) -> u64 {
-        let open = self.session.lock();
+        let open = lock(&self.session.open);
         open.as_ref()
             .map_or(0, |open| open.acknowledged(self.request))
     }
@@ -88,7 +85,7 @@ impl Ticket<'_> {
 
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
-        if let Some(open) = self.session.lock().as_mut() {
+        if let Some(open) = lock(&self.session.open).as_mut() {
             open.settle(self.request);
         }
     }

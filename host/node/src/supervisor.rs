@@ -7,10 +7,11 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::FutureExt;
+use skep_types::shared::lock;
 
 use crate::clock::{self, Stopwatch};
 use crate::panics::panic_text;
@@ -102,17 +103,17 @@ impl Supervisor {
             why,
             "a task has ended that this node needs; restart the node"
         );
-        self.tasks().entry(name).or_default().lost = Some(why);
+        lock(&self.tasks).entry(name).or_default().lost = Some(why);
     }
 
     /// All tasks by name, those that have ended included.
     pub fn all(&self) -> BTreeMap<&'static str, Tasks> {
-        self.tasks().clone()
+        lock(&self.tasks).clone()
     }
 
     /// What the node lacks, in words; empty if nothing.
     pub fn missing(&self) -> Vec<String> {
-        self.tasks()
+        lock(&self.tasks)
             .iter()
             .filter_map(|(name, tasks)| {
                 let why = tasks.lost.as_ref()?;
@@ -129,19 +130,15 @@ impl Supervisor {
     }
 
     fn count(&self, name: &'static str) {
-        self.tasks().entry(name).or_default().panics += 1;
+        lock(&self.tasks).entry(name).or_default().panics += 1;
     }
 
     fn running(&self, name: &'static str) -> Running {
-        self.tasks().entry(name).or_default().running += 1;
+        lock(&self.tasks).entry(name).or_default().running += 1;
         Running {
             supervisor: self.clone(),
             name,
         }
-    }
-
-    fn tasks(&self) -> MutexGuard<'_, BTreeMap<&'static str, Tasks>> {
-        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -153,7 +150,7 @@ struct Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if let Some(tasks) = self.supervisor.tasks().get_mut(self.name) {
+        if let Some(tasks) = lock(&self.supervisor.tasks).get_mut(self.name) {
             tasks.running -= 1;
         }
     }

@@ -49,10 +49,8 @@ pub enum Purpose {
 }
 
 fn impasse(impasse: proto::Impasse) -> Result<Impasse, WireError> {
-    let code = u8::try_from(impasse.code).map_err(|_| WireError::UnknownValue {
-        what: "code of an impasse",
-        value: i64::from(impasse.code),
-    })?;
+    let code = u8::try_from(impasse.code)
+        .map_err(|_| WireError::unknown("code of an impasse", i64::from(impasse.code)))?;
     Ok(Impasse {
         index: LogIndex(impasse.index),
         item: impasse.item,
@@ -82,10 +80,10 @@ impl TryFrom<proto::Hello> for Hello {
 
     fn try_from(hello: proto::Hello) -> Result<Self, WireError> {
         if hello.protocol != PEER_PROTOCOL {
-            return Err(WireError::UnknownValue {
-                what: "version of the peer protocol",
-                value: hello.protocol.into(),
-            });
+            return Err(WireError::unknown(
+                "version of the peer protocol",
+                hello.protocol,
+            ));
         }
         Ok(Self {
             protocol: hello.protocol,
@@ -145,9 +143,9 @@ pub fn batch_from_wire(
 
 fn batched(message: PeerMessage) -> Result<PeerMessage, WireError> {
     if is_snapshot(&message) {
-        return Err(WireError::Misplaced {
-            what: "a snapshot header stands in a batch instead of an offer",
-        });
+        return Err(WireError::Misplaced(
+            "a snapshot header stands in a batch instead of an offer",
+        ));
     }
     Ok(message)
 }
@@ -228,9 +226,10 @@ pub fn message_to_wire(message: PeerMessage) -> Result<proto::PeerMessage, WireE
 /// # Errors
 /// If it makes no sense.
 pub fn message_from_wire(message: proto::PeerMessage) -> Result<PeerMessage, WireError> {
-    let body = match message.body.ok_or(WireError::Missing {
-        what: "body of a message",
-    })? {
+    let body = match message
+        .body
+        .ok_or(WireError::Missing("body of a message"))?
+    {
         peer_message::Body::Raft(raft) => {
             Body::Raft(raft_message::from_wire(raft, message.from, message.to)?)
         }
@@ -244,10 +243,8 @@ pub fn message_from_wire(message: proto::PeerMessage) -> Result<PeerMessage, Wir
         },
         peer_message::Body::Readiness(said) => Body::Readiness {
             index: LogIndex(said.index),
-            readiness: Readiness::from_code(said.code).ok_or(WireError::UnknownValue {
-                what: "readiness for an activation",
-                value: said.code.into(),
-            })?,
+            readiness: Readiness::from_code(said.code)
+                .ok_or(WireError::unknown("readiness for an activation", said.code))?,
         },
         peer_message::Body::Attestations(said) => Body::Attestations {
             nonce: said.nonce,
@@ -286,9 +283,7 @@ pub fn message_from_wire(message: proto::PeerMessage) -> Result<PeerMessage, Wir
         ),
     };
     if message.to == 0 || message.from == 0 {
-        return Err(WireError::Zero {
-            what: "the id of a message's replica",
-        });
+        return Err(WireError::Zero("the id of a message's replica"));
     }
     Ok(PeerMessage {
         group: GroupId(message.group),
@@ -325,9 +320,9 @@ fn attestation_from_wire(said: proto::Attestation) -> Result<Attestation, WireEr
 }
 
 fn forward_from_wire(forward: proto::Forward) -> Result<Forward, WireError> {
-    let proposal = forward.proposal.ok_or(WireError::Missing {
-        what: "forwarded proposal",
-    })?;
+    let proposal = forward
+        .proposal
+        .ok_or(WireError::Missing("forwarded proposal"))?;
     Ok(Forward {
         token: forward.token,
         proposal: proposal.try_into()?,
@@ -335,9 +330,10 @@ fn forward_from_wire(forward: proto::Forward) -> Result<Forward, WireError> {
 }
 
 fn answer_from_wire(answer: proto::Answer) -> Result<Answer, WireError> {
-    let result = match answer.result.ok_or(WireError::Missing {
-        what: "result of an answer",
-    })? {
+    let result = match answer
+        .result
+        .ok_or(WireError::Missing("result of an answer"))?
+    {
         answer::Result::Response(response) => Ok(response.try_into()?),
         answer::Result::Error(error) => Err(error.try_into()?),
     };
@@ -382,17 +378,17 @@ impl TryFrom<proto::SnapshotOffer> for SnapshotOffer {
     type Error = WireError;
 
     fn try_from(offer: proto::SnapshotOffer) -> Result<Self, WireError> {
-        let message = message_from_wire(offer.message.ok_or(WireError::Missing {
-            what: "header of a snapshot",
-        })?)?;
+        let message = message_from_wire(
+            offer
+                .message
+                .ok_or(WireError::Missing("header of a snapshot"))?,
+        )?;
         only_snapshot(&message)?;
-        let name = offer.name.ok_or(WireError::Missing {
-            what: "name of a snapshot",
-        })?;
+        let name = offer.name.ok_or(WireError::Missing("name of a snapshot"))?;
         if name.index == 0 || name.term == 0 || name.size == 0 {
-            return Err(WireError::Zero {
-                what: "the index, the term or the size of a snapshot",
-            });
+            return Err(WireError::Zero(
+                "the index, the term or the size of a snapshot",
+            ));
         }
         Ok(Self {
             transfer: offer.transfer,
@@ -424,9 +420,9 @@ fn only_snapshot(message: &PeerMessage) -> Result<(), WireError> {
     if is_snapshot(message) {
         return Ok(());
     }
-    Err(WireError::Misplaced {
-        what: "the header of a snapshot transfer is not a MsgSnapshot",
-    })
+    Err(WireError::Misplaced(
+        "the header of a snapshot transfer is not a MsgSnapshot",
+    ))
 }
 
 fn is_snapshot(message: &PeerMessage) -> bool {
@@ -446,16 +442,13 @@ fn priority(lane: i32) -> Result<Priority, WireError> {
         Ok(Lane::Low) => Ok(Priority::Low),
         Ok(Lane::Normal) => Ok(Priority::Normal),
         Ok(Lane::High) => Ok(Priority::High),
-        Ok(Lane::Unspecified | Lane::Requests) | Err(_) => Err(WireError::UnknownValue {
-            what: "lane",
-            value: lane.into(),
-        }),
+        Ok(Lane::Unspecified | Lane::Requests) | Err(_) => Err(WireError::unknown("lane", lane)),
     }
 }
 
 fn node(id: u64, what: &'static str) -> Result<NodeId, WireError> {
     if id == 0 {
-        Err(WireError::Zero { what })
+        Err(WireError::Zero(what))
     } else {
         Ok(NodeId(id))
     }

@@ -3,10 +3,33 @@
 use raft::eraftpb::{self, EntryType, MessageType};
 use skep_wire::WireError;
 use skep_wire::codec::own;
-use skep_wire::proto;
+use skep_wire::proto::{self, RaftKind as Kind};
 
 /// The largest term or index: no group counts so far, and whoever adds to a smaller one does not overflow.
 const NUMBER_MAX: u64 = u64::MAX >> 1;
+
+/// The kinds of message that travel.
+const KINDS: [(MessageType, Kind); 13] = [
+    (MessageType::MsgAppend, Kind::Append),
+    (MessageType::MsgAppendResponse, Kind::AppendResponse),
+    (MessageType::MsgRequestVote, Kind::RequestVote),
+    (
+        MessageType::MsgRequestVoteResponse,
+        Kind::RequestVoteResponse,
+    ),
+    (MessageType::MsgSnapshot, Kind::Snapshot),
+    (MessageType::MsgHeartbeat, Kind::Heartbeat),
+    (MessageType::MsgHeartbeatResponse, Kind::HeartbeatResponse),
+    (MessageType::MsgTransferLeader, Kind::TransferLeader),
+    (MessageType::MsgTimeoutNow, Kind::TimeoutNow),
+    (MessageType::MsgReadIndex, Kind::ReadIndex),
+    (MessageType::MsgReadIndexResp, Kind::ReadIndexResponse),
+    (MessageType::MsgRequestPreVote, Kind::RequestPreVote),
+    (
+        MessageType::MsgRequestPreVoteResponse,
+        Kind::RequestPreVoteResponse,
+    ),
+];
 
 /// Turns a message of raft-rs into what is sent. Its sender and receiver are not in it: they are those of the
 /// `PeerMessage` around it.
@@ -14,38 +37,17 @@ const NUMBER_MAX: u64 = u64::MAX >> 1;
 /// # Errors
 /// [`WireError::Misplaced`] for a kind that must not travel.
 pub(crate) fn to_wire(message: eraftpb::Message) -> Result<proto::RaftMessage, WireError> {
-    use proto::RaftKind as Kind;
-    let kind = match message.msg_type {
-        MessageType::MsgAppend => Kind::Append,
-        MessageType::MsgAppendResponse => Kind::AppendResponse,
-        MessageType::MsgRequestVote => Kind::RequestVote,
-        MessageType::MsgRequestVoteResponse => Kind::RequestVoteResponse,
-        MessageType::MsgSnapshot => Kind::Snapshot,
-        MessageType::MsgHeartbeat => Kind::Heartbeat,
-        MessageType::MsgHeartbeatResponse => Kind::HeartbeatResponse,
-        MessageType::MsgTransferLeader => Kind::TransferLeader,
-        MessageType::MsgTimeoutNow => Kind::TimeoutNow,
-        MessageType::MsgReadIndex => Kind::ReadIndex,
-        MessageType::MsgReadIndexResp => Kind::ReadIndexResponse,
-        MessageType::MsgRequestPreVote => Kind::RequestPreVote,
-        MessageType::MsgRequestPreVoteResponse => Kind::RequestPreVoteResponse,
-        MessageType::MsgPropose => {
-            return Err(WireError::Misplaced {
-                what: "a MsgPropose must not travel: proposals are forwarded with an answer",
-            });
-        }
-        MessageType::MsgHup
-        | MessageType::MsgBeat
-        | MessageType::MsgUnreachable
-        | MessageType::MsgSnapStatus
-        | MessageType::MsgCheckQuorum => {
-            return Err(WireError::Misplaced {
-                what: "a replica's message to itself must not travel",
-            });
-        }
+    let known = KINDS.iter().find(|(ours, _)| *ours == message.msg_type);
+    let Some((_, kind)) = known else {
+        return Err(WireError::Misplaced(match message.msg_type {
+            MessageType::MsgPropose => {
+                "a MsgPropose must not travel: proposals are forwarded with an answer"
+            }
+            _ => "a replica's message to itself must not travel",
+        }));
     };
     Ok(proto::RaftMessage {
-        kind: kind.into(),
+        kind: (*kind).into(),
         term: message.term,
         log_term: message.log_term,
         index: message.index,
@@ -78,27 +80,11 @@ pub(crate) fn from_wire(
     from: u64,
     to: u64,
 ) -> Result<eraftpb::Message, WireError> {
-    use proto::RaftKind as Kind;
-    let unknown = || WireError::UnknownValue {
-        what: "kind of Raft message",
-        value: message.kind.into(),
-    };
-    let msg_type = match Kind::try_from(message.kind).map_err(|_| unknown())? {
-        Kind::Unspecified => return Err(unknown()),
-        Kind::Append => MessageType::MsgAppend,
-        Kind::AppendResponse => MessageType::MsgAppendResponse,
-        Kind::RequestVote => MessageType::MsgRequestVote,
-        Kind::RequestVoteResponse => MessageType::MsgRequestVoteResponse,
-        Kind::Snapshot => MessageType::MsgSnapshot,
-        Kind::Heartbeat => MessageType::MsgHeartbeat,
-        Kind::HeartbeatResponse => MessageType::MsgHeartbeatResponse,
-        Kind::TransferLeader => MessageType::MsgTransferLeader,
-        Kind::TimeoutNow => MessageType::MsgTimeoutNow,
-        Kind::ReadIndex => MessageType::MsgReadIndex,
-        Kind::ReadIndexResponse => MessageType::MsgReadIndexResp,
-        Kind::RequestPreVote => MessageType::MsgRequestPreVote,
-        Kind::RequestPreVoteResponse => MessageType::MsgRequestPreVoteResponse,
-    };
+    let known = KINDS
+        .iter()
+        .find(|(_, theirs)| i32::from(*theirs) == message.kind);
+    let (msg_type, _) =
+        *known.ok_or_else(|| WireError::unknown("kind of Raft message", message.kind))?;
     // raft-rs takes term 0 for a message of its own replica and skips every check of the term; it sends only these two
     // without one.
     if message.term == 0
@@ -107,25 +93,23 @@ pub(crate) fn from_wire(
             MessageType::MsgTransferLeader | MessageType::MsgReadIndex
         )
     {
-        return Err(WireError::Zero {
-            what: "the term of a Raft message",
-        });
+        return Err(WireError::Zero("the term of a Raft message"));
     }
     countable(&message)?;
     match msg_type {
         MessageType::MsgAppend => contiguous(&message)?,
         MessageType::MsgReadIndex if message.term != 0 || message.entries.len() != 1 => {
-            return Err(WireError::Misplaced {
-                what: "a question for a read index has a term, or not exactly one context",
-            });
+            return Err(WireError::Misplaced(
+                "a question for a read index has a term, or not exactly one context",
+            ));
         }
         _ => {}
     }
     let snapshot = message.snapshot.map(snapshot_from_wire).transpose()?;
     if (msg_type == MessageType::MsgSnapshot) != snapshot.is_some() {
-        return Err(WireError::Misplaced {
-            what: "a snapshot header stands in a message of another kind, or is missing",
-        });
+        return Err(WireError::Misplaced(
+            "a snapshot header stands in a message of another kind, or is missing",
+        ));
     }
     Ok(eraftpb::Message {
         msg_type,
@@ -173,9 +157,9 @@ fn countable(message: &proto::RaftMessage) -> Result<(), WireError> {
         .iter()
         .map(|entry| entry.index.max(entry.term));
     if entries.chain(numbers).any(|number| number > NUMBER_MAX) {
-        return Err(WireError::Misplaced {
-            what: "a term or an index is larger than any group can have",
-        });
+        return Err(WireError::Misplaced(
+            "a term or an index is larger than any group can have",
+        ));
     }
     Ok(())
 }
@@ -183,9 +167,9 @@ fn countable(message: &proto::RaftMessage) -> Result<(), WireError> {
 fn contiguous(append: &proto::RaftMessage) -> Result<(), WireError> {
     // raft-rs answers 0 for the term of an entry that it does not have, and would take the two for a match.
     if append.index != 0 && append.log_term == 0 {
-        return Err(WireError::Zero {
-            what: "the term of the entry that an append follows",
-        });
+        return Err(WireError::Zero(
+            "the term of the entry that an append follows",
+        ));
     }
     let mut last = append.index;
     for entry in &append.entries {
@@ -198,9 +182,7 @@ fn contiguous(append: &proto::RaftMessage) -> Result<(), WireError> {
             });
         }
         if entry.term == 0 {
-            return Err(WireError::Zero {
-                what: "the term of an entry",
-            });
+            return Err(WireError::Zero("the term of an entry"));
         }
         last = expected;
     }
@@ -229,10 +211,7 @@ fn entry_from_wire(entry: proto::Entry) -> Result<eraftpb::Entry, WireError> {
         Ok(proto::EntryKind::ConfChange) => EntryType::EntryConfChange,
         Ok(proto::EntryKind::ConfChangeV2) => EntryType::EntryConfChangeV2,
         Err(_) => {
-            return Err(WireError::UnknownValue {
-                what: "kind of entry",
-                value: entry.kind.into(),
-            });
+            return Err(WireError::unknown("kind of entry", entry.kind));
         }
     };
     Ok(eraftpb::Entry {
@@ -271,16 +250,14 @@ fn snapshot_to_wire(snapshot: eraftpb::Snapshot) -> proto::RaftSnapshot {
 }
 
 fn snapshot_from_wire(snapshot: proto::RaftSnapshot) -> Result<eraftpb::Snapshot, WireError> {
-    let metadata = snapshot.metadata.ok_or(WireError::Missing {
-        what: "snapshot metadata",
-    })?;
-    let state = metadata.conf_state.ok_or(WireError::Missing {
-        what: "configuration of the snapshot",
-    })?;
+    let metadata = snapshot
+        .metadata
+        .ok_or(WireError::Missing("snapshot metadata"))?;
+    let state = metadata
+        .conf_state
+        .ok_or(WireError::Missing("configuration of the snapshot"))?;
     if metadata.index == 0 || metadata.term == 0 {
-        return Err(WireError::Zero {
-            what: "the index or the term of a snapshot",
-        });
+        return Err(WireError::Zero("the index or the term of a snapshot"));
     }
     let conf_state = eraftpb::ConfState {
         voters: state.voters,

@@ -17,6 +17,7 @@ use skep_core::outcome::Outcome;
 
 use crate::error::RehearsalError;
 use crate::history::{Origin, escape};
+use crate::lived::permuted;
 use crate::report::{Check, CheckResult, Costs, Quantiles, Report, Severity, Verdict};
 use crate::script::{Subject, cut};
 use reference::Reference;
@@ -51,8 +52,9 @@ pub(crate) fn run(mut subject: Subject) -> Result<Report, RehearsalError> {
         Some(Severity::Note) | None => Verdict::Pass,
     };
     let commands = |kind: fn(&Outcome) -> bool| {
-        let seen = reference.seen.iter().enumerate();
-        seen.filter(|(event, seen)| subject.script.command(*event).is_some() && kind(&seen.outcome))
+        let commands = subject.script.commands();
+        commands
+            .filter(|event| kind(&reference.seen[*event].outcome))
             .count()
     };
     Ok(Report {
@@ -80,9 +82,8 @@ fn coverage(subject: &Subject, reference: &Reference, whole: usize) -> CheckResu
             ),
         );
     }
-    let commands = (0..script.len()).filter(|event| script.command(*event).is_some());
     let (mut all, mut replies) = (0, 0);
-    for event in commands {
+    for event in script.commands() {
         all += 1;
         replies += usize::from(matches!(reference.seen[event].outcome, Outcome::Reply(_)));
     }
@@ -119,10 +120,7 @@ fn costs_of(subject: &Subject, reference: &Reference, growth: Costs) -> Costs {
         command_memory: Quantiles::of(memory),
         memory_at_start: reference.memory_at_start,
         memory_at_end: before,
-        snapshot_bytes: reference
-            .saved
-            .as_ref()
-            .map_or(0, |saved| saved.bytes.len() as u64),
+        snapshot_bytes: (reference.saved.as_ref()).map_or(0, |saved| saved.bytes.len() as u64),
         save_fuel: reference.saved.as_ref().map_or(0, |saved| saved.fuel),
         ..growth
     }
@@ -138,18 +136,6 @@ fn show(outcome: &Outcome) -> String {
         Outcome::Refused { code, .. } => format!("a refusal {code} of the host"),
         Outcome::Fault(fault) => format!("a fault ({fault})"),
     }
-}
-
-/// Whether these are the same bytes in another order: what the order of a hash map makes of a snapshot.
-fn permuted(one: &[u8], other: &[u8]) -> bool {
-    let count = |bytes: &[u8]| {
-        let mut counts = [0usize; 256];
-        for byte in bytes {
-            counts[usize::from(*byte)] += 1;
-        }
-        counts
-    };
-    one.len() == other.len() && count(one) == count(other)
 }
 
 /// Whether two outcomes are the same words in another order.

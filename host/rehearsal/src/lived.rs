@@ -50,17 +50,17 @@ pub(crate) struct Lived<'a> {
     probe: Option<Probe>,
 }
 
+impl Saved {
+    /// Whether this is the same state: the same bytes, if in another order.
+    pub(crate) fn is_as(&self, other: &Self) -> bool {
+        self.bytes == other.bytes || permuted(&self.bytes, &other.bytes)
+    }
+}
+
 impl<'a> Lived<'a> {
     pub(crate) fn start(subject: &'a Subject, world: World) -> Result<Self, RehearsalError> {
-        let mut lived = Self {
-            subject,
-            world,
-            base: None,
-            journal: Vec::new(),
-            probe: None,
-        };
-        lived.probe = Some(lived.begin().map_err(RehearsalError::Start)?);
-        Ok(lived)
+        let lived = Self::begun(subject, world, None);
+        lived.map_err(RehearsalError::Start)
     }
 
     /// Restored at a barrier behind the first `events` events; or what the machine said to the bytes.
@@ -70,21 +70,25 @@ impl<'a> Lived<'a> {
         events: usize,
         bytes: Bytes,
     ) -> Result<Result<Self, String>, RehearsalError> {
+        words_of(Self::begun(subject, world, Some((events, bytes))))
+    }
+
+    fn begun(
+        subject: &'a Subject,
+        world: World,
+        base: Option<(usize, Bytes)>,
+    ) -> Result<Self, MachineError> {
         let mut lived = Self {
             subject,
             world,
-            base: Some((events, bytes)),
+            base,
             journal: Vec::new(),
             probe: None,
         };
-        match lived.begin() {
-            Ok(probe) => lived.probe = Some(probe),
-            Err(error) => return refusal(error).map(Err),
-        }
-        Ok(Ok(lived))
+        lived.probe = Some(lived.begin()?);
+        Ok(lived)
     }
 
-    /// Runs one event.
     pub(crate) fn run(&mut self, event: usize) -> Result<Seen, RehearsalError> {
         self.run_as(event, event)
     }
@@ -94,7 +98,7 @@ impl<'a> Lived<'a> {
         Ok(match self.execute(Call::Event { event, number })? {
             Ok(applied) => Seen {
                 fuel: applied.fuel,
-                outcome: only(applied.outcomes),
+                outcome: only(applied),
             },
             Err(fault) => Seen {
                 outcome: Outcome::Fault(fault),
@@ -103,7 +107,6 @@ impl<'a> Lived<'a> {
         })
     }
 
-    /// Runs the events in this range.
     pub(crate) fn run_all(
         &mut self,
         events: std::ops::Range<usize>,
@@ -115,16 +118,12 @@ impl<'a> Lived<'a> {
     pub(crate) fn save(&mut self, events: usize) -> Result<Result<Saved, String>, RehearsalError> {
         let mut probe = self.take()?;
         let mut bytes = Vec::new();
-        match probe.save(&self.world.barrier(events), &mut bytes) {
-            Ok(fuel) => {
-                self.probe = Some(probe);
-                Ok(Ok(Saved {
-                    bytes: bytes.into(),
-                    fuel,
-                }))
-            }
-            Err(error) => refusal(error).map(Err),
-        }
+        let saved = probe.save(&self.world.barrier(events), &mut bytes);
+        words_of(saved.map(|fuel| {
+            self.probe = Some(probe);
+            let bytes = bytes.into();
+            Saved { bytes, fuel }
+        }))
     }
 
     /// Asks in this very instance.
@@ -167,7 +166,7 @@ impl<'a> Lived<'a> {
             ordinal,
             command,
         })?;
-        Ok(ran.map_or_else(Outcome::Fault, |applied| only(applied.outcomes)))
+        Ok(ran.map_or_else(Outcome::Fault, only))
     }
 
     /// Bytes of its memory now; 0 right after a fault.
@@ -236,11 +235,8 @@ impl<'a> Lived<'a> {
 }
 
 /// The one outcome of a call; hooks have none.
-fn only(outcomes: Vec<Outcome>) -> Outcome {
-    outcomes
-        .into_iter()
-        .next()
-        .unwrap_or_else(|| Outcome::Reply(Bytes::new()))
+fn only(applied: Applied) -> Outcome {
+    applied.outcomes.into_iter().next().unwrap_or_default()
 }
 
 fn fault(error: MachineError) -> Result<GuestFault, RehearsalError> {
@@ -255,10 +251,25 @@ pub(crate) fn not_here(error: MachineError) -> RehearsalError {
     RehearsalError::Local(error.into())
 }
 
-/// The words of a machine that will not save or restore.
-pub(crate) fn refusal(error: MachineError) -> Result<String, RehearsalError> {
-    match error {
-        guest @ MachineError::Guest { .. } => Ok(guest.to_string()),
-        local @ MachineError::Local { .. } => Err(not_here(local)),
+/// What a call gave, or the words of a machine that will not save or restore.
+pub(crate) fn words_of<T>(
+    called: Result<T, MachineError>,
+) -> Result<Result<T, String>, RehearsalError> {
+    match called {
+        Ok(given) => Ok(Ok(given)),
+        Err(guest @ MachineError::Guest { .. }) => Ok(Err(guest.to_string())),
+        Err(local @ MachineError::Local { .. }) => Err(not_here(local)),
     }
+}
+
+/// Whether these are the same bytes in another order: what the order of a hash map makes of a snapshot.
+pub(crate) fn permuted(one: &[u8], other: &[u8]) -> bool {
+    let count = |bytes: &[u8]| {
+        let mut counts = [0usize; 256];
+        for byte in bytes {
+            counts[usize::from(*byte)] += 1;
+        }
+        counts
+    };
+    one.len() == other.len() && count(one) == count(other)
 }

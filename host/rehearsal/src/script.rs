@@ -60,6 +60,11 @@ impl Script {
             }),
         ));
         let mut queries = Vec::new();
+        let ask = |queries: &mut Vec<Bytes>, query: &Bytes| {
+            if !queries.contains(query) && queries.len() < QUERIES_MAX {
+                queries.push(query.clone());
+            }
+        };
         for (at, step) in &history.steps {
             let event = match step {
                 Step::Command(command) => Event::Command(command.clone()),
@@ -70,9 +75,7 @@ impl Script {
                     term: TERM,
                 }),
                 Step::Query(query) => {
-                    if !queries.contains(query) && queries.len() < QUERIES_MAX {
-                        queries.push(query.clone());
-                    }
+                    ask(&mut queries, query);
                     continue;
                 }
             };
@@ -82,11 +85,9 @@ impl Script {
             queries.clear();
         } else if queries.is_empty() {
             // Many machines take as a query what they take as a command.
-            for command in history.commands() {
-                if !queries.contains(command) && queries.len() < QUERIES_MAX {
-                    queries.push(command.clone());
-                }
-            }
+            history
+                .commands()
+                .for_each(|command| ask(&mut queries, command));
         }
         Self {
             events,
@@ -97,6 +98,11 @@ impl Script {
 
     pub(crate) fn len(&self) -> usize {
         self.events.len()
+    }
+
+    /// The events that are commands.
+    pub(crate) fn commands(&self) -> impl Iterator<Item = usize> {
+        (0..self.len()).filter(|event| self.command(*event).is_some())
     }
 
     pub(crate) fn command(&self, event: usize) -> Option<&Bytes> {

@@ -51,6 +51,14 @@ pub(crate) struct World {
 }
 
 impl World {
+    /// The usual one, but for the seeds of instances.
+    pub(crate) fn seeded(seed: u64) -> Self {
+        Self {
+            seed,
+            ..Self::default()
+        }
+    }
+
     /// The context of the group's creation, under which its first instance starts.
     pub(crate) fn genesis(&self) -> EntryContext {
         self.context(0, 0x5eed ^ self.seed)

@@ -15,7 +15,7 @@ mod upgrades;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -31,6 +31,7 @@ use skep_core::outcome::Outcome;
 use skep_log::StoreId;
 use skep_machine::wasm::{Compiler, InProcess, MachineBudget};
 use skep_types::admin::{GroupInfo, LIST_MAX, NodeInfo, Page};
+use skep_types::shared::lock;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -379,10 +380,7 @@ impl Host {
     }
 
     fn hosted(&self) -> std::sync::MutexGuard<'_, BTreeMap<GroupId, Hosted>> {
-        self.inner
-            .hosted
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner.hosted)
     }
 
     /// Makes sure that the catalogue here holds everything that was acknowledged anywhere before.

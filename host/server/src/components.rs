@@ -8,13 +8,14 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use skep::{DiskRoom, NoRoom};
 use skep_core::id::ComponentId;
 use skep_types::code::Code;
+use skep_types::shared::lock;
 use skep_vfs::{DiskVfs, Draft, FileError, Vfs, replace};
 
 const SUFFIX: &str = "wasm";
@@ -173,7 +174,7 @@ impl ComponentStore {
             }
             Ok::<_, io::Error>(received)
         };
-        let _nobody_else = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
+        let _nobody_else = lock(&self.taking);
         self.admit(&path, piece)?;
         let received = append().map_err(disk("write", &path))?;
         if received != piece.offset {

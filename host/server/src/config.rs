@@ -11,7 +11,7 @@ mod overlay;
 mod sections;
 mod suggest;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -100,25 +100,12 @@ impl Config {
 
     /// The keys, as `section.key`, whose values another configuration has otherwise.
     pub fn differences(&self, other: &Self) -> Vec<String> {
-        let (one, other) = (self.table(), other.table());
-        let sections: BTreeSet<&String> = one.keys().chain(other.keys()).collect();
-        let mut keys = Vec::new();
-        for section in sections {
-            let empty = toml::Table::new();
-            let of = |table: &'_ toml::Table| {
-                let section = table.get(section).and_then(toml::Value::as_table);
-                section.unwrap_or(&empty).clone()
-            };
-            let (one, other) = (of(&one), of(&other));
-            let names: BTreeSet<&String> = one.keys().chain(other.keys()).collect();
-            keys.extend(
-                names
-                    .into_iter()
-                    .filter(|name| one.get(*name) != other.get(*name))
-                    .map(|name| format!("{section}.{name}")),
-            );
-        }
-        keys
+        let (one, other) = (self.values(), other.values());
+        let keys: BTreeSet<&String> = one.keys().chain(other.keys()).collect();
+        let differ = keys
+            .into_iter()
+            .filter(|key| one.get(*key) != other.get(*key));
+        differ.cloned().collect()
     }
 
     /// Takes from another configuration what can change while a node runs.
@@ -129,8 +116,18 @@ impl Config {
         self.limits.client_per_address = other.limits.client_per_address;
     }
 
-    fn table(&self) -> toml::Table {
-        toml::Table::try_from(self).expect("a configuration is a table")
+    /// What it says, by key.
+    fn values(&self) -> BTreeMap<String, toml::Value> {
+        let table = toml::Table::try_from(self).expect("a configuration is a table");
+        let mut values = BTreeMap::new();
+        for (section, keys) in table {
+            let keys = keys.try_into::<toml::Table>().unwrap_or_default();
+            let named = keys
+                .into_iter()
+                .map(|(key, value)| (format!("{section}.{key}"), value));
+            values.extend(named);
+        }
+        values
     }
 
     /// The id as a type.

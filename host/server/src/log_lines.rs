@@ -5,10 +5,11 @@
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use skep_core::printable::printable;
+use skep_types::shared::{lock, wait_while};
 
 /// Bytes of lines that wait to be written, and are being written.
 const QUEUE_BYTES: usize = 4 << 20;
@@ -72,7 +73,7 @@ impl LogLines {
         let (_state, waited) = self
             .shared
             .idle
-            .wait_timeout_while(self.shared.state(), limit, waits)
+            .wait_timeout_while(lock(&self.shared.state), limit, waits)
             .unwrap_or_else(PoisonError::into_inner);
         !waited.timed_out()
     }
@@ -93,7 +94,7 @@ impl Write for LogLines {
 impl Shared {
     fn put(&self, line: &[u8]) {
         let line = one_line(line, self.coloured);
-        let mut state = self.state();
+        let mut state = lock(&self.state);
         if state.bytes + line.len() > QUEUE_BYTES {
             self.drop_lines(1);
             return;
@@ -106,23 +107,17 @@ impl Shared {
     fn run(&self, mut sink: impl Write) {
         let mut told = 0;
         loop {
-            let lines = {
-                let mut state = self.state();
-                while state.lines.is_empty() {
-                    state = self
-                        .work
-                        .wait(state)
-                        .unwrap_or_else(PoisonError::into_inner);
-                }
-                std::mem::take(&mut state.lines)
-            };
+            let is_idle = |state: &State| state.lines.is_empty();
+            let mut state = wait_while(&self.work, lock(&self.state), is_idle);
+            let lines = std::mem::take(&mut state.lines);
+            drop(state);
             let mut written = false;
             for line in lines {
                 match write(&mut sink, &line) {
                     Ok(()) => written = true,
                     Err(_) => self.drop_lines(1),
                 }
-                let mut state = self.state();
+                let mut state = lock(&self.state);
                 state.bytes -= line.len();
                 if state.bytes == 0 {
                     self.idle.notify_all();
@@ -142,10 +137,6 @@ impl Shared {
 
     fn drop_lines(&self, lines: u64) {
         self.dropped.fetch_add(lines, Ordering::Relaxed);
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

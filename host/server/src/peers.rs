@@ -4,7 +4,7 @@
 mod link;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -16,6 +16,7 @@ use skep_client::link::{Failure, Link};
 use skep_core::id::{ComponentId, GroupId, LogIndex, NodeId, RequestId, Term};
 use skep_core::outcome::Outcome;
 use skep_core::proposal::{Command, Response};
+use skep_types::shared::lock;
 use skep_wire::proto::{self, request, response};
 use skep_wire::{MAX_CHUNK, timeout_ms};
 
@@ -48,8 +49,8 @@ impl Peers {
     /// In which order the members of a group are best asked: whoever leads first, and who does not answer last. Those are
     /// looked after meanwhile, so that they are asked again when they are back.
     pub(crate) fn order(&self, group: GroupId, members: &mut [Arc<NodeRecord>]) {
-        let leader = self.leaders().get(&group).copied();
-        let links = self.links();
+        let leader = lock(&self.leaders).get(&group).copied();
+        let links = lock(&self.links);
         let link = |node: &NodeRecord| links.get(&node.id).map(|(_, link)| link);
         members.sort_by_key(|node| {
             let silent = link(node).is_some_and(Link::is_silent);
@@ -66,15 +67,7 @@ impl Peers {
 
     /// Forgets the leaders of groups that are none any more.
     pub(crate) fn retain(&self, is_group: impl Fn(GroupId) -> bool) {
-        self.leaders().retain(|group, _| is_group(*group));
-    }
-
-    fn leaders(&self) -> MutexGuard<'_, HashMap<GroupId, NodeId>> {
-        self.leaders.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn links(&self) -> MutexGuard<'_, HashMap<NodeId, (String, Link)>> {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.leaders).retain(|group, _| is_group(*group));
     }
 
     /// Hands a command on, under its own name.
@@ -118,7 +111,7 @@ impl Peers {
                 },
                 index: LogIndex(opened.index),
                 term: Term(opened.term),
-                outcome: Outcome::Reply(Bytes::new()),
+                outcome: Outcome::default(),
             }),
             _ => Err(other(node)),
         }
@@ -239,7 +232,7 @@ impl Peers {
             Some(Err(Failure::Lost | Failure::Silent)) | None => return Err(unreachable()),
         };
         if answer.leader != 0 {
-            self.leaders().insert(GroupId(group), NodeId(answer.leader));
+            lock(&self.leaders).insert(GroupId(group), NodeId(answer.leader));
         }
         match answer.body {
             Some(response::Body::Error(error)) => Err(HostError::Remote {
@@ -255,7 +248,7 @@ impl Peers {
     }
 
     fn link(&self, node: &NodeRecord) -> Link {
-        let mut links = self.links();
+        let mut links = lock(&self.links);
         match links.get(&node.id) {
             Some((address, link)) if *address == node.peer => link.clone(),
             _ => {

@@ -2,7 +2,7 @@
 //!
 //! * [`id`]: names of things; [`priority`]: how urgent messages are.
 //! * [`proposal`], [`outcome`]: what can be put into a group's log, and what becomes of it.
-//! * [`retry`]: how whoever sends commands names them and waits.
+//! * [`retry`]: how whoever sends commands names them and waits; [`shared`]: what threads share.
 //! * [`deployment`], [`profile`], [`machine`], [`activation`]: what a group runs, within which limits, and how it comes to
 //!   run something else.
 //! * [`status`], [`node_status`], [`held_back`], [`trouble`]: what a replica and a node say of themselves.
@@ -26,5 +26,6 @@ pub mod profile;
 pub mod proposal;
 pub mod record;
 pub mod retry;
+pub mod shared;
 pub mod status;
 pub mod trouble;

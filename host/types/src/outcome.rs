@@ -70,6 +70,13 @@ pub enum Outcome {
     Fault(GuestFault),
 }
 
+impl Default for Outcome {
+    /// An empty reply: what there is to say where the machine says nothing.
+    fn default() -> Self {
+        Self::Reply(Bytes::new())
+    }
+}
+
 impl Outcome {
     /// Bytes of the machine's that it holds.
     pub fn size(&self) -> usize {

@@ -52,18 +52,7 @@ impl Kind {
 
     /// A stable short name.
     pub fn code(self) -> &'static str {
-        match self {
-            Self::Halted => "halted",
-            Self::Lost => "lost",
-            Self::Faulted => "faulted",
-            Self::Suspended => "suspended",
-            Self::Quarantined => "quarantined",
-            Self::Damaged => "damaged",
-            Self::Starting => "starting",
-            Self::Upgrading => "upgrading",
-            Self::Paused => "paused",
-            Self::Degraded => "degraded",
-        }
+        self.words().0
     }
 
     /// Whether it stays so until somebody acts.
@@ -71,27 +60,34 @@ impl Kind {
         matches!(self, Self::Halted | Self::Lost)
     }
 
-    /// What comes next, by itself or by an operator.
-    fn next(self) -> &'static str {
+    /// The name, and what comes next, by itself or by an operator.
+    fn words(self) -> (&'static str, &'static str) {
         match self {
-            Self::Halted => {
-                "nothing mends it by itself: read this node's log, then restart the node, or remove this member and add it again"
-            }
-            Self::Lost => {
-                "put the file back from a backup and restart the node, or delete the group"
-            }
-            Self::Faulted => "it starts again by itself",
-            Self::Suspended => {
-                "it goes on when more replicas answer, or with `skep group trust GROUP NODE`"
-            }
-            Self::Quarantined => "it takes the state of the majority by itself",
-            Self::Damaged => "it takes the leader's by itself",
-            Self::Starting => "it is tried again by itself",
-            Self::Upgrading => {
-                "it goes on when a majority of its members is ready, at a deadline, or with `skep group abort-upgrade`"
-            }
-            Self::Paused => "see `skep group resume` and `skep group upgrade`",
-            Self::Degraded => "it goes on meanwhile",
+            Self::Halted => (
+                "halted",
+                "nothing mends it by itself: read this node's log, then restart the node, or remove this member and add it again",
+            ),
+            Self::Lost => (
+                "lost",
+                "put the file back from a backup and restart the node, or delete the group",
+            ),
+            Self::Faulted => ("faulted", "it starts again by itself"),
+            Self::Suspended => (
+                "suspended",
+                "it goes on when more replicas answer, or with `skep group trust GROUP NODE`",
+            ),
+            Self::Quarantined => (
+                "quarantined",
+                "it takes the state of the majority by itself",
+            ),
+            Self::Damaged => ("damaged", "it takes the leader's by itself"),
+            Self::Starting => ("starting", "it is tried again by itself"),
+            Self::Upgrading => (
+                "upgrading",
+                "it goes on when a majority of its members is ready, at a deadline, or with `skep group abort-upgrade`",
+            ),
+            Self::Paused => ("paused", "see `skep group resume` and `skep group upgrade`"),
+            Self::Degraded => ("degraded", "it goes on meanwhile"),
         }
     }
 }
@@ -175,7 +171,7 @@ impl Trouble {
 
 impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (code, next) = (self.kind.code(), self.kind.next());
+        let (code, next) = self.kind.words();
         write!(f, "{code}: {}; {next}", self.text)
     }
 }

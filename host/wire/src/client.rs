@@ -78,9 +78,7 @@ impl proto::SessionOpened {
     /// [`WireError::Zero`], [`WireError::BadLength`].
     pub fn id(&self) -> Result<SessionId, WireError> {
         match session(&self.session)? {
-            SessionId(0) => Err(WireError::Zero {
-                what: "the id of a session",
-            }),
+            SessionId(0) => Err(WireError::Zero("the id of a session")),
             id => Ok(id),
         }
     }
@@ -196,9 +194,7 @@ pub fn response_frame(id: u64, body: response::Body) -> proto::ServerFrame {
 
 /// An outcome for a client, which may keep it.
 fn outcome(outcome: Option<proto::Outcome>) -> Result<Outcome, WireError> {
-    let mut outcome = outcome
-        .ok_or(WireError::Missing { what: "outcome" })?
-        .try_into()?;
+    let mut outcome = outcome.ok_or(WireError::Missing("outcome"))?.try_into()?;
     if let Outcome::Reply(reply) = &mut outcome {
         *reply = own(reply);
     }
@@ -233,7 +229,7 @@ mod tests {
         for (session, sequence) in [(7, 0), (0, 1)] {
             assert!(matches!(
                 Command::try_from(propose(session, sequence)),
-                Err(WireError::Zero { .. })
+                Err(WireError::Zero(_))
             ));
         }
         let short = proto::Propose {
@@ -300,7 +296,7 @@ mod tests {
         };
         assert!(matches!(
             missing.into_response(request),
-            Err(WireError::Missing { .. })
+            Err(WireError::Missing(_))
         ));
     }
 

@@ -56,11 +56,8 @@ pub enum WireError {
     #[error("the message cannot be parsed: {0}")]
     Malformed(#[from] prost::DecodeError),
     /// A part that every such message has is not there.
-    #[error("the message has no {what}")]
-    Missing {
-        /// The part.
-        what: &'static str,
-    },
+    #[error("the message has no {0}")]
+    Missing(&'static str),
     /// A number that names nothing.
     #[error("{value} is not a known {what}")]
     UnknownValue {
@@ -70,11 +67,8 @@ pub enum WireError {
         value: i64,
     },
     /// An id or a term is 0 where 0 names nothing.
-    #[error("{what} is 0")]
-    Zero {
-        /// What is 0.
-        what: &'static str,
-    },
+    #[error("{0} is 0")]
+    Zero(&'static str),
     /// A field of fixed size has another size.
     #[error("{what} has {found} bytes instead of {expected}")]
     BadLength {
@@ -86,11 +80,8 @@ pub enum WireError {
         expected: usize,
     },
     /// A message stands where it has no business.
-    #[error("{what}")]
-    Misplaced {
-        /// What stands where.
-        what: &'static str,
-    },
+    #[error("{0}")]
+    Misplaced(&'static str),
     /// The entries of an append do not follow each other.
     #[error(
         "an append after index {after} holds an entry with index {found} where {expected} should be"
@@ -109,6 +100,12 @@ pub enum WireError {
 }
 
 impl WireError {
+    /// A number that is none of what it should name.
+    pub fn unknown(what: &'static str, value: impl Into<i64>) -> Self {
+        let value = value.into();
+        Self::UnknownValue { what, value }
+    }
+
     /// The stable code, as in logs and metrics.
     pub fn code(&self) -> Code {
         match self {
@@ -119,11 +116,11 @@ impl WireError {
             Self::BadMagic { .. } => Code::NotAFrame,
             Self::UnsupportedVersion { .. } => Code::FrameVersion,
             Self::Malformed(_) => Code::MalformedMessage,
-            Self::Missing { .. } => Code::MessageIncomplete,
+            Self::Missing(_) => Code::MessageIncomplete,
             Self::UnknownValue { .. } => Code::UnknownValue,
-            Self::Zero { .. } => Code::ZeroId,
+            Self::Zero(_) => Code::ZeroId,
             Self::BadLength { .. } => Code::BadLength,
-            Self::Misplaced { .. } => Code::MisplacedMessage,
+            Self::Misplaced(_) => Code::MisplacedMessage,
             Self::EntriesNotContiguous { .. } => Code::EntriesNotContiguous,
             Self::Io(_) => Code::ConnectionFailed,
         }

@@ -53,9 +53,10 @@ impl TryFrom<proto::Proposal> for Proposal {
 
     fn try_from(proposal: proto::Proposal) -> Result<Self, WireError> {
         Ok(
-            match proposal.body.ok_or(WireError::Missing {
-                what: "body of a proposal",
-            })? {
+            match proposal
+                .body
+                .ok_or(WireError::Missing("body of a proposal"))?
+            {
                 proposal::Body::Command(command) => Self::Command(Command {
                     request: request(&command.session, command.sequence)?,
                     acknowledged: command.acknowledged,
@@ -83,10 +84,10 @@ impl TryFrom<proto::Proposal> for Proposal {
                         Ok(Kind::AddLearner) => Change::AddLearner { node, data },
                         Ok(Kind::Remove) => Change::Remove { node, data },
                         Ok(Kind::Unspecified) | Err(_) => {
-                            return Err(WireError::UnknownValue {
-                                what: "kind of membership change",
-                                value: change.kind.into(),
-                            });
+                            return Err(WireError::unknown(
+                                "kind of membership change",
+                                change.kind,
+                            ));
                         }
                     })
                 }
@@ -99,9 +100,9 @@ impl TryFrom<proto::Proposal> for Proposal {
 pub(crate) fn request(session: &[u8], sequence: u64) -> Result<RequestId, WireError> {
     let session = self::session(session)?;
     if (session.0 == 0) != (sequence == 0) {
-        return Err(WireError::Zero {
-            what: "either the session or the sequence of a command, but not both,",
-        });
+        return Err(WireError::Zero(
+            "either the session or the sequence of a command, but not both,",
+        ));
     }
     Ok(RequestId { session, sequence })
 }
@@ -136,9 +137,10 @@ impl TryFrom<proto::Outcome> for Outcome {
 
     fn try_from(outcome: proto::Outcome) -> Result<Self, WireError> {
         Ok(
-            match outcome.body.ok_or(WireError::Missing {
-                what: "body of an outcome",
-            })? {
+            match outcome
+                .body
+                .ok_or(WireError::Missing("body of an outcome"))?
+            {
                 outcome::Body::Reply(reply) => Self::Reply(reply),
                 outcome::Body::Rejected(rejected) => Self::Rejected {
                     code: rejected.code,
@@ -152,10 +154,7 @@ impl TryFrom<proto::Outcome> for Outcome {
                     u8::try_from(code)
                         .ok()
                         .and_then(GuestFault::from_code)
-                        .ok_or(WireError::UnknownValue {
-                            what: "guest fault",
-                            value: code.into(),
-                        })?,
+                        .ok_or(WireError::unknown("guest fault", code))?,
                 ),
             },
         )
@@ -188,7 +187,7 @@ impl TryFrom<proto::ProposalResponse> for Response {
             term: Term(response.term),
             outcome: response
                 .outcome
-                .ok_or(WireError::Missing { what: "outcome" })?
+                .ok_or(WireError::Missing("outcome"))?
                 .try_into()?,
         })
     }
@@ -229,9 +228,7 @@ impl TryFrom<proto::ProposalError> for ProposalError {
     fn try_from(error: proto::ProposalError) -> Result<Self, WireError> {
         use proposal_error::Body;
         Ok(
-            match error.body.ok_or(WireError::Missing {
-                what: "body of an error",
-            })? {
+            match error.body.ok_or(WireError::Missing("body of an error"))? {
                 Body::NoLeader(_) => Self::NoLeader,
                 Body::NotLeader(leader) => Self::NotLeader {
                     leader: (leader != 0).then_some(NodeId(leader)),
@@ -251,10 +248,7 @@ impl TryFrom<proto::ProposalError> for ProposalError {
                     u8::try_from(code)
                         .ok()
                         .and_then(ChangeRefusal::from_code)
-                        .ok_or(WireError::UnknownValue {
-                            what: "refusal of a membership change",
-                            value: code.into(),
-                        })?,
+                        .ok_or(WireError::unknown("refusal of a membership change", code))?,
                 ),
                 Body::Faulted(_) => Self::Faulted,
                 Body::Stopped(_) => Self::Stopped,

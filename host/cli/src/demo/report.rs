@@ -1,11 +1,11 @@
 //! What the demonstration says: lines on stdout, progress on a terminal's stderr.
 
 use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use skep_types::shared::lock;
 
 /// A bar while something long goes on; nothing where stderr is no terminal.
 pub struct Progress {
@@ -22,7 +22,7 @@ impl Progress {
     /// Prints a line, above the bar if there is one.
     pub fn say(&self, line: impl AsRef<str>) {
         let print = || println!("{}", line.as_ref());
-        match &*self.bar.lock().unwrap_or_else(PoisonError::into_inner) {
+        match &*lock(&self.bar) {
             Some(bar) => bar.suspend(print),
             None => print(),
         }
@@ -40,24 +40,19 @@ impl Progress {
             bar.set_style(style);
         }
         bar.set_message(what);
-        *self.bar.lock().unwrap_or_else(PoisonError::into_inner) = Some(bar);
+        *lock(&self.bar) = Some(bar);
     }
 
     /// How far it is.
     pub fn at(&self, position: usize) {
-        if let Some(bar) = &*self.bar.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(bar) = &*lock(&self.bar) {
             bar.set_position(position as u64);
         }
     }
 
     /// Ends the bar.
     pub fn end(&self) {
-        if let Some(bar) = self
-            .bar
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-        {
+        if let Some(bar) = lock(&self.bar).take() {
             bar.finish_and_clear();
         }
     }

@@ -9,7 +9,7 @@ use skep_core::group::Group;
 use skep_core::id::{ComponentId, LogIndex};
 use skep_core::input::Input;
 use skep_core::message::SnapshotName;
-use skep_core::outcome::{EntryContext, Outcome};
+use skep_core::outcome::EntryContext;
 use skep_drive::{
     Applied, CanonicalPoint, Done, Driver, Failed, Lack, Listener, MachineError, Source,
     StateMachine,
@@ -166,10 +166,7 @@ impl Teller<'_> {
 
 impl Listener<Box<dyn StateMachine>> for Teller<'_> {
     fn called(&mut self, context: &EntryContext, call: &Call, said: &Applied) {
-        let outcome = || {
-            let first = said.outcomes.first().cloned();
-            first.unwrap_or_else(|| Outcome::Reply(Bytes::new()))
-        };
+        let outcome = || said.outcomes.first().cloned().unwrap_or_default();
         let what = match call {
             Call::Init(config) => What::Init {
                 config: config.clone(),

@@ -22,7 +22,6 @@ pub struct Arguments {
     form: Form,
 }
 
-/// What is printed.
 #[derive(Serialize)]
 struct Printed {
     #[serde(flatten)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crate::replay::{Archive, Cast, Digested, Happened, Past, ReplayError, What, digest, genesis};
 use anyhow::Context;
@@ -16,6 +16,7 @@ use skep_machine::wasm::{Component, Engine, MachineLabel, WasmMachine};
 use skep_rehearsal::escape;
 use skep_server::catalog::machine::CatalogMachine;
 use skep_server::catalog::{self, Deployed, GroupRecord};
+use skep_types::shared::lock;
 
 use super::failure::{Exit, Failure};
 use super::test::on_own_thread;
@@ -53,7 +54,6 @@ pub struct Arguments {
     form: Form,
 }
 
-/// What is printed.
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Printed {
@@ -304,7 +304,7 @@ impl Components<'_> {
         if let Some(instead) = &self.instead {
             return Ok(instead.clone());
         }
-        let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut compiled = lock(&self.compiled);
         if let Some(component) = compiled.get(&id) {
             return Ok(component.clone());
         }

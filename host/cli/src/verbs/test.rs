@@ -43,7 +43,6 @@ pub struct Arguments {
     form: Form,
 }
 
-/// What is printed.
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Printed {

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use skep_log::{
     WriterEvent, WriterOptions,
 };
 use skep_store::{Begin, Lives, convert};
+use skep_types::shared::lock;
 
 use crate::disk::room::DiskRoom;
 use crate::error::Error;
@@ -95,13 +96,10 @@ impl Disk {
         snapshots.sweep_orphans(&lives.snapshots())?;
         let reader = log.reader();
         let events = Arc::clone(router);
-        let (log, writer) = LogWriter::spawn(log, WriterOptions { sync_delay }, move |event| {
+        let spawned = LogWriter::spawn(log, WriterOptions { sync_delay }, move |event| {
             on_event(&events, event)
-        })
-        .map_err(|source| Error::Start {
-            what: "the log's thread",
-            source,
-        })?;
+        });
+        let (log, writer) = spawned.map_err(no_thread("the log's thread"))?;
         Ok(Arc::new(Self {
             dir: dir.to_owned(),
             reserve,
@@ -116,7 +114,7 @@ impl Disk {
 
     /// How a replica of this life of a group begins; see [`Lives::begin`].
     pub(crate) fn begin(&self, key: GroupKey, joins: bool) -> Result<Begin, Error> {
-        self.lives()
+        lock(&self.lives)
             .begin(key, joins)
             .map_err(|_| Error::GroupRemoved {
                 group: GroupId(key.group),
@@ -126,7 +124,7 @@ impl Disk {
 
     /// The replica is up: what was recovered of it need not be kept.
     pub(crate) fn began(&self, key: GroupKey) {
-        self.lives().began(key);
+        lock(&self.lives).began(key);
     }
 
     /// A replica is given up, to begin again from what is on the disk. Reads the entries that are in no memory any more.
@@ -143,19 +141,18 @@ impl Disk {
             older.extend(read);
         }
         let untried_from = parked.untried_from;
-        self.lives()
-            .park(convert::parked(key, parked, older), untried_from);
+        lock(&self.lives).park(convert::parked(key, parked, older), untried_from);
         Ok(())
     }
 
     /// The lives of a group that were recovered and not brought up.
     pub(crate) fn dormant(&self, group: GroupId) -> Vec<GroupKey> {
-        self.lives().of_group(group)
+        lock(&self.lives).of_group(group)
     }
 
     /// All groups that were recovered and not brought up.
     pub(crate) fn all_dormant(&self) -> Vec<(GroupId, Incarnation)> {
-        self.lives()
+        lock(&self.lives)
             .dormant()
             .map(|key| (GroupId(key.group), Incarnation(key.incarnation)))
             .collect()
@@ -169,7 +166,7 @@ impl Disk {
         replica: ReplicaId,
         then: impl FnOnce() + Send + 'static,
     ) -> Result<(), skep_log::Stopped> {
-        match self.lives().bury(key, replica) {
+        match lock(&self.lives).bury(key, replica) {
             Some(record) => self.submit(vec![(record, Token::Then(Box::new(then)))]),
             None => {
                 then();
@@ -185,7 +182,7 @@ impl Disk {
         pool: &Arc<Pool>,
         done: impl FnOnce(Result<(), Error>) + Send + 'static,
     ) -> Result<(), skep_log::Stopped> {
-        let replica = self.lives().replica_of(key);
+        let replica = lock(&self.lives).replica_of(key);
         let (disk, pool) = (Arc::clone(self), Arc::clone(pool));
         let delete = move || done(disk.remove_snapshots(key).map_err(Error::from));
         self.bury(key, replica, move || pool.run(delete))
@@ -218,21 +215,14 @@ impl Disk {
     /// Flushes and closes the log. `release` also unlocks the directory: only when nothing can write to it any more.
     pub(crate) fn stop(&self, release: bool) {
         self.log.clone().stop();
-        let writer = self
-            .writer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let writer = lock(&self.writer).take();
         if let Some(writer) = writer
             && writer.join().is_err()
         {
             tracing::error!("the log's thread panicked");
         }
         if release {
-            self.store
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take();
+            lock(&self.store).take();
         }
     }
 
@@ -313,7 +303,6 @@ impl Disk {
         self.remove_where(key, |position| position.index < newest.0)
     }
 
-    /// Deletes all snapshots of a group.
     pub(crate) fn remove_snapshots(&self, key: GroupKey) -> Result<(), LogError> {
         self.remove_where(key, |_| true)
     }
@@ -328,10 +317,6 @@ impl Disk {
             .into_iter()
             .filter(|snapshot| snapshot.key == key && remove(snapshot.position))
             .try_for_each(|snapshot| self.snapshots.remove(key, snapshot.position))
-    }
-
-    fn lives(&self) -> MutexGuard<'_, Lives> {
-        self.lives.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -373,7 +358,7 @@ fn on_event(router: &Arc<Router>, event: WriterEvent<Token>) {
     }
 }
 
-/// An I/O error for a thread that the system refused.
+/// What could not be started, a thread most likely.
 pub(crate) fn no_thread(what: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Start { what, source }
 }

@@ -94,10 +94,7 @@ impl MultiNode {
             }
             Ok(())
         };
-        let too_late = Error::Proposal {
-            group,
-            source: ProposalError::NoLeader,
-        };
+        let too_late = Error::proposal(group, ProposalError::NoLeader);
         clock::timeout(timeout, opening)
             .await
             .unwrap_or(Err(too_late))
@@ -138,10 +135,7 @@ impl Tries {
     ) -> Result<Response, Error> {
         let result = clock::timeout(self.timeout, attempt)
             .await
-            .unwrap_or(Err(Error::Proposal {
-                group: self.group,
-                source: ProposalError::Unknown,
-            }));
+            .unwrap_or(Err(Error::proposal(self.group, ProposalError::Unknown)));
         self.maybe_applied |= result.as_ref().is_err_and(Error::is_unknown);
         result
     }
@@ -160,10 +154,7 @@ impl Tries {
 
     /// As [`Tries::after`], when no session could be opened, which leaves nothing in doubt.
     async fn after_unopened(&mut self, error: Error) -> Result<(), Error> {
-        let no_leader = Error::Proposal {
-            group: self.group,
-            source: ProposalError::NoLeader,
-        };
+        let no_leader = Error::proposal(self.group, ProposalError::NoLeader);
         self.after(if error.is_unknown() && error.is_retryable() {
             no_leader
         } else {
@@ -193,10 +184,9 @@ impl Tries {
                 source: ProposalError::AnswerExpired,
                 ..
             } => error,
-            error if self.maybe_applied && !error.is_unknown() => Error::Proposal {
-                group: self.group,
-                source: ProposalError::Unknown,
-            },
+            error if self.maybe_applied && !error.is_unknown() => {
+                Error::proposal(self.group, ProposalError::Unknown)
+            }
             error => error,
         }
     }

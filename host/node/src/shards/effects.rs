@@ -75,10 +75,7 @@ impl Out<'_> {
             Effect::QueryFailed { waiter, error } => {
                 let group = replica.group();
                 if let Some(waiting) = replica.waiters.remove(&waiter) {
-                    waiting.fail(Error::Proposal {
-                        group,
-                        source: error,
-                    });
+                    waiting.fail(Error::proposal(group, error));
                 }
             }
             Effect::Diverged {

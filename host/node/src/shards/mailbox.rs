@@ -2,20 +2,20 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use skep_core::id::{GroupId, NodeId};
 use skep_core::input::{Input, Waiter};
 use skep_core::message::{PeerMessage, Priority};
 use skep_core::proposal::{Proposal, Response};
+use skep_types::shared::{lock, wait_while};
 use tokio::sync::oneshot;
 
 use crate::error::Error;
-use crate::machines::worker::Rehearsable;
 use crate::shards::replica::{Life, Replica};
 use crate::shards::router::TransferReporter;
-use crate::status::{GroupStatus, QueryAnswer};
+use crate::status::QueryAnswer;
 
 /// Requests, and separately appends, a shard takes in one round, so that heartbeats and ticks, taken whole each round,
 /// never wait for more than this.
@@ -52,6 +52,12 @@ impl<T> Asked<T> {
     }
 }
 
+/// What is done with a replica, or told why not.
+type Act = Box<dyn FnOnce(Result<&mut Replica, Error>) + Send>;
+
+/// What is seen of a replica, or told why not.
+type Look = Box<dyn FnOnce(Result<&Replica, Error>) + Send>;
+
 /// What a caller asks of a replica.
 pub(crate) enum Request {
     Install(Box<Replica>),
@@ -72,27 +78,10 @@ pub(crate) enum Request {
         group: GroupId,
         waiter: Waiter,
     },
-    Campaign {
-        group: GroupId,
-        done: oneshot::Sender<Result<(), Error>>,
-    },
-    Transfer {
-        group: GroupId,
-        to: NodeId,
-        done: oneshot::Sender<Result<(), Error>>,
-    },
-    HandOver {
-        group: GroupId,
-        done: oneshot::Sender<Result<(), Error>>,
-    },
-    Status {
-        group: GroupId,
-        done: oneshot::Sender<Result<GroupStatus, Error>>,
-    },
-    Rehearsable {
-        group: GroupId,
-        done: oneshot::Sender<Result<Option<Rehearsable>, Error>>,
-    },
+    /// Something that is done at once with a replica that is not halted.
+    Act(GroupId, Act),
+    /// Something that is seen at once of any replica.
+    Look(GroupId, Look),
     /// Gives a faulted replica up, to be brought up again from its files.
     Park {
         group: GroupId,
@@ -102,6 +91,26 @@ pub(crate) enum Request {
         group: GroupId,
         done: oneshot::Sender<Result<(), Error>>,
     },
+}
+
+impl Request {
+    pub(crate) fn act<T: Send + 'static>(
+        group: GroupId,
+        act: impl FnOnce(&mut Replica) -> T + Send + 'static,
+        done: oneshot::Sender<Result<T, Error>>,
+    ) -> Self {
+        let act = |found: Result<&mut Replica, _>| drop(done.send(found.map(act)));
+        Self::Act(group, Box::new(act))
+    }
+
+    pub(crate) fn look<T: Send + 'static>(
+        group: GroupId,
+        look: impl FnOnce(&Replica) -> T + Send + 'static,
+        done: oneshot::Sender<Result<T, Error>>,
+    ) -> Self {
+        let look = |found: Result<&Replica, _>| drop(done.send(found.map(look)));
+        Self::Look(group, Box::new(look))
+    }
 }
 
 /// Something a replica has waited for; dropped if the replica lives another life by now.
@@ -129,7 +138,6 @@ pub(crate) enum Event {
     Heavy,
 }
 
-/// A message from a peer.
 pub(crate) struct FromPeer {
     pub(crate) from: NodeId,
     pub(crate) message: PeerMessage,
@@ -205,14 +213,14 @@ impl Mailbox {
 
     /// A tick; one that is not handled yet is replaced.
     pub(crate) fn tick(&self, now: u64) {
-        let mut queues = self.lock();
+        let mut queues = lock(&self.queues);
         queues.tick = Some(now);
         self.wake(queues);
     }
 
     /// Messages of one priority; answers how many were dropped.
     pub(crate) fn deliver(&self, priority: Priority, messages: Vec<FromPeer>) -> usize {
-        let mut queues = self.lock();
+        let mut queues = lock(&self.queues);
         let mut dropped = 0;
         for message in messages {
             let bytes = message.message.body.size();
@@ -237,7 +245,7 @@ impl Mailbox {
 
     /// Completions. There are never more than the replicas have asked for, so they have no limit of their own.
     pub(crate) fn complete(&self, completions: impl IntoIterator<Item = Completion>) {
-        let mut queues = self.lock();
+        let mut queues = lock(&self.queues);
         if !queues.closed {
             queues.completions.extend(completions);
         }
@@ -246,7 +254,7 @@ impl Mailbox {
 
     /// A request; given back if the shard has stopped.
     pub(crate) fn request(&self, request: Request) -> Result<(), Box<Request>> {
-        let mut queues = self.lock();
+        let mut queues = lock(&self.queues);
         if queues.closed {
             return Err(Box::new(request));
         }
@@ -257,17 +265,16 @@ impl Mailbox {
 
     /// Takes nothing more; what waits is still given out.
     pub(crate) fn close(&self) {
-        let mut queues = self.lock();
+        let mut queues = lock(&self.queues);
         queues.closed = true;
         self.wake(queues);
     }
 
     /// Waits until there is something, or `None` when the mailbox is closed and empty.
     pub(crate) fn take(&self) -> Option<Round> {
-        let mut queues = self
-            .arrived
-            .wait_while(self.lock(), |queues| !queues.closed && queues.is_empty())
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut queues = wait_while(&self.arrived, lock(&self.queues), |queues| {
+            !queues.closed && queues.is_empty()
+        });
         if queues.is_empty() {
             return None;
         }
@@ -287,10 +294,6 @@ impl Mailbox {
             normal,
             requests: queues.requests.drain(..requests).collect(),
         })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Queues> {
-        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wake(&self, queues: MutexGuard<'_, Queues>) {

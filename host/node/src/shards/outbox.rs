@@ -12,7 +12,6 @@ use crate::transport::{Reporter, Transport};
 /// neighbours must fit into.
 const BATCH_BYTES_MAX: usize = 8 << 20;
 
-/// Collects messages.
 pub(crate) struct Outbox {
     node: NodeId,
     open: HashMap<(Priority, NodeId), (Batch, usize)>,

@@ -58,7 +58,6 @@ impl Waiting {
     }
 }
 
-/// A replica on its shard.
 pub(crate) struct Replica {
     pub(crate) key: GroupKey,
     pub(crate) life: Life,
@@ -160,7 +159,6 @@ impl Replica {
         self.unsent.push((self.ticks + SEND_AGAIN, reporter));
     }
 
-    /// Time passes.
     pub(crate) fn tick(&mut self, now: u64) -> Waits {
         let State::Running(group) = &self.state else {
             return Waits::default();
@@ -210,11 +208,27 @@ impl Replica {
         }
     }
 
-    /// Takes something in.
     pub(crate) fn handle(&mut self, input: Input) {
         if let State::Running(group) = &mut self.state {
             group.handle(input);
         }
+    }
+
+    /// Starts a transfer of leadership, if it can come to anything.
+    pub(crate) fn transfer(&mut self, to: NodeId) -> Result<(), Error> {
+        let group = self.group();
+        let members = self.status().replica.members;
+        let Some(member) = members.iter().find(|member| member.node == to) else {
+            return Err(Error::invalid(
+                "to",
+                format!("node {to} is not a member of group {group}"),
+            ));
+        };
+        if member.active == Some(false) {
+            return Err(Error::Unreachable { node: to });
+        }
+        self.handle(Input::Transfer { to });
+        Ok(())
     }
 
     /// The record of this number, and so all before it, is durable.
@@ -307,10 +321,7 @@ impl Replica {
         let group = self.group();
         self.fail_all(|waiting| match waiting {
             // What was in flight may be committed by the other replicas.
-            Waiting::Response(_) => Error::Proposal {
-                group,
-                source: ProposalError::Unknown,
-            },
+            Waiting::Response(_) => Error::proposal(group, ProposalError::Unknown),
             Waiting::Answer(_) => Error::GroupHalted {
                 group,
                 reason: reason.clone(),
@@ -388,7 +399,7 @@ impl Replica {
         }
         let group = self.group();
         if let Some(Waiting::Response(asked)) = self.waiters.remove(&waiter) {
-            asked.answer(result.map_err(|source| Error::Proposal { group, source }));
+            asked.answer(result.map_err(|source| Error::proposal(group, source)));
         }
     }
 
@@ -397,10 +408,7 @@ impl Replica {
         let (group, node) = (self.group(), router.node);
         router.leave(group, self.life);
         self.fail_all(|waiting| match waiting {
-            Waiting::Response(_) => Error::Proposal {
-                group,
-                source: ProposalError::Unknown,
-            },
+            Waiting::Response(_) => Error::proposal(group, ProposalError::Unknown),
             Waiting::Answer(_) => Error::NoSuchGroup { group, node },
         });
         self.worker.halt();

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{
     AtomicBool, AtomicU8, AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed,
 };
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
@@ -13,6 +13,7 @@ use skep_core::input::{Input, Waiter};
 use skep_core::message::{ArrivedSnapshot, Batch, PeerMessage, SnapshotName};
 use skep_core::outcome::LeaderChanged;
 use skep_log::{GroupKey, SnapshotFile, SnapshotReceiver};
+use skep_types::shared::lock;
 use tokio::sync::{broadcast, watch};
 
 use crate::disk::store::{Disk, SNAPSHOT_BYTES_MAX};
@@ -77,6 +78,15 @@ enum Slot {
     Here(Arc<Route>),
     /// Its files are being deleted.
     Leaving(Life),
+}
+
+impl Slot {
+    fn here(&self) -> Option<Arc<Route>> {
+        match self {
+            Self::Here(route) => Some(Arc::clone(route)),
+            Self::Creating | Self::Leaving(_) => None,
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -158,21 +168,11 @@ impl Router {
 
     /// As [`Router::route`], of a node that may have stopped.
     pub(crate) fn here(&self, group: GroupId) -> Option<Arc<Route>> {
-        match self.slots.get(&group)?.value() {
-            Slot::Here(route) => Some(Arc::clone(route)),
-            Slot::Creating | Slot::Leaving(_) => None,
-        }
+        self.slots.get(&group)?.here()
     }
 
     pub(crate) fn routes(&self) -> Vec<Arc<Route>> {
-        let here = |slot: &Slot| match slot {
-            Slot::Here(route) => Some(Arc::clone(route)),
-            Slot::Creating | Slot::Leaving(_) => None,
-        };
-        self.slots
-            .iter()
-            .filter_map(|slot| here(slot.value()))
-            .collect()
+        self.slots.iter().filter_map(|slot| slot.here()).collect()
     }
 
     /// Takes the group's name before anything else is done for it; given back unless it is [`Reservation::fill`]ed.
@@ -328,14 +328,8 @@ impl Router {
 
     pub(crate) fn receiving(&self) -> usize {
         let now = self.ticks.load(Relaxed);
-        let receiving = self.places();
+        let receiving = lock(&self.receiving);
         receiving.values().filter(|place| place.holds(now)).count()
-    }
-
-    fn places(&self) -> MutexGuard<'_, HashMap<GroupId, Receiving>> {
-        self.receiving
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn unreported(&self, group: GroupId, node: NodeId) -> Result<Arc<Route>, Error> {
@@ -414,7 +408,7 @@ impl Inbound for Router {
         }
         {
             let now = self.ticks.load(Relaxed);
-            let mut places = self.places();
+            let mut places = lock(&self.receiving);
             places.retain(|_, place| place.holds(now));
             // A group that is offered another takes its own place again: the former transfer has failed.
             if places.len() >= RECEIVING_MAX && !places.contains_key(&group) {
@@ -426,14 +420,14 @@ impl Inbound for Router {
             .disk
             .receive_snapshot(route.key, name)
             .map_err(|error| {
-                self.places().remove(&group);
+                lock(&self.receiving).remove(&group);
                 SnapshotRefusal::Storage(error.to_string())
             })
     }
 
     fn snapshot_arrived(&self, from: NodeId, message: PeerMessage, file: SnapshotFile) {
         let group = message.group;
-        self.places().remove(&group);
+        lock(&self.receiving).remove(&group);
         let Some(route) = self
             .here(group)
             .filter(|route| route.key == file.meta().key)

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 
 use skep_core::effect::Effect;
 use skep_core::healing::Parked;
-use skep_core::id::{GroupId, NodeId};
+use skep_core::id::GroupId;
 use skep_core::input::Input;
 use skep_core::proposal::Proposal;
 use tokio::sync::oneshot;
@@ -25,7 +25,6 @@ use crate::shards::replica::{Replica, Waiting};
 use crate::shards::router::Router;
 use crate::transport::{Reporter, Transport};
 
-/// One shard.
 pub(crate) struct Shard {
     index: usize,
     router: Arc<Router>,
@@ -202,34 +201,11 @@ impl Shard {
                     replica.handle(Input::Forget { waiter });
                 }
             }
-            Request::Campaign { group, done } => {
-                let result = self
-                    .running(group)
-                    .map(|replica| replica.handle(Input::Campaign));
-                drop(done.send(result));
-            }
-            Request::Transfer { group, to, done } => {
-                let result = self
-                    .running(group)
-                    .and_then(|replica| transfer(replica, to));
-                drop(done.send(result));
-            }
-            Request::HandOver { group, done } => {
-                let result = self
-                    .running(group)
-                    .map(|replica| replica.handle(Input::HandOver));
-                drop(done.send(result));
-            }
-            Request::Status { group, done } => {
-                let node = self.router.node;
-                let status = self.replicas.get(&group).map(Replica::status);
-                drop(done.send(status.ok_or(Error::NoSuchGroup { group, node })));
-            }
-            Request::Rehearsable { group, done } => {
+            Request::Act(group, act) => act(self.running(group)),
+            Request::Look(group, look) => {
                 let node = self.router.node;
                 let replica = self.replicas.get(&group);
-                let found = replica.map(|replica| replica.worker.rehearsable());
-                drop(done.send(found.ok_or(Error::NoSuchGroup { group, node })));
+                look(replica.ok_or(Error::NoSuchGroup { group, node }));
             }
             Request::Park { group, done } => self.park(group, done),
             Request::Remove { group, done } => match self.replicas.remove(&group) {
@@ -400,21 +376,4 @@ fn touch(touched: &mut Vec<GroupId>, group: GroupId, replica: &mut Replica) {
     if !std::mem::replace(&mut replica.touched, true) {
         touched.push(group);
     }
-}
-
-/// Starts a transfer of leadership, if it can come to anything.
-fn transfer(replica: &mut Replica, to: NodeId) -> Result<(), Error> {
-    let group = replica.group();
-    let status = replica.status().replica;
-    let Some(member) = status.members.iter().find(|member| member.node == to) else {
-        return Err(Error::invalid(
-            "to",
-            format!("node {to} is not a member of group {group}"),
-        ));
-    };
-    if member.active == Some(false) {
-        return Err(Error::Unreachable { node: to });
-    }
-    replica.handle(Input::Transfer { to });
-    Ok(())
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dashmap::DashMap;
@@ -11,6 +11,7 @@ use skep_core::id::NodeId;
 use skep_core::message::Priority;
 use skep_peer::{Purpose, batch_from_wire};
 use skep_types::code::Code;
+use skep_types::shared::lock;
 use skep_wire::WireError;
 use skep_wire::proto::{self, RefusalReason, peer_frame};
 use tokio::net::{TcpListener, TcpStream};
@@ -128,7 +129,7 @@ impl Introductions {
     fn begin(&self) -> Introduction<'_> {
         let number = self.begun.fetch_add(1, Ordering::Relaxed);
         let given_up = CancellationToken::new();
-        let mut open = self.open();
+        let mut open = lock(&self.open);
         open.insert(number, given_up.clone());
         if open.len() > INTRODUCTIONS
             && let Some((_, oldest)) = open.pop_first()
@@ -142,15 +143,11 @@ impl Introductions {
             given_up,
         }
     }
-
-    fn open(&self) -> MutexGuard<'_, BTreeMap<u64, CancellationToken>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Drop for Introduction<'_> {
     fn drop(&mut self) {
-        self.all.open().remove(&self.number);
+        lock(&self.all.open).remove(&self.number);
     }
 }
 
@@ -174,10 +171,7 @@ async fn lane(
     let place = Arc::clone(&shared.places.entry((from, priority)).or_default());
     let superseded = CancellationToken::new();
     let former = {
-        let mut successor = place
-            .successor
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut successor = lock(&place.successor);
         std::mem::replace(&mut *successor, superseded.clone())
     };
     former.cancel();
@@ -217,9 +211,7 @@ async fn deliver(
     {
         let peer_frame::Body::Batch(batch) = body else {
             add(&shared.stats.malformed, 1);
-            return Err(WireError::Misplaced {
-                what: "a frame on a lane is no batch",
-            });
+            return Err(WireError::Misplaced("a frame on a lane is no batch"));
         };
         add(&stats.frames_in, 1);
         step(shared, from, priority, batch);

@@ -97,9 +97,10 @@ impl FrameReader {
     ) -> Result<Option<peer_frame::Body>, WireError> {
         loop {
             if let Some(frame) = self.decoder.take(&mut self.buffer)? {
-                return frame.body.map(Some).ok_or(WireError::Missing {
-                    what: "body of a frame",
-                });
+                return frame
+                    .body
+                    .map(Some)
+                    .ok_or(WireError::Missing("body of a frame"));
             }
             if self.buffer.capacity() - self.buffer.len() < READ_ROOM_LEAST {
                 self.buffer.reserve(READ_ROOM);
@@ -115,9 +116,10 @@ impl FrameReader {
             }
             if read == 0 {
                 return match self.decoder.take_last(&mut self.buffer)? {
-                    Some(frame) => frame.body.map(Some).ok_or(WireError::Missing {
-                        what: "body of a frame",
-                    }),
+                    Some(frame) => frame
+                        .body
+                        .map(Some)
+                        .ok_or(WireError::Missing("body of a frame")),
                     None => Ok(None),
                 };
             }
@@ -126,7 +128,6 @@ impl FrameReader {
 }
 
 impl FrameWriter {
-    /// Sends one frame.
     pub(super) async fn send(&mut self, body: peer_frame::Body) -> Result<(), WireError> {
         self.buffer.clear();
         Encoder::new(MAX_FRAME).put(&frame(body), &mut self.buffer)?;

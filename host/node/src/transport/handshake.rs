@@ -1,7 +1,7 @@
 //! Who is at the other end: the first frame of a connection and its answer.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,6 +11,7 @@ use skep_core::message::Priority;
 use skep_log::{LogError, PeerPins, StoreId};
 use skep_peer::{Hello, Purpose, store_uuid};
 use skep_types::code::Code;
+use skep_types::shared::lock;
 use skep_wire::proto::{self, RefusalReason, hello_ack, peer_frame};
 use skep_wire::{MAX_CHUNK, MAX_CLIENT_FRAME, MAX_FRAME, PEER_PROTOCOL, WireError};
 use tokio::net::{TcpStream, lookup_host};
@@ -153,7 +154,7 @@ fn code_of(reason: RefusalReason) -> Code {
 /// The pins of a store's data directory.
 impl PeerCheck for Mutex<PeerPins> {
     fn check(&self, node: NodeId, store: [u8; 16]) -> Result<(), PeerRefused> {
-        let mut pins = self.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pins = lock(self);
         pins.check(node.0, StoreId(store))
             .map(drop)
             .map_err(|error| match error {
@@ -230,14 +231,14 @@ impl Identity {
             .await?
             .ok_or(HandshakeError::Closed)?;
         let peer_frame::Body::HelloAck(ack) = answer else {
-            return Err(WireError::Misplaced {
-                what: "a frame came before the answer to the handshake",
-            }
-            .into());
+            return Err(
+                WireError::Misplaced("a frame came before the answer to the handshake").into(),
+            );
         };
-        match ack.body.ok_or(WireError::Missing {
-            what: "answer to the handshake",
-        })? {
+        match ack
+            .body
+            .ok_or(WireError::Missing("answer to the handshake"))?
+        {
             hello_ack::Body::Welcome(welcome) => self.check(to, store_uuid(&welcome.store)?).await,
             hello_ack::Body::Refusal(refusal) => Err(HandshakeError::RefusedByPeer {
                 reason: refusal.reason(),
@@ -252,10 +253,9 @@ impl Identity {
             .await
             .ok_or(HandshakeError::TimedOut)??;
         let Some(peer_frame::Body::Hello(hello)) = first else {
-            return Err(WireError::Misplaced {
-                what: "the connection does not begin with a handshake",
-            }
-            .into());
+            return Err(
+                WireError::Misplaced("the connection does not begin with a handshake").into(),
+            );
         };
         let refused = |reason, text| HandshakeError::Refused { reason, text };
         if hello.protocol != PEER_PROTOCOL {

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -10,6 +10,7 @@ use prost::Message as _;
 use skep_core::id::{GroupId, NodeId};
 use skep_core::message::{Batch, Priority};
 use skep_peer::{Purpose, batch_to_wire, frame};
+use skep_types::shared::lock;
 use skep_wire::codec::Encoder;
 use skep_wire::proto::{self, PeerFrame, peer_frame};
 use skep_wire::{MAX_FRAME, WireError};
@@ -38,7 +39,6 @@ const FRAME_TARGET: usize = 16 << 20;
 /// The write buffer is given back after a burst larger than this.
 const KEPT_BUFFER: usize = 256 << 10;
 
-/// See the module.
 pub(super) struct Lane {
     to: NodeId,
     priority: Priority,
@@ -95,7 +95,7 @@ impl Lane {
         };
         let mut dropped = Vec::new();
         {
-            let mut queue = self.queue();
+            let mut queue = lock(&self.queue);
             let full =
                 |queue: &Queue| !queue.batches.is_empty() && queue.bytes + bytes > self.limit;
             while queue.open && self.priority == Priority::High && full(&queue) {
@@ -130,7 +130,7 @@ impl Lane {
         let subject = format!("node {}", self.to);
         let mut failures = 0_u32;
         // A life before this one may have ended in a panic while the queue was shut.
-        self.queue().open = true;
+        lock(&self.queue).open = true;
         // One lane dials before there is anything to send, so that either end knows the other's store as early as can
         // be: whoever has known a node's store refuses the node when it comes back without it.
         let mut idle = self.priority != Priority::High;
@@ -147,7 +147,7 @@ impl Lane {
             {
                 Ok(connection) => {
                     failures = 0;
-                    self.queue().open = true;
+                    lock(&self.queue).open = true;
                     add(&shared.stats.lane(self.priority).connects, 1);
                     shared.complaints.settle(&subject);
                     tokio::select! {
@@ -215,13 +215,13 @@ impl Lane {
 
     /// Waits until there is something to send.
     async fn work(&self) {
-        while self.queue().batches.is_empty() {
+        while lock(&self.queue).batches.is_empty() {
             self.ready.notified().await;
         }
     }
 
     fn take(&self) -> Vec<Queued> {
-        let mut queue = self.queue();
+        let mut queue = lock(&self.queue);
         let (mut taken, mut bytes) = (Vec::new(), 0);
         while bytes < COALESCE
             && let Some(queued) = queue.pop()
@@ -235,7 +235,7 @@ impl Lane {
     /// From now on everything is dropped, beginning with what is queued.
     fn shut(&self, shared: &Shared) {
         let dropped = {
-            let mut queue = self.queue();
+            let mut queue = lock(&self.queue);
             queue.open = false;
             queue.bytes = 0;
             std::mem::take(&mut queue.batches)
@@ -251,10 +251,6 @@ impl Lane {
             add(&shared.stats.lane(self.priority).dropped, batch.len());
             report(self.to, batch.messages.into_keys(), &reporter);
         }
-    }
-
-    fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Doubles with each failure. The jitter, a quarter at most, is a pure function of who dials whom: it is there so
@@ -377,9 +373,7 @@ fn split(batch: proto::Batch) -> Vec<proto::Batch> {
 async fn until_closed(reader: &mut FrameReader) -> WireError {
     match reader.next(None).await {
         Ok(None) => WireError::Io(io::ErrorKind::UnexpectedEof.into()),
-        Ok(Some(_)) => WireError::Misplaced {
-            what: "a frame came back on a lane that only sends",
-        },
+        Ok(Some(_)) => WireError::Misplaced("a frame came back on a lane that only sends"),
         Err(lost) => lost,
     }
 }

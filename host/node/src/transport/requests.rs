@@ -55,9 +55,10 @@ async fn answer_all(
     from: NodeId,
     mut connection: Connection,
 ) -> Result<(), WireError> {
-    let handler = shared.requests.as_ref().ok_or(WireError::Misplaced {
-        what: "this node answers no requests",
-    })?;
+    let handler = shared
+        .requests
+        .as_ref()
+        .ok_or(WireError::Misplaced("this node answers no requests"))?;
     shared
         .identity
         .welcome(&mut connection, MAX_CLIENT_FRAME)
@@ -99,9 +100,7 @@ async fn answer_all(
                 }
                 Some(_) => {
                     add(&shared.stats.malformed, 1);
-                    return Err(WireError::Misplaced {
-                        what: "a frame among requests is none",
-                    });
+                    return Err(WireError::Misplaced("a frame among requests is none"));
                 }
                 None => return Ok(()),
             },

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -11,6 +11,7 @@ use skep_core::id::{GroupId, NodeId};
 use skep_core::message::{Body, PeerMessage, Priority, SnapshotName};
 use skep_log::{LogError, SnapshotFile, SnapshotReceiver};
 use skep_peer::{Purpose, SnapshotOffer, frame};
+use skep_types::shared::lock;
 use skep_wire::codec::Encoder;
 use skep_wire::proto::{self, peer_frame, snapshot_answer};
 use skep_wire::{MAX_CHUNK, MAX_FRAME, WireError};
@@ -243,15 +244,12 @@ async fn accepted(reader: &mut FrameReader) -> Result<(), TransferError> {
         peer_frame::Body::SnapshotAnswer(answer) => match answer.body {
             Some(snapshot_answer::Body::Accepted(_)) => Ok(()),
             Some(snapshot_answer::Body::Refused(text)) => Err(TransferError::Refused(text)),
-            None => Err(WireError::Missing {
-                what: "answer to a snapshot",
-            }
-            .into()),
+            None => Err(WireError::Missing("answer to a snapshot").into()),
         },
-        _ => Err(WireError::Misplaced {
-            what: "a frame that is no answer follows the offer of a snapshot",
-        }
-        .into()),
+        _ => Err(
+            WireError::Misplaced("a frame that is no answer follows the offer of a snapshot")
+                .into(),
+        ),
     }
 }
 
@@ -259,10 +257,7 @@ async fn done(reader: &mut FrameReader) -> Result<(), TransferError> {
     match reader.next(None).await?.ok_or(TransferError::Closed)? {
         peer_frame::Body::SnapshotDone(done) if done.ok => Ok(()),
         peer_frame::Body::SnapshotDone(done) => Err(TransferError::NotKept(done.text)),
-        _ => Err(WireError::Misplaced {
-            what: "a frame that does not end it follows a snapshot",
-        }
-        .into()),
+        _ => Err(WireError::Misplaced("a frame that does not end it follows a snapshot").into()),
     }
 }
 
@@ -276,9 +271,9 @@ pub(super) async fn receive(
         .await
         .ok_or_else(timed_out)??;
     let Some(peer_frame::Body::SnapshotOffer(offer)) = first else {
-        return Err(WireError::Misplaced {
-            what: "a transfer does not begin with an offer",
-        });
+        return Err(WireError::Misplaced(
+            "a transfer does not begin with an offer",
+        ));
     };
     let SnapshotOffer {
         transfer,
@@ -374,19 +369,13 @@ async fn take(
         let chunk = match frame {
             Some(peer_frame::Body::SnapshotChunk(chunk)) => chunk,
             Some(_) => {
-                return Err(WireError::Misplaced {
-                    what: "a frame between chunks is no chunk",
-                }
-                .into());
+                return Err(WireError::Misplaced("a frame between chunks is no chunk").into());
             }
             None => return Err(TakeError::Closed(received)),
         };
         let length = chunk.data.len();
         if chunk.offset != received || length == 0 || length > MAX_CHUNK {
-            return Err(WireError::Misplaced {
-                what: "a chunk is out of order or of a wrong size",
-            }
-            .into());
+            return Err(WireError::Misplaced("a chunk is out of order or of a wrong size").into());
         }
         receiver = spawn_blocking(move || {
             receiver
@@ -433,7 +422,7 @@ impl Throttle {
     /// How long to wait before these bytes are sent.
     fn reserve(&self, bytes: u64) -> Duration {
         let now = self.clock.elapsed();
-        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = lock(&self.next);
         let start = now.max(*next);
         *next = start + Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
         start - now

@@ -57,7 +57,6 @@ impl TransportStats {
     }
 }
 
-/// Adds to a counter.
 pub(super) fn add(counter: &AtomicU64, count: usize) {
     counter.fetch_add(count as u64, Ordering::Relaxed);
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use dashmap::DashMap;
 use skep_core::id::{GroupId, NodeId};
@@ -12,6 +12,7 @@ use skep_core::message::{Batch, PeerMessage, Priority};
 use skep_log::{SnapshotFile, Store};
 use skep_peer::Purpose;
 use skep_types::code::Code;
+use skep_types::shared::lock;
 use tokio::net::{TcpListener, lookup_host};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
@@ -420,7 +421,7 @@ const MAX_COMPLAINTS: usize = 256;
 impl Complaints {
     /// Logs the text as a warning if `code` is not what was wrong with the subject before.
     pub(super) fn raise(&self, subject: String, code: Code, text: &dyn std::fmt::Display) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.0);
         if known.get(&subject) == Some(&code) {
             tracing::debug!(%subject, code = code.name(), "{text}");
             return;
@@ -434,7 +435,7 @@ impl Complaints {
 
     /// All is well with the subject.
     pub(super) fn settle(&self, subject: &str) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.0);
         if known.remove(subject).is_some() {
             tracing::info!(%subject, "connected again");
         }

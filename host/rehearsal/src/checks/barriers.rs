@@ -107,8 +107,7 @@ impl Seeing<'_> {
         self.compare(prefix, &saved, &rest)?;
         let end = restored.save(len)?;
         if let (Ok(end), Ok(right)) = (&end, &self.reference.saved)
-            && end.bytes != right.bytes
-            && !permuted(&end.bytes, &right.bytes)
+            && !end.is_as(right)
             && self.state.is_none()
         {
             self.state = Some((prefix, parting(&right.bytes, &end.bytes)));
@@ -223,10 +222,7 @@ impl Seeing<'_> {
     ) -> Result<Vec<bool>, RehearsalError> {
         let mut varying = vec![false; rest.len()];
         for seed in 1..=SEEDS {
-            let world = World {
-                seed,
-                ..World::default()
-            };
+            let world = World::seeded(seed);
             let Ok(mut other) = Lived::restored(self.subject, world, prefix, saved.bytes.clone())?
             else {
                 continue;

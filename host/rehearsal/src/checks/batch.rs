@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::member::entries;
 use super::reference::Reference;
-use super::{parting, permuted, reordered, show};
+use super::{parting, reordered, show};
 use crate::error::RehearsalError;
 use crate::lived::Lived;
 use crate::report::{Check, CheckResult, Severity};
@@ -72,8 +72,7 @@ pub(crate) fn check(
     result.compared = format!("{batches} batches");
     let by_chance = reference.by_chance.contains(&true);
     if let (Ok(one), Ok(other)) = (one_by_one.save(script.len())?, together.save(script.len())?)
-        && one.bytes != other.bytes
-        && !permuted(&one.bytes, &other.bytes)
+        && !one.is_as(&other)
         && !by_chance
         && result.findings.is_empty()
     {

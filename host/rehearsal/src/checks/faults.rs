@@ -17,10 +17,8 @@ pub(crate) fn check(
     subject: &Subject,
     reference: &Reference,
 ) -> Result<CheckResult, RehearsalError> {
-    let mut fuels: Vec<u64> = (0..subject.script.len())
-        .filter(|event| subject.script.command(*event).is_some())
-        .map(|event| reference.seen[event].fuel)
-        .collect();
+    let commands = subject.script.commands();
+    let mut fuels: Vec<u64> = commands.map(|event| reference.seen[event].fuel).collect();
     fuels.sort_unstable();
     fuels.dedup();
     let mut profiles = Vec::new();

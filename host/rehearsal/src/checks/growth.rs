@@ -26,8 +26,8 @@ pub(crate) fn check(
 ) -> Result<(CheckResult, Costs), RehearsalError> {
     let script = &subject.script;
     // A fault costs a rebuild, and leaves nothing that could grow.
-    let repeated: Vec<usize> = (0..script.len())
-        .filter(|event| script.command(*event).is_some())
+    let commands = script.commands();
+    let repeated: Vec<usize> = commands
         .filter(|event| !matches!(reference.seen[*event].outcome, Outcome::Fault(_)))
         .collect();
     let quarters = (CALLS / repeated.len().max(1)).div_ceil(ROUNDS_MIN).max(1);

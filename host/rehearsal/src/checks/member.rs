@@ -6,15 +6,14 @@ use bytes::Bytes;
 use skep_core::effect::Call;
 use skep_core::id::GroupId;
 use skep_core::outcome::Outcome;
-use skep_drive::{Applied, CanonicalPoint, Driver, MachineError};
+use skep_drive::{Applied, CanonicalPoint, Driver};
 use skep_machine::wasm::{MachineLabel, Profile, WasmMachine};
 
 use crate::error::RehearsalError;
-use crate::lived::{not_here, refusal};
+use crate::lived::{not_here, words_of};
 use crate::script::{Event, Subject};
 use crate::world::{Random, World};
 
-/// The most commands of one entry.
 const ENTRY_COMMANDS: usize = 8;
 
 pub(crate) struct Member<'a> {
@@ -87,14 +86,6 @@ impl<'a> Member<'a> {
             guest,
         };
         words_of(self.driver.restore(&point, &mut ()))
-    }
-}
-
-/// What a call gave, or what the machine said instead.
-fn words_of<T>(called: Result<T, MachineError>) -> Result<Result<T, String>, RehearsalError> {
-    match called {
-        Ok(given) => Ok(Ok(given)),
-        Err(error) => refusal(error).map(Err),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Queries in the very instance that applies: nothing they do may show.
 
 use super::reference::Reference;
-use super::{parting, permuted, show};
+use super::{parting, show};
 use crate::error::RehearsalError;
 use crate::lived::Lived;
 use crate::report::{Check, CheckResult, Severity};
@@ -49,8 +49,7 @@ pub(crate) fn check(
         fuel += usize::from(one.outcome == other.outcome && one.fuel != other.fuel);
     }
     if let (Ok(end), Ok(right)) = (lived.save(script.len())?, &reference.saved)
-        && end.bytes != right.bytes
-        && !permuted(&end.bytes, &right.bytes)
+        && !end.is_as(right)
         && result.findings.is_empty()
     {
         let reason = format!(

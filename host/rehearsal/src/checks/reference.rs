@@ -56,11 +56,7 @@ impl Reference {
             saved,
         };
         for seed in 1..=SEEDS {
-            let world = World {
-                seed,
-                ..World::default()
-            };
-            let others = reference.others(subject, world)?;
+            let others = reference.others(subject, World::seeded(seed))?;
             mark(&mut reference.seeded, &others);
         }
         let world = World {

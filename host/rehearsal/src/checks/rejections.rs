@@ -3,7 +3,7 @@
 use skep_core::outcome::Outcome;
 
 use super::reference::Reference;
-use super::{CALLS_MAX, parting, permuted, show};
+use super::{CALLS_MAX, parting, show};
 use crate::error::RehearsalError;
 use crate::lived::Lived;
 use crate::report::{Check, CheckResult, Severity};
@@ -17,8 +17,8 @@ pub(crate) fn check(
     subject: &Subject,
     reference: &Reference,
 ) -> Result<CheckResult, RehearsalError> {
-    let rejected: Vec<usize> = (0..subject.script.len())
-        .filter(|event| subject.script.command(*event).is_some())
+    let commands = subject.script.commands();
+    let rejected: Vec<usize> = commands
         .filter(|event| matches!(reference.seen[*event].outcome, Outcome::Rejected { .. }))
         .collect();
     let most = (CALLS_MAX / (2 * subject.script.len().max(1))).clamp(4, REJECTIONS_MAX);
@@ -41,7 +41,7 @@ pub(crate) fn check(
         let (Ok(before), Ok(after)) = (state(event)?, state(event + 1)?) else {
             break;
         };
-        if before.bytes != after.bytes && !permuted(&before.bytes, &after.bytes) {
+        if !before.is_as(&after) {
             let reason = format!(
                 "is answered with {} and changes the state all the same ({}): validate first, change last",
                 show(&reference.seen[event].outcome),

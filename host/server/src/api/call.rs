@@ -12,7 +12,6 @@ use super::problem::quoted;
 use crate::cluster::{Activate, Host, Reach};
 use crate::error::HostError;
 
-/// Who asks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Caller {
     /// Anybody, over the port for clients.

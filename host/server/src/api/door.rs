@@ -7,10 +7,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use skep::clock::{self, Stopwatch};
+use skep_types::shared::lock;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -162,7 +163,7 @@ impl Door {
 
     /// Connections inside.
     pub fn inside(&self) -> usize {
-        self.lock().visitors.len()
+        lock(&self.inside).visitors.len()
     }
 
     /// Connections that were refused.
@@ -177,7 +178,7 @@ impl Door {
 
     /// The error says whether somebody is about to leave.
     fn try_admit(self: &Arc<Self>, address: Option<IpAddr>) -> Result<Visit, (Full, bool)> {
-        let mut inside = self.lock();
+        let mut inside = lock(&self.inside);
         if let Some(address) = address {
             let here = inside.by_address.get(&address).copied().unwrap_or_default();
             if here >= self.per_address.load(Ordering::Relaxed) {
@@ -239,10 +240,6 @@ impl Door {
             None => false,
         }
     }
-
-    fn lock(&self) -> MutexGuard<'_, Inside> {
-        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Visit {
@@ -262,7 +259,7 @@ impl Visit {
     }
 
     fn does(&self, doing: Doing) {
-        if let Some(visitor) = self.door.lock().visitors.get_mut(&self.id) {
+        if let Some(visitor) = lock(&self.door.inside).visitors.get_mut(&self.id) {
             (visitor.doing, visitor.since) = (doing, Stopwatch::start());
         }
     }
@@ -270,7 +267,7 @@ impl Visit {
 
 impl Drop for Visit {
     fn drop(&mut self) {
-        let mut inside = self.door.lock();
+        let mut inside = lock(&self.door.inside);
         let left = inside.visitors.remove(&self.id);
         if let Some(address) = left.and_then(|visitor| visitor.address)
             && let Some(count) = inside.by_address.get_mut(&address)

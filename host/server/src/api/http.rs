@@ -25,6 +25,7 @@ use skep_core::outcome::Outcome;
 use skep_core::proposal::Command;
 use skep_types::admin::{Collect, CreateGroup, OfGroup, OfGroupAndNode, Page, Upgrade, method};
 use skep_types::code::Code;
+use skep_types::shared::lock;
 
 use super::call::{Caller, call, json};
 use super::origin;
@@ -467,7 +468,7 @@ impl FromRequest<Host> for Body {
         let request = request.map(|body| {
             axum::body::Body::from_stream(body.into_data_stream().map(move |piece| {
                 let piece = piece.map_err(io::Error::other)?;
-                let mut coming = counting.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut coming = lock(&counting);
                 coming.take(piece)
             }))
         });
@@ -476,7 +477,7 @@ impl FromRequest<Host> for Body {
         let read = clock::timeout(Duration::from_millis(body_ms), read)
             .await
             .ok_or_else(|| late(body_ms))?;
-        let full = coming.lock().unwrap_or_else(PoisonError::into_inner).full;
+        let full = lock(&coming).full;
         let bytes = read.map_err(|error| if full { crowded() } else { unreadable(error) })?;
         // The stream that shared it has ended; if not, the share goes with it.
         let coming = Arc::into_inner(coming).map(Mutex::into_inner);

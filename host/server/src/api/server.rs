@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use skep::clock::{self, Stopwatch};
 use skep_types::code::Code;
+use skep_types::shared::lock;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -29,7 +30,6 @@ use super::problem::Problem;
 use crate::api::door::{self, Full, Visit};
 use crate::cluster::Host;
 
-/// Bytes of a request's head.
 const HEAD_BYTES: usize = 64 << 10;
 /// Pause between two looks at how long a connection has taken, at the most.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -208,7 +208,7 @@ impl Pace {
 
     /// Who waits for others keeps the place; who is waited for may lose it, from the last bytes on.
     fn set(&self, step: Step) {
-        *self.lock() = (step, Stopwatch::start());
+        *lock(&self.state) = (step, Stopwatch::start());
         match step {
             Step::Busy => self.visit.is_busy(),
             Step::Head | Step::Body | Step::Idle => self.visit.rests(),
@@ -216,12 +216,12 @@ impl Pace {
     }
 
     fn step(&self) -> Step {
-        self.lock().0
+        lock(&self.state).0
     }
 
     /// Bytes have come.
     fn read(&self) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         if state.0 == Step::Idle {
             *state = (Step::Head, Stopwatch::start());
         }
@@ -239,7 +239,7 @@ impl Pace {
         let pause = (head.min(idle) / 4).clamp(Duration::from_millis(10), LOOK_EVERY);
         loop {
             clock::sleep(pause).await;
-            let (step, since) = *self.lock();
+            let (step, since) = *lock(&self.state);
             let limit = match step {
                 Step::Head => head,
                 Step::Idle => idle,
@@ -250,10 +250,6 @@ impl Pace {
                 return;
             }
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, (Step, Stopwatch)> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

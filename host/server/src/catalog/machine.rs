@@ -103,7 +103,7 @@ impl StateMachine for CatalogMachine {
         _: &ConfChange,
     ) -> Result<Applied, MachineError> {
         Ok(Applied {
-            outcomes: vec![Outcome::Reply(Bytes::new())],
+            outcomes: vec![Outcome::default()],
             fuel: 0,
         })
     }

@@ -330,7 +330,6 @@ impl From<io::Error> for Unread {
     }
 }
 
-/// Writes an answer.
 fn write_answer(
     to: &mut impl Write,
     fingerprint: &[u8; 32],

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
@@ -19,6 +19,7 @@ use skep_machine::wasm::{
     APPLY_THREAD_STACK_BYTES, Cache, Compiler, Component, ComponentError, Engine, Found, Holdings,
     MachineBudget, MachineLabel, Profile, Purpose, Refusal, WasmMachine,
 };
+use skep_types::shared::lock;
 use tokio::sync::{OwnedMutexGuard, Semaphore};
 
 use crate::catalog::GroupRecord;
@@ -146,17 +147,13 @@ impl Machines {
         Ok(self.keep(built?))
     }
 
-    fn compiled(&self) -> MutexGuard<'_, HashMap<ComponentId, Weak<Component>>> {
-        self.compiled.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn in_use(&self, id: ComponentId) -> Option<Arc<Component>> {
-        self.compiled().get(&id).and_then(Weak::upgrade)
+        lock(&self.compiled).get(&id).and_then(Weak::upgrade)
     }
 
     fn keep(&self, component: Component) -> Arc<Component> {
         let component = Arc::new(component);
-        let mut compiled = self.compiled();
+        let mut compiled = lock(&self.compiled);
         compiled.retain(|_, component| component.strong_count() > 0);
         compiled.insert(component.id(), Arc::downgrade(&component));
         component
@@ -165,7 +162,7 @@ impl Machines {
     /// Waits until nobody else is busy with this component.
     async fn turn(&self, id: ComponentId) -> OwnedMutexGuard<()> {
         let turn = {
-            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut turns = lock(&self.turns);
             turns.retain(|_, turn| turn.strong_count() > 0);
             match turns.get(&id).and_then(Weak::upgrade) {
                 Some(turn) => turn,
