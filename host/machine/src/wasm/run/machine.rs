@@ -481,12 +481,15 @@ fn without_initializer(config: &Bytes) -> Applied {
 }
 
 #[cfg(test)]
+mod images;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::LocalCode;
     use crate::wasm::{APPLY_THREAD_STACK_BYTES, Engine};
 
-    fn guest() -> Vec<u8> {
+    pub(super) fn guest() -> Vec<u8> {
         let text = include_str!("../../../tests/machine/guest.wat")
             .replace("⟨optional⟩", "")
             .replace("⟨describe⟩", "")
@@ -495,7 +498,7 @@ mod tests {
     }
 
     /// As the host runs machines.
-    fn on_apply_thread(test: impl FnOnce() + Send + 'static) {
+    pub(super) fn on_apply_thread(test: impl FnOnce() + Send + 'static) {
         let thread = std::thread::Builder::new()
             .stack_size(APPLY_THREAD_STACK_BYTES)
             .spawn(test)

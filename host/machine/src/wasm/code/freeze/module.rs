@@ -11,8 +11,10 @@ use crate::wasm::code::rewriting::encode::{
     push_name, push_section, push_u32, without_count,
 };
 
-/// What the core names begin with that the host gives.
-const PREFIX: &str = "skep:";
+/// What the names of globals begin with; their index follows.
+const GLOBAL_PREFIX: &str = "skep:g";
+/// What the names of memories begin with; their index follows.
+const MEMORY_PREFIX: &str = "skep:m";
 
 // Kinds of what is exported.
 const MEMORY: u8 = 0x02;
@@ -38,12 +40,12 @@ impl State {
 
 /// What a module's global is exported as.
 pub(super) fn global_name(index: u32) -> String {
-    format!("{PREFIX}g{index}")
+    format!("{GLOBAL_PREFIX}{index}")
 }
 
 /// What a module's memory is exported as.
 pub(super) fn memory_name(index: u32) -> String {
-    format!("{PREFIX}m{index}")
+    format!("{MEMORY_PREFIX}{index}")
 }
 
 /// A core module that is being copied.
@@ -167,7 +169,13 @@ fn comes_behind_exports(id: u8) -> bool {
 
 fn refuse_taken_names(exports: &ExportSectionReader<'_>) -> Result<(), Halt> {
     for export in exports.clone() {
-        if export?.name.starts_with(PREFIX) {
+        let name = export?.name;
+        // A guest's own functions are called `skep:machine/…`.
+        let is_taken = [GLOBAL_PREFIX, MEMORY_PREFIX].iter().any(|prefix| {
+            name.strip_prefix(prefix)
+                .is_some_and(|index| index.bytes().all(|byte| byte.is_ascii_digit()))
+        });
+        if is_taken {
             return Err(NoImage::TakenName.into());
         }
     }

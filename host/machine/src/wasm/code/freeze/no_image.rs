@@ -28,7 +28,7 @@ pub enum NoImage {
     PassedCode,
     /// It uses a name of the host's.
     #[error(
-        "it exports something as `skep:…`, `skep-freeze…` or `skep-thaw…`, which are the host's own names"
+        "it exports something as `skep:g…`, `skep:m…`, `skep-freeze…` or `skep-thaw…`, which are the host's own names"
     )]
     TakenName,
     /// It has more of something than an image may.

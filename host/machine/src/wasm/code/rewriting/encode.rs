@@ -1,5 +1,6 @@
 //! The binary form of what is rewritten: sections, names, numbers.
 
+use wasm_encoder::Encode;
 use wasmparser::{ExternalKind, FuncType, ValType};
 
 use super::error::RewriteError;
@@ -43,8 +44,7 @@ pub(in crate::wasm::code) fn push_section(out: &mut Vec<u8>, id: u8, contents: &
 }
 
 pub(in crate::wasm::code) fn push_name(out: &mut Vec<u8>, name: &str) {
-    push_u32(out, name.len() as u32);
-    out.extend_from_slice(name.as_bytes());
+    name.encode(out);
 }
 
 /// A section's contents behind the number of its items.
@@ -91,22 +91,10 @@ pub(in crate::wasm::code) fn push_s33(out: &mut Vec<u8>, value: u32) {
     push_signed(out, i64::from(value));
 }
 
-pub(in crate::wasm::code) fn push_signed(out: &mut Vec<u8>, mut value: i64) {
-    loop {
-        let byte = (value & 0x7f) as u8;
-        value >>= 7;
-        let done = (value == 0 && byte & 0x40 == 0) || (value == -1 && byte & 0x40 != 0);
-        out.push(if done { byte } else { byte | 0x80 });
-        if done {
-            return;
-        }
-    }
+pub(in crate::wasm::code) fn push_signed(out: &mut Vec<u8>, value: i64) {
+    value.encode(out);
 }
 
-pub(in crate::wasm::code) fn push_u32(out: &mut Vec<u8>, mut value: u32) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
+pub(in crate::wasm::code) fn push_u32(out: &mut Vec<u8>, value: u32) {
+    value.encode(out);
 }
