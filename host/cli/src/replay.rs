@@ -18,7 +18,7 @@ use skep_core::deployment::Deployment;
 use skep_core::group::Group;
 use skep_core::id::{ComponentId, GroupId, Incarnation, LogIndex, NodeId, Term};
 use skep_core::outcome::{ConfChange, EntryContext, LeaderChanged, Outcome};
-use skep_drive::{Driver, Failed, MachineError, StateMachine};
+use skep_drive::{Driver, Failed, MachineError, StateMachine, ToEnd};
 use skep_log::{
     GroupKey, Identity, LogError, LogOptions, ReadOnlyVfs, RecoveredGroup, SnapshotFile,
     SnapshotStore, Store, Vfs,
@@ -414,7 +414,7 @@ pub fn digest(
     context: &EntryContext,
 ) -> Result<Digested, MachineError> {
     let mut bytes = Vec::new();
-    machine.save(context, &mut bytes)?;
+    machine.save(context, &mut bytes).to_end()?;
     Ok(Digested::of(&bytes))
 }
 

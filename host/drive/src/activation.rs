@@ -53,7 +53,7 @@ impl Lack {
 impl<M: StateMachine> Driver<M> {
     /// Makes another machine that has the state, and keeps it beside the one that runs. Asked again, it goes on where it could
     /// not before.
-    pub(crate) fn prepare(
+    pub(crate) async fn prepare(
         &mut self,
         context: &EntryContext,
         deployment: Deployment,
@@ -75,7 +75,8 @@ impl<M: StateMachine> Driver<M> {
             }
         });
         let had = successor.made.is_some();
-        let readiness = match self.make_successor(&mut successor, source, listener) {
+        let made = self.make_successor(&mut successor, source).await;
+        let readiness = match made {
             Ok(()) => {
                 if !had {
                     listener.prepared(context, &successor.deployment);
@@ -94,11 +95,10 @@ impl<M: StateMachine> Driver<M> {
         readiness
     }
 
-    fn make_successor(
+    async fn make_successor(
         &mut self,
         successor: &mut Successor<M>,
         source: &mut impl Source<M>,
-        listener: &mut impl Listener<M>,
     ) -> Result<(), Lack> {
         if let Some(refusal) = successor.refusal {
             return Err(Lack::Refused(refusal, None));
@@ -109,19 +109,19 @@ impl<M: StateMachine> Driver<M> {
         if self.runs.is_none() {
             return Err(Lack::Refused(Refusal::Fixed, None));
         }
-        let saved = self.save_for(successor)?;
+        let saved = self.save_for(successor).await?;
         let mut made = source
             .successor(&successor.deployment)
             .map_err(|error| Lack::of(error, Refusal::Start))?;
-        listener.made(&made);
         made.restore(&successor.context, self.schema(), saved)
+            .await
             .map_err(|error| Lack::of(error, Refusal::Restore))?;
         successor.made = Some(made);
         Ok(())
     }
 
     /// The bytes of the machine that runs. It is saved once: the bytes are what all go on from.
-    fn save_for(&mut self, successor: &mut Successor<M>) -> Result<Bytes, Lack> {
+    async fn save_for(&mut self, successor: &mut Successor<M>) -> Result<Bytes, Lack> {
         if let Some(saved) = &successor.saved {
             return Ok(saved.clone());
         }
@@ -130,12 +130,13 @@ impl<M: StateMachine> Driver<M> {
         }
         let saved = self
             .save(&successor.context)
+            .await
             .map_err(|error| Lack::of(error, Refusal::Save))?;
         Ok(successor.saved.insert(saved).clone())
     }
 
     /// Does what was decided; or says how far this node is, if it cannot.
-    pub(crate) fn decide(
+    pub(crate) async fn decide(
         &mut self,
         context: &EntryContext,
         decision: Decision,
@@ -155,7 +156,9 @@ impl<M: StateMachine> Driver<M> {
         };
         let is_confirmed = decision == Decision::Confirmed;
         if is_confirmed {
-            let readiness = self.prepare(context, deployment.clone(), source, listener);
+            let readiness = self
+                .prepare(context, deployment.clone(), source, listener)
+                .await;
             if readiness != Readiness::Prepared {
                 return Ok(Err(readiness));
             }
@@ -167,7 +170,7 @@ impl<M: StateMachine> Driver<M> {
             // The former one is dropped here, where its instances cost nobody else time.
             Some(made) => drop(self.replace(made, deployment.clone(), listener)),
             None => {
-                if let Err(error) = self.keep_old(&mut successor, listener) {
+                if let Err(error) = self.keep_old(&mut successor, listener).await {
                     listener.waits_to_go_on(context, &error);
                     self.successor = Some(successor);
                     return Ok(Err(Readiness::NotYet));
@@ -181,7 +184,7 @@ impl<M: StateMachine> Driver<M> {
 
     /// What ran goes on as it does after every save: from its bytes, in a fresh instance. So do the others, whether or not
     /// they had got as far as that. The other machine is dropped before: the memory that it takes may be what is needed.
-    fn keep_old(
+    async fn keep_old(
         &mut self,
         successor: &mut Successor<M>,
         listener: &mut impl Listener<M>,
@@ -189,14 +192,15 @@ impl<M: StateMachine> Driver<M> {
         if self.runs.is_none() {
             return Ok(());
         }
-        let saved = match self.save_for(successor) {
+        let saved = match self.save_for(successor).await {
             Ok(saved) => saved,
             // It did so on every replica.
             Err(Lack::Refused(..)) => return Ok(()),
             Err(Lack::Local(error)) => return Err(error),
         };
         let schema = self.schema();
-        match self.machine.restore(&successor.context, schema, saved) {
+        let restored = self.machine.restore(&successor.context, schema, saved);
+        match restored.await {
             Err(error @ MachineError::Guest { .. }) => {
                 listener.not_rebuilt(&successor.context, &error);
                 Ok(())

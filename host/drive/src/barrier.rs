@@ -27,12 +27,12 @@ impl<M: StateMachine> Driver<M> {
     /// # Errors
     /// [`MachineError::Guest`]: the machine cannot save, or does not take what it has saved, on every replica alike. It goes on
     /// as it is. [`MachineError::Local`]: it must be dropped.
-    pub fn pass_barrier(
+    pub async fn pass_barrier(
         &mut self,
         context: &EntryContext,
         listener: &mut impl Listener<M>,
     ) -> Result<CanonicalPoint, MachineError> {
-        let passed = self.rebuild(context, listener);
+        let passed = self.rebuild(context, listener).await;
         self.applied = context.index;
         match &passed {
             Ok(point) => listener.goes_on_from(Some(point)),
@@ -45,15 +45,15 @@ impl<M: StateMachine> Driver<M> {
         passed
     }
 
-    fn rebuild(
+    async fn rebuild(
         &mut self,
         context: &EntryContext,
         listener: &mut impl Listener<M>,
     ) -> Result<CanonicalPoint, MachineError> {
         let schema = self.schema();
-        let guest = self.save(context)?;
+        let guest = self.save(context).await?;
         listener.saved(context, guest.len());
-        self.machine.restore(context, schema, guest.clone())?;
+        self.machine.restore(context, schema, guest.clone()).await?;
         Ok(CanonicalPoint {
             context: *context,
             schema,
@@ -66,9 +66,9 @@ impl<M: StateMachine> Driver<M> {
     /// # Errors
     /// [`MachineError::Local`] also if this node has no memory for it, whatever the machine made of that: what a node lacks is
     /// no outcome elsewhere.
-    pub fn save(&mut self, context: &EntryContext) -> Result<Bytes, MachineError> {
+    pub async fn save(&mut self, context: &EntryContext) -> Result<Bytes, MachineError> {
         let mut room = Room::default();
-        let saved = self.machine.save(context, &mut room);
+        let saved = self.machine.save(context, &mut room).await;
         if room.is_exhausted {
             return Err(MachineError::Local {
                 call: "save",

@@ -16,7 +16,7 @@ impl<M: StateMachine> Driver<M> {
     ///
     /// # Errors
     /// [`Failed`], with the command that the machine stopped at, if it was one.
-    pub fn apply(
+    pub async fn apply(
         &mut self,
         context: &EntryContext,
         calls: Vec<Call>,
@@ -24,7 +24,7 @@ impl<M: StateMachine> Driver<M> {
     ) -> Result<Applied, Failed> {
         let mut sum = Applied::default();
         for call in calls {
-            let said = self.call(context, &call)?;
+            let said = self.call(context, &call).await?;
             listener.called(context, &call, &said);
             let applied = judged(&call, said)?;
             sum.outcomes.extend(applied.outcomes);
@@ -35,15 +35,20 @@ impl<M: StateMachine> Driver<M> {
     }
 
     /// What the machine says to a call. A hook that fails on every replica alike has said a fault, and has changed nothing.
-    fn call(&mut self, context: &EntryContext, call: &Call) -> Result<Applied, Failed> {
+    async fn call(&mut self, context: &EntryContext, call: &Call) -> Result<Applied, Failed> {
         let machine = &mut self.machine;
         match call {
-            Call::Init(config) => Ok(machine.init(context, config)?),
-            Call::Commands(commands) => machine
-                .apply(context, commands)
-                .map_err(|error| self.failed_in_apply(context, error)),
-            Call::ConfChange(change) => fault_said(machine.apply_conf_change(context, change)),
-            Call::StatusChange(event) => fault_said(machine.process_status_change(context, event)),
+            Call::Init(config) => Ok(machine.init(context, config).await?),
+            Call::Commands(commands) => {
+                let applied = machine.apply(context, commands).await;
+                applied.map_err(|error| self.failed_in_apply(context, error))
+            }
+            Call::ConfChange(change) => {
+                fault_said(machine.apply_conf_change(context, change).await)
+            }
+            Call::StatusChange(event) => {
+                fault_said(machine.process_status_change(context, event).await)
+            }
         }
     }
 

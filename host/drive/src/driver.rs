@@ -118,7 +118,7 @@ impl<M: StateMachine> Driver<M> {
     ///
     /// # Errors
     /// [`Failed`]: the machine can no longer be run, and must be dropped.
-    pub fn drive(
+    pub async fn drive(
         &mut self,
         work: Work,
         source: &mut impl Source<M>,
@@ -131,7 +131,7 @@ impl<M: StateMachine> Driver<M> {
                 entry,
                 calls,
             } => {
-                let applied = self.apply(&context, calls, listener)?;
+                let applied = self.apply(&context, calls, listener).await?;
                 let deed = Deed::of(&entry, &applied.outcomes, applied.fuel);
                 Done::Tell(Input::Applied {
                     index: context.index,
@@ -140,7 +140,7 @@ impl<M: StateMachine> Driver<M> {
                     deed,
                 })
             }
-            Work::Barrier { context, state } => match self.pass_barrier(&context, listener) {
+            Work::Barrier { context, state } => match self.pass_barrier(&context, listener).await {
                 Ok(point) => Done::Passed { point, state },
                 Err(MachineError::Guest { .. }) => Done::Tell(Input::Snapshotted {
                     index: context.index,
@@ -158,7 +158,8 @@ impl<M: StateMachine> Driver<M> {
                     schema,
                     guest,
                 };
-                self.restore(&point, listener).map_err(|error| {
+                let restored = self.restore(&point, listener).await;
+                restored.map_err(|error| {
                     let failed = Failed::from(error);
                     let reason = format!("snapshot {index} is not taken: {}", failed.reason);
                     Failed { reason, ..failed }
@@ -169,7 +170,7 @@ impl<M: StateMachine> Driver<M> {
                 context,
                 deployment,
             } => {
-                let readiness = self.prepare(&context, deployment, source, listener);
+                let readiness = self.prepare(&context, deployment, source, listener).await;
                 Done::Tell(Input::Prepared {
                     index: context.index,
                     readiness,
@@ -177,7 +178,8 @@ impl<M: StateMachine> Driver<M> {
             }
             Work::Decide { context, decision } => {
                 let index = context.index;
-                Done::Tell(match self.decide(&context, decision, source, listener)? {
+                let decided = self.decide(&context, decision, source, listener).await?;
+                Done::Tell(match decided {
                     Ok(()) => Input::Exchanged { index },
                     Err(readiness) => Input::Prepared { index, readiness },
                 })
@@ -189,7 +191,7 @@ impl<M: StateMachine> Driver<M> {
                 ..
             } => Done::Answer {
                 waiter,
-                answer: self.query(&request),
+                answer: self.query(&request).await,
                 index: self.applied.max(index),
             },
         })
@@ -199,13 +201,14 @@ impl<M: StateMachine> Driver<M> {
     ///
     /// # Errors
     /// [`MachineError::Guest`]: the machine does not take them, and has its former state.
-    pub fn restore(
+    pub async fn restore(
         &mut self,
         point: &CanonicalPoint,
         listener: &mut impl Listener<M>,
     ) -> Result<(), MachineError> {
         self.machine
-            .restore(&point.context, point.schema, point.guest.clone())?;
+            .restore(&point.context, point.schema, point.guest.clone())
+            .await?;
         self.applied = point.context.index;
         self.successor = None;
         listener.restored(point);
@@ -218,8 +221,8 @@ impl<M: StateMachine> Driver<M> {
     ///
     /// # Errors
     /// [`MachineError::Local`]: this query alone could not be run, and nothing has changed.
-    pub fn query(&mut self, request: &Bytes) -> Result<Outcome, MachineError> {
-        match self.machine.query(request) {
+    pub async fn query(&mut self, request: &Bytes) -> Result<Outcome, MachineError> {
+        match self.machine.query(request).await {
             Err(MachineError::Guest { fault, .. }) => Ok(Outcome::Fault(fault)),
             answer => answer,
         }
@@ -256,7 +259,6 @@ impl<M: StateMachine> Driver<M> {
         if runs.current != *wanted {
             let wanted = wanted.clone();
             let machine = source.current(&wanted)?;
-            listener.made(&machine);
             drop(self.replace(machine, wanted, listener));
         }
         Ok(())

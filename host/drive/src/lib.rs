@@ -16,10 +16,12 @@
 //! - `driver`: [`Driver`], and what it is asked for; `calls`: the calls of an entry.
 //! - `barrier`: a machine goes on from the bytes that it saved; `activation`: another machine takes its place.
 //! - `source`, `listener`: what a driver needs, and who watches it; `failed`: the end of a machine.
+//! - `to_end`: runs a call to its end, for who has a thread to themselves.
 //!
 //! # What stays with the caller
 //!
-//! - *Threads, queues and time.* The driver has none. It runs one piece of work, on the thread of its caller.
+//! - *Threads, queues and time.* The driver has none. A piece of work is a future that the caller polls, on any thread; it is
+//!   pending where a guest has run for some while and others may run, and waits for nothing.
 //! - *Files.* A [`CanonicalPoint`] is in memory. The caller writes it, now or later or again and again, and tells the core.
 //! - *The end.* After [`Failed`] the machine is not to be trusted. The caller drops the driver and tells the core
 //!   [`Failed::input`], with the command that the machine stopped at: the group may come to give that command up. A
@@ -44,6 +46,7 @@ mod failed;
 mod listener;
 mod source;
 pub mod state_machine;
+mod to_end;
 
 pub use activation::Lack;
 pub use barrier::CanonicalPoint;
@@ -52,5 +55,7 @@ pub use failed::Failed;
 pub use listener::Listener;
 pub use source::Source;
 pub use state_machine::{
-    Answer, Applied, Descriptor, Interrupter, LocalCode, MachineError, Memory, Reader, StateMachine,
+    Answer, Applied, Descriptor, LocalCode, MachineError, Memory, Reader, Running, SLICE,
+    StateMachine,
 };
+pub use to_end::ToEnd;

@@ -16,9 +16,6 @@ pub trait Listener<M> {
     /// change of leader, which nobody waits for, are among it.
     fn called(&mut self, context: &EntryContext, call: &Call, said: &Applied) {}
 
-    /// A machine was made that will be called.
-    fn made(&mut self, machine: &M) {}
-
     /// The group runs this machine from here on.
     fn replaced(&mut self, deployment: &Deployment, machine: &M) {}
 

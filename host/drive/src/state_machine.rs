@@ -1,7 +1,7 @@
 //! The contract between the host and a state machine, native or in a sandbox.
 
 use std::io::Write;
-use std::sync::Arc;
+use std::pin::Pin;
 
 use bytes::Bytes;
 use skep_core::activation::Refusal;
@@ -42,7 +42,7 @@ pub enum LocalCode {
     Memory = 2,
     /// The node's budget for machines is used up.
     OutOfBudget = 3,
-    /// The node interrupted the call: its group has gone.
+    /// The engine interrupted the call.
     Interrupted = 4,
     /// No thread could be started.
     Thread = 5,
@@ -166,13 +166,27 @@ impl MachineError {
     }
 }
 
+/// Fuel that a guest uses before its call is pending, about a millisecond: a tenth of it would cost nothing either.
+pub const SLICE: u64 = 1_000_000;
+
+/// A call of a machine under way.
+///
+/// It is polled to its end, or dropped. A guest's call is pending each time it has used a [`SLICE`] of fuel, so that others may run:
+/// whoever polls it needs no waker, and does so again when its turn has come. It waits for nothing else, so a thread of its own can
+/// poll it in a loop ([`ToEnd`](crate::ToEnd)). The call of a machine in Rust is over when it is polled first.
+pub type Running<'a, T> = Pin<Box<dyn Future<Output = Result<T, MachineError>> + Send + 'a>>;
+
 /// A replicated state machine (`StateMachine` of the seed package).
 ///
 /// # Concurrency
 ///
-/// The host calls one method at a time, from one thread at a time, in the order of the log; successive calls may come
-/// from different threads. A call may block its thread; other groups run on other threads. The machine's
+/// The host makes one call at a time, in the order of the log, and polls it from one thread at a time; successive polls, and
+/// successive calls, may come from different threads. A poll may block its thread; other groups run on other threads. The machine's
 /// [`Reader`](Self::reader), if it has one, is called at the same time from other threads.
+///
+/// # Calls that are dropped
+///
+/// A [`Running`] call that is dropped before its end leaves the machine in no known state: the host drops the machine too.
 ///
 /// # Determinism
 ///
@@ -197,28 +211,29 @@ pub trait StateMachine: Send {
     fn describe(&self) -> Descriptor;
 
     /// The configuration bytes given at the creation of the group; called once in the group's life, never on restore.
-    fn init(&mut self, context: &EntryContext, config: &Bytes) -> Result<Applied, MachineError>;
+    fn init<'a>(&'a mut self, context: &'a EntryContext, config: &'a Bytes)
+    -> Running<'a, Applied>;
 
     /// Applies the commands of one entry, in order; answers each.
-    fn apply(
-        &mut self,
-        context: &EntryContext,
-        commands: &[Bytes],
-    ) -> Result<Applied, MachineError>;
+    fn apply<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        commands: &'a [Bytes],
+    ) -> Running<'a, Applied>;
 
     /// A committed configuration change. The one outcome is reported to whoever asked for the change.
-    fn apply_conf_change(
-        &mut self,
-        context: &EntryContext,
-        change: &ConfChange,
-    ) -> Result<Applied, MachineError>;
+    fn apply_conf_change<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        change: &'a ConfChange,
+    ) -> Running<'a, Applied>;
 
     /// The leader changed. There is no outcome; a fault in here is an outcome nobody waits for.
-    fn process_status_change(
-        &mut self,
-        context: &EntryContext,
-        event: &LeaderChanged,
-    ) -> Result<Applied, MachineError>;
+    fn process_status_change<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        event: &'a LeaderChanged,
+    ) -> Running<'a, Applied>;
 
     /// Which of its commands, counted from 0, the last [`apply`](Self::apply) could not run, after a
     /// [`MachineError::Local`]; none if that is not known.
@@ -228,7 +243,7 @@ pub trait StateMachine: Send {
 
     /// Answers a read-only request from the state after the last applied entry. Must not change anything that a later
     /// `apply` or `save` could show.
-    fn query(&mut self, request: &Bytes) -> Result<Outcome, MachineError>;
+    fn query<'a>(&'a mut self, request: &'a Bytes) -> Running<'a, Outcome>;
 
     /// The memory it has and may have, if it keeps its state in a sandbox. Asked between calls.
     fn memory(&self) -> Option<Memory> {
@@ -240,24 +255,23 @@ pub trait StateMachine: Send {
         None
     }
 
-    /// What ends its calls from outside, if they can be ended so. Asked once, before the first call.
-    fn interrupter(&self) -> Option<Arc<dyn Interrupter>> {
-        None
-    }
-
     /// Writes the whole state. The same bytes for the same state. After [`MachineError::Guest`] the machine is as if
     /// `save` had not been called.
-    fn save(&mut self, context: &EntryContext, to: &mut dyn Write) -> Result<(), MachineError>;
+    fn save<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        to: &'a mut (dyn Write + Send),
+    ) -> Running<'a, ()>;
 
     /// Drops the state and builds it anew from bytes that `save` wrote under `schema`, in a fresh instance, under the
     /// context of the barrier entry the bytes belong to. The bytes may be a mapped file. After
     /// [`MachineError::Guest`] the machine still has its former state.
-    fn restore(
-        &mut self,
-        context: &EntryContext,
+    fn restore<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
         schema: u32,
         from: Bytes,
-    ) -> Result<(), MachineError>;
+    ) -> Running<'a, ()>;
 }
 
 /// A machine in a box is a machine.
@@ -266,31 +280,35 @@ impl<M: StateMachine + ?Sized> StateMachine for Box<M> {
         (**self).describe()
     }
 
-    fn init(&mut self, context: &EntryContext, config: &Bytes) -> Result<Applied, MachineError> {
+    fn init<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        config: &'a Bytes,
+    ) -> Running<'a, Applied> {
         (**self).init(context, config)
     }
 
-    fn apply(
-        &mut self,
-        context: &EntryContext,
-        commands: &[Bytes],
-    ) -> Result<Applied, MachineError> {
+    fn apply<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        commands: &'a [Bytes],
+    ) -> Running<'a, Applied> {
         (**self).apply(context, commands)
     }
 
-    fn apply_conf_change(
-        &mut self,
-        context: &EntryContext,
-        change: &ConfChange,
-    ) -> Result<Applied, MachineError> {
+    fn apply_conf_change<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        change: &'a ConfChange,
+    ) -> Running<'a, Applied> {
         (**self).apply_conf_change(context, change)
     }
 
-    fn process_status_change(
-        &mut self,
-        context: &EntryContext,
-        event: &LeaderChanged,
-    ) -> Result<Applied, MachineError> {
+    fn process_status_change<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        event: &'a LeaderChanged,
+    ) -> Running<'a, Applied> {
         (**self).process_status_change(context, event)
     }
 
@@ -298,7 +316,7 @@ impl<M: StateMachine + ?Sized> StateMachine for Box<M> {
         (**self).stopped_at()
     }
 
-    fn query(&mut self, request: &Bytes) -> Result<Outcome, MachineError> {
+    fn query<'a>(&'a mut self, request: &'a Bytes) -> Running<'a, Outcome> {
         (**self).query(request)
     }
 
@@ -310,20 +328,20 @@ impl<M: StateMachine + ?Sized> StateMachine for Box<M> {
         (**self).reader()
     }
 
-    fn interrupter(&self) -> Option<Arc<dyn Interrupter>> {
-        (**self).interrupter()
-    }
-
-    fn save(&mut self, context: &EntryContext, to: &mut dyn Write) -> Result<(), MachineError> {
+    fn save<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        to: &'a mut (dyn Write + Send),
+    ) -> Running<'a, ()> {
         (**self).save(context, to)
     }
 
-    fn restore(
-        &mut self,
-        context: &EntryContext,
+    fn restore<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
         schema: u32,
         from: Bytes,
-    ) -> Result<(), MachineError> {
+    ) -> Running<'a, ()> {
         (**self).restore(context, schema, from)
     }
 }
@@ -332,8 +350,8 @@ impl<M: StateMachine + ?Sized> StateMachine for Box<M> {
 ///
 /// # Concurrency
 ///
-/// Called one query at a time, from one thread at a time, at any moment of any call into its machine, also of `save` and
-/// `restore`; successive calls may come from different threads. It never waits for a call into the machine to end, and the
+/// Asked one query at a time, polled from one thread at a time, at any moment of any call into its machine, also of `save` and
+/// `restore`; successive polls may come from different threads. It never waits for a call into the machine to end, and the
 /// machine never waits for a query.
 ///
 /// # Order
@@ -350,20 +368,14 @@ impl<M: StateMachine + ?Sized> StateMachine for Box<M> {
 /// # Failure
 ///
 /// A query that fails deterministically is answered [`Outcome::Fault`]. A [`MachineError::Local`] concerns this query only;
-/// the next one may be asked. A panic is the host's to catch; the reader can be asked again after it.
+/// the next one may be asked. A panic is the host's to catch; the reader can be asked again after it, and after a query that was
+/// dropped before its end.
 pub trait Reader: Send {
     /// Answers a read-only request.
-    fn query(&mut self, request: &Bytes) -> Result<Answer, MachineError>;
+    fn query<'a>(&'a mut self, request: &'a Bytes) -> Running<'a, Answer>;
 
     /// Frees what the next query can make again, for a machine that is no longer asked.
     fn release(&mut self);
-}
-
-/// Ends the calls of one [`StateMachine`] and of its [`Reader`] that its node has let go.
-pub trait Interrupter: Send + Sync {
-    /// The present call of each soon fails with [`LocalCode::Interrupted`], unless it ends before, and so does every later one.
-    /// Nothing of them is an outcome. Called from any thread, any number of times.
-    fn interrupt(&self);
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use skep_core::id::{LogIndex, NodeId, Term};
 use skep_core::outcome::{ChangeKind, ConfChange, EntryContext, LeaderChanged, Outcome};
 
-use crate::{Applied, MachineError, StateMachine};
+use crate::{Applied, MachineError, StateMachine, ToEnd};
 
 /// Commands of the random part. Enough for keys to be met, changed and missed many times over.
 const RANDOM_COMMANDS: u64 = 2_000;
@@ -51,7 +51,9 @@ fn answers_are_as_documented(machine: &mut dyn StateMachine) {
     let mut entry = 0;
     let mut apply = |command: &[u8]| {
         entry += 1;
-        one(machine.apply(&context(entry), &[Bytes::copy_from_slice(command)]))
+        one(machine
+            .apply(&context(entry), &[Bytes::copy_from_slice(command)])
+            .to_end())
     };
     for (command, expected) in [
         ("put greeting hello, world", "OK 1"),
@@ -128,7 +130,9 @@ fn random_commands_agree_with_a_map(machine: &mut dyn StateMachine) {
                 (format!("incr {key} {value}"), None)
             }
         };
-        let outcome = one(machine.apply(&context(index), &[command.clone().into()]));
+        let outcome = one(machine
+            .apply(&context(index), &[command.clone().into()])
+            .to_end());
         match (&outcome, expected) {
             (Outcome::Reply(_), None) => {}
             (Outcome::Rejected { code, .. }, Some(expected)) if *code == expected => {}
@@ -151,10 +155,12 @@ fn an_entry_of_many_commands_means_the_same_as_many_entries(make: &mut Make<'_>)
     let (mut many, mut few) = (make(), make());
     for first in (1..200).step_by(10) {
         let commands = (first..first + 10).map(command).collect::<Vec<_>>();
-        let together = applied(few.apply(&context(first), &commands)).outcomes;
-        let apart = commands
-            .iter()
-            .map(|command| one(many.apply(&context(first), std::slice::from_ref(command))));
+        let together = applied(few.apply(&context(first), &commands).to_end()).outcomes;
+        let apart = commands.iter().map(|command| {
+            one(many
+                .apply(&context(first), std::slice::from_ref(command))
+                .to_end())
+        });
         assert_eq!(together, apart.collect::<Vec<_>>(), "entry {first}");
     }
     assert_eq!(save(&mut *many, 200), save(&mut *few, 200));
@@ -184,6 +190,7 @@ fn a_restored_machine_goes_on_as_the_one_that_saved(make: &mut Make<'_>) {
     for machine in [&mut veteran, &mut newcomer] {
         machine
             .restore(&context(60), schema, bytes.clone())
+            .to_end()
             .expect("a machine restores what it saved");
     }
     assert_eq!(
@@ -220,8 +227,8 @@ fn queries_leave_no_trace(make: &mut Make<'_>) {
         query(&mut *asked, "nonsense");
         let commands = entry(index);
         assert_eq!(
-            applied(asked.apply(&context(index), &commands)),
-            applied(unasked.apply(&context(index), &commands)),
+            applied(asked.apply(&context(index), &commands).to_end()),
+            applied(unasked.apply(&context(index), &commands).to_end()),
             "entry {index}"
         );
     }
@@ -236,7 +243,7 @@ fn a_refused_restore_keeps_the_state(machine: &mut dyn StateMachine) {
         (descriptor.schema, Bytes::from_static(b"not a snapshot")),
         (descriptor.schema.wrapping_add(1), Bytes::new()),
     ] {
-        let refused = machine.restore(&context(30), schema, bytes);
+        let refused = machine.restore(&context(30), schema, bytes).to_end();
         assert!(
             matches!(
                 refused,
@@ -250,7 +257,9 @@ fn a_refused_restore_keeps_the_state(machine: &mut dyn StateMachine) {
         assert_eq!(query(machine, "scan"), before);
     }
     assert!(matches!(
-        one(machine.apply(&context(31), &[Bytes::from_static(b"incr after")])),
+        one(machine
+            .apply(&context(31), &[Bytes::from_static(b"incr after")])
+            .to_end()),
         Outcome::Reply(_)
     ));
 }
@@ -262,7 +271,7 @@ fn hooks_reach_the_state(machine: &mut dyn StateMachine) {
         data: Bytes::from_static(b"rack-a"),
     };
     assert_eq!(
-        one(machine.apply_conf_change(&context(1), &change)),
+        one(machine.apply_conf_change(&context(1), &change).to_end()),
         reply("")
     );
     let event = LeaderChanged {
@@ -270,7 +279,7 @@ fn hooks_reach_the_state(machine: &mut dyn StateMachine) {
         new: NodeId(3),
         term: Term(9),
     };
-    let applied = applied(machine.process_status_change(&context(2), &event));
+    let applied = applied(machine.process_status_change(&context(2), &event).to_end());
     assert!(applied.outcomes.is_empty(), "{applied:?}");
     let Outcome::Reply(stats) = query(machine, "stats") else {
         panic!("no stats")
@@ -314,7 +323,7 @@ fn scramble(number: u64) -> u64 {
 
 fn run(machine: &mut dyn StateMachine, indices: std::ops::Range<u64>) -> Vec<Applied> {
     indices
-        .map(|index| applied(machine.apply(&context(index), &entry(index))))
+        .map(|index| applied(machine.apply(&context(index), &entry(index)).to_end()))
         .collect()
 }
 
@@ -335,6 +344,7 @@ fn reply(text: &str) -> Outcome {
 fn query(machine: &mut dyn StateMachine, request: &str) -> Outcome {
     machine
         .query(&Bytes::copy_from_slice(request.as_bytes()))
+        .to_end()
         .unwrap_or_else(|error| panic!("{request}: {error}"))
 }
 
@@ -342,6 +352,7 @@ fn save(machine: &mut dyn StateMachine, index: u64) -> Bytes {
     let mut bytes = Vec::new();
     machine
         .save(&context(index), &mut bytes)
+        .to_end()
         .unwrap_or_else(|error| panic!("{error}"));
     bytes.into()
 }

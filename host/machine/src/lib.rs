@@ -12,7 +12,8 @@ pub mod conformance;
 pub mod native;
 pub mod wasm;
 
+pub use skep_drive::ToEnd;
 pub use skep_drive::state_machine;
 pub use skep_drive::state_machine::{
-    Answer, Applied, Descriptor, Interrupter, LocalCode, MachineError, Memory, Reader, StateMachine,
+    Answer, Applied, Descriptor, LocalCode, MachineError, Memory, Reader, Running, StateMachine,
 };

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use bytes::Bytes;
 use skep_core::outcome::{ConfChange, EntryContext, GuestFault, LeaderChanged, Outcome};
 
-use crate::{Applied, Descriptor, LocalCode, MachineError, StateMachine};
+use crate::{Applied, Descriptor, LocalCode, MachineError, Running, StateMachine};
 
 /// A command or query that was understood and refused. The machine has left its state unchanged.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -84,7 +84,7 @@ pub trait NativeMachine: Send + Sized {
     fn restore(&self, schema: u32, from: &Bytes) -> Result<Self, Rejection>;
 }
 
-/// Runs a [`NativeMachine`] as a [`StateMachine`]. Uses no fuel.
+/// Runs a [`NativeMachine`] as a [`StateMachine`]. Uses no fuel, and each call is over when it is polled first.
 #[derive(Clone, Debug)]
 pub struct Native<M> {
     machine: M,
@@ -125,60 +125,85 @@ impl<M: NativeMachine> StateMachine for Native<M> {
         self.machine.describe()
     }
 
-    fn init(&mut self, context: &EntryContext, config: &Bytes) -> Result<Applied, MachineError> {
-        self.last = *context;
-        Ok(one(self.machine.init(context, config)))
-    }
-
-    fn apply(
-        &mut self,
-        context: &EntryContext,
-        commands: &[Bytes],
-    ) -> Result<Applied, MachineError> {
-        self.last = *context;
-        let outcomes = commands
-            .iter()
-            .map(|command| outcome(self.machine.apply(context, command)))
-            .collect();
-        Ok(Applied { outcomes, fuel: 0 })
-    }
-
-    fn apply_conf_change(
-        &mut self,
-        context: &EntryContext,
-        change: &ConfChange,
-    ) -> Result<Applied, MachineError> {
-        self.last = *context;
-        Ok(one(self.machine.apply_conf_change(context, change)))
-    }
-
-    fn process_status_change(
-        &mut self,
-        context: &EntryContext,
-        event: &LeaderChanged,
-    ) -> Result<Applied, MachineError> {
-        self.last = *context;
-        self.machine.process_status_change(context, event);
-        Ok(Applied::default())
-    }
-
-    fn query(&mut self, request: &Bytes) -> Result<Outcome, MachineError> {
-        Ok(outcome(self.machine.query(&self.last, request)))
-    }
-
-    fn save(&mut self, _: &EntryContext, to: &mut dyn Write) -> Result<(), MachineError> {
-        self.machine.save(to).map_err(|error| MachineError::Local {
-            call: "save",
-            code: LocalCode::Io,
-            reason: format!("the snapshot cannot be written: {error}"),
+    fn init<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        config: &'a Bytes,
+    ) -> Running<'a, Applied> {
+        Box::pin(async move {
+            self.last = *context;
+            Ok(one(self.machine.init(context, config)))
         })
     }
 
-    fn restore(
+    fn apply<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        commands: &'a [Bytes],
+    ) -> Running<'a, Applied> {
+        Box::pin(async move {
+            self.last = *context;
+            let outcomes = commands
+                .iter()
+                .map(|command| outcome(self.machine.apply(context, command)))
+                .collect();
+            Ok(Applied { outcomes, fuel: 0 })
+        })
+    }
+
+    fn apply_conf_change<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        change: &'a ConfChange,
+    ) -> Running<'a, Applied> {
+        Box::pin(async move {
+            self.last = *context;
+            Ok(one(self.machine.apply_conf_change(context, change)))
+        })
+    }
+
+    fn process_status_change<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        event: &'a LeaderChanged,
+    ) -> Running<'a, Applied> {
+        Box::pin(async move {
+            self.last = *context;
+            self.machine.process_status_change(context, event);
+            Ok(Applied::default())
+        })
+    }
+
+    fn query<'a>(&'a mut self, request: &'a Bytes) -> Running<'a, Outcome> {
+        Box::pin(async move { Ok(outcome(self.machine.query(&self.last, request))) })
+    }
+
+    fn save<'a>(&'a mut self, _: &EntryContext, to: &'a mut (dyn Write + Send)) -> Running<'a, ()> {
+        Box::pin(async move {
+            self.machine.save(to).map_err(|error| MachineError::Local {
+                call: "save",
+                code: LocalCode::Io,
+                reason: format!("the snapshot cannot be written: {error}"),
+            })
+        })
+    }
+
+    fn restore<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        schema: u32,
+        from: Bytes,
+    ) -> Running<'a, ()> {
+        Box::pin(async move { self.replace(context, schema, &from) })
+    }
+}
+
+impl<M: NativeMachine> Native<M> {
+    fn replace(
         &mut self,
         context: &EntryContext,
         schema: u32,
-        from: Bytes,
+        from: &Bytes,
     ) -> Result<(), MachineError> {
         let refused = |detail: String| MachineError::Guest {
             call: "restore",
@@ -197,7 +222,7 @@ impl<M: NativeMachine> StateMachine for Native<M> {
         }
         self.machine =
             self.machine
-                .restore(schema, &from)
+                .restore(schema, from)
                 .map_err(|Rejection { code, message }| {
                     refused(format!("refused with code {code}: {message}"))
                 })?;
@@ -209,6 +234,7 @@ impl<M: NativeMachine> StateMachine for Native<M> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ToEnd;
 
     #[derive(Clone, Debug, PartialEq)]
     struct Sum(u64);
@@ -252,7 +278,10 @@ mod tests {
     fn commands_are_answered_one_by_one_and_refusals_change_nothing() {
         let mut machine = Native::new(Sum(1));
         let commands = ["2", "x", "18446744073709551615", "3"].map(Bytes::from);
-        let applied = machine.apply(&EntryContext::default(), &commands).unwrap();
+        let applied = machine
+            .apply(&EntryContext::default(), &commands)
+            .to_end()
+            .unwrap();
         assert_eq!(
             applied.outcomes,
             [
@@ -276,10 +305,11 @@ mod tests {
         let context = EntryContext::default();
         let mut machine = Native::new(Sum(9));
         let mut bytes = Vec::new();
-        machine.save(&context, &mut bytes).unwrap();
+        machine.save(&context, &mut bytes).to_end().unwrap();
         for (schema, bytes) in [(1, &bytes[..]), (4, &bytes[..]), (3, b"short")] {
             let error = machine
                 .restore(&context, schema, Bytes::copy_from_slice(bytes))
+                .to_end()
                 .unwrap_err();
             assert!(
                 matches!(
@@ -294,7 +324,7 @@ mod tests {
             assert_eq!(machine.machine(), &Sum(9));
         }
         let mut other = Native::new(Sum(0));
-        other.restore(&context, 2, bytes.into()).unwrap();
+        other.restore(&context, 2, bytes.into()).to_end().unwrap();
         assert_eq!(other.machine(), &Sum(9));
     }
 
@@ -302,11 +332,12 @@ mod tests {
     fn what_is_not_written_answers_clearly() {
         let mut machine = Native::new(Sum(0));
         assert!(matches!(
-            machine.query(&Bytes::new()).unwrap(),
+            machine.query(&Bytes::new()).to_end().unwrap(),
             Outcome::Rejected { code: 0, .. }
         ));
         let applied = machine
             .init(&EntryContext::default(), &Bytes::from_static(b"config"))
+            .to_end()
             .unwrap();
         assert!(matches!(
             applied.outcomes[..],

@@ -6,11 +6,11 @@
 use std::sync::Arc;
 
 use skep_core::outcome::EntryContext;
-use skep_machine::StateMachine;
 use skep_machine::wasm::{
     APPLY_THREAD_STACK_BYTES, Component, Engine, Holdings, MachineBudget, MachineLabel, Profile,
     WasmMachine,
 };
+use skep_machine::{StateMachine, ToEnd};
 
 const INSTANCES: u64 = 20;
 
@@ -53,7 +53,10 @@ fn instances(component: &Arc<Component>) -> Vec<WasmMachine> {
             let mut machine =
                 WasmMachine::new(component, Profile::default(), context, label).expect("it starts");
             // Its calls have a stack from the first one on.
-            machine.apply(&context, &["add".into()]).expect("it runs");
+            machine
+                .apply(&context, &["add".into()])
+                .to_end()
+                .expect("it runs");
             machine
         })
         .collect()

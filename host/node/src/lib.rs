@@ -138,5 +138,5 @@ pub use skep_core::outcome::{ConfChange, EntryContext, LeaderChanged, Outcome};
 pub use skep_core::proposal::{Command, Proposal, ProposalError, Response};
 pub use skep_log::{DiskStorage, DiskVfs, LogStats, PeerPins, Store, Vfs, open_storage};
 pub use skep_machine::native::{Native, NativeMachine, Rejection};
-pub use skep_machine::state_machine::{Applied, Descriptor, MachineError, StateMachine};
+pub use skep_machine::state_machine::{Applied, Descriptor, MachineError, Running, StateMachine};
 pub use skep_wire::codec::{Decoder, Encoder};

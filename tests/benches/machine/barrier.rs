@@ -9,6 +9,7 @@ use skep::StateMachine;
 use skep::clock::Stopwatch;
 use skep_core::outcome::Outcome;
 use skep_log::{DiskVfs, GroupKey, LogPosition, SnapshotMeta, SnapshotStore};
+use skep_machine::ToEnd;
 use skep_machine::wasm::WasmMachine;
 
 use crate::{context, machine};
@@ -48,7 +49,9 @@ pub fn run(dir: &Path) -> anyhow::Result<()> {
             (parts, bytes) = barrier(&mut machine, &store, index)?;
             rounds.push(parts);
             index += 1;
-            let applied = machine.apply(&context(index), &[Bytes::from_static(b"incr n 1")])?;
+            let applied = machine
+                .apply(&context(index), &[Bytes::from_static(b"incr n 1")])
+                .to_end()?;
             anyhow::ensure!(matches!(applied.outcomes[..], [Outcome::Reply(_)]));
         }
         let Parts {
@@ -82,7 +85,7 @@ fn fill(machine: &mut WasmMachine, values: usize) -> anyhow::Result<u64> {
         let commands: Vec<_> = (first..values.min(first + ENTRY))
             .map(|key| Bytes::from(format!("put key-{key} {value}")))
             .collect();
-        let applied = machine.apply(&context(index), &commands)?;
+        let applied = machine.apply(&context(index), &commands).to_end()?;
         let refused = applied
             .outcomes
             .iter()
@@ -112,10 +115,12 @@ fn barrier(
     };
     let watch = Stopwatch::start();
     let mut saved = Vec::new();
-    machine.save(&context(index), &mut saved)?;
+    machine.save(&context(index), &mut saved).to_end()?;
     let sealed = store.seal(meta, saved.into())?;
     let save = watch.elapsed();
-    machine.restore(&context(index), schema, sealed.guest())?;
+    machine
+        .restore(&context(index), schema, sealed.guest())
+        .to_end()?;
     let restore = watch.elapsed() - save;
     let watch = Stopwatch::start();
     let file = sealed.place()?;

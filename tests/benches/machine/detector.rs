@@ -5,6 +5,7 @@ use skep::StateMachine;
 use skep::clock::Stopwatch;
 use skep_core::attestation::{Chain, Deed};
 use skep_core::id::LogIndex;
+use skep_machine::ToEnd;
 
 use crate::{context, machine};
 
@@ -28,7 +29,7 @@ pub fn run() -> anyhow::Result<()> {
                 Bytes::from(format!("{put:x<COMMAND$}"))
             })
             .collect();
-        let applied = machine.apply(&context(index), &commands)?;
+        let applied = machine.apply(&context(index), &commands).to_end()?;
         entries.push((commands.concat(), applied));
     }
     let apply = watch.elapsed();

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use skep::StateMachine;
 use skep::clock::Stopwatch;
 use skep_core::outcome::Outcome;
-use skep_machine::Reader;
 use skep_machine::wasm::{APPLY_THREAD_STACK_BYTES, WasmMachine};
+use skep_machine::{Reader, ToEnd};
 
 use crate::{context, machine};
 
@@ -77,7 +77,7 @@ fn commands(machine: &mut WasmMachine, index: &mut u64) -> anyhow::Result<f64> {
         let entry: Vec<_> = (0..ENTRY)
             .map(|ordinal| Bytes::from(format!("incr key-{} 1", (*index * ENTRY + ordinal) % 1000)))
             .collect();
-        let applied = machine.apply(&context(*index), &entry)?;
+        let applied = machine.apply(&context(*index), &entry).to_end()?;
         anyhow::ensure!(
             applied
                 .outcomes
@@ -89,15 +89,17 @@ fn commands(machine: &mut WasmMachine, index: &mut u64) -> anyhow::Result<f64> {
         if index.is_multiple_of(8192) {
             *index += 1;
             let mut bytes = Vec::new();
-            machine.save(&context(*index), &mut bytes)?;
-            machine.restore(&context(*index), machine.describe().schema, bytes.into())?;
+            machine.save(&context(*index), &mut bytes).to_end()?;
+            machine
+                .restore(&context(*index), machine.describe().schema, bytes.into())
+                .to_end()?;
         }
     }
     Ok(done as f64 / watch.elapsed().as_secs_f64())
 }
 
 fn ask(reader: &mut dyn Reader) -> anyhow::Result<()> {
-    let answer = reader.query(&Bytes::from_static(b"stats"))?;
+    let answer = reader.query(&Bytes::from_static(b"stats")).to_end()?;
     anyhow::ensure!(matches!(answer.outcome, Outcome::Reply(_)), "{answer:?}");
     Ok(())
 }

@@ -11,6 +11,7 @@ use skep_core::id::{GroupId, LogIndex, NodeId, Term};
 use skep_core::outcome::{
     ChangeKind, ConfChange, EntryContext, GuestFault, LeaderChanged, Outcome,
 };
+use skep_machine::ToEnd;
 use skep_machine::state_machine::{Applied, MachineError, StateMachine};
 use skep_machine::wasm::{APPLY_THREAD_STACK_BYTES, Component, Engine, MachineLabel, WasmMachine};
 use skep_tests::guests;
@@ -295,7 +296,10 @@ impl Replica {
     }
 
     fn query(&mut self, request: &'static str) -> Outcome {
-        let answer = self.machine.query(&Bytes::from_static(request.as_bytes()));
+        let answer = self
+            .machine
+            .query(&Bytes::from_static(request.as_bytes()))
+            .to_end();
         answer.unwrap_or_else(|error| panic!("the query {request}: {error}"))
     }
 
@@ -305,11 +309,15 @@ impl Replica {
             local => panic!("{guest}: {local}"),
         };
         let mut bytes = Vec::new();
-        self.machine.save(context, &mut bytes).map_err(fault)?;
+        self.machine
+            .save(context, &mut bytes)
+            .to_end()
+            .map_err(fault)?;
         let bytes = Bytes::from(bytes);
         let schema = self.component.descriptor().schema;
         self.machine
             .restore(context, schema, bytes.clone())
+            .to_end()
             .map_err(fault)?;
         self.snapshot = Some((*context, bytes.clone()));
         self.log.clear();
@@ -322,7 +330,10 @@ impl Replica {
             new_machine(&self.component).unwrap_or_else(|error| panic!("{guest}: {error}"));
         if let Some((context, bytes)) = &self.snapshot {
             let schema = self.component.descriptor().schema;
-            let restored = self.machine.restore(context, schema, bytes.clone());
+            let restored = self
+                .machine
+                .restore(context, schema, bytes.clone())
+                .to_end();
             restored.unwrap_or_else(|error| panic!("{guest}: {error}"));
         }
         for (context, work, before) in &self.log {
@@ -339,15 +350,15 @@ fn run(
     work: &Work,
 ) -> Result<Applied, MachineError> {
     match work {
-        Work::Init => machine.init(context, &Bytes::new()),
-        Work::Apply(commands) => machine.apply(context, commands),
+        Work::Init => machine.init(context, &Bytes::new()).to_end(),
+        Work::Apply(commands) => machine.apply(context, commands).to_end(),
         Work::Members => {
             let change = ConfChange {
                 kind: ChangeKind::AddLearner,
                 node: NodeId(9),
                 data: Bytes::from_static(b"data"),
             };
-            machine.apply_conf_change(context, &change)
+            machine.apply_conf_change(context, &change).to_end()
         }
         Work::Leader => {
             let event = LeaderChanged {
@@ -355,7 +366,7 @@ fn run(
                 new: NodeId(2),
                 term: context.term,
             };
-            machine.process_status_change(context, &event)
+            machine.process_status_change(context, &event).to_end()
         }
     }
 }

@@ -10,7 +10,7 @@ use skep_core::id::ComponentId;
 use skep_core::outcome::{
     ChangeKind, ConfChange, EntryContext, GuestFault, LeaderChanged, Outcome,
 };
-use skep_drive::{Descriptor, LocalCode, MachineError, StateMachine};
+use skep_drive::{Descriptor, LocalCode, MachineError, Running, StateMachine};
 
 use crate::trace::digest;
 
@@ -237,6 +237,56 @@ impl Machine {
         reply.put_u64_le(*cell);
         Outcome::Reply(reply.freeze())
     }
+
+    fn commands(
+        &mut self,
+        context: &EntryContext,
+        commands: &[Bytes],
+    ) -> Result<skep_drive::Applied, MachineError> {
+        let too_much = commands.iter().position(|bytes| is_too_much(bytes));
+        self.stopped_at = too_much.filter(|_| self.sick);
+        if let Some(place) = self.stopped_at {
+            let reason = format!("command {place} is too much for this node");
+            return Err(local("apply", LocalCode::StackOverflow, reason));
+        }
+        self.note(context, Told::commands(commands));
+        said(commands.iter().map(|bytes| self.command(bytes)).collect())
+    }
+
+    fn saved(&self) -> Bytes {
+        let mut bytes = BytesMut::new();
+        bytes.put_u64_le(self.count);
+        bytes.put_u64_le(self.hash);
+        for (cell, value) in &self.cells {
+            bytes.put_u64_le(*cell);
+            bytes.put_u64_le(*value);
+        }
+        bytes.freeze()
+    }
+
+    fn read(&mut self, mut from: Bytes) -> Result<(), MachineError> {
+        let is_strange = from.len() < 16 || !from.len().is_multiple_of(16);
+        if is_strange || Nature::of(self.component) == Nature::Refuses {
+            return Err(MachineError::Guest {
+                call: "restore",
+                fault: GuestFault::Unreachable,
+                detail: is_strange.then(|| "the bytes are strange".to_owned()),
+            });
+        }
+        *self = Self {
+            component: self.component,
+            sick: self.sick,
+            stopped_at: None,
+            count: from.get_u64_le(),
+            hash: from.get_u64_le(),
+            cells: BTreeMap::new(),
+        };
+        while from.has_remaining() {
+            let cell = from.get_u64_le();
+            self.cells.insert(cell, from.get_u64_le());
+        }
+        Ok(())
+    }
 }
 
 /// The state that a query was answered with.
@@ -260,92 +310,60 @@ impl StateMachine for Machine {
         }
     }
 
-    fn init(
-        &mut self,
-        context: &EntryContext,
-        config: &Bytes,
-    ) -> Result<skep_drive::Applied, MachineError> {
+    fn init<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        config: &'a Bytes,
+    ) -> Running<'a, skep_drive::Applied> {
         self.note(context, Told::Init(config));
-        said(Vec::new())
+        Box::pin(async { said(Vec::new()) })
     }
 
-    fn apply(
-        &mut self,
-        context: &EntryContext,
-        commands: &[Bytes],
-    ) -> Result<skep_drive::Applied, MachineError> {
-        let too_much = commands.iter().position(|bytes| is_too_much(bytes));
-        self.stopped_at = too_much.filter(|_| self.sick);
-        if let Some(place) = self.stopped_at {
-            let reason = format!("command {place} is too much for this node");
-            return Err(local("apply", LocalCode::StackOverflow, reason));
-        }
-        self.note(context, Told::commands(commands));
-        said(commands.iter().map(|bytes| self.command(bytes)).collect())
+    fn apply<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        commands: &'a [Bytes],
+    ) -> Running<'a, skep_drive::Applied> {
+        Box::pin(async { self.commands(context, commands) })
     }
 
     fn stopped_at(&self) -> Option<usize> {
         self.stopped_at
     }
 
-    fn apply_conf_change(
-        &mut self,
-        context: &EntryContext,
-        change: &ConfChange,
-    ) -> Result<skep_drive::Applied, MachineError> {
+    fn apply_conf_change<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        change: &'a ConfChange,
+    ) -> Running<'a, skep_drive::Applied> {
         self.note(context, Told::change(change));
-        said(vec![Outcome::Reply(change.data.clone())])
+        Box::pin(async { said(vec![Outcome::Reply(change.data.clone())]) })
     }
 
-    fn process_status_change(
-        &mut self,
-        context: &EntryContext,
-        event: &LeaderChanged,
-    ) -> Result<skep_drive::Applied, MachineError> {
+    fn process_status_change<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        event: &'a LeaderChanged,
+    ) -> Running<'a, skep_drive::Applied> {
         self.note(context, Told::leader(event));
-        said(Vec::new())
+        Box::pin(async { said(Vec::new()) })
     }
 
     /// Every query is answered with the state.
-    fn query(&mut self, _: &Bytes) -> Result<Outcome, MachineError> {
+    fn query(&mut self, _: &Bytes) -> Running<'_, Outcome> {
         let state = self.state().to_le_bytes();
-        Ok(Outcome::Reply(Bytes::copy_from_slice(&state)))
+        Box::pin(async move { Ok(Outcome::Reply(Bytes::copy_from_slice(&state))) })
     }
 
-    fn save(&mut self, _: &EntryContext, to: &mut dyn Write) -> Result<(), MachineError> {
-        let mut bytes = BytesMut::new();
-        bytes.put_u64_le(self.count);
-        bytes.put_u64_le(self.hash);
-        for (cell, value) in &self.cells {
-            bytes.put_u64_le(*cell);
-            bytes.put_u64_le(*value);
-        }
-        to.write_all(&bytes)
-            .map_err(|error| local("save", LocalCode::Io, error.to_string()))
+    fn save<'a>(&'a mut self, _: &EntryContext, to: &'a mut (dyn Write + Send)) -> Running<'a, ()> {
+        Box::pin(async {
+            let written = to.write_all(&self.saved());
+            written.map_err(|error| local("save", LocalCode::Io, error.to_string()))
+        })
     }
 
-    fn restore(&mut self, _: &EntryContext, _: u32, mut from: Bytes) -> Result<(), MachineError> {
-        let is_strange = from.len() < 16 || !from.len().is_multiple_of(16);
-        if is_strange || Nature::of(self.component) == Nature::Refuses {
-            return Err(MachineError::Guest {
-                call: "restore",
-                fault: GuestFault::Unreachable,
-                detail: is_strange.then(|| "the bytes are strange".to_owned()),
-            });
-        }
-        *self = Self {
-            component: self.component,
-            sick: self.sick,
-            stopped_at: None,
-            count: from.get_u64_le(),
-            hash: from.get_u64_le(),
-            cells: BTreeMap::new(),
-        };
-        while from.has_remaining() {
-            let cell = from.get_u64_le();
-            self.cells.insert(cell, from.get_u64_le());
-        }
-        Ok(())
+    fn restore(&mut self, _: &EntryContext, _: u32, from: Bytes) -> Running<'_, ()> {
+        Box::pin(async { self.read(from) })
     }
 }
 

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use skep::{ComponentId, EntryContext, LogIndex, NodeId, Outcome, StateMachine, Term};
+use skep_machine::ToEnd;
 use skep_machine::wasm::Profile;
 use skep_server::catalog::command::{Command, NewGroup, Reply};
 use skep_server::catalog::machine::CatalogMachine;
@@ -81,6 +82,7 @@ fn commands(text: &[u8]) {
         let context = context(index);
         other
             .restore(&context, 1, bytes.into())
+            .to_end()
             .expect("its own bytes");
         assert_eq!(other_states.borrow().save(), states.borrow().save());
     }
@@ -157,6 +159,7 @@ fn prelude() -> Vec<Command> {
 fn apply(machine: &mut CatalogMachine, index: u64, line: &Bytes) -> Outcome {
     let applied = machine
         .apply(&context(index), std::slice::from_ref(line))
+        .to_end()
         .expect("the catalogue never stops");
     let mut outcomes = applied.outcomes;
     assert_eq!(outcomes.len(), 1);

@@ -12,7 +12,7 @@ use skep_core::message::SnapshotName;
 use skep_core::outcome::EntryContext;
 use skep_drive::{
     Applied, CanonicalPoint, Done, Driver, Failed, Lack, Listener, MachineError, Source,
-    StateMachine,
+    StateMachine, ToEnd,
 };
 
 use super::{Digested, Happened, Past, ReplayError, What};
@@ -63,6 +63,7 @@ impl Telling<'_> {
         let done = self
             .driver
             .drive(work, &mut self.shelf, &mut self.teller)
+            .to_end()
             .map_err(stopped)?;
         Ok(match done {
             // What a node would wait for does not come any more.

@@ -15,7 +15,7 @@ use skep_core::outcome::{ConfChange, EntryContext, GuestFault, LeaderChanged, Ou
 use skep_core::proposal::ProposalError;
 use skep_drive::{
     Applied, CanonicalPoint, Descriptor, Done, Driver, Failed, Listener, LocalCode, MachineError,
-    Source, StateMachine,
+    Running, Source, StateMachine, ToEnd,
 };
 
 use crate::cluster::Disk;
@@ -132,7 +132,7 @@ impl Machine {
             leaders: &mut self.leaders,
             inits: &mut self.inits,
         };
-        match self.driver.drive(work, &mut shelf, &mut told) {
+        match self.driver.drive(work, &mut shelf, &mut told).to_end() {
             Ok(Done::Tell(input)) => Some(input),
             Ok(Done::Passed { point, state }) => Some(self.settle(point, state, disk)),
             Ok(Done::Answer {
@@ -265,30 +265,8 @@ impl Model {
         };
         Outcome::Reply(count.to_string().into())
     }
-}
 
-fn said(outcomes: Vec<Outcome>) -> Result<Applied, MachineError> {
-    Ok(Applied { outcomes, fuel: 1 })
-}
-
-impl StateMachine for Model {
-    fn describe(&self) -> Descriptor {
-        Descriptor {
-            schema: 1,
-            oldest_schema: 1,
-            ..Descriptor::default()
-        }
-    }
-
-    fn init(&mut self, _: &EntryContext, _: &Bytes) -> Result<Applied, MachineError> {
-        said(Vec::new())
-    }
-
-    fn apply(
-        &mut self,
-        context: &EntryContext,
-        commands: &[Bytes],
-    ) -> Result<Applied, MachineError> {
+    fn run(&mut self, context: &EntryContext, commands: &[Bytes]) -> Result<Applied, MachineError> {
         let mut outcomes = Vec::new();
         for (place, command) in commands.iter().enumerate() {
             let begins = |stop: &str| command.starts_with(stop.as_bytes());
@@ -304,51 +282,81 @@ impl StateMachine for Model {
         }
         said(outcomes)
     }
+}
+
+fn said(outcomes: Vec<Outcome>) -> Result<Applied, MachineError> {
+    Ok(Applied { outcomes, fuel: 1 })
+}
+
+impl StateMachine for Model {
+    fn describe(&self) -> Descriptor {
+        Descriptor {
+            schema: 1,
+            oldest_schema: 1,
+            ..Descriptor::default()
+        }
+    }
+
+    fn init(&mut self, _: &EntryContext, _: &Bytes) -> Running<'_, Applied> {
+        Box::pin(async { said(Vec::new()) })
+    }
+
+    fn apply<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        commands: &'a [Bytes],
+    ) -> Running<'a, Applied> {
+        Box::pin(async { self.run(context, commands) })
+    }
 
     fn stopped_at(&self) -> Option<usize> {
         self.stopped_at
     }
 
-    fn apply_conf_change(
-        &mut self,
+    fn apply_conf_change<'a>(
+        &'a mut self,
         _: &EntryContext,
-        change: &ConfChange,
-    ) -> Result<Applied, MachineError> {
-        said(vec![Outcome::Reply(change.data.clone())])
+        change: &'a ConfChange,
+    ) -> Running<'a, Applied> {
+        Box::pin(async { said(vec![Outcome::Reply(change.data.clone())]) })
     }
 
     fn process_status_change(
         &mut self,
         _: &EntryContext,
         _: &LeaderChanged,
-    ) -> Result<Applied, MachineError> {
-        said(Vec::new())
+    ) -> Running<'_, Applied> {
+        Box::pin(async { said(Vec::new()) })
     }
 
     /// Every query is answered with all commands.
-    fn query(&mut self, _: &Bytes) -> Result<Outcome, MachineError> {
-        Ok(Outcome::Reply(packed(&self.commands)))
+    fn query(&mut self, _: &Bytes) -> Running<'_, Outcome> {
+        Box::pin(async { Ok(Outcome::Reply(packed(&self.commands))) })
     }
 
-    fn save(&mut self, _: &EntryContext, to: &mut dyn Write) -> Result<(), MachineError> {
-        to.write_all(&packed(&self.commands))
-            .map_err(|error| MachineError::Local {
+    fn save<'a>(&'a mut self, _: &EntryContext, to: &'a mut (dyn Write + Send)) -> Running<'a, ()> {
+        Box::pin(async {
+            let written = to.write_all(&packed(&self.commands));
+            written.map_err(|error| MachineError::Local {
                 call: "save",
                 code: LocalCode::Io,
                 reason: error.to_string(),
             })
+        })
     }
 
-    fn restore(&mut self, _: &EntryContext, _: u32, from: Bytes) -> Result<(), MachineError> {
-        if self.refuses {
-            return Err(MachineError::Guest {
-                call: "restore",
-                fault: GuestFault::Unreachable,
-                detail: None,
-            });
-        }
-        self.commands = unpacked(from);
-        Ok(())
+    fn restore(&mut self, _: &EntryContext, _: u32, from: Bytes) -> Running<'_, ()> {
+        Box::pin(async {
+            if self.refuses {
+                return Err(MachineError::Guest {
+                    call: "restore",
+                    fault: GuestFault::Unreachable,
+                    detail: None,
+                });
+            }
+            self.commands = unpacked(from);
+            Ok(())
+        })
     }
 }
 

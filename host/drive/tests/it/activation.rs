@@ -49,7 +49,8 @@ fn running() -> Stage {
 fn what_is_confirmed_goes_on_from_the_bytes_of_what_ran() {
     let mut stage = running();
     assert_eq!(prepare(&mut stage, 2), Readiness::Prepared);
-    let seen = ["goes on from None", "made 2", "prepared"];
+    assert_eq!(stage.node.made, [(2, false)]);
+    let seen = ["goes on from None", "prepared"];
     assert_eq!(stage.seen(), seen);
     // Until it is decided the former one runs.
     assert_eq!(stage.model().component, 1);

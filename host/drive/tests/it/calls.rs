@@ -1,10 +1,12 @@
 //! What the calls of an entry become.
 
+use std::future::poll_fn;
+
 use skep_core::effect::{Call, Work};
 use skep_core::id::LogIndex;
 use skep_core::input::{Input, Stopped};
 use skep_core::outcome::{GuestFault, Outcome};
-use skep_drive::{Done, Driver, LocalCode, StateMachine};
+use skep_drive::{Done, Driver, LocalCode, StateMachine, ToEnd};
 
 use crate::model::{Model, Stage, Trouble, apply, at, change, commands, leader};
 
@@ -170,17 +172,46 @@ fn a_query_that_fails_alone_changes_nothing() {
 }
 
 #[test]
+fn a_call_that_lets_others_go_first_does_the_same() {
+    let mut outcomes = Vec::new();
+    for yields in [0, 1, 7] {
+        let mut driver = Driver::new(Model {
+            yields,
+            ..Model::default()
+        });
+        let mut pending = 0;
+        let applied = async {
+            let calls = vec![commands(&["a", "b"])];
+            let (context, mut nobody) = (at(1), ());
+            let mut call = Box::pin(driver.apply(&context, calls, &mut nobody));
+            poll_fn(|cx| {
+                let polled = call.as_mut().poll(cx);
+                pending += usize::from(polled.is_pending());
+                polled
+            })
+            .await
+        }
+        .to_end();
+        assert_eq!(pending, yields);
+        assert_eq!(driver.applied(), LogIndex(1));
+        outcomes.push(applied.expect("it is applied"));
+    }
+    assert!(outcomes.iter().all(|applied| *applied == outcomes[0]));
+}
+
+#[test]
 fn a_machine_in_a_box_hides_nothing() {
     let model = Model {
         stops_at: Some(b'x'),
         ..Model::default()
     };
     let mut driver: Driver<Box<dyn StateMachine>> = Driver::new(Box::new(model));
-    let failed = driver.apply(&at(1), vec![commands(&["a", "x"])], &mut ());
+    let failed = driver
+        .apply(&at(1), vec![commands(&["a", "x"])], &mut ())
+        .to_end();
     let stopped = failed.expect_err("it stops").at.expect("a command");
     assert_eq!(stopped.place, 1);
     let machine = driver.machine();
     assert!(machine.memory().is_some());
     assert!(machine.reader().is_some());
-    assert!(machine.interrupter().is_some());
 }

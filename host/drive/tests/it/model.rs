@@ -1,7 +1,8 @@
 //! A machine that does as it is told, and what its driver gets from its node.
 
+use std::future::poll_fn;
 use std::io::Write;
-use std::sync::Arc;
+use std::task::Poll;
 
 use bytes::Bytes;
 use skep_core::activation::Decision;
@@ -14,8 +15,8 @@ use skep_core::outcome::{
     ChangeKind, ConfChange, EntryContext, GuestFault, LeaderChanged, Outcome,
 };
 use skep_drive::{
-    Answer, Applied, CanonicalPoint, Descriptor, Done, Driver, Failed, Interrupter, Lack, Listener,
-    LocalCode, MachineError, Memory, Reader, Source, StateMachine,
+    Answer, Applied, CanonicalPoint, Descriptor, Done, Driver, Failed, Lack, Listener, LocalCode,
+    MachineError, Memory, Reader, Running, Source, StateMachine, ToEnd,
 };
 
 /// What a call does instead of what it is for.
@@ -42,6 +43,8 @@ pub struct Model {
     /// The command that it stops at.
     pub stops_at: Option<u8>,
     pub rebuilt: usize,
+    /// How often `apply` lets others go first.
+    pub yields: usize,
     pub stopped_at: Option<usize>,
 }
 
@@ -68,19 +71,8 @@ fn said(outcomes: Vec<Outcome>) -> Applied {
     Applied { outcomes, fuel: 2 }
 }
 
-impl StateMachine for Model {
-    fn describe(&self) -> Descriptor {
-        Descriptor {
-            schema: u32::from(self.component),
-            ..Descriptor::default()
-        }
-    }
-
-    fn init(&mut self, _: &EntryContext, _: &Bytes) -> Result<Applied, MachineError> {
-        Ok(said(self.init.clone().into_iter().collect()))
-    }
-
-    fn apply(&mut self, _: &EntryContext, commands: &[Bytes]) -> Result<Applied, MachineError> {
+impl Model {
+    fn run(&mut self, commands: &[Bytes]) -> Result<Applied, MachineError> {
         let mut outcomes = Vec::new();
         for (place, command) in commands.iter().enumerate() {
             if self.stops_at.is_some() && self.stops_at == command.first().copied() {
@@ -93,32 +85,57 @@ impl StateMachine for Model {
         outcomes.truncate(commands.len() - self.silent);
         Ok(said(outcomes))
     }
+}
 
-    fn apply_conf_change(
-        &mut self,
-        _: &EntryContext,
-        _: &ConfChange,
-    ) -> Result<Applied, MachineError> {
-        unless(self.hook, "apply-conf-change")?;
-        Ok(said(Vec::new()))
+impl StateMachine for Model {
+    fn describe(&self) -> Descriptor {
+        Descriptor {
+            schema: u32::from(self.component),
+            ..Descriptor::default()
+        }
+    }
+
+    fn init(&mut self, _: &EntryContext, _: &Bytes) -> Running<'_, Applied> {
+        Box::pin(async { Ok(said(self.init.clone().into_iter().collect())) })
+    }
+
+    fn apply<'a>(&'a mut self, _: &EntryContext, commands: &'a [Bytes]) -> Running<'a, Applied> {
+        Box::pin(async {
+            // As a guest whose call goes on for long.
+            for _ in 0..self.yields {
+                yield_now().await;
+            }
+            self.run(commands)
+        })
+    }
+
+    fn apply_conf_change(&mut self, _: &EntryContext, _: &ConfChange) -> Running<'_, Applied> {
+        Box::pin(async {
+            unless(self.hook, "apply-conf-change")?;
+            Ok(said(Vec::new()))
+        })
     }
 
     fn process_status_change(
         &mut self,
         _: &EntryContext,
         _: &LeaderChanged,
-    ) -> Result<Applied, MachineError> {
-        unless(self.hook, "process-status-change")?;
-        Ok(said(vec![Outcome::Reply("nobody waits".into())]))
+    ) -> Running<'_, Applied> {
+        Box::pin(async {
+            unless(self.hook, "process-status-change")?;
+            Ok(said(vec![Outcome::Reply("nobody waits".into())]))
+        })
     }
 
     fn stopped_at(&self) -> Option<usize> {
         self.stopped_at
     }
 
-    fn query(&mut self, _: &Bytes) -> Result<Outcome, MachineError> {
-        unless(self.hook, "query")?;
-        Ok(Outcome::Reply(self.state.clone().into()))
+    fn query(&mut self, _: &Bytes) -> Running<'_, Outcome> {
+        Box::pin(async {
+            unless(self.hook, "query")?;
+            Ok(Outcome::Reply(self.state.clone().into()))
+        })
     }
 
     fn memory(&self) -> Option<Memory> {
@@ -132,37 +149,43 @@ impl StateMachine for Model {
         Some(Box::new(Deaf))
     }
 
-    fn interrupter(&self) -> Option<Arc<dyn Interrupter>> {
-        Some(Arc::new(Deaf))
+    fn save<'a>(&'a mut self, _: &EntryContext, to: &'a mut (dyn Write + Send)) -> Running<'a, ()> {
+        Box::pin(async {
+            unless(self.save, "save")?;
+            to.write_all(&self.state).expect("there is memory");
+            Ok(())
+        })
     }
 
-    fn save(&mut self, _: &EntryContext, to: &mut dyn Write) -> Result<(), MachineError> {
-        unless(self.save, "save")?;
-        to.write_all(&self.state).expect("there is memory");
-        Ok(())
-    }
-
-    fn restore(&mut self, _: &EntryContext, _: u32, from: Bytes) -> Result<(), MachineError> {
-        unless(self.restore, "restore")?;
-        self.state = from.to_vec();
-        self.rebuilt += 1;
-        Ok(())
+    fn restore(&mut self, _: &EntryContext, _: u32, from: Bytes) -> Running<'_, ()> {
+        Box::pin(async move {
+            unless(self.restore, "restore")?;
+            self.state = from.to_vec();
+            self.rebuilt += 1;
+            Ok(())
+        })
     }
 }
 
-/// Answers nothing, and ends nothing.
+/// Is pending once.
+async fn yield_now() {
+    let mut yielded = false;
+    poll_fn(|_| match std::mem::replace(&mut yielded, true) {
+        true => Poll::Ready(()),
+        false => Poll::Pending,
+    })
+    .await;
+}
+
+/// Answers nothing.
 struct Deaf;
 
 impl Reader for Deaf {
-    fn query(&mut self, _: &Bytes) -> Result<Answer, MachineError> {
-        Err(trouble(Trouble::Local, "query"))
+    fn query(&mut self, _: &Bytes) -> Running<'_, Answer> {
+        Box::pin(async { Err(trouble(Trouble::Local, "query")) })
     }
 
     fn release(&mut self) {}
-}
-
-impl Interrupter for Deaf {
-    fn interrupt(&self) {}
 }
 
 /// What the node of a test has, and what its driver was seen to do.
@@ -217,10 +240,6 @@ impl Listener<Model> for Seen {
             Call::StatusChange(_) => "leader",
         };
         self.0.push(format!("{call} {:?}", said.outcomes));
-    }
-
-    fn made(&mut self, machine: &Model) {
-        self.0.push(format!("made {}", machine.component));
     }
 
     fn replaced(&mut self, deployment: &Deployment, machine: &Model) {
@@ -307,7 +326,8 @@ impl Stage {
     }
 
     pub fn drive(&mut self, work: Work) -> Result<Done, Failed> {
-        self.driver.drive(work, &mut self.node, &mut self.seen)
+        let (node, seen) = (&mut self.node, &mut self.seen);
+        self.driver.drive(work, node, seen).to_end()
     }
 
     /// Work that ends with something for the core.

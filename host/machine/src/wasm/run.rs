@@ -7,3 +7,5 @@ pub(super) mod machine;
 pub(super) mod probe;
 pub(super) mod reader;
 mod rebuild;
+#[cfg(test)]
+mod slices;

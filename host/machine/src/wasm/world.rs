@@ -2,7 +2,6 @@
 //! of the snapshot that is being moved.
 
 pub(super) mod clock;
-pub(super) mod ending;
 pub(super) mod imports;
 pub(super) mod limits;
 pub(super) mod log;
@@ -11,6 +10,7 @@ pub(super) mod pollables;
 pub(super) mod random;
 pub(super) mod resources;
 pub(super) mod sink;
+pub(super) mod slice;
 pub(super) mod types;
 pub(super) mod wasi;
 
@@ -18,16 +18,17 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use skep_core::outcome::EntryContext;
-use wasmtime::{StoreContextMut, Trap};
+use wasmtime::component::{ComponentNamedList, Lift, LinkerInstance, Lower};
+use wasmtime::{AsContextMut, StoreContextMut, Trap};
 
 use self::clock::Clock;
-use self::ending::Ending;
 use self::limits::Limits;
 use self::log::Log;
 use self::logbook::Logbook;
 use self::pollables::Pollables;
 use self::random::{CallKey, Random};
 use self::sink::Sink;
+use self::slice::{Pause, Slice};
 use skep_types::profile::Profile;
 
 /// Fuel of one call of an import, so that a guest cannot make the host work for nothing.
@@ -42,7 +43,7 @@ pub(crate) type Caller<'a> = StoreContextMut<'a, World>;
 /// The data of a guest's store.
 #[derive(Debug)]
 pub(crate) struct World {
-    ending: Arc<Ending>,
+    slice: Slice,
     pub(crate) limits: Limits,
     pub(crate) clock: Clock,
     pub(crate) random: Random,
@@ -60,13 +61,12 @@ impl World {
         profile: &Profile,
         context: &EntryContext,
         logbook: Arc<Logbook>,
-        ending: Arc<Ending>,
     ) -> Self {
         let key = CallKey::new(context, "instantiate", 0);
         let mut clock = Clock::default();
         clock.enter(context.now);
         Self {
-            ending,
+            slice: Slice::first(profile.snapshot_fuel),
             limits,
             clock,
             random: Random::new(key),
@@ -79,10 +79,23 @@ impl World {
     }
 
     /// Before each call into the guest.
-    pub(crate) fn enter(&mut self, context: &EntryContext, call: &'static str, ordinal: u32) {
+    pub(crate) fn enter(
+        &mut self,
+        context: &EntryContext,
+        call: &'static str,
+        ordinal: u32,
+        fuel: u64,
+    ) {
+        self.slice = Slice::first(fuel);
         self.limits.enter();
         self.clock.enter(context.now);
         self.random = Random::new(CallKey::new(context, call, ordinal));
+    }
+
+    /// After each import: lets others go first if it is time for that.
+    pub(crate) fn pause(&mut self) -> Pause {
+        let sink_is_full = self.sink.as_ref().is_some_and(Sink::is_full);
+        Pause(self.slice.take_end() || sink_is_full)
     }
 
     /// After each call, however it ended.
@@ -100,13 +113,36 @@ pub(crate) fn charge(caller: &mut Caller<'_>, bytes: u64) -> wasmtime::Result<()
 
 /// Takes the fuel of one import, and as much more as what it does is worth.
 pub(crate) fn spend(caller: &mut Caller<'_>, more: u64) -> wasmtime::Result<()> {
-    caller.data().ending.look()?;
     let cost = FUEL_PER_IMPORT.saturating_add(more);
-    match caller.get_fuel()?.checked_sub(cost) {
-        Some(left) => caller.set_fuel(left),
+    let found = caller.get_fuel()?;
+    match found.checked_sub(cost) {
+        Some(left) => {
+            caller.data_mut().slice.spend(found, left);
+            caller.set_fuel(left)
+        }
         None => {
             caller.set_fuel(0)?;
             Err(Trap::OutOfFuel.into())
         }
     }
+}
+
+/// Defines a function that a guest imports. Behind it the guest lets others go first, if it is time for that.
+pub(crate) fn define<P, R>(
+    linker: &mut LinkerInstance<'_, World>,
+    name: &str,
+    run: impl Fn(Caller<'_>, P) -> wasmtime::Result<R> + Send + Sync + 'static,
+) -> wasmtime::Result<()>
+where
+    P: ComponentNamedList + Lift + 'static,
+    R: ComponentNamedList + Lower + 'static,
+{
+    linker.func_wrap_async(name, move |mut guest: Caller<'_>, parameters: P| {
+        let ran = run(guest.as_context_mut(), parameters);
+        let pause = guest.data_mut().pause();
+        Box::new(async move {
+            pause.await;
+            ran
+        })
+    })
 }

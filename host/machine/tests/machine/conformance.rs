@@ -9,7 +9,7 @@ use skep_example_kv::Kv;
 use skep_guest::{Context, Machine, Sink, Source};
 use skep_machine::native::{Native, NativeMachine, Rejection};
 use skep_machine::wasm::{Component, MachineLabel, Profile, WasmMachine};
-use skep_machine::{Descriptor, StateMachine, conformance};
+use skep_machine::{Descriptor, StateMachine, ToEnd, conformance};
 
 use crate::guest::{ENGINE, context, on_apply_thread};
 
@@ -50,21 +50,33 @@ fn the_two_write_the_same_snapshot() {
                 format!("incr n {index}"),
             ]
             .map(Bytes::from);
-            let expected = native.apply(&context(index), &commands).unwrap().outcomes;
+            let expected = native
+                .apply(&context(index), &commands)
+                .to_end()
+                .unwrap()
+                .outcomes;
             assert_eq!(
-                wasm.apply(&context(index), &commands).unwrap().outcomes,
+                wasm.apply(&context(index), &commands)
+                    .to_end()
+                    .unwrap()
+                    .outcomes,
                 expected
             );
         }
         let saved = [&mut wasm as &mut dyn StateMachine, &mut native].map(|machine| {
             let mut bytes = Vec::new();
-            machine.save(&context(200), &mut bytes).unwrap();
+            machine.save(&context(200), &mut bytes).to_end().unwrap();
             Bytes::from(bytes)
         });
         assert!(saved[0].len() > 5_000_000);
         assert_eq!(saved[0], saved[1]);
-        native.restore(&context(200), 1, saved[0].clone()).unwrap();
-        wasm.restore(&context(200), 1, saved[1].clone()).unwrap();
+        native
+            .restore(&context(200), 1, saved[0].clone())
+            .to_end()
+            .unwrap();
+        wasm.restore(&context(200), 1, saved[1].clone())
+            .to_end()
+            .unwrap();
     });
 }
 

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use skep_core::outcome::Outcome;
-use skep_machine::{Applied, StateMachine};
+use skep_machine::{Applied, StateMachine, ToEnd};
 
 use crate::guest::{FULL, apply, context, machine, number, on_apply_thread, save};
 
@@ -21,7 +21,12 @@ fn entry(index: u64) -> Vec<Bytes> {
 
 fn run(machine: &mut dyn StateMachine, indices: std::ops::Range<u64>) -> Vec<Applied> {
     indices
-        .map(|index| machine.apply(&context(index), &entry(index)).unwrap())
+        .map(|index| {
+            machine
+                .apply(&context(index), &entry(index))
+                .to_end()
+                .unwrap()
+        })
         .collect()
 }
 
@@ -42,9 +47,12 @@ fn a_machine_restored_at_a_barrier_agrees_with_one_that_was_always_there() {
         run(&mut veteran, 1..40);
         // At the barrier the veteran is rebuilt from its own bytes; the newcomer gets them from it.
         let bytes = save(&mut veteran, 40);
-        veteran.restore(&context(40), 3, bytes.clone()).unwrap();
+        veteran
+            .restore(&context(40), 3, bytes.clone())
+            .to_end()
+            .unwrap();
         let mut newcomer = machine(&FULL);
-        newcomer.restore(&context(40), 3, bytes).unwrap();
+        newcomer.restore(&context(40), 3, bytes).to_end().unwrap();
         assert_eq!(run(&mut veteran, 41..80), run(&mut newcomer, 41..80));
         assert_eq!(save(&mut veteran, 80), save(&mut newcomer, 80));
     });
@@ -61,9 +69,9 @@ fn an_instance_that_was_rebuilt_agrees_with_one_that_was_not() {
             Bytes::from_static(b"add"),
             Bytes::from_static(b"Memory"),
         ];
-        let expected = whole.apply(&context(index), &commands).unwrap();
+        let expected = whole.apply(&context(index), &commands).to_end().unwrap();
         assert_eq!(
-            rebuilt.apply(&context(index), &commands).unwrap(),
+            rebuilt.apply(&context(index), &commands).to_end().unwrap(),
             expected,
             "entry {index}"
         );
@@ -111,7 +119,7 @@ fn time_and_randomness_come_from_the_entry() {
 
     // The seed changes at a barrier, for all replicas alike.
     let bytes = save(&mut machine, 3);
-    machine.restore(&context(3), 3, bytes).unwrap();
+    machine.restore(&context(3), 3, bytes).to_end().unwrap();
     assert_ne!(read(&mut machine, 4)[6..8], first[6..8]);
 }
 

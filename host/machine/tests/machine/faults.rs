@@ -1,14 +1,15 @@
 //! Every way for a guest to fail: the code that is replicated, and a state without a trace of it.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use skep_core::id::{NodeId, Term};
 use skep_core::outcome::{ChangeKind, ConfChange, GuestFault, LeaderChanged, Outcome};
-use skep_machine::wasm::{
-    APPLY_THREAD_STACK_BYTES, Component, Engine, MachineLabel, Profile, WasmMachine,
-};
-use skep_machine::{LocalCode, MachineError, StateMachine};
+use skep_machine::wasm::{Component, Engine, MachineLabel, Profile, WasmMachine};
+use skep_machine::{MachineError, StateMachine, ToEnd};
 
 use crate::guest::{
     FULL, PLAIN, apply, compile, context, machine, miscounting, number, on_apply_thread, profile,
@@ -125,7 +126,11 @@ fn fuel_is_counted_and_a_fault_costs_its_allowance() {
             .iter()
             .map(|command| Bytes::from_static(command.as_bytes()))
             .collect::<Vec<_>>();
-        machine.apply(&context(index), &commands).unwrap().fuel
+        machine
+            .apply(&context(index), &commands)
+            .to_end()
+            .unwrap()
+            .fuel
     };
     let allowance = profile().command_fuel;
     let one = fuel(&mut machine, 1, &["add"]);
@@ -157,6 +162,7 @@ fn a_trap_in_a_hook_is_an_outcome_and_leaves_no_trace() {
     assert_eq!(
         machine
             .apply_conf_change(&context(1), &change(ChangeKind::AddVoter, 5))
+            .to_end()
             .unwrap()
             .outcomes,
         [Outcome::Reply(Bytes::new())]
@@ -164,6 +170,7 @@ fn a_trap_in_a_hook_is_an_outcome_and_leaves_no_trace() {
     assert_eq!(
         machine
             .apply_conf_change(&context(2), &change(ChangeKind::Remove, 1))
+            .to_end()
             .unwrap()
             .outcomes,
         [Outcome::Rejected {
@@ -174,6 +181,7 @@ fn a_trap_in_a_hook_is_an_outcome_and_leaves_no_trace() {
     assert!(
         machine
             .process_status_change(&context(3), &leader)
+            .to_end()
             .unwrap()
             .outcomes
             .is_empty()
@@ -184,12 +192,16 @@ fn a_trap_in_a_hook_is_an_outcome_and_leaves_no_trace() {
     assert_eq!(
         machine
             .apply_conf_change(&context(6), &change(ChangeKind::AddVoter, 5))
+            .to_end()
             .unwrap()
             .outcomes,
         [Outcome::Fault(GuestFault::Unreachable)]
     );
     apply(&mut machine, 7, &["Al"]);
-    let applied = machine.process_status_change(&context(8), &leader).unwrap();
+    let applied = machine
+        .process_status_change(&context(8), &leader)
+        .to_end()
+        .unwrap();
     assert!(applied.outcomes.is_empty());
     assert_eq!(applied.fuel, profile().command_fuel);
     assert_eq!(apply(&mut machine, 9, &["get"]), [number(16)]);
@@ -200,6 +212,7 @@ fn a_trap_in_init_is_an_outcome_and_a_machine_without_one_says_so() {
     let mut full = machine(&FULL);
     assert_eq!(
         full.init(&context(1), &Bytes::from_static(b"trap!"))
+            .to_end()
             .unwrap()
             .outcomes,
         [Outcome::Fault(GuestFault::Unreachable)]
@@ -209,6 +222,7 @@ fn a_trap_in_init_is_an_outcome_and_a_machine_without_one_says_so() {
     assert_eq!(
         other
             .init(&context(1), &Bytes::from_static(b"four"))
+            .to_end()
             .unwrap()
             .outcomes,
         [Outcome::Reply(Bytes::new())]
@@ -217,11 +231,16 @@ fn a_trap_in_init_is_an_outcome_and_a_machine_without_one_says_so() {
 
     let mut plain = machine(&PLAIN);
     assert_eq!(
-        plain.init(&context(1), &Bytes::new()).unwrap().outcomes,
+        plain
+            .init(&context(1), &Bytes::new())
+            .to_end()
+            .unwrap()
+            .outcomes,
         [Outcome::Reply(Bytes::new())]
     );
     let applied = plain
         .init(&context(1), &Bytes::from_static(b"config"))
+        .to_end()
         .unwrap();
     assert!(
         matches!(&applied.outcomes[..], [Outcome::Rejected { code: 0, message }] if message.contains("initializer"))
@@ -260,13 +279,16 @@ fn a_query_that_writes_changes_nothing_that_the_log_can_see() {
             Bytes::from_static(b"Memory"),
             Bytes::from_static(b"time"),
         ];
-        let expected = unasked.apply(&context(index), &commands).unwrap();
-        assert_eq!(asked.apply(&context(index), &commands).unwrap(), expected);
+        let expected = unasked.apply(&context(index), &commands).to_end().unwrap();
+        assert_eq!(
+            asked.apply(&context(index), &commands).to_end().unwrap(),
+            expected
+        );
         query(&mut asked, "write");
     }
     // Another reader has only seen the log.
     let mut reader = asked.reader().unwrap();
-    let answer = reader.query(&Bytes::from_static(b"get")).unwrap();
+    let answer = reader.query(&Bytes::from_static(b"get")).to_end().unwrap();
     assert_eq!((answer.outcome, answer.index.0), (number(5), 5));
 }
 
@@ -326,53 +348,40 @@ fn patient(component: &Arc<Component>) -> WasmMachine {
     .unwrap()
 }
 
-fn is_interrupted<T>(ran: Result<T, MachineError>) -> bool {
-    matches!(
-        ran,
-        Err(MachineError::Local {
-            code: LocalCode::Interrupted,
-            ..
-        })
-    )
+/// Polls a call so often, and drops it; whether it had not ended.
+fn let_go_after<T>(polls: u32, call: impl Future<Output = T>) -> bool {
+    let mut call = pin!(call);
+    let mut context = Context::from_waker(Waker::noop());
+    (0..polls).all(|_| call.as_mut().poll(&mut context).is_pending())
 }
 
 // P-41
 #[test]
 fn calls_of_a_machine_that_is_let_go_end_and_no_other_machine_sees_it() {
     on_apply_thread(|| {
-        let mut machine = patient(&FULL);
         let mut asked = patient(&FULL);
         let mut reader = asked.reader().unwrap();
-        let interrupters = [&machine, &asked].map(|of| of.interrupter().unwrap());
-        let apply_thread = || std::thread::Builder::new().stack_size(APPLY_THREAD_STACK_BYTES);
-        let looping = apply_thread()
-            .spawn(move || {
-                let interrupted = is_interrupted(machine.apply(&context(1), &["loop".into()]));
-                // It is over for good: nothing is built again.
-                interrupted && is_interrupted(machine.apply(&context(2), &["add".into()]))
-            })
-            .unwrap();
-        let querying = apply_thread()
-            .spawn(move || is_interrupted(reader.query(&"loop".into())))
-            .unwrap();
-
+        assert_eq!(apply(&mut asked, 1, &["add"]), [number(1)]);
         // Of the same component, meanwhile.
-        let (mut still, mut beside) = (self::machine(&FULL), self::machine(&FULL));
+        let (mut still, mut beside) = (machine(&FULL), machine(&FULL));
         for index in 1..100 {
             let command = [["add", "loop", "get", "memory"][index as usize % 4].into()];
-            let before = still.apply(&context(index), &command).unwrap();
-            let interrupter = Arc::clone(&interrupters[0]);
+            let before = still.apply(&context(index), &command).to_end().unwrap();
             let after = std::thread::scope(|scope| {
-                scope.spawn(move || (0..100).for_each(|_| interrupter.interrupt()));
-                beside.apply(&context(index), &command).unwrap()
+                scope.spawn(|| {
+                    let mut machine = patient(&FULL);
+                    let (context, looping) = (context(1), ["loop".into()]);
+                    assert!(let_go_after(3, machine.apply(&context, &looping)));
+                    assert!(let_go_after(3, reader.query(&"loop".into())));
+                });
+                beside.apply(&context(index), &command).to_end().unwrap()
             });
             assert_eq!(before, after, "{command:?}");
         }
-        interrupters[1].interrupt();
-        assert!(looping.join().unwrap());
-        assert!(querying.join().unwrap());
-        // Its commands were another matter than its reader, and are over as well.
-        assert!(is_interrupted(asked.apply(&context(1), &["loop".into()])));
+        // A query that was let go is nothing to those that come after it, and nothing to the commands.
+        let answer = reader.query(&"get".into()).to_end().unwrap();
+        assert_eq!(answer.outcome, number(1));
+        assert_eq!(apply(&mut asked, 2, &["add"]), [number(2)]);
     });
 }
 
@@ -389,17 +398,49 @@ fn a_loop_of_imports_ends_as_well() {
         let bytes = wat::parse_str(text.replace(FOREVER, asking)).unwrap();
         let engine = Engine::new().unwrap();
         let mut machine = patient(&Arc::new(Component::compile(&engine, &bytes).unwrap()));
-        let interrupter = machine.interrupter().unwrap();
         let memory = || engine.budget().held().memory_bytes;
         let before = memory();
-        let looping = std::thread::Builder::new()
-            .stack_size(APPLY_THREAD_STACK_BYTES)
-            .spawn(move || is_interrupted(machine.apply(&context(1), &["loop".into()])))
-            .unwrap();
-        while memory() == before {
-            std::thread::yield_now();
-        }
-        interrupter.interrupt();
-        assert!(looping.join().unwrap());
+        let (context, looping) = (context(1), ["loop".into()]);
+        let call = async {
+            let mut call = machine.apply(&context, &looping);
+            poll_fn(|cx| {
+                let polled = call.as_mut().poll(cx);
+                assert!(memory() > before);
+                polled
+            })
+            .await
+        };
+        assert!(let_go_after(100, call));
+        assert!(memory() < before);
     });
+}
+
+/// A call may be polled on any thread, and it does the same.
+#[test]
+fn a_call_goes_on_on_another_thread() {
+    let command = ["loop".into()];
+    let expected = machine(&FULL)
+        .apply(&context(1), &command)
+        .to_end()
+        .unwrap();
+    let mut machine = machine(&FULL);
+    let context = context(1);
+    let mut call = machine.apply(&context, &command);
+    let mut polls = 0;
+    let ran = loop {
+        let poll = || {
+            let mut context = Context::from_waker(Waker::noop());
+            call.as_mut().poll(&mut context)
+        };
+        let polled = std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().stack_size(256 << 10);
+            thread.spawn_scoped(scope, poll).unwrap().join().unwrap()
+        });
+        polls += 1;
+        if let Poll::Ready(ran) = polled {
+            break ran.unwrap();
+        }
+    };
+    assert_eq!(ran, expected);
+    assert!(polls > 1);
 }

@@ -5,8 +5,8 @@ use std::sync::{Arc, LazyLock};
 use bytes::Bytes;
 use skep_core::id::{GroupId, LogIndex, Term};
 use skep_core::outcome::{EntryContext, Outcome};
-use skep_machine::StateMachine;
 use skep_machine::wasm::{Component, Engine, MachineLabel, Profile, WasmMachine};
+use skep_machine::{StateMachine, ToEnd};
 
 /// One engine for all tests, as in a node.
 pub static ENGINE: LazyLock<Engine> = LazyLock::new(|| Engine::new().unwrap());
@@ -76,7 +76,11 @@ pub fn apply(machine: &mut dyn StateMachine, index: u64, commands: &[&str]) -> V
         .iter()
         .map(|command| Bytes::copy_from_slice(command.as_bytes()))
         .collect::<Vec<_>>();
-    machine.apply(&context(index), &commands).unwrap().outcomes
+    machine
+        .apply(&context(index), &commands)
+        .to_end()
+        .unwrap()
+        .outcomes
 }
 
 pub fn number(n: u64) -> Outcome {
@@ -86,12 +90,13 @@ pub fn number(n: u64) -> Outcome {
 pub fn query(machine: &mut dyn StateMachine, request: &str) -> Outcome {
     machine
         .query(&Bytes::copy_from_slice(request.as_bytes()))
+        .to_end()
         .unwrap()
 }
 
 pub fn save(machine: &mut dyn StateMachine, index: u64) -> Bytes {
     let mut bytes = Vec::new();
-    machine.save(&context(index), &mut bytes).unwrap();
+    machine.save(&context(index), &mut bytes).to_end().unwrap();
     bytes.into()
 }
 

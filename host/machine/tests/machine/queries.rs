@@ -7,13 +7,14 @@ use std::sync::mpsc::sync_channel;
 use bytes::Bytes;
 use skep_core::outcome::{GuestFault, Outcome};
 use skep_machine::wasm::WasmMachine;
-use skep_machine::{Answer, Reader, StateMachine};
+use skep_machine::{Answer, Reader, StateMachine, ToEnd};
 
 use crate::guest::{FULL, PLAIN, apply, context, machine, number, on_apply_thread, save};
 
 fn ask(reader: &mut dyn Reader, request: &'static str) -> Answer {
     reader
         .query(&Bytes::from_static(request.as_bytes()))
+        .to_end()
         .unwrap()
 }
 
@@ -28,7 +29,10 @@ fn count(reader: &mut dyn Reader) -> (u64, u64) {
 
 fn barrier(machine: &mut WasmMachine, index: u64) -> Bytes {
     let bytes = save(machine, index);
-    machine.restore(&context(index), 3, bytes.clone()).unwrap();
+    machine
+        .restore(&context(index), 3, bytes.clone())
+        .to_end()
+        .unwrap();
     bytes
 }
 
@@ -103,7 +107,7 @@ fn a_snapshot_from_elsewhere_is_read_at_once() {
     apply(&mut other, 1, &["add", "add", "add"]);
     let bytes = save(&mut other, 50);
     apply(&mut machine, 2, &["add"]);
-    machine.restore(&context(50), 3, bytes).unwrap();
+    machine.restore(&context(50), 3, bytes).to_end().unwrap();
     assert_eq!(count(&mut reader), (3, 50));
 }
 
@@ -135,7 +139,7 @@ fn queries_are_answered_while_the_machine_saves() {
             reader: &mut *reader,
             counted: Vec::new(),
         };
-        machine.save(&context(2), &mut asking).unwrap();
+        machine.save(&context(2), &mut asking).to_end().unwrap();
         assert!(!asking.counted.is_empty());
         assert!(asking.counted.iter().all(|counted| *counted == (1, 1)));
     });
@@ -205,8 +209,8 @@ fn a_storm_of_queries_changes_neither_fuel_nor_snapshots() {
                     let commands = ["add", "Memory", "time", "unreachable"]
                         .map(|text| Bytes::from_static(text.as_bytes()));
                     assert_eq!(
-                        asked.apply(&context(index), &commands).unwrap(),
-                        unasked.apply(&context(index), &commands).unwrap(),
+                        asked.apply(&context(index), &commands).to_end().unwrap(),
+                        unasked.apply(&context(index), &commands).to_end().unwrap(),
                         "entry {index}"
                     );
                 }
@@ -237,10 +241,10 @@ fn a_reader_left_far_behind_begins_anew_and_is_right() {
     large[0] = b'a';
     let large = [Bytes::from(large)];
     for index in 1..=65 {
-        machine.apply(&context(index), &large).unwrap();
+        machine.apply(&context(index), &large).to_end().unwrap();
     }
     barrier(&mut machine, 66);
-    machine.apply(&context(67), &large).unwrap();
+    machine.apply(&context(67), &large).to_end().unwrap();
     assert_eq!(count(&mut reader), (66, 67));
     assert_eq!(reader.builds(), 2);
 }

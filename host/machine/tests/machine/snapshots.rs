@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use bytes::Bytes;
 use skep_core::outcome::{GuestFault, Outcome};
-use skep_machine::{MachineError, StateMachine};
+use skep_machine::{MachineError, StateMachine, ToEnd};
 
 use crate::guest::{FULL, PLAIN, apply, context, machine, number, query, save};
 
@@ -18,11 +18,14 @@ fn the_state_comes_back_from_its_bytes() {
 
     let mut machine_2 = machine(&PLAIN);
     apply(&mut machine_2, 1, &["add"]);
-    machine_2.restore(&context(2), 2, bytes.clone()).unwrap();
+    machine_2
+        .restore(&context(2), 2, bytes.clone())
+        .to_end()
+        .unwrap();
     assert_eq!(apply(&mut machine_2, 3, &["add"]), [number(3)]);
 
     assert_eq!(query(&mut machine_1, "get"), number(2));
-    machine_1.restore(&context(4), 3, bytes).unwrap();
+    machine_1.restore(&context(4), 3, bytes).to_end().unwrap();
     assert_eq!(query(&mut machine_1, "index"), number(4));
     // A fault after the barrier goes back to the barrier and what came since, not to the start.
     assert_eq!(
@@ -44,6 +47,7 @@ fn a_restore_that_fails_keeps_the_former_state() {
     ] {
         let error = machine
             .restore(&context(2), schema, bytes.into())
+            .to_end()
             .unwrap_err();
         assert!(
             matches!(
@@ -70,7 +74,10 @@ fn a_save_that_fails_is_as_if_it_had_not_been_called() {
     ] {
         let mut machine = machine(&FULL);
         apply(&mut machine, 1, &["add", armed]);
-        let error = machine.save(&context(2), &mut Vec::new()).unwrap_err();
+        let error = machine
+            .save(&context(2), &mut Vec::new())
+            .to_end()
+            .unwrap_err();
         assert!(
             matches!(error, MachineError::Guest { call: "save", fault: found, .. } if found == fault),
             "{error}"
@@ -100,7 +107,7 @@ fn a_disk_that_is_full_is_no_outcome() {
     for armed in ["get", "AS"] {
         let mut machine = machine(&FULL);
         apply(&mut machine, 1, &["add", armed]);
-        let error = machine.save(&context(2), &mut Full).unwrap_err();
+        let error = machine.save(&context(2), &mut Full).to_end().unwrap_err();
         assert!(
             matches!(error, MachineError::Local { call: "save", .. }),
             "{error}"
@@ -122,12 +129,12 @@ fn a_machine_says_what_it_is() {
 #[test]
 fn an_empty_entry_is_nothing() {
     let mut machine = machine(&FULL);
-    let applied = machine.apply(&context(1), &[]).unwrap();
+    let applied = machine.apply(&context(1), &[]).to_end().unwrap();
     assert!(applied.outcomes.is_empty());
     assert_eq!(applied.fuel, 0);
     assert_eq!(query(&mut machine, "index"), number(1));
     assert_eq!(
-        machine.query(&Bytes::from_static(b"get")).unwrap(),
+        machine.query(&Bytes::from_static(b"get")).to_end().unwrap(),
         Outcome::Reply(Bytes::from_static(&[0; 8]))
     );
 }

@@ -13,7 +13,7 @@ use skep_core::proposal::ProposalError;
 use skep_drive::{Answer, Failed, MachineError, Reader};
 
 use crate::error::Error;
-use crate::machines::worker::{Owner, guarded};
+use crate::machines::worker::{Owner, guarded, unless};
 use crate::pool::Pool;
 use crate::pool::run_queue::{Account, Meter, TURN_COST};
 use crate::shards::mailbox::Asked;
@@ -235,7 +235,8 @@ impl Actor {
         if query.asked.is_abandoned() {
             return;
         }
-        let answer = guarded(|| match reader.query(&query.request) {
+        let is_over = || self.is_halted() || query.asked.is_abandoned();
+        let answer = guarded(|| match unless(is_over, reader.query(&query.request))? {
             Ok(answer) => Ok(answer),
             Err(MachineError::Guest { fault, .. }) => Ok(Answer {
                 outcome: Outcome::Fault(fault),
@@ -259,7 +260,7 @@ impl Actor {
                     term: query.term,
                 }));
             }
-            // It was interrupted, or might as well have been.
+            // It was let go, or might as well have been.
             Err(_) if self.is_halted() => self.refuse(query, None),
             // What applies commands is untouched, and so is the reader: the query failed, and not its group.
             Err(Failed { reason, .. }) => {

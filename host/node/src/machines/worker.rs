@@ -13,7 +13,7 @@ mod watch;
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use skep_core::allowance::Rates;
 use skep_core::effect::Work;
@@ -22,7 +22,7 @@ use skep_core::input::Input;
 use skep_core::message::SnapshotName;
 use skep_core::proposal::ProposalError;
 use skep_core::status::HeldBack;
-use skep_drive::{Descriptor, Done, Driver, Failed, Interrupter, StateMachine};
+use skep_drive::{Descriptor, Done, Driver, Failed, StateMachine};
 use tokio::sync::oneshot;
 
 use self::recent::Recent;
@@ -40,7 +40,7 @@ use crate::shards::mailbox::{Completion, Event};
 use crate::shards::router::Router;
 use crate::status::QueryAnswer;
 
-pub(crate) use self::guard::guarded;
+pub(crate) use self::guard::{guarded, unless};
 pub(crate) use self::owner::Owner;
 pub use self::recent::Rehearsable;
 pub use self::rehearsal::Extent;
@@ -107,8 +107,6 @@ struct Queue {
     jobs: VecDeque<Job>,
     /// Answers queries, if the machine can have that done beside its commands.
     queries: Option<Queries>,
-    /// Of the machines that there are: the one that runs, and one that is to.
-    interrupters: Vec<Weak<dyn Interrupter>>,
     /// Jobs that change the state and are not done: queued, or in hand.
     unapplied: usize,
     /// Snapshots of barriers that are being made durable, each by a task of its own.
@@ -155,7 +153,6 @@ impl Worker {
             machine: Mutex::default(),
         };
         actor.lock().queries = actor.queries_of(&*machine);
-        actor.may_interrupt(&*machine);
         actor.owner.memory.set(&*machine);
         let machine = match &actor.exchange {
             None => Driver::new(machine),
@@ -255,7 +252,6 @@ impl Worker {
         if let Some(queries) = queries {
             queries.halt();
         }
-        self.actor.interrupt();
     }
 
     /// Deletes the snapshot files of the group, when its present call has returned; for a halted actor.
@@ -427,7 +423,9 @@ impl Actor {
             _ => None,
         };
         let mut watch = Watch::start(self, &work);
-        let done = machine.drive(work, &mut Supply(self), &mut watch)?;
+        let mut supply = Supply(self);
+        let driven = machine.drive(work, &mut supply, &mut watch);
+        let done = unless(|| self.is_halted(), driven)??;
         match done {
             Done::Tell(input) => {
                 match &input {
@@ -469,27 +467,6 @@ impl Actor {
         })
     }
 
-    /// Has the calls of a machine end with the actor.
-    fn may_interrupt(&self, machine: &dyn StateMachine) {
-        let Some(interrupter) = machine.interrupter() else {
-            return;
-        };
-        let mut queue = self.lock();
-        if queue.halted {
-            interrupter.interrupt();
-        }
-        queue.interrupters.retain(|other| other.strong_count() > 0);
-        queue.interrupters.push(Arc::downgrade(&interrupter));
-    }
-
-    /// Ends what the machines do.
-    fn interrupt(&self) {
-        let interrupters = self.lock().interrupters.clone();
-        for interrupter in interrupters.iter().filter_map(Weak::upgrade) {
-            interrupter.interrupt();
-        }
-    }
-
     /// Answers a query between entries, from the one state that the machine has.
     fn query(&self, machine: &mut Machine, query: Query) -> Result<(), Failed> {
         let Query {
@@ -503,7 +480,7 @@ impl Actor {
             group,
             source: ProposalError::Faulted,
         };
-        match guarded(|| Ok(machine.query(&request))) {
+        match guarded(|| unless(|| self.is_halted(), machine.query(&request))) {
             Ok(Ok(outcome)) => {
                 asked.answer(Ok(QueryAnswer {
                     outcome,
@@ -539,7 +516,6 @@ impl Actor {
         if let Some(queries) = &self.lock().queries {
             queries.halt();
         }
-        self.interrupt();
         self.push(failed.input());
     }
 

@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use bytes::Bytes;
 use skep::trouble::Kind;
 use skep::{
-    ConfChange, Consistency, EntryContext, LeaderChanged, MachineError, NodeId, Outcome,
-    StateMachine,
+    ConfChange, Consistency, EntryContext, LeaderChanged, NodeId, Outcome, Running, StateMachine,
 };
 use skep_core::id::LogIndex;
 use skep_core::status::Health;
@@ -29,15 +28,19 @@ impl StateMachine for Forgetful {
         self.0.describe()
     }
 
-    fn init(&mut self, context: &EntryContext, config: &Bytes) -> Result<Applied, MachineError> {
+    fn init<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        config: &'a Bytes,
+    ) -> Running<'a, Applied> {
         self.0.init(context, config)
     }
 
-    fn apply(
-        &mut self,
-        context: &EntryContext,
-        commands: &[Bytes],
-    ) -> Result<Applied, MachineError> {
+    fn apply<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        commands: &'a [Bytes],
+    ) -> Running<'a, Applied> {
         let mistaken = |command: &Bytes| {
             if *command == add(CONTESTED) {
                 add("another")
@@ -46,26 +49,26 @@ impl StateMachine for Forgetful {
             }
         };
         let commands: Vec<_> = commands.iter().map(mistaken).collect();
-        self.0.apply(context, &commands)
+        Box::pin(async move { self.0.apply(context, &commands).await })
     }
 
-    fn apply_conf_change(
-        &mut self,
-        context: &EntryContext,
-        change: &ConfChange,
-    ) -> Result<Applied, MachineError> {
+    fn apply_conf_change<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        change: &'a ConfChange,
+    ) -> Running<'a, Applied> {
         self.0.apply_conf_change(context, change)
     }
 
-    fn process_status_change(
-        &mut self,
-        context: &EntryContext,
-        event: &LeaderChanged,
-    ) -> Result<Applied, MachineError> {
+    fn process_status_change<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        event: &'a LeaderChanged,
+    ) -> Running<'a, Applied> {
         self.0.process_status_change(context, event)
     }
 
-    fn query(&mut self, request: &Bytes) -> Result<Outcome, MachineError> {
+    fn query<'a>(&'a mut self, request: &'a Bytes) -> Running<'a, Outcome> {
         self.0.query(request)
     }
 
@@ -73,20 +76,20 @@ impl StateMachine for Forgetful {
         self.0.reader()
     }
 
-    fn save(
-        &mut self,
-        context: &EntryContext,
-        to: &mut dyn std::io::Write,
-    ) -> Result<(), MachineError> {
+    fn save<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        to: &'a mut (dyn std::io::Write + Send),
+    ) -> Running<'a, ()> {
         self.0.save(context, to)
     }
 
-    fn restore(
-        &mut self,
-        context: &EntryContext,
+    fn restore<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
         schema: u32,
         from: Bytes,
-    ) -> Result<(), MachineError> {
+    ) -> Running<'a, ()> {
         self.0.restore(context, schema, from)
     }
 }

@@ -1,12 +1,13 @@
 //! A replica whose machine stopped for a reason of its node, and how it is started again.
 
+use std::future::ready;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use bytes::Bytes;
 use skep::trouble::Kind;
 use skep::{
-    ConfChange, Consistency, EntryContext, LeaderChanged, MachineError, NodeId, Outcome,
+    ConfChange, Consistency, EntryContext, LeaderChanged, MachineError, NodeId, Outcome, Running,
     StateMachine,
 };
 use skep_core::status::Health;
@@ -30,30 +31,34 @@ impl StateMachine for Brittle {
         self.machine.describe()
     }
 
-    fn init(&mut self, context: &EntryContext, config: &Bytes) -> Result<Applied, MachineError> {
+    fn init<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        config: &'a Bytes,
+    ) -> Running<'a, Applied> {
         self.machine.init(context, config)
     }
 
-    fn apply(
-        &mut self,
-        context: &EntryContext,
-        commands: &[Bytes],
-    ) -> Result<Applied, MachineError> {
+    fn apply<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        commands: &'a [Bytes],
+    ) -> Running<'a, Applied> {
         if self.stops.swap(false, SeqCst) {
-            return Err(MachineError::Local {
+            return Box::pin(ready(Err(MachineError::Local {
                 call: "apply",
                 code: skep_machine::LocalCode::Io,
                 reason: "on purpose".into(),
-            });
+            })));
         }
         let poison = |command: &Bytes| *command == add(POISON);
         self.stopped_at = commands.iter().position(poison);
         if self.stopped_at.is_some() && self.stops_at.load(SeqCst) {
-            return Err(MachineError::Local {
+            return Box::pin(ready(Err(MachineError::Local {
                 call: "apply",
                 code: skep_machine::LocalCode::Memory,
                 reason: "it is too much for this node".into(),
-            });
+            })));
         }
         self.machine.apply(context, commands)
     }
@@ -62,23 +67,23 @@ impl StateMachine for Brittle {
         self.stopped_at
     }
 
-    fn apply_conf_change(
-        &mut self,
-        context: &EntryContext,
-        change: &ConfChange,
-    ) -> Result<Applied, MachineError> {
+    fn apply_conf_change<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        change: &'a ConfChange,
+    ) -> Running<'a, Applied> {
         self.machine.apply_conf_change(context, change)
     }
 
-    fn process_status_change(
-        &mut self,
-        context: &EntryContext,
-        event: &LeaderChanged,
-    ) -> Result<Applied, MachineError> {
+    fn process_status_change<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        event: &'a LeaderChanged,
+    ) -> Running<'a, Applied> {
         self.machine.process_status_change(context, event)
     }
 
-    fn query(&mut self, request: &Bytes) -> Result<Outcome, MachineError> {
+    fn query<'a>(&'a mut self, request: &'a Bytes) -> Running<'a, Outcome> {
         self.machine.query(request)
     }
 
@@ -86,20 +91,20 @@ impl StateMachine for Brittle {
         self.machine.reader()
     }
 
-    fn save(
-        &mut self,
-        context: &EntryContext,
-        to: &mut dyn std::io::Write,
-    ) -> Result<(), MachineError> {
+    fn save<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        to: &'a mut (dyn std::io::Write + Send),
+    ) -> Running<'a, ()> {
         self.machine.save(context, to)
     }
 
-    fn restore(
-        &mut self,
-        context: &EntryContext,
+    fn restore<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
         schema: u32,
         from: Bytes,
-    ) -> Result<(), MachineError> {
+    ) -> Running<'a, ()> {
         self.machine.restore(context, schema, from)
     }
 }

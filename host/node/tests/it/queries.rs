@@ -9,7 +9,7 @@ use bytes::Bytes;
 use skep::trouble::Kind;
 use skep::{
     ConfChange, Config, Consistency, EntryContext, GroupConfig, GroupId, LeaderChanged, LogIndex,
-    MachineError, MultiNode, NodeId, Outcome, Peer, StateMachine, Ticker,
+    MachineError, MultiNode, NodeId, Outcome, Peer, Running, StateMachine, Ticker,
 };
 use skep_core::status::Health;
 use skep_log::vfs::{DiskVfs, Vfs, VfsFile, VfsLock};
@@ -87,42 +87,48 @@ impl StateMachine for Tally {
         Descriptor::default()
     }
 
-    fn init(&mut self, _: &EntryContext, _: &Bytes) -> Result<Applied, MachineError> {
-        Ok(Applied::default())
+    fn init(&mut self, _: &EntryContext, _: &Bytes) -> Running<'_, Applied> {
+        Box::pin(async { Ok(Applied::default()) })
     }
 
-    fn apply(
-        &mut self,
-        context: &EntryContext,
-        commands: &[Bytes],
-    ) -> Result<Applied, MachineError> {
-        self.0.applies.pass();
-        let outcomes = commands
-            .iter()
-            .map(|_| Outcome::Reply(self.seen(context, 1).to_string().into()))
-            .collect();
-        Ok(Applied { outcomes, fuel: 1 })
+    fn apply<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        commands: &'a [Bytes],
+    ) -> Running<'a, Applied> {
+        Box::pin(async {
+            self.0.applies.pass();
+            let outcomes = commands
+                .iter()
+                .map(|_| Outcome::Reply(self.seen(context, 1).to_string().into()))
+                .collect();
+            Ok(Applied { outcomes, fuel: 1 })
+        })
     }
 
-    fn apply_conf_change(
-        &mut self,
-        context: &EntryContext,
+    fn apply_conf_change<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
         _: &ConfChange,
-    ) -> Result<Applied, MachineError> {
-        self.seen(context, 0);
-        Ok(Applied::default())
+    ) -> Running<'a, Applied> {
+        Box::pin(async {
+            self.seen(context, 0);
+            Ok(Applied::default())
+        })
     }
 
-    fn process_status_change(
-        &mut self,
-        context: &EntryContext,
+    fn process_status_change<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
         _: &LeaderChanged,
-    ) -> Result<Applied, MachineError> {
-        self.seen(context, 0);
-        Ok(Applied::default())
+    ) -> Running<'a, Applied> {
+        Box::pin(async {
+            self.seen(context, 0);
+            Ok(Applied::default())
+        })
     }
 
-    fn query(&mut self, _: &Bytes) -> Result<Outcome, MachineError> {
+    fn query(&mut self, _: &Bytes) -> Running<'_, Outcome> {
         panic!("it has a reader")
     }
 
@@ -130,26 +136,35 @@ impl StateMachine for Tally {
         Some(Box::new(TallyReader(Arc::clone(&self.0))))
     }
 
-    fn save(&mut self, _: &EntryContext, to: &mut dyn Write) -> Result<(), MachineError> {
-        self.0.saves.pass();
-        let count = self.0.state.lock().expect("no panic").0;
-        to.write_all(&count.to_le_bytes())
-            .map_err(|error| MachineError::Local {
+    fn save<'a>(&'a mut self, _: &EntryContext, to: &'a mut (dyn Write + Send)) -> Running<'a, ()> {
+        Box::pin(async {
+            self.0.saves.pass();
+            let count = self.0.state.lock().expect("no panic").0;
+            let written = to.write_all(&count.to_le_bytes());
+            written.map_err(|error| MachineError::Local {
                 call: "save",
                 code: LocalCode::Io,
                 reason: error.to_string(),
             })
+        })
     }
 
-    fn restore(&mut self, context: &EntryContext, _: u32, from: Bytes) -> Result<(), MachineError> {
-        let count = u64::from_le_bytes(from[..].try_into().expect("what save wrote"));
-        *self.0.state.lock().expect("no panic") = (count, context.index);
-        Ok(())
+    fn restore<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        _: u32,
+        from: Bytes,
+    ) -> Running<'a, ()> {
+        Box::pin(async move {
+            let count = u64::from_le_bytes(from[..].try_into().expect("what save wrote"));
+            *self.0.state.lock().expect("no panic") = (count, context.index);
+            Ok(())
+        })
     }
 }
 
-impl Reader for TallyReader {
-    fn query(&mut self, request: &Bytes) -> Result<Answer, MachineError> {
+impl TallyReader {
+    fn answer(&self, request: &Bytes) -> Result<Answer, MachineError> {
         match &request[..] {
             b"slow" => self.0.queries.pass(),
             b"panic" => panic!("on purpose"),
@@ -168,6 +183,12 @@ impl Reader for TallyReader {
             index,
             fuel: 1,
         })
+    }
+}
+
+impl Reader for TallyReader {
+    fn query<'a>(&'a mut self, request: &'a Bytes) -> Running<'a, Answer> {
+        Box::pin(async { self.answer(request) })
     }
 
     fn release(&mut self) {

@@ -14,7 +14,7 @@ use skep::transport::{
 };
 use skep::{
     Batch, ConfChange, Config, Consistency, EntryContext, Error, GroupConfig, GroupId,
-    LeaderChanged, MachineError, MultiNode, NodeId, Outcome, Peer, StateMachine, Ticker,
+    LeaderChanged, MachineError, MultiNode, NodeId, Outcome, Peer, Running, StateMachine, Ticker,
 };
 use skep_core::message::{PeerMessage, SnapshotName};
 use skep_log::{SnapshotFile, SnapshotReceiver};
@@ -129,86 +129,100 @@ impl StateMachine for Counters {
         }
     }
 
-    fn init(&mut self, _: &EntryContext, config: &Bytes) -> Result<Applied, MachineError> {
-        let outcome = match &config[..] {
-            b"refuse" => Outcome::Rejected {
-                code: 2,
-                message: "refused on purpose".into(),
-            },
-            _ => Outcome::Reply(Bytes::new()),
-        };
-        Ok(Applied {
-            outcomes: vec![outcome],
-            fuel: 0,
-        })
-    }
-
-    fn apply(&mut self, _: &EntryContext, commands: &[Bytes]) -> Result<Applied, MachineError> {
-        Ok(Applied {
-            outcomes: commands
-                .iter()
-                .map(|command| self.command(command))
-                .collect(),
-            fuel: 0,
-        })
-    }
-
-    fn apply_conf_change(
-        &mut self,
-        _: &EntryContext,
-        change: &ConfChange,
-    ) -> Result<Applied, MachineError> {
-        self.probe
-            .conf_changes
-            .lock()
-            .expect("no panic")
-            .push(change.clone());
-        Ok(Applied {
-            outcomes: vec![Outcome::Reply(change.data.clone())],
-            fuel: 0,
-        })
-    }
-
-    fn process_status_change(
-        &mut self,
-        _: &EntryContext,
-        event: &LeaderChanged,
-    ) -> Result<Applied, MachineError> {
-        self.probe.leaders.lock().expect("no panic").push(*event);
-        Ok(Applied::default())
-    }
-
-    fn query(&mut self, request: &Bytes) -> Result<Outcome, MachineError> {
-        let count = self
-            .counts
-            .get(&*String::from_utf8_lossy(request))
-            .copied()
-            .unwrap_or(0);
-        Ok(Outcome::Reply(Bytes::from(count.to_string())))
-    }
-
-    fn save(&mut self, _: &EntryContext, to: &mut dyn Write) -> Result<(), MachineError> {
-        for (key, count) in &self.counts {
-            writeln!(to, "{count} {key}").map_err(|error| MachineError::Local {
-                call: "save",
-                code: LocalCode::Io,
-                reason: error.to_string(),
-            })?;
-        }
-        Ok(())
-    }
-
-    fn restore(&mut self, _: &EntryContext, _: u32, from: Bytes) -> Result<(), MachineError> {
-        self.probe.restores.fetch_add(1, SeqCst);
-        let text = String::from_utf8_lossy(&from);
-        self.counts = text
-            .lines()
-            .map(|line| {
-                let (count, key) = line.split_once(' ').expect("what save wrote");
-                (key.to_owned(), count.parse().expect("what save wrote"))
+    fn init<'a>(&'a mut self, _: &EntryContext, config: &'a Bytes) -> Running<'a, Applied> {
+        Box::pin(async {
+            let outcome = match &config[..] {
+                b"refuse" => Outcome::Rejected {
+                    code: 2,
+                    message: "refused on purpose".into(),
+                },
+                _ => Outcome::Reply(Bytes::new()),
+            };
+            Ok(Applied {
+                outcomes: vec![outcome],
+                fuel: 0,
             })
-            .collect();
-        Ok(())
+        })
+    }
+
+    fn apply<'a>(&'a mut self, _: &EntryContext, commands: &'a [Bytes]) -> Running<'a, Applied> {
+        Box::pin(async {
+            Ok(Applied {
+                outcomes: commands
+                    .iter()
+                    .map(|command| self.command(command))
+                    .collect(),
+                fuel: 0,
+            })
+        })
+    }
+
+    fn apply_conf_change<'a>(
+        &'a mut self,
+        _: &EntryContext,
+        change: &'a ConfChange,
+    ) -> Running<'a, Applied> {
+        Box::pin(async {
+            self.probe
+                .conf_changes
+                .lock()
+                .expect("no panic")
+                .push(change.clone());
+            Ok(Applied {
+                outcomes: vec![Outcome::Reply(change.data.clone())],
+                fuel: 0,
+            })
+        })
+    }
+
+    fn process_status_change<'a>(
+        &'a mut self,
+        _: &EntryContext,
+        event: &'a LeaderChanged,
+    ) -> Running<'a, Applied> {
+        Box::pin(async {
+            self.probe.leaders.lock().expect("no panic").push(*event);
+            Ok(Applied::default())
+        })
+    }
+
+    fn query<'a>(&'a mut self, request: &'a Bytes) -> Running<'a, Outcome> {
+        Box::pin(async {
+            let count = self
+                .counts
+                .get(&*String::from_utf8_lossy(request))
+                .copied()
+                .unwrap_or(0);
+            Ok(Outcome::Reply(Bytes::from(count.to_string())))
+        })
+    }
+
+    fn save<'a>(&'a mut self, _: &EntryContext, to: &'a mut (dyn Write + Send)) -> Running<'a, ()> {
+        Box::pin(async {
+            for (key, count) in &self.counts {
+                writeln!(to, "{count} {key}").map_err(|error| MachineError::Local {
+                    call: "save",
+                    code: LocalCode::Io,
+                    reason: error.to_string(),
+                })?;
+            }
+            Ok(())
+        })
+    }
+
+    fn restore(&mut self, _: &EntryContext, _: u32, from: Bytes) -> Running<'_, ()> {
+        Box::pin(async move {
+            self.probe.restores.fetch_add(1, SeqCst);
+            let text = String::from_utf8_lossy(&from);
+            self.counts = text
+                .lines()
+                .map(|line| {
+                    let (count, key) = line.split_once(' ').expect("what save wrote");
+                    (key.to_owned(), count.parse().expect("what save wrote"))
+                })
+                .collect();
+            Ok(())
+        })
     }
 }
 

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use skep_core::effect::Call;
 use skep_core::id::GroupId;
 use skep_core::outcome::Outcome;
-use skep_drive::{Applied, CanonicalPoint, Driver};
+use skep_drive::{Applied, CanonicalPoint, Driver, ToEnd};
 use skep_machine::wasm::{MachineLabel, Profile, WasmMachine};
 
 use crate::error::RehearsalError;
@@ -52,16 +52,17 @@ impl<'a> Member<'a> {
             }
         };
         let context = self.world.event(entry.start);
-        Ok(self.driver.apply(&context, vec![call], &mut ())?)
+        Ok(self.driver.apply(&context, vec![call], &mut ()).to_end()?)
     }
 
     pub(crate) fn query(&mut self, query: &Bytes) -> Result<Outcome, RehearsalError> {
-        self.driver.query(query).map_err(not_here)
+        self.driver.query(query).to_end().map_err(not_here)
     }
 
     /// Saves at a barrier behind the first `events` events; or what the machine said.
     pub(crate) fn save(&mut self, events: usize) -> Result<Result<Bytes, String>, RehearsalError> {
-        words_of(self.driver.save(&self.world.barrier(events)))
+        let barrier = self.world.barrier(events);
+        words_of(self.driver.save(&barrier).to_end())
     }
 
     /// Passes a barrier behind the first `events` events; the bytes, or what the machine said.
@@ -69,9 +70,8 @@ impl<'a> Member<'a> {
         &mut self,
         events: usize,
     ) -> Result<Result<Bytes, String>, RehearsalError> {
-        let passed = self
-            .driver
-            .pass_barrier(&self.world.barrier(events), &mut ());
+        let barrier = self.world.barrier(events);
+        let passed = self.driver.pass_barrier(&barrier, &mut ()).to_end();
         words_of(passed.map(|point| point.guest))
     }
 
@@ -85,7 +85,7 @@ impl<'a> Member<'a> {
             schema: self.subject.component.descriptor().schema,
             guest,
         };
-        words_of(self.driver.restore(&point, &mut ()))
+        words_of(self.driver.restore(&point, &mut ()).to_end())
     }
 }
 

@@ -1,12 +1,13 @@
 //! The catalogue as the state machine of group 0.
 
+use std::future::ready;
 use std::io::Write;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use skep_core::id::LogIndex;
 use skep_core::outcome::{ConfChange, EntryContext, GuestFault, LeaderChanged, Outcome};
-use skep_machine::{Applied, Descriptor, LocalCode, MachineError, StateMachine};
+use skep_machine::{Applied, Descriptor, LocalCode, MachineError, Running, StateMachine};
 use tokio::sync::watch;
 
 use super::Catalog;
@@ -77,78 +78,84 @@ impl StateMachine for CatalogMachine {
         }
     }
 
-    fn init(&mut self, _: &EntryContext, _: &Bytes) -> Result<Applied, MachineError> {
-        Ok(Applied::default())
+    fn init(&mut self, _: &EntryContext, _: &Bytes) -> Running<'_, Applied> {
+        Box::pin(ready(Ok(Applied::default())))
     }
 
-    fn apply(
-        &mut self,
-        context: &EntryContext,
-        commands: &[Bytes],
-    ) -> Result<Applied, MachineError> {
-        let before = self.catalog.version;
-        let outcomes = commands
-            .iter()
-            .map(|command| self.run(context.index, command))
-            .collect();
-        if self.catalog.version != before {
-            self.publish();
-        }
-        Ok(Applied { outcomes, fuel: 0 })
+    fn apply<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        commands: &'a [Bytes],
+    ) -> Running<'a, Applied> {
+        Box::pin(async {
+            let before = self.catalog.version;
+            let outcomes = commands
+                .iter()
+                .map(|command| self.run(context.index, command))
+                .collect();
+            if self.catalog.version != before {
+                self.publish();
+            }
+            Ok(Applied { outcomes, fuel: 0 })
+        })
     }
 
-    fn apply_conf_change(
-        &mut self,
-        _: &EntryContext,
-        _: &ConfChange,
-    ) -> Result<Applied, MachineError> {
-        Ok(Applied {
+    fn apply_conf_change(&mut self, _: &EntryContext, _: &ConfChange) -> Running<'_, Applied> {
+        Box::pin(ready(Ok(Applied {
             outcomes: vec![Outcome::default()],
             fuel: 0,
-        })
+        })))
     }
 
     fn process_status_change(
         &mut self,
         _: &EntryContext,
         _: &LeaderChanged,
-    ) -> Result<Applied, MachineError> {
-        Ok(Applied::default())
+    ) -> Running<'_, Applied> {
+        Box::pin(ready(Ok(Applied::default())))
     }
 
     /// Answers every request with the version of the state: a linearizable one is how a node makes sure that its
     /// own catalogue is as new as anything acknowledged before.
-    fn query(&mut self, _: &Bytes) -> Result<Outcome, MachineError> {
-        Ok(Outcome::Reply(self.catalog.version.0.to_string().into()))
+    fn query(&mut self, _: &Bytes) -> Running<'_, Outcome> {
+        let version = self.catalog.version.0.to_string();
+        Box::pin(ready(Ok(Outcome::Reply(version.into()))))
     }
 
-    fn save(&mut self, _: &EntryContext, to: &mut dyn Write) -> Result<(), MachineError> {
-        to.write_all(&self.catalog.save())
-            .map_err(|error| MachineError::Local {
+    fn save<'a>(&'a mut self, _: &EntryContext, to: &'a mut (dyn Write + Send)) -> Running<'a, ()> {
+        Box::pin(async {
+            let written = to.write_all(&self.catalog.save());
+            written.map_err(|error| MachineError::Local {
                 call: "save",
                 code: LocalCode::Io,
                 reason: error.to_string(),
             })
+        })
     }
 
-    fn restore(&mut self, _: &EntryContext, schema: u32, from: Bytes) -> Result<(), MachineError> {
-        let refused = |detail: String| MachineError::Guest {
-            call: "restore",
-            fault: GuestFault::Malformed,
-            detail: Some(detail),
-        };
-        if schema != SCHEMA {
-            return Err(refused(format!(
-                "a catalogue of schema {schema}; this version of skep reads {SCHEMA}"
-            )));
-        }
-        self.catalog = Catalog::restore(&from).map_err(|error| refused(error.to_string()))?;
-        self.publish();
-        Ok(())
+    fn restore(&mut self, _: &EntryContext, schema: u32, from: Bytes) -> Running<'_, ()> {
+        Box::pin(async move {
+            self.catalog = restored(schema, &from)?;
+            self.publish();
+            Ok(())
+        })
     }
 }
 
-/// Its words are not replicated: a release that says it otherwise, or reads JSON with another library, is no other machine.
+fn restored(schema: u32, from: &Bytes) -> Result<Catalog, MachineError> {
+    let refused = |detail: String| MachineError::Guest {
+        call: "restore",
+        fault: GuestFault::Malformed,
+        detail: Some(detail),
+    };
+    if schema != SCHEMA {
+        return Err(refused(format!(
+            "a catalogue of schema {schema}; this version of skep reads {SCHEMA}"
+        )));
+    }
+    Catalog::restore(from).map_err(|error| refused(error.to_string()))
+}
+
 fn refused(refusal: &Refusal) -> Outcome {
     Outcome::Refused {
         code: refusal.number(),
@@ -166,6 +173,7 @@ mod tests {
     use super::super::command::{NewGroup, Reply};
     use super::super::{ComponentRecord, GroupRecord, NodeRecord};
     use super::*;
+    use skep_machine::ToEnd;
 
     fn node(id: u64) -> Command {
         Command::PutNode(NodeRecord {
@@ -209,6 +217,7 @@ mod tests {
             let command = serde_json::to_vec(command).unwrap().into();
             machine
                 .apply(&context, &[command])
+                .to_end()
                 .unwrap()
                 .outcomes
                 .remove(0)
@@ -250,7 +259,10 @@ mod tests {
 
     fn saved(machine: &mut CatalogMachine) -> Vec<u8> {
         let mut bytes = Vec::new();
-        machine.save(&EntryContext::default(), &mut bytes).unwrap();
+        machine
+            .save(&EntryContext::default(), &mut bytes)
+            .to_end()
+            .unwrap();
         bytes
     }
 
@@ -429,6 +441,7 @@ mod tests {
         assert_eq!(codes, [409, 400, 400, 400, 404, 400, 404, 404, 404, 400]);
         let garbage = machine
             .apply(&EntryContext::default(), &[Bytes::from_static(b"{")])
+            .to_end()
             .unwrap();
         assert_eq!(code(&garbage.outcomes[0]), 400);
         assert_eq!(saved(&mut machine), before);
@@ -521,6 +534,7 @@ mod tests {
         let bytes = saved(&mut machine);
         let (mut copy, states) = CatalogMachine::new();
         copy.restore(&EntryContext::default(), SCHEMA, bytes.clone().into())
+            .to_end()
             .unwrap();
         assert_eq!(saved(&mut copy), bytes);
         assert!(states.borrow().find("a").is_some());
@@ -544,11 +558,13 @@ mod tests {
         assert!(
             machine
                 .restore(&context, SCHEMA + 1, before.clone().into())
+                .to_end()
                 .is_err()
         );
         assert!(
             machine
                 .restore(&context, SCHEMA, Bytes::from_static(b"nonsense"))
+                .to_end()
                 .is_err()
         );
         assert_eq!(saved(&mut machine), before);

@@ -1,8 +1,8 @@
 //! Why canonical points exist: a machine with a hash map, and one replica of it that was restored midway.
 
 use bytes::Bytes;
-use skep_machine::StateMachine;
 use skep_machine::wasm::{Profile, WasmMachine};
+use skep_machine::{StateMachine, ToEnd};
 use skep_rehearsal_tests::HASH_MAP;
 
 use crate::support::{Random, compile, context, machine, on_apply_thread, save};
@@ -39,6 +39,7 @@ fn run(
     let entry = |index| {
         let applied = machine
             .apply(&context(index), &[command(&mut random)])
+            .to_end()
             .unwrap();
         (applied.outcomes, applied.fuel)
     };
@@ -54,10 +55,16 @@ fn compare(canonical: bool) -> Differences {
     run(&mut veteran, 1, 1..BEFORE);
     let bytes = save(&mut veteran, BEFORE);
     if canonical {
-        veteran.restore(&context(BEFORE), 1, bytes.clone()).unwrap();
+        veteran
+            .restore(&context(BEFORE), 1, bytes.clone())
+            .to_end()
+            .unwrap();
     }
     let mut restored = machine(&component, &profile);
-    restored.restore(&context(BEFORE), 1, bytes).unwrap();
+    restored
+        .restore(&context(BEFORE), 1, bytes)
+        .to_end()
+        .unwrap();
     let end = BEFORE + AFTER;
     let lived = run(&mut veteran, 2, BEFORE + 1..end + 1);
     let replayed = run(&mut restored, 2, BEFORE + 1..end + 1);

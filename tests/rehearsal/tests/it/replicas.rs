@@ -10,7 +10,7 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use skep_core::outcome::{GuestFault, Outcome};
 use skep_machine::wasm::{Component, Profile, WasmMachine};
-use skep_machine::{Applied, StateMachine};
+use skep_machine::{Applied, StateMachine, ToEnd};
 use skep_rehearsal_tests::HASH_MAP;
 
 use crate::support::{Random, compile, context, machine, on_apply_thread};
@@ -228,6 +228,7 @@ impl Run {
         if let Some((index, bytes)) = &from {
             machine
                 .restore(&context(*index + 1), 1, bytes.clone())
+                .to_end()
                 .unwrap();
         }
         self.replicas[at] = Replica {
@@ -245,10 +246,14 @@ impl Run {
             let (context, entry) = (context(index + 1), &self.entries[index as usize]);
             if entry.is_empty() {
                 let mut bytes = Vec::new();
-                replica.machine.save(&context, &mut bytes).unwrap();
+                replica.machine.save(&context, &mut bytes).to_end().unwrap();
                 let bytes = Bytes::from(bytes);
                 if self.canonical {
-                    replica.machine.restore(&context, 1, bytes.clone()).unwrap();
+                    replica
+                        .machine
+                        .restore(&context, 1, bytes.clone())
+                        .to_end()
+                        .unwrap();
                 }
                 replica.own = Some((index, bytes.clone()));
                 self.record.note_snapshot(index, bytes);
@@ -258,13 +263,16 @@ impl Run {
                 }
                 continue;
             }
-            self.record
-                .note(index, replica.machine.apply(&context, entry).unwrap());
+            self.record.note(
+                index,
+                replica.machine.apply(&context, entry).to_end().unwrap(),
+            );
             if at == 1 && self.random.below(10) == 0 {
                 self.record.figures.queries += 1;
                 let answer = replica
                     .machine
                     .query(&Bytes::from_static(b"first 100"))
+                    .to_end()
                     .unwrap();
                 assert!(matches!(answer, Outcome::Reply(_)), "{answer:?}");
             }
@@ -281,6 +289,7 @@ fn marginal_spins(component: &Arc<Component>) -> std::ops::Range<u64> {
         index += 1;
         let applied = machine
             .apply(&context(index), &[Bytes::from(command)])
+            .to_end()
             .unwrap();
         matches!(applied.outcomes[0], Outcome::Reply(_))
     };

@@ -4,10 +4,10 @@ use std::sync::{Arc, LazyLock};
 
 use skep_core::id::{GroupId, LogIndex, Term};
 use skep_core::outcome::EntryContext;
-use skep_machine::StateMachine;
 use skep_machine::wasm::{
     APPLY_THREAD_STACK_BYTES, Component, Engine, MachineLabel, Profile, WasmMachine,
 };
+use skep_machine::{StateMachine, ToEnd};
 
 pub static ENGINE: LazyLock<Engine> = LazyLock::new(|| Engine::new().unwrap());
 
@@ -56,7 +56,7 @@ pub fn machine(component: &Arc<Component>, profile: &Profile) -> WasmMachine {
 
 pub fn save(machine: &mut WasmMachine, index: u64) -> bytes::Bytes {
     let mut bytes = Vec::new();
-    machine.save(&context(index), &mut bytes).unwrap();
+    machine.save(&context(index), &mut bytes).to_end().unwrap();
     bytes.into()
 }
 

@@ -12,7 +12,9 @@ use skep_core::input::Input;
 use skep_core::message::SnapshotName;
 use skep_core::outcome::EntryContext;
 use skep_core::proposal::ProposalError;
-use skep_drive::{CanonicalPoint, Done, Driver, Failed, Listener, LocalCode, MachineError, Source};
+use skep_drive::{
+    CanonicalPoint, Done, Driver, Failed, Listener, LocalCode, MachineError, Source, ToEnd,
+};
 use skep_log::{LogPosition, SealedSnapshot, SnapshotMeta, SnapshotStore};
 use skep_store::convert;
 
@@ -124,7 +126,7 @@ impl Replica {
             snapshots,
         };
         let mut watch = Watch::of(&work);
-        let done = match driver.drive(work, &mut shelf, &mut watch) {
+        let done = match driver.drive(work, &mut shelf, &mut watch).to_end() {
             Ok(done) => done,
             // No fault of a node makes a machine fail so.
             Err(failed) if failed.is_broken => {

@@ -6,12 +6,12 @@ use skep_core::outcome::EntryContext;
 
 use super::linked::Linked;
 use super::started::{CALL_OVERHEAD, Started};
-use crate::Descriptor;
 use crate::wasm::engine::budget::Purpose;
 use crate::wasm::error::ComponentError;
 use crate::wasm::fault::Failure;
 use crate::wasm::world::logbook::{Logbook, MachineLabel};
 use crate::wasm::world::types;
+use crate::{Descriptor, ToEnd};
 use skep_types::profile::Profile;
 
 /// Fuel of the start of an instance that only says what it is: about a second, where the slowest interpreter that was
@@ -30,15 +30,15 @@ pub(super) fn describe(linked: &Linked, purpose: Purpose) -> Result<Descriptor, 
     let label = MachineLabel::default();
     let logbook = Arc::new(Logbook::new(label, profile.log_lines_per_second));
     let context = EntryContext::default();
-    let ending = Arc::default();
-    let mut scratch =
-        Started::new(linked, &profile, &context, &logbook, &ending, purpose).map_err(failed)?;
+    let mut scratch = Started::new(linked, &profile, &context, &logbook, purpose)
+        .to_end()
+        .map_err(failed)?;
     scratch
         .check_types()
         .map_err(|error| ComponentError::Mismatch(format!("{error:#}")))?;
     let (descriptor,): (types::Descriptor,) = scratch
         .enter(&context, "describe", 0, profile.command_fuel, CALL_OVERHEAD)
-        .and_then(|()| scratch.call(scratch.functions().describe, ()))
+        .and_then(|()| scratch.call(scratch.functions().describe, ()).to_end())
         .map_err(failed)?;
     checked(descriptor.into())
 }

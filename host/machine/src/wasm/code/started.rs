@@ -12,10 +12,10 @@ use crate::LocalCode;
 use crate::wasm::engine::budget::Purpose;
 use crate::wasm::fault::Failure;
 use crate::wasm::world::World;
-use crate::wasm::world::ending::Ending;
 use crate::wasm::world::limits::Limits;
 use crate::wasm::world::logbook::Logbook;
 use crate::wasm::world::resources::{LentSink, LentSource};
+use crate::wasm::world::slice::Slice;
 use crate::wasm::world::types::{Answer, Change, Context, Descriptor, Rejection, StatusChange};
 use skep_types::profile::Profile;
 
@@ -34,8 +34,7 @@ pub(crate) struct Started {
     functions: Functions,
     /// Those of its image modules; none if it has no images.
     images: Vec<Image<Func>>,
-    ending: Arc<Ending>,
-    /// A call has failed: what is in the store means nothing any more.
+    /// A call has failed, or was dropped before its end: what is in the store means nothing any more.
     dead: bool,
 }
 
@@ -55,12 +54,11 @@ pub(crate) struct Functions {
 
 impl Started {
     /// Starts an instance under `context`, which decides its clock and its seeds.
-    pub(crate) fn new(
+    pub(crate) async fn new(
         linked: &Linked,
         profile: &Profile,
         context: &EntryContext,
         logbook: &Arc<Logbook>,
-        ending: &Arc<Ending>,
         purpose: Purpose,
     ) -> Result<Self, Failure> {
         let share = linked.share(profile, purpose)?;
@@ -72,17 +70,16 @@ impl Started {
                 profile,
                 context,
                 Arc::clone(logbook),
-                Arc::clone(ending),
             ),
         );
         store.limiter(|world| &mut world.limits);
-        Ending::watch(&mut store)?;
+        Slice::watch(&mut store)?;
         store.set_max_component_handles(MAX_HANDLES);
         store.set_hostcall_fuel(CALL_OVERHEAD);
         store.set_fuel(profile.snapshot_fuel)?;
-        let started = ending.run(linked.pre().instantiate_async(&mut store));
+        let started = linked.pre().instantiate_async(&mut store).await;
         store.data_mut().leave();
-        let instance = started.map_err(|failure| match failure {
+        let instance = started.map_err(|error| match Failure::of(&error) {
             Failure::Local {
                 code: LocalCode::UnexpectedError,
                 reason,
@@ -127,7 +124,6 @@ impl Started {
             store,
             functions,
             images,
-            ending: Arc::clone(ending),
             dead: false,
         })
     }
@@ -217,7 +213,7 @@ impl Started {
         }
         self.store.set_fuel(fuel)?;
         self.store.set_hostcall_fuel(room);
-        self.store.data_mut().enter(context, call, ordinal);
+        self.store.data_mut().enter(context, call, ordinal, fuel);
         Ok(())
     }
 
@@ -227,8 +223,8 @@ impl Started {
         not(test),
         expect(dead_code, reason = "images are taken by nobody yet")
     )]
-    pub(crate) fn freeze(&mut self) -> Result<(), Failure> {
-        self.call_images(|image| image.freeze)
+    pub(crate) async fn freeze(&mut self) -> Result<(), Failure> {
+        self.call_images(|image| image.freeze).await
     }
 
     /// Sets the machine's globals to what is in the memories of its image modules, and grows its memories to the sizes that
@@ -237,11 +233,11 @@ impl Started {
         not(test),
         expect(dead_code, reason = "images are taken by nobody yet")
     )]
-    pub(crate) fn thaw(&mut self) -> Result<(), Failure> {
-        self.call_images(|image| image.thaw)
+    pub(crate) async fn thaw(&mut self) -> Result<(), Failure> {
+        self.call_images(|image| image.thaw).await
     }
 
-    fn call_images(&mut self, function: fn(&Image<Func>) -> Func) -> Result<(), Failure> {
+    async fn call_images(&mut self, function: fn(&Image<Func>) -> Func) -> Result<(), Failure> {
         if self.images.is_empty() {
             return Err(Failure::local(
                 LocalCode::Missing,
@@ -251,28 +247,27 @@ impl Started {
         let functions = self.images.iter().map(function).collect::<Vec<_>>();
         for function in functions {
             self.store.set_fuel(IMAGE_FUEL)?;
-            self.call::<(), ()>(function, ())
-                .map_err(Failure::made_local)?;
+            let call = self.call::<(), ()>(function, ());
+            call.await.map_err(Failure::made_local)?;
         }
         Ok(())
     }
 
-    /// Calls an export. Once that has failed, there are no further calls.
-    pub(crate) fn call<P, R>(&mut self, function: Func, arguments: P) -> Result<R, Failure>
+    /// Calls an export. Once that has failed, or was dropped before its end, there are no further calls.
+    pub(crate) async fn call<P, R>(&mut self, function: Func, arguments: P) -> Result<R, Failure>
     where
         P: ComponentNamedList + Lower,
         R: ComponentNamedList + Lift + 'static,
     {
+        self.dead = true;
         let result = match function.typed::<P, R>(&self.store) {
-            Ok(function) => {
-                let call = function.call_async(&mut self.store, arguments);
-                self.ending.run(call)
-            }
-            Err(error) => Err(error.into()),
+            Ok(function) => function.call_async(&mut self.store, arguments).await,
+            Err(error) => Err(error),
         };
         self.store.data_mut().leave();
-        result.map_err(|failure| {
-            self.dead = true;
+        self.dead = result.is_err();
+        result.map_err(|error| {
+            let failure = Failure::of(&error);
             match self.store.data().limits.memory_refused() {
                 true => failure.for_want_of_memory(),
                 false => failure,

@@ -1,8 +1,10 @@
 //! One running instance of a component, and the calls into it.
 
+use std::future::poll_fn;
 use std::io::Write;
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::mpsc;
+use std::task::Poll;
 
 use bytes::Bytes;
 use skep_core::outcome::{EntryContext, GuestFault, Outcome};
@@ -14,19 +16,15 @@ use crate::wasm::code::component::Component;
 use crate::wasm::code::started::{CALL_OVERHEAD, Started};
 use crate::wasm::engine::budget::Purpose;
 use crate::wasm::fault::Failure;
-use crate::wasm::world::ending::Ending;
 use crate::wasm::world::imports::MAX_CHUNK_BYTES;
 use crate::wasm::world::logbook::Logbook;
 use crate::wasm::world::resources::{LentSink, LentSource};
-use crate::wasm::world::sink::Sink;
+use crate::wasm::world::sink::{Chunks, Sink};
 use crate::wasm::world::types::{Answer, Change, Context, Rejection, StatusChange};
 use skep_types::profile::Profile;
 
 /// Bytes that a reply takes beside its contents, on its way out of the guest.
 const REPLY_OVERHEAD: usize = 64;
-
-/// Chunks of a snapshot between the guest that writes them and the writer.
-const CHUNKS_IN_FLIGHT: usize = 4;
 
 /// An instance that commands or queries run in. After a failed call it is dead: drop it.
 pub(crate) struct Instance {
@@ -36,17 +34,16 @@ pub(crate) struct Instance {
 
 impl Instance {
     /// Starts an instance under `context`, which decides its clock and its seeds.
-    pub(crate) fn new(
+    pub(crate) async fn new(
         component: &Component,
         profile: &Profile,
         context: &EntryContext,
         logbook: &Arc<Logbook>,
-        ending: &Arc<Ending>,
         purpose: Purpose,
     ) -> Result<Self, Failure> {
         let linked = component.linked();
         Ok(Self {
-            started: Started::new(linked, profile, context, logbook, ending, purpose)?,
+            started: Started::new(linked, profile, context, logbook, purpose).await?,
             profile: profile.clone(),
         })
     }
@@ -54,8 +51,9 @@ impl Instance {
     /// Has its state written down and put back.
     #[cfg(test)]
     pub(super) fn freeze_and_thaw(&mut self) -> Result<(), Failure> {
-        self.started.freeze()?;
-        self.started.thaw()
+        use crate::ToEnd;
+        self.started.freeze().to_end()?;
+        self.started.thaw().to_end()
     }
 
     /// Whether log lines are dropped: they were written when the call ran first.
@@ -63,7 +61,11 @@ impl Instance {
         self.started.world_mut().log.mute(muted);
     }
 
-    pub(crate) fn run(&mut self, context: &EntryContext, call: &Call) -> Result<Ran, Failure> {
+    pub(crate) async fn run(
+        &mut self,
+        context: &EntryContext,
+        call: &Call,
+    ) -> Result<Ran, Failure> {
         let wit = Context::from(context);
         let fuel = call.allowance(&self.profile);
         let reply = self.profile.reply_bytes as usize;
@@ -71,10 +73,11 @@ impl Instance {
             Call::Apply(ordinal, command) => {
                 self.started
                     .enter(context, call.name(), *ordinal, fuel, reply + CALL_OVERHEAD)?;
-                let (answer,) = self.started.call::<_, Answer<Vec<u8>>>(
-                    self.started.functions().apply,
-                    (wit, &command[..]),
-                )?;
+                let apply = self.started.functions().apply;
+                let call = self
+                    .started
+                    .call::<_, Answer<Vec<u8>>>(apply, (wit, &command[..]));
+                let (answer,) = call.await?;
                 vec![self.outcome(answer.map(Bytes::from))?]
             }
             Call::Batch(commands) => {
@@ -90,10 +93,10 @@ impl Instance {
                     .iter()
                     .map(|command| &command[..])
                     .collect::<Vec<_>>();
-                let (answers,) = self.started.call::<_, (Vec<Result<Vec<u8>, Rejection>>,)>(
-                    function,
-                    (wit, &requests[..]),
-                )?;
+                let call = self
+                    .started
+                    .call::<_, (Vec<Result<Vec<u8>, Rejection>>,)>(function, (wit, &requests[..]));
+                let (answers,) = call.await?;
                 if answers.len() != commands.len() {
                     let detail =
                         format!("{} answers to {} commands", answers.len(), commands.len());
@@ -110,27 +113,27 @@ impl Instance {
                 };
                 self.started
                     .enter(context, call.name(), 0, fuel, reply + CALL_OVERHEAD)?;
-                let (answer,) = self
+                let call = self
                     .started
-                    .call::<_, Answer<()>>(function, (wit, &config[..]))?;
+                    .call::<_, Answer<()>>(function, (wit, &config[..]));
+                let (answer,) = call.await?;
                 vec![self.outcome(answer.map(|()| Bytes::new()))?]
             }
             Call::ConfChange(change) => {
                 self.started
                     .enter(context, call.name(), 0, fuel, reply + CALL_OVERHEAD)?;
                 let arguments = (wit, Change::from(change));
-                let (answer,) = self
-                    .started
-                    .call::<_, Answer<()>>(self.started.functions().apply_conf_change, arguments)?;
+                let function = self.started.functions().apply_conf_change;
+                let call = self.started.call::<_, Answer<()>>(function, arguments);
+                let (answer,) = call.await?;
                 vec![self.outcome(answer.map(|()| Bytes::new()))?]
             }
             Call::StatusChange(event) => {
                 self.started
                     .enter(context, call.name(), 0, fuel, CALL_OVERHEAD)?;
-                self.started.call::<_, ()>(
-                    self.started.functions().process_status_change,
-                    (wit, StatusChange::from(event)),
-                )?;
+                let function = self.started.functions().process_status_change;
+                let arguments = (wit, StatusChange::from(event));
+                self.started.call::<_, ()>(function, arguments).await?;
                 Vec::new()
             }
         };
@@ -141,7 +144,7 @@ impl Instance {
     }
 
     /// The answer, and the fuel used.
-    pub(crate) fn query(
+    pub(crate) async fn query(
         &mut self,
         context: &EntryContext,
         request: &[u8],
@@ -152,55 +155,52 @@ impl Instance {
         let room = self.profile.reply_bytes as usize + CALL_OVERHEAD;
         let fuel = self.profile.query_fuel;
         self.started.enter(context, "query", 0, fuel, room)?;
-        let (answer,) = self
+        let call = self
             .started
-            .call::<_, Answer<Vec<u8>>>(function, (Context::from(context), request))?;
+            .call::<_, Answer<Vec<u8>>>(function, (Context::from(context), request));
+        let (answer,) = call.await?;
         let outcome = self.outcome(answer.map(Bytes::from))?;
         Ok((outcome, fuel - self.started.fuel_left()?))
     }
 
     /// Writes the state to `to`, and ends: an instance that has saved may have another heap than one that has not.
-    pub(crate) fn save(
+    pub(crate) async fn save(
         mut self,
         context: &EntryContext,
-        to: &mut dyn Write,
+        to: &mut (dyn Write + Send),
     ) -> Result<(), Failure> {
-        self.save_and_live(context, to).map(|_fuel| ())
+        self.save_and_live(context, to).await.map(|_fuel| ())
     }
 
-    /// Writes the state to `to`; answers the fuel it took. The guest runs on a thread of its own, so no more than a few
-    /// chunks are held at once.
-    pub(crate) fn save_and_live(
+    /// Writes the state to `to`; answers the fuel it took. The guest waits while what it has written is on its way, so no more
+    /// than a few chunks are held at once.
+    pub(crate) async fn save_and_live(
         &mut self,
         context: &EntryContext,
-        to: &mut dyn Write,
+        to: &mut (dyn Write + Send),
     ) -> Result<u64, Failure> {
-        let (sender, chunks) = mpsc::sync_channel(CHUNKS_IN_FLIGHT);
-        let sink = Sink::new(sender, self.profile.snapshot_bytes);
-        std::thread::scope(|scope| {
-            let guest = std::thread::Builder::new()
-                .name("skep-save".into())
-                .spawn_scoped(scope, || self.save_to(context, sink))
-                .map_err(|error| {
-                    Failure::local(LocalCode::Thread, format!("no thread for `save`: {error}"))
-                })?;
-            let written = chunks
-                .into_iter()
-                .try_for_each(|chunk: Vec<u8>| to.write_all(&chunk));
-            let saved = guest
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            written.map_err(|error| {
-                Failure::local(
-                    LocalCode::Io,
-                    format!("the snapshot cannot be written: {error}"),
-                )
-            })?;
-            saved
+        let chunks = Chunks::default();
+        let sink = Sink::new(chunks.clone(), self.profile.snapshot_bytes);
+        let mut saving = pin!(self.save_to(context, sink));
+        poll_fn(|cx| {
+            loop {
+                let polled = saving.as_mut().poll(cx);
+                let waits = polled.is_pending() && chunks.are_many();
+                for chunk in chunks.take() {
+                    if let Err(error) = to.write_all(&chunk) {
+                        let reason = format!("the snapshot cannot be written: {error}");
+                        return Poll::Ready(Err(Failure::local(LocalCode::Io, reason)));
+                    }
+                }
+                if !waits {
+                    return polled;
+                }
+            }
         })
+        .await
     }
 
-    fn save_to(&mut self, context: &EntryContext, sink: Sink) -> Result<u64, Failure> {
+    async fn save_to(&mut self, context: &EntryContext, sink: Sink) -> Result<u64, Failure> {
         let fuel = self.profile.snapshot_fuel;
         self.started
             .enter(context, "save", 0, fuel, MAX_CHUNK_BYTES + CALL_OVERHEAD)?;
@@ -208,10 +208,9 @@ impl Instance {
         let world = self.started.world_mut();
         world.limits.raise_memory(headroom);
         world.sink = Some(sink);
-        let saved = self.started.call::<_, Answer<()>>(
-            self.started.functions().save,
-            (Resource::<LentSink>::new_borrow(0),),
-        );
+        let save = self.started.functions().save;
+        let arguments = (Resource::<LentSink>::new_borrow(0),);
+        let saved = self.started.call::<_, Answer<()>>(save, arguments).await;
         self.started.world_mut().limits.lower_memory(headroom);
         let (answer,) = saved?;
         answer.map_err(refused)?;
@@ -223,7 +222,7 @@ impl Instance {
         self.started.world().limits.memory_bytes()
     }
 
-    pub(crate) fn restore(
+    pub(crate) async fn restore(
         &mut self,
         context: &EntryContext,
         schema: u32,
@@ -242,9 +241,8 @@ impl Instance {
         world.limits.raise_memory(headroom);
         world.source = Some(from);
         let arguments = (schema, Resource::<LentSource>::new_borrow(0));
-        let restored = self
-            .started
-            .call::<_, Answer<()>>(self.started.functions().restore, arguments);
+        let restore = self.started.functions().restore;
+        let restored = self.started.call::<_, Answer<()>>(restore, arguments).await;
         self.started.world_mut().limits.lower_memory(headroom);
         let (answer,) = restored?;
         answer.map_err(refused)

@@ -16,9 +16,7 @@ use crate::wasm::code::component::Component;
 use crate::wasm::engine::budget::Purpose;
 use crate::wasm::fault::Failure;
 use crate::wasm::world::logbook::{Logbook, MachineLabel};
-use crate::{
-    Applied, Descriptor, Interrupter, LocalCode, MachineError, Memory, Reader, StateMachine,
-};
+use crate::{Applied, Descriptor, MachineError, Memory, Reader, Running, StateMachine, ToEnd};
 use skep_types::profile::Profile;
 
 /// A state machine from a component. See [`StateMachine`] for its contract.
@@ -53,7 +51,7 @@ pub struct WasmMachine {
 
 impl WasmMachine {
     /// A machine at the start of its group. `genesis` is the context of the group's creation, the same on every replica;
-    /// only its time and entropy reach the guest.
+    /// only its time and entropy reach the guest. It is started on the caller's thread, which may take as long as its fuel lasts.
     ///
     /// # Errors
     ///
@@ -82,7 +80,6 @@ impl WasmMachine {
     ) -> Result<Self, MachineError> {
         let logbook = Arc::new(Logbook::new(label, profile.log_lines_per_second));
         let guest = Guest {
-            ending: Arc::default(),
             component,
             profile,
             logbook,
@@ -93,6 +90,7 @@ impl WasmMachine {
         };
         let live = guest
             .start(&base, false, purpose)
+            .to_end()
             .map_err(|failure| failure.into_error("instantiate"))?;
         Ok(Self {
             guest: Arc::new(guest),
@@ -127,10 +125,15 @@ impl WasmMachine {
     }
 
     /// The instance that commands run in, built again if it was dropped.
-    fn take_live(&mut self) -> Result<Instance, Failure> {
-        if let Some(live) = self.live.take() {
-            return Ok(live);
+    async fn take_live(&mut self) -> Result<Instance, Failure> {
+        match self.live.take() {
+            Some(live) => Ok(live),
+            // Rare, and larger than what is not.
+            None => Box::pin(self.rebuild()).await,
         }
+    }
+
+    async fn rebuild(&self) -> Result<Instance, Failure> {
         let (base, mut number) = self.journal.base();
         tracing::debug!(
             target: "skep::machine", group = %self.guest.logbook.label.group, base = %base.context.index,
@@ -139,21 +142,30 @@ impl WasmMachine {
         let mut instance = self
             .guest
             .start(&base, true, Purpose::Running)
+            .await
             .map_err(again)?;
         loop {
             let records = self.journal.read(number);
             if records.is_empty() {
                 break;
             }
-            replay(&mut instance, &records, Likeness::Same)?;
+            replay(&mut instance, &records, Likeness::Same).await?;
             number += records.len() as u64;
         }
         instance.mute(false);
         Ok(instance)
     }
 
+    /// Runs one call of the log once.
+    async fn attempt(&mut self, context: &EntryContext, call: &Call) -> Result<Ran, Failure> {
+        let mut instance = self.take_live().await?;
+        let ran = instance.run(context, call).await?;
+        self.live = Some(instance);
+        Ok(ran)
+    }
+
     /// Runs one call of the log: its result, or the fault that every replica sees.
-    fn execute(
+    async fn execute(
         &mut self,
         context: &EntryContext,
         call: Call,
@@ -162,11 +174,7 @@ impl WasmMachine {
         let name = call.name();
         let mut last = None;
         for _ in 0..ATTEMPTS {
-            let ran = self.take_live().and_then(|mut instance| {
-                let ran = instance.run(context, &call)?;
-                self.live = Some(instance);
-                Ok(ran)
-            });
+            let ran = self.attempt(context, &call).await;
             let label = &self.guest.logbook.label;
             match ran {
                 Ok(ran) => {
@@ -183,13 +191,6 @@ impl WasmMachine {
                     }
                     return Ok(Err(fault));
                 }
-                // Nobody waits for it any more.
-                Err(
-                    interrupted @ Failure::Local {
-                        code: LocalCode::Interrupted,
-                        ..
-                    },
-                ) => return Err(interrupted.into_error(name)),
                 Err(Failure::Local { code, reason }) => {
                     tracing::error!(
                         target: "skep::machine", group = %label.group, machine = %label.name,
@@ -204,9 +205,13 @@ impl WasmMachine {
     }
 
     /// A call with one outcome.
-    fn execute_one(&mut self, context: &EntryContext, call: Call) -> Result<Applied, MachineError> {
+    async fn execute_one(
+        &mut self,
+        context: &EntryContext,
+        call: Call,
+    ) -> Result<Applied, MachineError> {
         let allowance = call.allowance(self.profile());
-        Ok(match self.execute(context, call)? {
+        Ok(match self.execute(context, call).await? {
             Ok(Ran { outcomes, fuel }) => Applied { outcomes, fuel },
             Err(fault) => Applied {
                 outcomes: vec![Outcome::Fault(fault)],
@@ -216,7 +221,7 @@ impl WasmMachine {
     }
 
     /// The commands of one entry, all at once if the guest takes them so.
-    fn execute_all(
+    async fn execute_all(
         &mut self,
         context: &EntryContext,
         commands: &[Bytes],
@@ -228,24 +233,22 @@ impl WasmMachine {
         if commands.len() > 1 && self.component().exports().apply_batch.is_some() {
             let call = Call::Batch(commands.into());
             let allowance = call.allowance(self.profile());
-            match self.execute(context, call) {
+            match self.execute(context, call).await {
                 Ok(Ok(Ran { outcomes, fuel })) => return Ok(Applied { outcomes, fuel }),
                 // One of them fails: find out which, one by one.
                 Ok(Err(_)) => applied.fuel = allowance,
                 // Found out as well, and nothing else: this machine is dropped whatever the others do.
                 Err(error) => {
-                    return Err(self
-                        .execute_each(context, commands, applied)
-                        .err()
-                        .unwrap_or(error));
+                    let each = self.execute_each(context, commands, applied).await;
+                    return Err(each.err().unwrap_or(error));
                 }
             }
         }
-        self.execute_each(context, commands, applied)
+        self.execute_each(context, commands, applied).await
     }
 
     /// The commands of one entry, one by one, with what they have cost so far.
-    fn execute_each(
+    async fn execute_each(
         &mut self,
         context: &EntryContext,
         commands: &[Bytes],
@@ -258,8 +261,8 @@ impl WasmMachine {
                 continue;
             }
             let call = Call::Apply(ordinal as u32, command.clone());
-            let one = (self.execute_one(context, call))
-                .inspect_err(|_| self.stopped_at = Some(ordinal))?;
+            let one = self.execute_one(context, call).await;
+            let one = one.inspect_err(|_| self.stopped_at = Some(ordinal))?;
             reply_bytes += one.outcomes.iter().map(Outcome::size).sum::<usize>();
             applied.outcomes.extend(one.outcomes);
             applied.fuel = applied.fuel.saturating_add(one.fuel);
@@ -273,57 +276,64 @@ impl StateMachine for WasmMachine {
         self.component().descriptor().clone()
     }
 
-    fn init(&mut self, context: &EntryContext, config: &Bytes) -> Result<Applied, MachineError> {
-        if self.component().exports().init.is_some() {
-            let applied = self.execute_one(context, Call::Init(config.clone()))?;
+    fn init<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        config: &'a Bytes,
+    ) -> Running<'a, Applied> {
+        Box::pin(async move {
+            let takes_one = self.component().exports().init.is_some();
+            let applied = match takes_one {
+                true => {
+                    self.execute_one(context, Call::Init(config.clone()))
+                        .await?
+                }
+                false => without_initializer(config),
+            };
             self.journal.publish(context);
-            return Ok(applied);
-        }
-        self.journal.publish(context);
-        let outcome = if config.is_empty() {
-            Outcome::Reply(Bytes::new())
-        } else {
-            rejected(
-                "this machine takes no configuration: it does not export skep:machine/initializer",
-            )
-        };
-        Ok(Applied {
-            outcomes: vec![outcome],
-            fuel: 0,
+            Ok(applied)
         })
     }
 
-    fn apply(
-        &mut self,
-        context: &EntryContext,
-        commands: &[Bytes],
-    ) -> Result<Applied, MachineError> {
-        self.stopped_at = None;
-        let applied = self.execute_all(context, commands)?;
-        self.journal.publish(context);
-        Ok(applied)
+    fn apply<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        commands: &'a [Bytes],
+    ) -> Running<'a, Applied> {
+        Box::pin(async move {
+            self.stopped_at = None;
+            let applied = self.execute_all(context, commands).await?;
+            self.journal.publish(context);
+            Ok(applied)
+        })
     }
 
-    fn apply_conf_change(
-        &mut self,
-        context: &EntryContext,
-        change: &ConfChange,
-    ) -> Result<Applied, MachineError> {
-        let applied = self.execute_one(context, Call::ConfChange(change.clone()))?;
-        self.journal.publish(context);
-        Ok(applied)
+    fn apply_conf_change<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        change: &'a ConfChange,
+    ) -> Running<'a, Applied> {
+        Box::pin(async move {
+            let call = Call::ConfChange(change.clone());
+            let applied = self.execute_one(context, call).await?;
+            self.journal.publish(context);
+            Ok(applied)
+        })
     }
 
-    fn process_status_change(
-        &mut self,
-        context: &EntryContext,
-        event: &LeaderChanged,
-    ) -> Result<Applied, MachineError> {
-        let applied = self.execute_one(context, Call::StatusChange(*event))?;
-        self.journal.publish(context);
-        Ok(Applied {
-            outcomes: Vec::new(),
-            ..applied
+    fn process_status_change<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        event: &'a LeaderChanged,
+    ) -> Running<'a, Applied> {
+        Box::pin(async move {
+            let call = Call::StatusChange(*event);
+            let applied = self.execute_one(context, call).await?;
+            self.journal.publish(context);
+            Ok(Applied {
+                outcomes: Vec::new(),
+                ..applied
+            })
         })
     }
 
@@ -331,14 +341,16 @@ impl StateMachine for WasmMachine {
         self.stopped_at
     }
 
-    fn query(&mut self, request: &Bytes) -> Result<Outcome, MachineError> {
-        let mut reader = match self.reader.take() {
-            Some(reader) => reader,
-            None => self.wasm_reader(),
-        };
-        let answer = reader.query(request);
-        self.reader = Some(reader);
-        Ok(answer?.outcome)
+    fn query<'a>(&'a mut self, request: &'a Bytes) -> Running<'a, Outcome> {
+        Box::pin(async move {
+            let mut reader = match self.reader.take() {
+                Some(reader) => reader,
+                None => self.wasm_reader(),
+            };
+            let answer = reader.query(request).await;
+            self.reader = Some(reader);
+            Ok(answer?.outcome)
+        })
     }
 
     fn memory(&self) -> Option<Memory> {
@@ -352,56 +364,76 @@ impl StateMachine for WasmMachine {
         Some(Box::new(self.wasm_reader()))
     }
 
-    fn interrupter(&self) -> Option<Arc<dyn Interrupter>> {
-        Some(self.guest.ending.clone())
+    fn save<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+        to: &'a mut (dyn Write + Send),
+    ) -> Running<'a, ()> {
+        Box::pin(async move {
+            self.saved = None;
+            let saved = match self.take_live().await {
+                Ok(instance) => instance.save(context, to).await,
+                Err(failure) => Err(failure),
+            };
+            saved.map_err(|failure| failure.into_error("save"))?;
+            self.saved = Some(context.index);
+            Ok(())
+        })
     }
 
-    fn save(&mut self, context: &EntryContext, to: &mut dyn Write) -> Result<(), MachineError> {
-        self.saved = None;
-        self.take_live()
-            .and_then(|instance| instance.save(context, to))
-            .map_err(|failure| failure.into_error("save"))?;
-        self.saved = Some(context.index);
-        Ok(())
-    }
-
-    fn restore(
-        &mut self,
-        context: &EntryContext,
+    fn restore<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
         schema: u32,
         from: Bytes,
-    ) -> Result<(), MachineError> {
-        let Descriptor {
-            schema: newest,
-            oldest_schema: oldest,
-            ..
-        } = *self.component().descriptor();
-        if !(oldest..=newest).contains(&schema) {
-            let detail = format!(
-                "it reads the schemas {oldest} to {newest}, and the snapshot was written under {schema}"
-            );
-            return Err(Failure::guest(GuestFault::Trap, detail).into_error("restore"));
-        }
-        let base = Base {
-            context: *context,
-            snapshot: Some((schema, from)),
-        };
-        let mut last = None;
-        for _ in 0..ATTEMPTS {
-            match self.guest.start(&base, false, Purpose::Running) {
-                Ok(instance) => {
-                    // Bytes that this machine has just written are the state that readers are on their way to.
-                    let follows = self.saved.take() == Some(context.index);
-                    self.journal.rebase(base, follows);
-                    self.live = Some(instance);
-                    self.measure();
-                    return Ok(());
-                }
-                Err(local @ Failure::Local { .. }) => last = Some(local),
-                Err(guest) => return Err(guest.into_error("restore")),
+    ) -> Running<'a, ()> {
+        Box::pin(async move {
+            let Descriptor {
+                schema: newest,
+                oldest_schema: oldest,
+                ..
+            } = *self.component().descriptor();
+            if !(oldest..=newest).contains(&schema) {
+                let detail = format!(
+                    "it reads the schemas {oldest} to {newest}, and the snapshot was written under {schema}"
+                );
+                return Err(Failure::guest(GuestFault::Trap, detail).into_error("restore"));
             }
-        }
-        Err(last.unwrap_or_else(no_attempt).into_error("restore"))
+            let base = Base {
+                context: *context,
+                snapshot: Some((schema, from)),
+            };
+            let mut last = None;
+            for _ in 0..ATTEMPTS {
+                match self.guest.start(&base, false, Purpose::Running).await {
+                    Ok(instance) => {
+                        // Bytes that this machine has just written are the state that readers are on their way to.
+                        let follows = self.saved.take() == Some(context.index);
+                        self.journal.rebase(base, follows);
+                        self.live = Some(instance);
+                        self.measure();
+                        return Ok(());
+                    }
+                    Err(local @ Failure::Local { .. }) => last = Some(local),
+                    Err(guest) => return Err(guest.into_error("restore")),
+                }
+            }
+            Err(last.unwrap_or_else(no_attempt).into_error("restore"))
+        })
+    }
+}
+
+/// What a machine says to its configuration that takes none.
+fn without_initializer(config: &Bytes) -> Applied {
+    let outcome = match config.is_empty() {
+        true => Outcome::Reply(Bytes::new()),
+        false => rejected(
+            "this machine takes no configuration: it does not export skep:machine/initializer",
+        ),
+    };
+    Applied {
+        outcomes: vec![outcome],
+        fuel: 0,
     }
 }
 
@@ -411,6 +443,7 @@ mod images;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::LocalCode;
     use crate::wasm::{APPLY_THREAD_STACK_BYTES, Engine};
 
     pub(super) fn guest() -> Vec<u8> {
@@ -465,13 +498,15 @@ mod tests {
                 "get",
             ] {
                 let [one, other] = machines.each_mut().map(|machine| {
-                    machine.apply(&context, &[Bytes::from_static(command.as_bytes())])
+                    machine
+                        .apply(&context, &[Bytes::from_static(command.as_bytes())])
+                        .to_end()
                 });
                 assert_eq!(one.unwrap(), other.unwrap(), "{command}");
             }
             let [one, other] = machines.each_mut().map(|machine| {
                 let mut saved = Vec::new();
-                machine.save(&context, &mut saved).unwrap();
+                machine.save(&context, &mut saved).to_end().unwrap();
                 saved
             });
             assert_eq!(one, other);
@@ -489,7 +524,9 @@ mod tests {
             let mut machine =
                 WasmMachine::new(Arc::new(component), Profile::default(), context, label).unwrap();
             let apply = |machine: &mut WasmMachine, command: &'static str| {
-                machine.apply(&context, &[Bytes::from_static(command.as_bytes())])
+                machine
+                    .apply(&context, &[Bytes::from_static(command.as_bytes())])
+                    .to_end()
             };
             let number = |n: u64| [Outcome::Reply(Bytes::copy_from_slice(&n.to_le_bytes()))];
             assert_eq!(apply(&mut machine, "add").unwrap().outcomes, number(1));
@@ -508,7 +545,7 @@ mod tests {
                 .map(|command| Bytes::from_static(command.as_bytes()));
             // Nothing of it stays, should the host go on after all.
             assert_eq!(apply(&mut machine, "add").unwrap().outcomes, number(2));
-            machine.apply(&context, &many).unwrap_err();
+            machine.apply(&context, &many).to_end().unwrap_err();
             assert_eq!(machine.stopped_at(), Some(2));
         });
     }

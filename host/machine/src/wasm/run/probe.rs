@@ -11,11 +11,11 @@ use super::instance::Instance;
 use crate::wasm::code::component::Component;
 use crate::wasm::engine::budget::Purpose;
 use crate::wasm::world::logbook::{Logbook, MachineLabel};
-use crate::{Applied, MachineError};
+use crate::{Applied, MachineError, ToEnd};
 use skep_types::profile::Profile;
 
 /// An instance of a component that nobody rebuilds: what it has seen, it has seen, so a caller can find out what a
-/// machine would do without journal, read instance and canonical points.
+/// machine would do without journal, read instance and canonical points. Its calls run to their end on the caller's thread.
 ///
 /// # Failure
 ///
@@ -37,10 +37,9 @@ impl Probe {
         genesis: &EntryContext,
     ) -> Result<Self, MachineError> {
         let logbook = Arc::new(Logbook::new(MachineLabel::default(), 0));
-        let ending = Arc::default();
-        let mut instance =
-            Instance::new(component, profile, genesis, &logbook, &ending, Purpose::New)
-                .map_err(|failure| failure.into_error("instantiate"))?;
+        let mut instance = Instance::new(component, profile, genesis, &logbook, Purpose::New)
+            .to_end()
+            .map_err(|failure| failure.into_error("instantiate"))?;
         instance.mute(true);
         Ok(Self { instance })
     }
@@ -61,6 +60,7 @@ impl Probe {
         probe
             .instance
             .restore(barrier, schema, from)
+            .to_end()
             .map_err(|failure| failure.into_error("restore"))?;
         Ok(probe)
     }
@@ -143,6 +143,7 @@ impl Probe {
     ) -> Result<Outcome, MachineError> {
         self.instance
             .query(context, request)
+            .to_end()
             .map(|(outcome, _fuel)| outcome)
             .map_err(|failure| failure.into_error("query"))
     }
@@ -155,10 +156,11 @@ impl Probe {
     pub fn save(
         &mut self,
         context: &EntryContext,
-        to: &mut dyn Write,
+        to: &mut (dyn Write + Send),
     ) -> Result<u64, MachineError> {
         self.instance
             .save_and_live(context, to)
+            .to_end()
             .map_err(|failure| failure.into_error("save"))
     }
 
@@ -171,6 +173,7 @@ impl Probe {
         let ran = self
             .instance
             .run(context, call)
+            .to_end()
             .map_err(|failure| failure.into_error(call.name()))?;
         Ok(Applied {
             outcomes: ran.outcomes,

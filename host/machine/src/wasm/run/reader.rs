@@ -12,7 +12,7 @@ use super::rebuild::{ATTEMPTS, Guest, Likeness, again, no_attempt, replay};
 use crate::state_machine::Answer;
 use crate::wasm::engine::budget::Purpose;
 use crate::wasm::fault::Failure;
-use crate::{LocalCode, MachineError, Reader};
+use crate::{LocalCode, MachineError, Reader, Running};
 
 /// The reader of a [`WasmMachine`](crate::wasm::WasmMachine): an instance fed from the machine's journal, so that nothing a
 /// query does can show in the outcomes of the log, and a query delays no command.
@@ -59,21 +59,21 @@ impl WasmReader {
     }
 
     /// The answer, the entry whose state it is from, and the fuel used.
-    fn ask(&mut self, request: &Bytes) -> Result<(Outcome, EntryContext, u64), Failure> {
-        let (mut following, last, fed) = match self.take_following() {
+    async fn ask(&mut self, request: &Bytes) -> Result<(Outcome, EntryContext, u64), Failure> {
+        let (mut following, last, fed) = match self.take_following().await {
             Some(following) => following,
-            None => self.build()?,
+            None => self.build().await?,
         };
-        let (outcome, fuel) = following.instance.query(&last, request)?;
+        let (outcome, fuel) = following.instance.query(&last, request).await?;
         self.following = Some(following);
         Ok((outcome, last, fed.saturating_add(fuel)))
     }
 
     /// The instance there is, if it can be brought to the present.
-    fn take_following(&mut self) -> Option<(Following, EntryContext, u64)> {
+    async fn take_following(&mut self) -> Option<(Following, EntryContext, u64)> {
         let mut following = self.following.take()?;
         let (end, last) = self.journal.published();
-        match following.feed(end, Likeness::Answers) {
+        match following.feed(end, Likeness::Answers).await {
             Ok(fuel) => Some((following, last, fuel)),
             Err(failure) => {
                 tracing::debug!(
@@ -86,7 +86,7 @@ impl WasmReader {
     }
 
     /// A fresh instance has seen no query and passed no barrier, so it must do exactly what the machine did.
-    fn build(&mut self) -> Result<(Following, EntryContext, u64), Failure> {
+    async fn build(&mut self) -> Result<(Following, EntryContext, u64), Failure> {
         self.builds += 1;
         let (place, base) = Place::at_base(&self.journal);
         // Not earlier: the base may be newer than what was published before it was taken.
@@ -94,36 +94,14 @@ impl WasmReader {
         let instance = self
             .guest
             .start(&base, true, Purpose::Queries)
+            .await
             .map_err(again)?;
         let mut following = Following { instance, place };
-        let fuel = following.feed(end, Likeness::Same)?;
+        let fuel = following.feed(end, Likeness::Same).await?;
         Ok((following, last, fuel))
     }
-}
 
-impl Following {
-    /// Brings the instance up to record `end`; gives the fuel used.
-    fn feed(&mut self, end: u64, likeness: Likeness) -> Result<u64, Failure> {
-        let mut fuel = 0u64;
-        self.instance.mute(true);
-        loop {
-            let records = self.place.take(end).ok_or_else(|| {
-                Failure::local(
-                    LocalCode::Differs,
-                    "the reader was left behind by the machine",
-                )
-            })?;
-            if records.is_empty() {
-                self.instance.mute(false);
-                return Ok(fuel);
-            }
-            fuel = fuel.saturating_add(replay(&mut self.instance, &records, likeness)?);
-        }
-    }
-}
-
-impl Reader for WasmReader {
-    fn query(&mut self, request: &Bytes) -> Result<Answer, MachineError> {
+    async fn answer(&mut self, request: &Bytes) -> Result<Answer, MachineError> {
         if self.guest.component.exports().query.is_none() {
             let outcome = rejected(
                 "this machine answers no queries: it does not export skep:machine/queries",
@@ -138,7 +116,7 @@ impl Reader for WasmReader {
         let before = self.journal.published().1.index;
         let mut last = None;
         for _ in 0..ATTEMPTS {
-            match self.ask(request) {
+            match self.ask(request).await {
                 Ok((outcome, EntryContext { index, .. }, fuel)) => {
                     return Ok(Answer {
                         outcome,
@@ -164,6 +142,34 @@ impl Reader for WasmReader {
             }
         }
         Err(last.unwrap_or_else(no_attempt).into_error("query"))
+    }
+}
+
+impl Following {
+    /// Brings the instance up to record `end`; gives the fuel used.
+    async fn feed(&mut self, end: u64, likeness: Likeness) -> Result<u64, Failure> {
+        let mut fuel = 0u64;
+        self.instance.mute(true);
+        loop {
+            let records = self.place.take(end).ok_or_else(|| {
+                Failure::local(
+                    LocalCode::Differs,
+                    "the reader was left behind by the machine",
+                )
+            })?;
+            if records.is_empty() {
+                self.instance.mute(false);
+                return Ok(fuel);
+            }
+            let replayed = replay(&mut self.instance, &records, likeness).await?;
+            fuel = fuel.saturating_add(replayed);
+        }
+    }
+}
+
+impl Reader for WasmReader {
+    fn query<'a>(&'a mut self, request: &'a Bytes) -> Running<'a, Answer> {
+        Box::pin(self.answer(request))
     }
 
     fn release(&mut self) {

@@ -8,7 +8,6 @@ use crate::LocalCode;
 use crate::wasm::code::component::Component;
 use crate::wasm::engine::budget::Purpose;
 use crate::wasm::fault::Failure;
-use crate::wasm::world::ending::Ending;
 use crate::wasm::world::logbook::Logbook;
 use skep_types::profile::Profile;
 
@@ -25,12 +24,11 @@ pub(crate) struct Guest {
     pub(crate) component: Arc<Component>,
     pub(crate) profile: Profile,
     pub(crate) logbook: Arc<Logbook>,
-    pub(crate) ending: Arc<Ending>,
 }
 
 impl Guest {
     /// An instance at `base`. A muted one writes no log lines: they were written when the calls ran first.
-    pub(crate) fn start(
+    pub(crate) async fn start(
         &self,
         base: &Base,
         muted: bool,
@@ -41,12 +39,14 @@ impl Guest {
             &self.profile,
             &base.context,
             &self.logbook,
-            &self.ending,
             purpose,
-        )?;
+        )
+        .await?;
         instance.mute(muted);
         if let Some((schema, bytes)) = &base.snapshot {
-            instance.restore(&base.context, *schema, bytes.clone())?;
+            instance
+                .restore(&base.context, *schema, bytes.clone())
+                .await?;
         }
         Ok(instance)
     }
@@ -63,14 +63,15 @@ pub(crate) enum Likeness {
 
 /// Runs calls that have run before; gives the fuel they used. Each of them has returned once, so a failure now, or
 /// another answer, is no outcome.
-pub(crate) fn replay(
+pub(crate) async fn replay(
     instance: &mut Instance,
     records: &[Record],
     likeness: Likeness,
 ) -> Result<u64, Failure> {
     let mut fuel = 0u64;
     for record in records {
-        let ran = instance.run(&record.context, &record.call).map_err(again)?;
+        let ran = instance.run(&record.context, &record.call).await;
+        let ran = ran.map_err(again)?;
         let alike = match likeness {
             Likeness::Same => record.is(&ran),
             Likeness::Answers => record.answered(&ran),

@@ -7,7 +7,7 @@ use wasmtime::component::{ComponentType, Lift, Linker, LinkerInstance, Resource,
 use super::log::Severity;
 use super::resources::{LentSink, LentSource};
 use super::wasi::{self, random_bytes, random_word};
-use super::{Caller, World, charge};
+use super::{Caller, World, charge, define};
 use crate::wasm::fault::Stop;
 
 /// Bytes of one chunk of a snapshot, in either direction.
@@ -104,7 +104,8 @@ pub(crate) fn linker_for(
 }
 
 fn log(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
-    linker.func_wrap(
+    define(
+        linker,
         "emit",
         |mut guest: Caller<'_>, (level, message): (Level, String)| {
             charge(&mut guest, message.len() as u64)?;
@@ -115,10 +116,10 @@ fn log(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
 }
 
 fn entropy(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
-    linker.func_wrap("fill", |guest: Caller<'_>, (len,): (u32,)| {
+    define(linker, "fill", |guest: Caller<'_>, (len,): (u32,)| {
         random_bytes(guest, u64::from(len), |world| world.random.entropy())
     })?;
-    linker.func_wrap("next-u64", |guest: Caller<'_>, ()| {
+    define(linker, "next-u64", |guest: Caller<'_>, ()| {
         random_word(guest, |world| world.random.entropy())
     })
 }
@@ -126,7 +127,8 @@ fn entropy(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
 fn snapshot_io(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
     linker.resource("sink", ResourceType::host::<LentSink>(), |_, _| Ok(()))?;
     linker.resource("source", ResourceType::host::<LentSource>(), |_, _| Ok(()))?;
-    linker.func_wrap(
+    define(
+        linker,
         "[method]sink.write",
         |mut guest: Caller<'_>, (_, chunk): (Resource<LentSink>, Vec<u8>)| {
             charge(&mut guest, chunk.len() as u64)?;
@@ -138,7 +140,8 @@ fn snapshot_io(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
             Ok(sink.write(chunk)?)
         },
     )?;
-    linker.func_wrap(
+    define(
+        linker,
         "[method]source.read",
         |mut guest: Caller<'_>, (_, len): (Resource<LentSource>, u32)| {
             let source = guest
@@ -160,7 +163,8 @@ fn snapshot_io(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
             Ok((source.split_to(len).to_vec(),))
         },
     )?;
-    linker.func_wrap(
+    define(
+        linker,
         "[method]source.remaining",
         |mut guest: Caller<'_>, (_,): (Resource<LentSource>,)| {
             charge(&mut guest, 0)?;

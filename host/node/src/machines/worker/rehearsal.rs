@@ -2,7 +2,7 @@
 
 use skep_core::effect::Call;
 use skep_core::outcome::{EntryContext, Outcome};
-use skep_drive::{Applied, Driver, Failed, Listener, LocalCode, MachineError, StateMachine};
+use skep_drive::{Applied, Driver, Failed, Listener, LocalCode, MachineError, StateMachine, ToEnd};
 
 use super::recent::{Past, Rehearsable};
 use crate::status::{Rehearsal, Verdict};
@@ -57,7 +57,7 @@ impl Rehearsable {
             ..Rehearsal::default()
         };
         let mut driver = Driver::new(made);
-        if let Some(refused) = Self::refusal(driver.restore(&base, &mut ()))? {
+        if let Some(refused) = Self::refusal(driver.restore(&base, &mut ()).to_end())? {
             report.verdict = refused;
             return Ok(report);
         }
@@ -68,13 +68,14 @@ impl Rehearsable {
                 let calls = past.calls.clone();
                 let applied = driver
                     .apply(&past.context, calls, &mut ())
+                    .to_end()
                     .map_err(not_run)?;
                 compare(past, &applied, &mut report);
                 last = past.context;
             }
         }
         let mut saved = SavedBytes(0);
-        let passed = driver.pass_barrier(&last, &mut saved);
+        let passed = driver.pass_barrier(&last, &mut saved).to_end();
         report.saved_bytes = saved.0;
         report.verdict = match Self::refusal(passed)? {
             Some(refused) => refused,

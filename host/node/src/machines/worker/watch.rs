@@ -60,10 +60,6 @@ impl Listener<Box<dyn StateMachine>> for Watch<'_> {
         }
     }
 
-    fn made(&mut self, machine: &Box<dyn StateMachine>) {
-        self.actor.may_interrupt(&**machine);
-    }
-
     fn replaced(&mut self, deployment: &Deployment, machine: &Box<dyn StateMachine>) {
         let actor = self.actor;
         let running = Running {

@@ -34,7 +34,7 @@ fn run_without_and_with_images(bytes: &[u8], commands: &[String]) {
         let command = [Bytes::from(command.clone())];
         let [one, two, three] = machines
             .each_mut()
-            .map(|machine| machine.apply(&context, &command).unwrap());
+            .map(|machine| machine.apply(&context, &command).to_end().unwrap());
         assert_eq!(one, two, "{command:?}");
         assert_eq!(one, three, "{command:?}");
     }
@@ -46,7 +46,7 @@ fn run_without_and_with_images(bytes: &[u8], commands: &[String]) {
     assert!(matches!(without, Some(Err(Failure::Local { .. }))));
     let saved = machines.each_mut().map(|machine| {
         let mut saved = Vec::new();
-        machine.save(&context, &mut saved).unwrap();
+        machine.save(&context, &mut saved).to_end().unwrap();
         saved
     });
     assert!(saved[0] == saved[1] && saved[0] == saved[2]);

@@ -6,16 +6,18 @@ use wasmtime::component::{LinkerInstance, Resource};
 use super::io::{STDERR, STDOUT};
 use crate::wasm::fault::Stop;
 use crate::wasm::world::resources::{InputStream, OutputStream};
-use crate::wasm::world::{Caller, World, charge};
+use crate::wasm::world::{Caller, World, charge, define};
 
 pub(super) fn exit(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
-    linker.func_wrap(
+    define(
+        linker,
         "exit",
         |_: Caller<'_>, (_,): (Result<(), ()>,)| -> wasmtime::Result<()> {
             Err(Stop::Fault(GuestFault::Exit).into())
         },
     )?;
-    linker.func_wrap(
+    define(
+        linker,
         "exit-with-code",
         |_: Caller<'_>, (_,): (u8,)| -> wasmtime::Result<()> {
             Err(Stop::Fault(GuestFault::Exit).into())
@@ -24,21 +26,21 @@ pub(super) fn exit(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<(
 }
 
 pub(super) fn stdin(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
-    linker.func_wrap("get-stdin", |mut guest: Caller<'_>, ()| {
+    define(linker, "get-stdin", |mut guest: Caller<'_>, ()| {
         charge(&mut guest, 0)?;
         Ok((Resource::<InputStream>::new_own(0),))
     })
 }
 
 pub(super) fn stdout(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
-    linker.func_wrap("get-stdout", |mut guest: Caller<'_>, ()| {
+    define(linker, "get-stdout", |mut guest: Caller<'_>, ()| {
         charge(&mut guest, 0)?;
         Ok((Resource::<OutputStream>::new_own(STDOUT),))
     })
 }
 
 pub(super) fn stderr(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
-    linker.func_wrap("get-stderr", |mut guest: Caller<'_>, ()| {
+    define(linker, "get-stderr", |mut guest: Caller<'_>, ()| {
         charge(&mut guest, 0)?;
         Ok((Resource::<OutputStream>::new_own(STDERR),))
     })

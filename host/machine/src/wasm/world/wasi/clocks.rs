@@ -3,7 +3,7 @@
 use wasmtime::component::{ComponentType, LinkerInstance, Lower, Resource};
 
 use crate::wasm::world::resources::Pollable;
-use crate::wasm::world::{Caller, World, charge};
+use crate::wasm::world::{Caller, World, charge, define};
 
 const NANOSECONDS: u64 = 1_000_000_000;
 
@@ -27,32 +27,34 @@ impl Datetime {
 }
 
 pub(super) fn wall(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
-    linker.func_wrap("now", |mut guest: Caller<'_>, ()| {
+    define(linker, "now", |mut guest: Caller<'_>, ()| {
         charge(&mut guest, 0)?;
         Ok((Datetime::of(guest.data_mut().clock.read()),))
     })?;
-    linker.func_wrap("resolution", |mut guest: Caller<'_>, ()| {
+    define(linker, "resolution", |mut guest: Caller<'_>, ()| {
         charge(&mut guest, 0)?;
         Ok((Datetime::of(RESOLUTION),))
     })
 }
 
 pub(super) fn monotonic(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
-    linker.func_wrap("now", |mut guest: Caller<'_>, ()| {
+    define(linker, "now", |mut guest: Caller<'_>, ()| {
         charge(&mut guest, 0)?;
         Ok((guest.data_mut().clock.read(),))
     })?;
-    linker.func_wrap("resolution", |mut guest: Caller<'_>, ()| {
+    define(linker, "resolution", |mut guest: Caller<'_>, ()| {
         charge(&mut guest, 0)?;
         Ok((RESOLUTION,))
     })?;
-    linker.func_wrap(
+    define(
+        linker,
         "subscribe-instant",
         |mut guest: Caller<'_>, (instant,): (u64,)| {
             subscribe(&mut guest, instant).map(|pollable| (pollable,))
         },
     )?;
-    linker.func_wrap(
+    define(
+        linker,
         "subscribe-duration",
         |mut guest: Caller<'_>, (duration,): (u64,)| {
             let instant = guest.data().clock.peek().saturating_add(duration);

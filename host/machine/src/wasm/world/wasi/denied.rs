@@ -5,14 +5,14 @@
 //! answer ends the call.
 
 use skep_core::outcome::GuestFault;
-use wasmtime::component::types::{ComponentInstance, ComponentItem, Type};
+use wasmtime::component::types::{ComponentFunc, ComponentInstance, ComponentItem, Type};
 use wasmtime::component::{LinkerInstance, Resource, ResourceAny, ResourceType, Val};
 
 use crate::wasm::fault::Stop;
 use crate::wasm::world::resources::{
     InputStream, IoError, LentSink, LentSource, OutputStream, Pollable,
 };
-use crate::wasm::world::{Caller, World, charge};
+use crate::wasm::world::{Caller, World, charge, define};
 
 /// A resource the guest never gets, or gets and can do nothing with.
 pub(super) struct Denied;
@@ -21,7 +21,7 @@ pub(super) struct Denied;
 const REFUSALS: [&str; 3] = ["access-denied", "not-permitted", "access"];
 
 pub(super) fn instance_network(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
-    linker.func_wrap("instance-network", |mut guest: Caller<'_>, ()| {
+    define(linker, "instance-network", |mut guest: Caller<'_>, ()| {
         charge(&mut guest, 0)?;
         Ok((Resource::<Denied>::new_own(0),))
     })
@@ -35,18 +35,13 @@ pub(super) fn link(
     for (name, item) in imported.exports(engine) {
         match item.ty {
             ComponentItem::ComponentFunc(_) => {
-                linker.func_new(name, |mut guest, function, parameters, results| {
-                    charge(&mut guest, 0)?;
-                    // What was lent must be given back, or the guest's call fails instead of being refused.
-                    for parameter in parameters {
-                        if let Val::Resource(lent) = parameter {
-                            give_back(&mut guest, *lent)?;
-                        }
-                    }
-                    for (result, ty) in results.iter_mut().zip(function.results()) {
-                        *result = refusal(&ty).ok_or(Stop::Fault(GuestFault::ForbiddenImport))?;
-                    }
-                    Ok(())
+                linker.func_new_async(name, |mut guest, function, parameters, results| {
+                    let refused = refuse(&mut guest, &function, parameters, results);
+                    let pause = guest.data_mut().pause();
+                    Box::new(async move {
+                        pause.await;
+                        refused
+                    })
                 })?
             }
             ComponentItem::Resource(_) => {
@@ -54,6 +49,25 @@ pub(super) fn link(
             }
             _ => {}
         }
+    }
+    Ok(())
+}
+
+fn refuse(
+    guest: &mut Caller<'_>,
+    function: &ComponentFunc,
+    parameters: &[Val],
+    results: &mut [Val],
+) -> wasmtime::Result<()> {
+    charge(guest, 0)?;
+    // What was lent must be given back, or the guest's call fails instead of being refused.
+    for parameter in parameters {
+        if let Val::Resource(lent) = parameter {
+            give_back(guest, *lent)?;
+        }
+    }
+    for (result, ty) in results.iter_mut().zip(function.results()) {
+        *result = refusal(&ty).ok_or(Stop::Fault(GuestFault::ForbiddenImport))?;
     }
     Ok(())
 }

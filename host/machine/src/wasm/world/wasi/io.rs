@@ -3,7 +3,7 @@
 use wasmtime::component::{ComponentType, LinkerInstance, Lower, Resource, ResourceType};
 
 use crate::wasm::world::resources::{InputStream, IoError, OutputStream, Pollable};
-use crate::wasm::world::{Caller, World, charge};
+use crate::wasm::world::{Caller, World, charge, define};
 
 /// Number of the standard output.
 pub(super) const STDOUT: u32 = 1;
@@ -25,7 +25,8 @@ enum StreamError {
 
 pub(super) fn error(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
     linker.resource("error", ResourceType::host::<IoError>(), |_, _| Ok(()))?;
-    linker.func_wrap(
+    define(
+        linker,
         "[method]error.to-debug-string",
         |mut guest: Caller<'_>, (_,): (Resource<IoError>,)| {
             charge(&mut guest, 0)?;
@@ -43,7 +44,8 @@ pub(super) fn poll(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<(
             Ok(())
         },
     )?;
-    linker.func_wrap(
+    define(
+        linker,
         "[method]pollable.ready",
         |mut guest: Caller<'_>, (pollable,): (Resource<Pollable>,)| {
             charge(&mut guest, 0)?;
@@ -51,7 +53,8 @@ pub(super) fn poll(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<(
             Ok((world.pollables.instant(pollable.rep())? <= world.clock.peek(),))
         },
     )?;
-    linker.func_wrap(
+    define(
+        linker,
         "[method]pollable.block",
         |mut guest: Caller<'_>, (pollable,): (Resource<Pollable>,)| {
             charge(&mut guest, 0)?;
@@ -60,7 +63,8 @@ pub(super) fn poll(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<(
             Ok(())
         },
     )?;
-    linker.func_wrap(
+    define(
+        linker,
         "poll",
         |mut guest: Caller<'_>, (pollables,): (Vec<Resource<Pollable>>,)| {
             charge(&mut guest, pollables.len() as u64 * 8)?;
@@ -86,7 +90,8 @@ fn input(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
         "[method]input-stream.read",
         "[method]input-stream.blocking-read",
     ] {
-        linker.func_wrap(
+        define(
+            linker,
             name,
             |mut guest: Caller<'_>, (_, _): (Resource<InputStream>, u64)| {
                 charge(&mut guest, 0)?;
@@ -98,7 +103,8 @@ fn input(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
         "[method]input-stream.skip",
         "[method]input-stream.blocking-skip",
     ] {
-        linker.func_wrap(
+        define(
+            linker,
             name,
             |mut guest: Caller<'_>, (_, _): (Resource<InputStream>, u64)| {
                 charge(&mut guest, 0)?;
@@ -106,7 +112,8 @@ fn input(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
             },
         )?;
     }
-    linker.func_wrap(
+    define(
+        linker,
         "[method]input-stream.subscribe",
         |mut guest: Caller<'_>, (_,): (Resource<InputStream>,)| {
             charge(&mut guest, 0)?;
@@ -121,7 +128,8 @@ fn output(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
         ResourceType::host::<OutputStream>(),
         |_, _| Ok(()),
     )?;
-    linker.func_wrap(
+    define(
+        linker,
         "[method]output-stream.check-write",
         |mut guest: Caller<'_>, (_,): (Resource<OutputStream>,)| {
             charge(&mut guest, 0)?;
@@ -132,7 +140,8 @@ fn output(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
         "[method]output-stream.write",
         "[method]output-stream.blocking-write-and-flush",
     ] {
-        linker.func_wrap(
+        define(
+            linker,
             name,
             |mut guest: Caller<'_>, (stream, bytes): (Resource<OutputStream>, Vec<u8>)| {
                 charge(&mut guest, bytes.len() as u64)?;
@@ -150,7 +159,8 @@ fn output(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
         "[method]output-stream.flush",
         "[method]output-stream.blocking-flush",
     ] {
-        linker.func_wrap(
+        define(
+            linker,
             name,
             |mut guest: Caller<'_>, (_,): (Resource<OutputStream>,)| {
                 charge(&mut guest, 0)?;
@@ -163,7 +173,8 @@ fn output(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
         "[method]output-stream.write-zeroes",
         "[method]output-stream.blocking-write-zeroes-and-flush",
     ] {
-        linker.func_wrap(
+        define(
+            linker,
             name,
             |mut guest: Caller<'_>, (_, _): (Resource<OutputStream>, u64)| {
                 charge(&mut guest, 0)?;
@@ -176,7 +187,8 @@ fn output(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
         "[method]output-stream.splice",
         "[method]output-stream.blocking-splice",
     ] {
-        linker.func_wrap(
+        define(
+            linker,
             name,
             |mut guest: Caller<'_>,
              (_, _, _): (Resource<OutputStream>, Resource<InputStream>, u64)| {
@@ -185,7 +197,8 @@ fn output(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
             },
         )?;
     }
-    linker.func_wrap(
+    define(
+        linker,
         "[method]output-stream.subscribe",
         |mut guest: Caller<'_>, (_,): (Resource<OutputStream>,)| {
             charge(&mut guest, 0)?;

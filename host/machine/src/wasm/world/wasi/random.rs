@@ -5,33 +5,38 @@ use wasmtime::component::LinkerInstance;
 
 use crate::wasm::fault::Stop;
 use crate::wasm::world::random::{MAX_RANDOM_BYTES, Stream};
-use crate::wasm::world::{Caller, World, charge, spend};
+use crate::wasm::world::{Caller, World, charge, define, spend};
 
 /// Fuel of one byte of randomness: a hash of 64 bytes makes 32 of them, which takes a core some 10 ns for each where it has
 /// no instructions for that.
 const FUEL_PER_RANDOM_BYTE: u64 = 8;
 
 pub(super) fn random(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
-    linker.func_wrap("get-random-bytes", |guest: Caller<'_>, (len,): (u64,)| {
-        bytes(guest, len, |world| world.random.secure())
-    })?;
-    linker.func_wrap("get-random-u64", |guest: Caller<'_>, ()| {
+    define(
+        linker,
+        "get-random-bytes",
+        |guest: Caller<'_>, (len,): (u64,)| bytes(guest, len, |world| world.random.secure()),
+    )?;
+    define(linker, "get-random-u64", |guest: Caller<'_>, ()| {
         word(guest, |world| world.random.secure())
     })
 }
 
 pub(super) fn insecure(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
-    linker.func_wrap(
+    define(
+        linker,
         "get-insecure-random-bytes",
         |guest: Caller<'_>, (len,): (u64,)| bytes(guest, len, |world| world.random.insecure()),
     )?;
-    linker.func_wrap("get-insecure-random-u64", |guest: Caller<'_>, ()| {
-        word(guest, |world| world.random.insecure())
-    })
+    define(
+        linker,
+        "get-insecure-random-u64",
+        |guest: Caller<'_>, ()| word(guest, |world| world.random.insecure()),
+    )
 }
 
 pub(super) fn insecure_seed(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
-    linker.func_wrap("insecure-seed", |mut guest: Caller<'_>, ()| {
+    define(linker, "insecure-seed", |mut guest: Caller<'_>, ()| {
         charge(&mut guest, 0)?;
         Ok((guest.data().seed,))
     })
