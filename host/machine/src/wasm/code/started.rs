@@ -231,7 +231,7 @@ impl Started {
 
     /// Has the machine's globals and the sizes of its memories written into the memories of its image modules. Neither the guest
     /// nor the fuel of its calls can tell.
-    async fn freeze(&mut self) -> Result<(), Failure> {
+    pub(crate) async fn freeze(&mut self) -> Result<(), Failure> {
         if !self.is_frozen {
             self.call_images(|image| image.freeze).await?;
             self.is_frozen = true;
@@ -241,11 +241,15 @@ impl Started {
 
     /// Sets the machine's globals to what is in the memories of its image modules, and grows its memories to the sizes that
     /// stand there; what is in them is the host's to bring.
-    async fn thaw(&mut self) -> Result<(), Failure> {
+    pub(crate) async fn thaw(&mut self) -> Result<(), Failure> {
         self.call_images(|image| image.thaw).await
     }
 
     async fn call_images(&mut self, function: fn(&Image<Func>) -> Func) -> Result<(), Failure> {
+        if self.images.is_empty() {
+            let reason = "the machine has no images";
+            return Err(Failure::local(LocalCode::Missing, reason));
+        }
         for image in 0..self.images.len() {
             let function = function(&self.images[image]);
             self.store.set_fuel(IMAGE_FUEL)?;

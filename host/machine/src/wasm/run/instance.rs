@@ -52,8 +52,9 @@ impl Instance {
     /// Has its state written down and put back.
     #[cfg(test)]
     pub(super) fn freeze_and_thaw(&mut self) -> Result<(), Failure> {
-        self.started.freeze()?;
-        self.started.thaw()
+        use crate::ToEnd;
+        self.started.freeze().to_end()?;
+        self.started.thaw().to_end()
     }
 
     /// Whether log lines are dropped: they were written when the call ran first.

@@ -14,6 +14,12 @@ fn without_and_with_images(bytes: &[u8]) -> [Arc<Component>; 2] {
     .map(Arc::new)
 }
 
+/// The instance that a machine has, if it has one.
+fn present<T>(machine: &WasmMachine, ask: impl FnOnce(&mut Instance) -> T) -> Option<T> {
+    let mut present = machine.present.writing().to_end();
+    present.get_mut().as_mut().map(ask)
+}
+
 /// Runs the commands without images, with images, and with the globals written down and put back before each.
 fn run_without_and_with_images(bytes: &[u8], commands: &[String]) {
     let context = EntryContext::default();
@@ -28,25 +34,23 @@ fn run_without_and_with_images(bytes: &[u8], commands: &[String]) {
         WasmMachine::new(Arc::clone(component), profile.clone(), context, label).unwrap()
     });
     for command in commands {
-        if let Some(instance) = &mut machines[2].live {
-            instance.freeze_and_thaw().unwrap();
-        }
+        present(&machines[2], |instance| instance.freeze_and_thaw().unwrap());
         let command = [Bytes::from(command.clone())];
         let [one, two, three] = machines
             .each_mut()
-            .map(|machine| machine.apply(&context, &command).unwrap());
+            .map(|machine| machine.apply(&context, &command).to_end().unwrap());
         assert_eq!(one, two, "{command:?}");
         assert_eq!(one, three, "{command:?}");
     }
     let memories = machines
         .each_ref()
-        .map(|machine| machine.live.as_ref().map(Instance::memory_bytes));
+        .map(|machine| present(machine, |instance| instance.memory_bytes()));
     assert!(memories[0].is_some() && memories == [memories[0]; 3]);
-    let without = machines[0].live.as_mut().map(Instance::freeze_and_thaw);
+    let without = present(&machines[0], Instance::freeze_and_thaw);
     assert!(matches!(without, Some(Err(Failure::Local { .. }))));
     let saved = machines.each_mut().map(|machine| {
         let mut saved = Vec::new();
-        machine.save(&context, &mut saved).unwrap();
+        machine.save(&context, &mut saved).to_end().unwrap();
         saved
     });
     assert!(saved[0] == saved[1] && saved[0] == saved[2]);
