@@ -69,8 +69,7 @@ impl Linked {
         let bytes = profile
             .memory_bytes
             .saturating_add(profile.snapshot_headroom());
-        let memories = self.size.memories.saturating_add(self.images());
-        let cost = self.layout.cost(memories, bytes);
+        let cost = (self.layout).cost(self.size.memories, self.images(), bytes);
         self.budget.take(cost, purpose)
     }
 

@@ -80,7 +80,7 @@ impl MachineBudget {
     /// # Errors
     /// What there is no room for.
     pub fn has_room(&self) -> Result<(), OutOfBudget> {
-        self.fits(Layout::ROOMY.cost(1, 0))
+        self.fits(Layout::ROOMY.cost(1, 1, 0))
     }
 
     fn fits(&self, more: Holdings) -> Result<(), OutOfBudget> {
@@ -160,11 +160,6 @@ pub(crate) struct Share {
 }
 
 impl Share {
-    #[cfg(test)]
-    pub(crate) fn held(&self) -> Holdings {
-        self.held
-    }
-
     /// Counts linear memory that the instance takes. Refused only to an instance that answers queries.
     pub(crate) fn grow(&mut self, bytes: u64) -> Result<(), OutOfBudget> {
         if self.purpose == Purpose::Queries {

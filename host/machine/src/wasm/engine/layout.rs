@@ -17,6 +17,10 @@ const STACK_GUARD_BYTES: u64 = 64 << 10;
 /// The stack, and its guard.
 const MAPPINGS_PER_STACK: u64 = 2;
 
+/// A memory that an image is written to, of up to so many bytes with its guard, and what it is made of.
+const IMAGE_BYTES: u64 = 64 << 10;
+const MAPPINGS_PER_IMAGE: u64 = 2;
+
 /// How many memories a component may have, all its instances together, to be compiled for wide reservations.
 const FEW_MEMORIES: u64 = 2;
 
@@ -55,8 +59,9 @@ impl Layout {
         }
     }
 
-    /// What an instance of so many memories may come to hold of addresses and mappings, with so many bytes in them together.
-    pub(crate) fn cost(self, memories: u64, bytes: u64) -> Holdings {
+    /// What an instance of so many memories may come to hold of addresses and mappings, with so many bytes in them together; and
+    /// of so many that its images are written to, each some pages and a guard.
+    pub(crate) fn cost(self, memories: u64, images: u64, bytes: u64) -> Holdings {
         let stack = GUEST_STACK_BYTES as u64 + STACK_GUARD_BYTES;
         let each = self.reservation + self.growth + 2 * self.guard;
         // Where a memory never outgrows its reservation, what it holds lies within that.
@@ -68,9 +73,11 @@ impl Layout {
             address_bytes: memories
                 .saturating_mul(each)
                 .saturating_add(beyond)
+                .saturating_add(images.saturating_mul(IMAGE_BYTES))
                 .saturating_add(stack),
             mappings: memories
                 .saturating_mul(Self::MAPPINGS_PER_MEMORY)
+                .saturating_add(images.saturating_mul(MAPPINGS_PER_IMAGE))
                 .saturating_add(MAPPINGS_PER_STACK),
             memory_bytes: 0,
         }

@@ -66,8 +66,12 @@ mod tests {
     fn another_order_is_never_forgotten() {
         let give_and_take = |give: [u32; 2], take: [u32; 2]| {
             let mut handles = Handles::default();
-            give.iter().for_each(|number| drop(handles.give::<Pollable>(*number)));
-            take.iter().for_each(|number| handles.take_back::<Pollable>(*number));
+            for number in give {
+                let _ = handles.give::<Pollable>(number);
+            }
+            for number in take {
+                handles.take_back::<Pollable>(number);
+            }
             handles.are_none()
         };
         assert!(give_and_take([0, 1], [1, 0]));
