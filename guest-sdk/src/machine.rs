@@ -41,8 +41,9 @@ pub trait Machine: Default + 'static {
     /// Applies one committed command and answers it.
     fn apply(&mut self, ctx: &Context, request: &[u8]) -> Result<Vec<u8>, Rejection>;
 
-    /// Answers a read-only request that is not in the log. Runs on an instance of its own that follows the same
-    /// entries; `ctx` is that of the last one.
+    /// Answers a read-only request that is not in the log; `ctx` is that of the last entry. It sees the machine exactly as the
+    /// commands left it, down to the order of a hash map. Whatever it changes is gone when it ends, so a cache that it fills is
+    /// empty again for the next one.
     fn query(&self, ctx: &Context, request: &[u8]) -> Result<Vec<u8>, Rejection> {
         let _ = (ctx, request);
         Err(Rejection::bad_request(

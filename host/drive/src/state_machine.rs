@@ -351,8 +351,8 @@ impl<M: StateMachine + ?Sized> StateMachine for Box<M> {
 /// # Concurrency
 ///
 /// Asked one query at a time, polled from one thread at a time, at any moment of any call into its machine, also of `save` and
-/// `restore`; successive polls may come from different threads. It never waits for a call into the machine to end, and the
-/// machine never waits for a query.
+/// `restore`; successive polls may come from different threads. A query may wait for the entry in
+/// hand, and an entry for a moment of a query, but no query waits for a barrier, and no entry for a query to end.
 ///
 /// # Order
 ///

@@ -24,8 +24,9 @@ use crate::status::QueryAnswer;
 /// the slowest nobody waits for the last of them any more.
 const QUEUE_MAX: usize = 16_384;
 
-/// Ticks without a query after which a reader is released: a minute at the default tick. An instance takes as much memory as
-/// the machine itself, and building it again as long as the commands since the last barrier.
+/// Ticks without a query after which a reader is released: a minute at the default tick. A fork takes addresses, and some pages.
+/// The second instance of a component without images takes as much memory as the machine, and building it again as long as the
+/// commands since the last barrier.
 pub(crate) const IDLE_TICKS: u32 = 600;
 
 /// A query whose turn has come: everything up to `index` was applied.

@@ -89,6 +89,7 @@ impl Guest {
     }
 }
 
+// P-18
 #[test]
 fn a_fork_is_what_it_was_forked_from_whatever_it_did_before() {
     for engine in engines() {

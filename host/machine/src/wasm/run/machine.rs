@@ -29,17 +29,19 @@ use skep_types::profile::Profile;
 ///
 /// The state is a function of a *base* (the start of the group, or the last restored bytes, with the context they were
 /// restored under) and of the *journal*, the calls since that returned. Any instance can be dropped and built again from
-/// the two, and is: after a fault, which ends a WebAssembly instance for good, and after a save. Replicas agree in
+/// the two, and is after a fault, which ends a WebAssembly instance for good. Replicas agree in
 /// everything a guest can see, down to the addresses on its heap, because each of them gets there by these same calls.
 /// A rebuilt instance that answers differently, or uses other fuel, than the first did is a failure of this node.
 ///
 /// The journal shares the bytes of the commands and grows until the next [`restore`](StateMachine::restore): the host
 /// bounds it by the distance of barriers, in fuel and in bytes of log.
 ///
-/// # Queries
+/// # Forks
 ///
-/// They run in other instances, fed from the same journal: see [`WasmReader`]. [`query`](StateMachine::query) is for
-/// callers that have one thread; it uses a reader of the machine's own.
+/// Queries run in a fork of the instance: see [`WasmReader`]. So does `save`, which then costs the machine nothing; and so do
+/// commands for a while after one of them has failed, so that the next failure ends the fork and not the instance. A call in a fork
+/// has the outcome and the fuel that it would have in the instance. [`query`](StateMachine::query) is for callers that have one
+/// thread; it uses a reader of the machine's own.
 pub struct WasmMachine {
     present: Arc<Present>,
     /// The present instance, while an entry has it.

@@ -17,17 +17,21 @@ use crate::wasm::engine::budget::Purpose;
 use crate::wasm::fault::Failure;
 use crate::{LocalCode, MachineError, Reader, Running};
 
-/// The reader of a [`WasmMachine`](crate::wasm::WasmMachine): an instance fed from the machine's journal, so that nothing a
-/// query does can show in the outcomes of the log, and a query delays no command.
+/// The reader of a [`WasmMachine`](crate::wasm::WasmMachine). Nothing a query does can show in the outcomes of the log.
 ///
-/// # How it keeps up
+/// # In a fork
 ///
-/// Each query first runs the calls that the machine has made since the last one. At a barrier the machine is rebuilt, and
-/// the reader is not: it goes on from the state it has. It begins anew, from the machine's newest base, if it was left
-/// behind further than the journal keeps calls for it, if a call fails or *answers differently* than it did in the machine,
-/// after a query that failed, and after [`release`](Reader::release).
+/// A query runs in an instance that has the machine's own memory, and is the machine byte for byte when the query begins. So it is
+/// answered as the machine itself would answer, whatever the guest decides by. It waits for the entry in hand. The next entry waits
+/// for it, until it has used up a slice of fuel: then it gets a copy of the machine.
 ///
-/// # What it may see
+/// # In a second instance
+///
+/// A component without images, and a machine that holds handles of the host's, are asked in an instance fed from the machine's
+/// journal. Each query first runs the calls that the machine has made since the last one. The instance goes on over barriers from
+/// the state it has. It begins anew, from the machine's newest base, if it was left behind further than the journal keeps calls for
+/// it, if a call fails or *answers differently* than it did in the machine, after a query that failed, and after
+/// [`release`](Reader::release).
 ///
 /// Queries leave their traces in its heap, and it may have another heap than the machine has had since a barrier. So a guest
 /// whose commands decide by more than its state (by the order of a hash map, by how much memory is left) may decide otherwise
@@ -58,7 +62,7 @@ impl WasmReader {
         }
     }
 
-    /// Instances built so far: how often it had to begin anew.
+    /// Second instances built so far: how often it had to begin anew.
     pub fn builds(&self) -> u64 {
         self.builds
     }
