@@ -119,6 +119,18 @@ impl Memory {
         })
     }
 
+    /// The instance has all its memories, so what was kept from its other memories can be given back. Only where no memory of the
+    /// instance will ever move there, and only of a memory that the rewriting added: those are reached by constant addresses, and
+    /// each access is checked.
+    pub(crate) fn settle(&self) -> io::Result<()> {
+        let mut place = self.place();
+        if place.shape.guard_before > 0 {
+            return Ok(());
+        }
+        let bytes = place.capacity + page_bytes();
+        place.reservation.truncate(bytes)
+    }
+
     fn place(&self) -> MutexGuard<'_, Place> {
         self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -366,17 +378,17 @@ unsafe impl MemoryCreator for Creator {
         reserved: Option<usize>,
         guard: usize,
     ) -> Result<Box<dyn LinearMemory>, String> {
-        let is_ours = ty.page_size() == 1;
-        let (guard_before, guard_behind, growth) = match is_ours {
-            true => (0, page_bytes(), 0),
-            false => (guard, guard, self.growth),
+        let reserved = reserved.unwrap_or(minimum);
+        // Wasmtime takes it that so many addresses behind every memory of an instance are no other memory's of that instance.
+        let (guard_before, guard_behind, growth, capacity) = match ty.page_size() {
+            1 => (0, reserved + guard, 0, minimum),
+            _ => (guard, guard, self.growth, reserved),
         };
         let shape = Shape {
             guard_before,
             guard_behind,
             growth,
         };
-        let capacity = reserved.filter(|_| !is_ours).unwrap_or(minimum);
         let memory = Memory::new(&self.arena, shape, capacity, minimum)
             .map_err(|error| format!("a linear memory cannot be mapped: {error}"))?;
         let memory = Arc::new(memory);

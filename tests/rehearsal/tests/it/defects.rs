@@ -192,10 +192,9 @@ fn component(name: &str) -> Arc<Component> {
     compile(bytes(name))
 }
 
-/// The same machine, of which the host can have no images: beside it in the component lies a module that would write to a table.
+/// The same machine, without images.
 fn imageless(name: &str) -> Arc<Component> {
-    const MODULE: &[u8] = b"\x01\x24\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x02\x01\0\x04\x04\x01\x70\0\x01\x0a\x0a\x01\x08\0\x41\0\xd0\x70\x26\0\x0b";
-    let component = compile(&[bytes(name), MODULE].concat());
+    let component = compile(&skep_rehearsal_tests::imageless(bytes(name)));
     assert!(component.inspection().no_image.is_some());
     component
 }

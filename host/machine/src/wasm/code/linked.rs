@@ -13,6 +13,7 @@ use crate::wasm::engine::holdings::Holdings;
 use crate::wasm::engine::layout::Layout;
 use crate::wasm::error::ComponentError;
 use crate::wasm::fault::{self, Failure};
+use crate::wasm::memory::Memory;
 use crate::wasm::world::World;
 use crate::wasm::world::imports::linker_for;
 use skep_types::profile::Profile;
@@ -80,6 +81,20 @@ impl Linked {
             ..Holdings::default()
         };
         self.budget.take(cost, Purpose::Queries)
+    }
+
+    /// The memories of an instance that has been made.
+    pub(super) fn settled(
+        &self,
+        memories: Vec<Arc<Memory>>,
+    ) -> Result<Arc<[Arc<Memory>]>, Failure> {
+        if self.layout.is_fixed() {
+            memories
+                .iter()
+                .try_for_each(|memory| memory.settle())
+                .map_err(unmapped)?;
+        }
+        Ok(memories.into())
     }
 
     pub(super) fn pre(&self) -> &InstancePre<World> {
@@ -158,4 +173,9 @@ impl Exports {
             apply_batch: optional("skep:machine/batch@0.1.0", "apply-batch"),
         })
     }
+}
+
+pub(super) fn unmapped(error: std::io::Error) -> Failure {
+    let reason = format!("the memory of a machine cannot be mapped: {error}");
+    Failure::local(LocalCode::Memory, reason)
 }

@@ -7,7 +7,7 @@ use wasmtime::Store;
 use wasmtime::component::{ComponentExportIndex, ComponentNamedList, Func, Lift, Lower, Resource};
 
 use super::freeze::{FREEZE, THAW};
-use super::linked::{Image, Linked};
+use super::linked::{Image, Linked, unmapped};
 use crate::LocalCode;
 use crate::wasm::engine::budget::Purpose;
 use crate::wasm::fault::Failure;
@@ -132,7 +132,7 @@ impl Started {
             store,
             functions,
             images,
-            memories: memories.into(),
+            memories: linked.settled(memories)?,
             is_fork: false,
             is_frozen: false,
             dead: false,
@@ -335,9 +335,4 @@ impl Started {
             }
         })
     }
-}
-
-fn unmapped(error: std::io::Error) -> Failure {
-    let reason = format!("the memory of a machine cannot be mapped: {error}");
-    Failure::local(LocalCode::Memory, reason)
 }

@@ -17,8 +17,10 @@ const STACK_GUARD_BYTES: u64 = 64 << 10;
 /// The stack, and its guard.
 const MAPPINGS_PER_STACK: u64 = 2;
 
-/// A memory that an image is written to, of up to so many bytes with its guard, and what it is made of.
+/// A memory that an image is written to, where memories never move: up to so many bytes with its guard.
 const IMAGE_BYTES: u64 = 64 << 10;
+
+/// What such a memory is made of.
 const MAPPINGS_PER_IMAGE: u64 = 2;
 
 /// How many memories a component may have, all its instances together, to be compiled for wide reservations.
@@ -59,6 +61,11 @@ impl Layout {
         }
     }
 
+    /// Whether memories stay where they are.
+    pub(crate) fn is_fixed(self) -> bool {
+        self.growth == 0
+    }
+
     /// What an instance of so many memories may come to hold of addresses and mappings, with so many bytes in them together; and
     /// of so many that its images are written to, each some pages and a guard.
     pub(crate) fn cost(self, memories: u64, images: u64, bytes: u64) -> Holdings {
@@ -69,11 +76,16 @@ impl Layout {
             0 => 0,
             _ => bytes.min(memories.saturating_mul(4 << 30)),
         };
+        // Where memories move, none may move to where wasmtime takes another one to be.
+        let image = match self.growth {
+            0 => IMAGE_BYTES,
+            _ => each,
+        };
         Holdings {
             address_bytes: memories
                 .saturating_mul(each)
                 .saturating_add(beyond)
-                .saturating_add(images.saturating_mul(IMAGE_BYTES))
+                .saturating_add(images.saturating_mul(image))
                 .saturating_add(stack),
             mappings: memories
                 .saturating_mul(Self::MAPPINGS_PER_MEMORY)

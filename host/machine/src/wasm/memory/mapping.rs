@@ -103,6 +103,15 @@ impl Reservation {
         }
     }
 
+    /// Gives back all addresses but so many.
+    pub(super) fn truncate(&mut self, bytes: usize) -> io::Result<()> {
+        let place = self.at(bytes);
+        // SAFETY: nothing is mapped there, and nobody uses the addresses.
+        checked(unsafe { libc::munmap(place.cast(), self.bytes - bytes) })?;
+        self.bytes = bytes;
+        Ok(())
+    }
+
     /// The address so many bytes behind the first.
     pub(super) fn at(&self, offset: usize) -> *mut u8 {
         self.base.as_ptr().wrapping_add(self.inside(offset, 0))

@@ -34,13 +34,13 @@ use crate::wasm::fault::Failure;
 pub(crate) struct Fork(Instance);
 
 impl Fork {
-    /// This fork, or a new one, as the machine is now. The machine's instance began at `start`.
+    /// This fork, or a new one, as the machine is now. The machine's instance began at `start`. A node whose budget is used up has
+    /// none.
     pub(crate) async fn current(
         fork: Option<Self>,
         machine: &mut Instance,
         guest: &Guest,
         start: &EntryContext,
-        purpose: Purpose,
     ) -> Result<Self, Failure> {
         // It fails if it was a fork of an instance that is there no more, or has grown by itself.
         if let Some(mut fork) = fork
@@ -48,7 +48,10 @@ impl Fork {
         {
             return Ok(fork);
         }
-        let mut instance = guest.instance(start, purpose).await.map_err(again)?;
+        let mut instance = guest
+            .instance(start, Purpose::Queries)
+            .await
+            .map_err(again)?;
         instance.fork_of(machine)?;
         instance.follow(machine).await?;
         Ok(Self(instance))

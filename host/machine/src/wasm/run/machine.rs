@@ -162,7 +162,11 @@ impl WasmMachine {
     /// Runs one call of the log once.
     async fn attempt(&mut self, context: &EntryContext, call: &Call) -> Result<Ran, Failure> {
         let mut instance = self.take_live().await?;
-        if self.guard.take()
+        let is_guarded = self.guard.take();
+        if !is_guarded {
+            self.fork = None;
+        }
+        if is_guarded
             && instance.can_be_forked()
             && let Some(ran) = self.attempt_in_fork(&mut instance, context, call).await
         {
@@ -183,9 +187,7 @@ impl WasmMachine {
     ) -> Option<Result<Ran, Failure>> {
         let start = self.present.journal.start();
         let (fork, guest) = (self.fork.take(), &self.present.guest);
-        let mut fork = Fork::current(fork, instance, guest, &start, Purpose::Running)
-            .await
-            .ok()?;
+        let mut fork = Fork::current(fork, instance, guest, &start).await.ok()?;
         match fork.run(instance, context, call).await {
             Ok(ran) => {
                 self.fork = Some(fork);
@@ -206,7 +208,7 @@ impl WasmMachine {
         to: &mut (dyn Write + Send),
     ) -> Result<(), Failure> {
         // A fork that cannot be had is no reason to fail.
-        if let Ok(Some((fork, _reading))) = self.present.forked(None, Purpose::Running).await {
+        if let Ok(Some((fork, _reading))) = self.present.forked(None).await {
             return fork.save(context, to).await;
         }
         let instance = self.present.writing().await.get_mut().take();

@@ -8,7 +8,6 @@ use super::fork::Fork;
 use super::instance::Instance;
 use super::journal::Journal;
 use super::rebuild::{Guest, rebuild};
-use crate::wasm::engine::budget::Purpose;
 use crate::wasm::fault::Failure;
 
 /// None while it has to be built again. Forks look at it one after the other, and run beside each other.
@@ -45,7 +44,6 @@ impl Present {
     pub(crate) async fn forked(
         &self,
         fork: Option<Fork>,
-        purpose: Purpose,
     ) -> Result<Option<(Fork, Reading)>, Failure> {
         loop {
             let reading = Arc::clone(&self.instance).read_owned().await;
@@ -60,7 +58,7 @@ impl Present {
                 return Ok(None);
             }
             let start = self.journal.start();
-            let fork = Fork::current(fork, machine, &self.guest, &start, purpose).await?;
+            let fork = Fork::current(fork, machine, &self.guest, &start).await?;
             drop(instance);
             return Ok(Some((fork, reading)));
         }

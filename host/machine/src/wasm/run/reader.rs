@@ -70,10 +70,7 @@ impl WasmReader {
     /// The answer, the entry whose state it is from, and the fuel used.
     async fn ask(&mut self, request: &Bytes) -> Result<(Outcome, EntryContext, u64), Failure> {
         if self.may_fork()
-            && let Some((mut fork, reading)) = self
-                .present
-                .forked(self.fork.take(), Purpose::Queries)
-                .await?
+            && let Some((mut fork, reading)) = self.present.forked(self.fork.take()).await?
         {
             self.following = None;
             let last = self.present.journal.published().1;
