@@ -25,6 +25,7 @@
 //! without images.
 
 mod component;
+mod handles;
 mod image;
 mod module;
 mod no_image;
@@ -34,6 +35,7 @@ mod tests;
 use wasmparser::{Encoding, Parser, Payload, ValidPayload, Validator};
 
 use self::component::ComponentLevel;
+use self::handles::Plain;
 use self::module::ModuleLevel;
 pub use self::no_image::NoImage;
 use super::rewriting::encode::{
@@ -100,6 +102,7 @@ enum Level {
 fn rewrite(bytes: &[u8]) -> Result<Vec<u8>, Halt> {
     let mut validator = Validator::new_with_features(FEATURES);
     let mut levels: Vec<Level> = Vec::new();
+    let mut plain = Plain::default();
     for payload in Parser::new(0).parse_all(bytes) {
         let payload = payload?;
         if let Payload::End(_) = payload {
@@ -115,9 +118,9 @@ fn rewrite(bytes: &[u8]) -> Result<Vec<u8>, Halt> {
                     push_section(&mut outer.out, SECTION_COMPONENT_MODULE, &made);
                     outer.modules.push(state);
                 }
-                (Some(Level::Component(outer)), Done::Component((made, images))) => {
+                (Some(Level::Component(outer)), Done::Component((made, made_of))) => {
                     push_section(&mut outer.out, SECTION_COMPONENT_COMPONENT, &made);
-                    outer.components.push(images);
+                    outer.components.push(made_of);
                 }
                 (_, Done::Module((made, _)) | Done::Component((made, _))) => return Ok(made),
             }
@@ -146,7 +149,7 @@ fn rewrite(bytes: &[u8]) -> Result<Vec<u8>, Halt> {
                 match levels.split_last_mut() {
                     Some((Level::Module(module), _)) => module.section(bytes, &payload, types)?,
                     Some((Level::Component(component), outer)) => {
-                        component.section(bytes, &payload, types, outer)?;
+                        component.section(bytes, &payload, types, outer, &mut plain)?;
                     }
                     None => {}
                 }
@@ -159,7 +162,7 @@ fn rewrite(bytes: &[u8]) -> Result<Vec<u8>, Halt> {
 /// A level at its end, with what it is to the one around it.
 enum Done {
     Module((Vec<u8>, module::Shared)),
-    Component((Vec<u8>, u32)),
+    Component((Vec<u8>, component::MadeOf)),
 }
 
 /// Everything but the bodies of functions, which are what they were.

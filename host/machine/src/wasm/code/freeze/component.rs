@@ -11,6 +11,7 @@ use wasmparser::{
     ComponentOuterAliasKind, ComponentTypeRef, Instance, Payload,
 };
 
+use super::handles::Plain;
 use super::image::{self, Part};
 use super::module::Shared;
 use super::{FREEZE, Halt, Level, NoImage, RewriteError, THAW};
@@ -23,13 +24,36 @@ const MAX_IMAGES: u32 = 64;
 /// is room for the host's own.
 const MAX_CORE_ITEMS: u32 = 500;
 
+/// What an instance of a component is made of.
+#[derive(Clone, Copy)]
+pub(super) struct MadeOf {
+    /// Image modules.
+    images: u32,
+    /// It calls what it imports: otherwise it only hands that on.
+    calls: bool,
+}
+
+/// Where a function or an instance is from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// From outside: the host's, or what was looked at where it was handed in.
+    Outside,
+    /// From this component, or a component in it.
+    Inside,
+}
+
 /// A component that is being copied.
 pub(super) struct ComponentLevel {
     pub(super) out: Vec<u8>,
     /// What changes in each core module known here, by the module's index.
     pub(super) modules: Vec<Shared>,
-    /// The image modules in an instance of each component known here, by the component's index.
-    pub(super) components: Vec<u32>,
+    /// What an instance of each component known here is made of, by the component's index.
+    pub(super) components: Vec<MadeOf>,
+    /// Where each function known here is from, by its index.
+    functions: Vec<Origin>,
+    /// Where each instance known here is from, by its index.
+    instances: Vec<Origin>,
+    calls: bool,
     /// The core instances in which something changes.
     parts: Vec<Part>,
     /// The instances of components with image modules in them: index, and how many.
@@ -42,6 +66,9 @@ impl ComponentLevel {
             out: header.to_vec(),
             modules: Vec::new(),
             components: Vec::new(),
+            functions: Vec::new(),
+            instances: Vec::new(),
+            calls: false,
             parts: Vec::new(),
             imaged: Vec::new(),
         }
@@ -53,6 +80,7 @@ impl ComponentLevel {
         payload: &Payload<'_>,
         types: TypesRef<'_>,
         outer: &[Level],
+        plain: &mut Plain,
     ) -> Result<(), Halt> {
         let Some((id, range)) = payload.as_section() else {
             return Ok(());
@@ -69,7 +97,7 @@ impl ComponentLevel {
             Payload::ComponentInstanceSection(instances) => {
                 let first = types.component_instance_count() - instances.count();
                 for (index, instance) in (first..).zip(instances.clone()) {
-                    self.component_instance(index, &instance?)?;
+                    self.component_instance(index, &instance?, types, plain)?;
                 }
             }
             Payload::ComponentAliasSection(aliases) => {
@@ -79,9 +107,13 @@ impl ComponentLevel {
             }
             Payload::ComponentImportSection(imports) => {
                 for import in imports.clone() {
-                    if let ComponentTypeRef::Module(_) | ComponentTypeRef::Component(_) = import?.ty
-                    {
-                        return Err(NoImage::PassedCode.into());
+                    match import?.ty {
+                        ComponentTypeRef::Module(_) | ComponentTypeRef::Component(_) => {
+                            return Err(NoImage::PassedCode.into());
+                        }
+                        ComponentTypeRef::Func(_) => self.functions.push(Origin::Outside),
+                        ComponentTypeRef::Instance(_) => self.instances.push(Origin::Outside),
+                        _ => {}
                     }
                 }
             }
@@ -92,7 +124,13 @@ impl ComponentLevel {
                     match export.kind {
                         ComponentExternalKind::Module => return Err(NoImage::PassedCode.into()),
                         ComponentExternalKind::Component => {
-                            self.components.push(self.images_of(export.index)?);
+                            self.components.push(self.made_of(export.index)?);
+                        }
+                        ComponentExternalKind::Func => {
+                            self.functions.push(of(&self.functions, export.index)?);
+                        }
+                        ComponentExternalKind::Instance => {
+                            self.instances.push(of(&self.instances, export.index)?);
                         }
                         _ => {}
                     }
@@ -101,9 +139,12 @@ impl ComponentLevel {
             Payload::ComponentCanonicalSection(functions) => {
                 for function in functions.clone() {
                     match function? {
-                        CanonicalFunction::Lift { .. }
-                        | CanonicalFunction::Lower { .. }
-                        | CanonicalFunction::ResourceDrop { .. }
+                        CanonicalFunction::Lift { .. } => self.functions.push(Origin::Inside),
+                        CanonicalFunction::Lower { func_index, .. } => {
+                            self.calls = true;
+                            self.refuse_handles(func_index, types, plain)?;
+                        }
+                        CanonicalFunction::ResourceDrop { .. }
                         | CanonicalFunction::ResourceRep { .. } => {}
                         _ => return Err(NoImage::OwnHandles.into()),
                     }
@@ -128,6 +169,8 @@ impl ComponentLevel {
         &mut self,
         index: u32,
         instance: &ComponentInstance<'_>,
+        types: TypesRef<'_>,
+        plain: &mut Plain,
     ) -> Result<(), Halt> {
         let passes_code = match instance {
             ComponentInstance::Instantiate { args, .. } => args.iter().any(|arg| is_code(arg.kind)),
@@ -138,22 +181,97 @@ impl ComponentLevel {
         if passes_code {
             return Err(NoImage::PassedCode.into());
         }
-        if let ComponentInstance::Instantiate {
-            component_index, ..
-        } = instance
-        {
-            match self.images_of(*component_index)? {
-                0 => {}
-                images => self.imaged.push((index, images)),
+        let mut from = Origin::Inside;
+        match instance {
+            ComponentInstance::Instantiate {
+                component_index,
+                args,
+            } => {
+                let made_of = self.made_of(*component_index)?;
+                if made_of.calls {
+                    for arg in args {
+                        match arg.kind {
+                            ComponentExternalKind::Func => {
+                                self.refuse_handles(arg.index, types, plain)?;
+                            }
+                            ComponentExternalKind::Instance => {
+                                self.refuse_handles_of(arg.index, types, plain)?;
+                            }
+                            _ => {}
+                        }
+                    }
+                }
+                self.calls |= made_of.calls;
+                if made_of.images > 0 {
+                    self.imaged.push((index, made_of.images));
+                }
+            }
+            ComponentInstance::FromExports(exports) => {
+                from = Origin::Outside;
+                for export in exports {
+                    let part = match export.kind {
+                        ComponentExternalKind::Func => of(&self.functions, export.index)?,
+                        ComponentExternalKind::Instance => of(&self.instances, export.index)?,
+                        _ => Origin::Outside,
+                    };
+                    if part == Origin::Inside {
+                        from = Origin::Inside;
+                    }
+                }
             }
         }
+        self.instances.push(from);
         Ok(())
+    }
+
+    /// Refuses a function of one component that another one calls with handles: the host sees none of those that pass.
+    fn refuse_handles(
+        &self,
+        function: u32,
+        types: TypesRef<'_>,
+        plain: &mut Plain,
+    ) -> Result<(), Halt> {
+        let from = of(&self.functions, function)?;
+        match from == Origin::Outside
+            || plain.function(types, types.component_function_at(function))
+        {
+            true => Ok(()),
+            false => Err(NoImage::PassedHandles.into()),
+        }
+    }
+
+    /// As [`refuse_handles`](Self::refuse_handles), of all functions of an instance.
+    fn refuse_handles_of(
+        &self,
+        instance: u32,
+        types: TypesRef<'_>,
+        plain: &mut Plain,
+    ) -> Result<(), Halt> {
+        let from = of(&self.instances, instance)?;
+        match from == Origin::Outside
+            || plain.instance(types, types.component_instance_at(instance))
+        {
+            true => Ok(()),
+            false => Err(NoImage::PassedHandles.into()),
+        }
     }
 
     fn alias(&mut self, alias: &ComponentAlias<'_>, outer: &[Level]) -> Result<(), Halt> {
         match alias {
             ComponentAlias::InstanceExport { kind, .. } if is_code(*kind) => {
                 return Err(NoImage::PassedCode.into());
+            }
+            ComponentAlias::InstanceExport {
+                kind,
+                instance_index,
+                ..
+            } => {
+                let from = of(&self.instances, *instance_index)?;
+                match kind {
+                    ComponentExternalKind::Func => self.functions.push(from),
+                    ComponentExternalKind::Instance => self.instances.push(from),
+                    _ => {}
+                }
             }
             ComponentAlias::Outer { kind, count, index } => {
                 let of = match (*count as usize).checked_sub(1) {
@@ -169,8 +287,8 @@ impl ComponentLevel {
                         self.modules.push(state);
                     }
                     ComponentOuterAliasKind::Component => {
-                        let images = of.images_of(*index)?;
-                        self.components.push(images);
+                        let made_of = of.made_of(*index)?;
+                        self.components.push(made_of);
                     }
                     _ => {}
                 }
@@ -185,13 +303,21 @@ impl ComponentLevel {
         Ok(state.cloned().ok_or(NoImage::PassedCode)?)
     }
 
-    fn images_of(&self, component: u32) -> Result<u32, Halt> {
-        let images = self.components.get(component as usize);
-        Ok(images.copied().ok_or(NoImage::PassedCode)?)
+    fn made_of(&self, component: u32) -> Result<MadeOf, Halt> {
+        let made_of = self.components.get(component as usize);
+        Ok(made_of.copied().ok_or(NoImage::PassedCode)?)
     }
 
-    /// The component, and how many image modules an instance of it has.
-    pub(super) fn end(mut self, types: TypesRef<'_>) -> Result<(Vec<u8>, u32), Halt> {
+    /// The component, and what an instance of it is made of.
+    pub(super) fn end(mut self, types: TypesRef<'_>) -> Result<(Vec<u8>, MadeOf), Halt> {
+        debug_assert_eq!(
+            self.functions.len(),
+            types.component_function_count() as usize
+        );
+        debug_assert_eq!(
+            self.instances.len(),
+            types.component_instance_count() as usize
+        );
         let own = u32::from(!self.parts.is_empty());
         let images = self
             .imaged
@@ -211,7 +337,8 @@ impl ComponentLevel {
             self.push_inner();
             self.push_exports(first, images);
         }
-        Ok((self.out, images))
+        let calls = self.calls;
+        Ok((self.out, MadeOf { images, calls }))
     }
 
     /// The image module, its instance, and its two functions as functions of the component.
@@ -281,6 +408,13 @@ impl ComponentLevel {
         }
         exports.append_to_component(&mut self.out);
     }
+}
+
+fn of(known: &[Origin], index: u32) -> Result<Origin, Halt> {
+    Ok(known
+        .get(index as usize)
+        .copied()
+        .ok_or(NoImage::PassedCode)?)
 }
 
 fn is_code(kind: ComponentExternalKind) -> bool {

@@ -21,6 +21,11 @@ pub enum NoImage {
         "it hands out resources of its own between its components, and the handles of those are in none of its memories"
     )]
     OwnHandles,
+    /// One of its components calls another with handles of the host's.
+    #[error(
+        "it passes handles from one of its components to another, where the host cannot follow them"
+    )]
+    PassedHandles,
     /// It passes modules or components on.
     #[error(
         "it passes modules or components from one component to another, so nobody can tell what is instantiated"
@@ -39,11 +44,12 @@ pub enum NoImage {
 }
 
 impl NoImage {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::WrittenTable,
         Self::LateSegment,
         Self::ReferenceGlobal,
         Self::OwnHandles,
+        Self::PassedHandles,
         Self::PassedCode,
         Self::TakenName,
         Self::TooManyParts,
@@ -56,6 +62,7 @@ impl NoImage {
             Self::LateSegment => "late-segment",
             Self::ReferenceGlobal => "reference-global",
             Self::OwnHandles => "own-handles",
+            Self::PassedHandles => "passed-handles",
             Self::PassedCode => "passed-code",
             Self::TakenName => "taken-name",
             Self::TooManyParts => "too-many-parts",

@@ -48,6 +48,44 @@ fn component(items: &str) -> String {
     format!("(component {items} {LIFTED})")
 }
 
+/// A component that calls `f` with a handle, and one that gives it to it.
+fn lender(of: &str, ty: &str) -> String {
+    format!(
+        "(component (import \"r\" (instance $r (export \"r\" (type (sub resource)))))
+           (alias export $r \"r\" (type $r))
+           (component $caller (import \"r\" (type $r (sub resource)))
+             (import \"f\" (func $f (param \"h\" {ty}))) (core func (canon lower (func $f))))
+           (component $shim (import \"r\" (type $r (sub resource)))
+             (import \"f\" (func $f (param \"h\" {ty}))) (export \"f\" (func $f)))
+           (component $callee (import \"r\" (type $r (sub resource)))
+             (core module $m (func (export \"f\") (param i32)))
+             (core instance $m (instantiate $m))
+             (func (export \"f\") (param \"h\" {ty}) (canon lift (core func $m \"f\"))))
+           (instance $callee (instantiate $callee (with \"r\" (type $r))))
+           (instance $shim (instantiate $shim (with \"r\" (type $r)) (with \"f\" (func $callee \"f\"))))
+           {of})"
+    )
+}
+
+#[test]
+fn handles_may_pass_between_the_host_and_a_component_only() {
+    let call =
+        "(instance (instantiate $caller (with \"r\" (type $r)) (with \"f\" (func $shim \"f\"))))";
+    let lower = "(core func (canon lower (func $callee \"f\")))";
+    for (of, ty, refused) in [
+        (call, "(own $r)", true),
+        (call, "(borrow $r)", true),
+        (lower, "(own $r)", true),
+        ("(export \"f\" (func $shim \"f\"))", "(borrow $r)", false),
+        (call, "u32", false),
+    ] {
+        let text = lender(of, ty);
+        let bytes = wat::parse_str(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
+        let expected = refused.then_some(NoImage::PassedHandles);
+        assert_eq!(imaged(&bytes).err(), expected, "{of} {ty}");
+    }
+}
+
 /// A module that counts in a global and writes to its memory where the global says.
 const COUNTER: &str = "(core module $counter (memory 1) (global $n (mut i32) (i32.const 8))
     (func (export \"put\") (param i32) (result i32)

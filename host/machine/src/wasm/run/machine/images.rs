@@ -2,7 +2,7 @@
 
 use super::tests::{guest, on_apply_thread};
 use super::*;
-use crate::wasm::Engine;
+use crate::wasm::{Engine, NoImage};
 
 /// The same guest without images and with them.
 fn without_and_with_images(bytes: &[u8]) -> [Arc<Component>; 2] {
@@ -95,5 +95,32 @@ fn images_take_nothing_of_what_a_profile_allows() {
             started[usize::from(starts[0])] += 1;
         }
         assert!(started[0] > 1 && started[1] > 1, "{started:?}");
+    });
+}
+
+#[test]
+fn a_machine_with_the_host_s_names_runs_without_images() {
+    on_apply_thread(|| {
+        let text = include_str!("../../../../tests/machine/guest.wat")
+            .replace("⟨optional⟩", "")
+            .replace("⟨describe⟩", "")
+            .replace("⟨too-many⟩", "0");
+        let end = text.rfind(')').unwrap();
+        let named = format!(
+            "{} (instance $empty) (export \"skep-freeze0\" (instance $empty)))",
+            &text[..end]
+        );
+        let engine = Engine::new().unwrap();
+        let component = Component::compile(&engine, &wat::parse_str(named).unwrap()).unwrap();
+        assert_eq!(component.inspection().no_image, Some(NoImage::TakenName));
+        assert!(component.exports().images.is_empty());
+        let (context, label) = (EntryContext::default(), MachineLabel::default());
+        let profile = Profile::default();
+        let mut machine = WasmMachine::new(Arc::new(component), profile, context, label).unwrap();
+        let added = machine.apply(&context, &["add".into()]).to_end().unwrap();
+        assert_eq!(
+            added.outcomes,
+            [Outcome::Reply(Bytes::copy_from_slice(&1u64.to_le_bytes()))]
+        );
     });
 }
