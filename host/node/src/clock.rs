@@ -44,36 +44,6 @@ impl Stopwatch {
     }
 }
 
-/// How long a thread has had a processor.
-#[cfg(target_os = "linux")]
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct ThreadClock(libc::clockid_t);
-
-#[cfg(target_os = "linux")]
-impl ThreadClock {
-    /// That of the calling thread.
-    pub(crate) fn current() -> Self {
-        let mut id = 0;
-        // SAFETY: the calling thread runs, so its handle is good, and `id` outlives the call.
-        let error = unsafe { libc::pthread_getcpuclockid(libc::pthread_self(), &raw mut id) };
-        assert_eq!(error, 0, "a thread that runs has a clock");
-        Self(id)
-    }
-
-    /// What it shows; may be asked on any thread. Of a thread that has ended it is nothing.
-    pub(crate) fn used(self) -> Duration {
-        let mut time = libc::timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        // SAFETY: `time` outlives the call, which leaves it alone if it fails.
-        unsafe { libc::clock_gettime(self.0, &raw mut time) };
-        let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
-        let nanoseconds = u64::try_from(time.tv_nsec).unwrap_or_default();
-        Duration::from_secs(seconds) + Duration::from_nanos(nanoseconds)
-    }
-}
-
 /// A thread that ticks until it is dropped. Ticks that are late are left out, never caught up with: raft's timeouts
 /// count ticks, and a burst of old ones would expire them all at once.
 pub(crate) struct Metronome {

@@ -80,7 +80,7 @@
 //! | another network | [`Transport`], [`Inbound`], [`Reporter`]; the one that is here: [`transport`] |
 //! | another disk, other time | [`Vfs`], [`Ticker`] |
 //! | another machine for a group that runs | [`Exchange`], [`MachineFactory`], [`Rehearsable`] |
-//! | what a server builds on | [`Supervisor`], [`DiskRoom`], [`clock`], [`memory`], [`priority`] |
+//! | what a server builds on | [`Supervisor`], [`DiskRoom`], [`clock`], [`memory`] |
 //!
 //! # Inside
 //!
@@ -117,7 +117,6 @@ pub use machines::exchange::{Exchange, MachineFactory};
 pub use machines::worker::{Extent, Rehearsable};
 pub use multinode::MultiNode;
 pub use node_config::{Config, SHARDS_MAX};
-pub use pool::priority;
 pub use shards::router::NodeFault;
 pub use supervisor::{Supervisor, Tasks};
 pub use ticker::Ticker;

@@ -23,13 +23,11 @@ pub enum HeldBack {
     CatchUp,
     /// The bytes for queries on this node are used up, by the group's quota or the node's for long ones: queries wait.
     QueryBytes,
-    /// A call had a processor for long: calls of this machine give way to those of all others.
-    SlowLane,
 }
 
 impl HeldBack {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 9] = [
         Self::Paused,
         Self::Upgrade,
         Self::Suspects,
@@ -39,7 +37,6 @@ impl HeldBack {
         Self::BytesInFlight,
         Self::CatchUp,
         Self::QueryBytes,
-        Self::SlowLane,
     ];
 }
 

@@ -535,8 +535,8 @@ mod tests {
         };
         assert!(!shown(&status).contains("held back"));
         status["catch_up"] = json!({"share_percent": 40, "waits": 3, "left_behind": 0});
-        status["held_back"] = json!(["suspects", "catch-up", "slow-lane"]);
-        let held = "held back suspects, catch-up (to 40 %), slow-lane\n";
+        status["held_back"] = json!(["suspects", "catch-up", "query-bytes"]);
+        let held = "held back suspects, catch-up (to 40 %), query-bytes\n";
         assert!(shown(&status).contains(held), "{}", shown(&status));
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use skep_core::allowance::{Allowance, Rates};
@@ -11,9 +11,10 @@ use skep_core::id::{GroupId, LogIndex, Term};
 use skep_core::outcome::Outcome;
 use skep_core::proposal::ProposalError;
 use skep_drive::{Answer, Failed, MachineError, Reader};
+use skep_types::shared::lock;
 
 use crate::error::Error;
-use crate::machines::worker::{Owner, guarded, unless};
+use crate::machines::worker::{InHand, Owner, guarded, unless};
 use crate::pool::Pool;
 use crate::pool::run_queue::{Account, Meter, TURN_COST};
 use crate::shards::mailbox::Asked;
@@ -52,7 +53,21 @@ struct Actor {
     /// Until the reader is released; 0 when it is.
     ticks_left: AtomicU32,
     /// Locked only by the one task that runs.
-    reader: Mutex<Option<Box<dyn Reader>>>,
+    hand: Mutex<Hand>,
+}
+
+/// What the actor has: its reader, or a query that has it.
+#[derive(Default)]
+struct Hand {
+    reader: Option<Box<dyn Reader>>,
+    call: Option<InHand<Asking>>,
+}
+
+/// A query that is over: answered, or let go.
+struct Asking {
+    reader: Box<dyn Reader>,
+    query: Query,
+    answer: Option<Result<Answer, Failed>>,
 }
 
 #[derive(Default)]
@@ -100,7 +115,10 @@ impl Queries {
                 account: Account::default(),
                 queue: Mutex::default(),
                 ticks_left: AtomicU32::new(0),
-                reader: Mutex::new(Some(reader)),
+                hand: Mutex::new(Hand {
+                    reader: Some(reader),
+                    call: None,
+                }),
             }),
         }
     }
@@ -174,7 +192,7 @@ impl Queries {
 
 impl Actor {
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.queue)
     }
 
     fn is_halted(&self) -> bool {
@@ -189,16 +207,20 @@ impl Actor {
         }
     }
 
-    /// Works the queue off, for one turn.
+    /// Works the queue off, for one turn. A query that is not answered by then goes on in the next one.
     fn turn(self: Arc<Self>) {
-        let mut cell = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hand = lock(&self.hand);
         let mut meter = Meter::start();
         while meter.cost() < TURN_COST {
+            if let Some(call) = hand.call.take() {
+                self.go_on(&mut hand, call, &mut meter);
+                continue;
+            }
             let mut queue = self.lock();
-            if queue.halted && cell.is_some() {
+            if queue.halted && hand.reader.is_some() {
                 drop(queue);
                 // May unmap much memory, so not under the lock.
-                *cell = None;
+                hand.reader = None;
                 continue;
             }
             let release = std::mem::take(&mut queue.release);
@@ -214,45 +236,77 @@ impl Actor {
                 return;
             }
             drop(queue);
-            let Some(reader) = cell.as_mut() else {
+            let Some(mut reader) = hand.reader.take() else {
                 if let Some(query) = query {
                     self.refuse(query, None);
                 }
                 continue;
             };
             match query {
-                Some(query) => self.answer(&mut **reader, query, &mut meter),
-                None => reader.release(),
+                // Somebody still waits.
+                Some(query) if !query.asked.is_abandoned() => {
+                    let actor = Arc::clone(&self);
+                    let call = InHand::new(actor.ask(reader, query));
+                    self.go_on(&mut hand, call, &mut meter);
+                }
+                Some(_) => hand.reader = Some(reader),
+                None => {
+                    reader.release();
+                    hand.reader = Some(reader);
+                }
             }
         }
         self.account.charge(&meter);
-        drop(cell);
+        let goes_on = hand.call.is_some();
+        drop(hand);
         let actor = Arc::clone(&self);
         self.pool.run_for(&self.account, move || actor.turn());
+        if goes_on {
+            // Shards and the log want little, and much waits for it.
+            std::thread::yield_now();
+        }
     }
 
-    fn answer(&self, reader: &mut dyn Reader, query: Query, meter: &mut Meter) {
-        // Nobody waits any more: late, or gone.
-        if query.asked.is_abandoned() {
-            return;
-        }
+    /// Asks; until the actor is halted, or whoever asked is gone or late.
+    async fn ask(self: Arc<Self>, mut reader: Box<dyn Reader>, query: Query) -> Asking {
         let is_over = || self.is_halted() || query.asked.is_abandoned();
-        let answer = guarded(|| match unless(is_over, reader.query(&query.request))? {
-            Ok(answer) => Ok(answer),
-            Err(MachineError::Guest { fault, .. }) => Ok(Answer {
-                outcome: Outcome::Fault(fault),
-                index: query.index,
-                fuel: 0,
-            }),
-            Err(local @ MachineError::Local { .. }) => Err(local.into()),
+        let answer = guarded(async {
+            match reader.query(&query.request).await {
+                Ok(answer) => Ok(answer),
+                Err(MachineError::Guest { fault, .. }) => Ok(Answer {
+                    outcome: Outcome::Fault(fault),
+                    index: query.index,
+                    fuel: 0,
+                }),
+                Err(local @ MachineError::Local { .. }) => Err(local.into()),
+            }
         });
+        let answer = unless(is_over, answer).await;
+        Asking {
+            reader,
+            query,
+            answer,
+        }
+    }
+
+    /// Runs the next slice of a query.
+    fn go_on(&self, hand: &mut Hand, mut call: InHand<Asking>, meter: &mut Meter) {
+        let Some(asking) = call.go_on(meter) else {
+            hand.call = Some(call);
+            return;
+        };
+        hand.reader = Some(asking.reader);
+        let fuel = match &asking.answer {
+            Some(Ok(answer)) => answer.fuel,
+            _ => 0,
+        };
+        call.settle(fuel, meter);
+        self.answer(asking.query, asking.answer);
+    }
+
+    fn answer(&self, query: Query, answer: Option<Result<Answer, Failed>>) {
         match answer {
-            Ok(Answer {
-                outcome,
-                index,
-                fuel,
-            }) => {
-                meter.add(fuel);
+            Some(Ok(Answer { outcome, index, .. })) => {
                 self.lock().take_bytes(&query.request, &outcome);
                 query.asked.answer(Ok(QueryAnswer {
                     outcome,
@@ -262,9 +316,11 @@ impl Actor {
                 }));
             }
             // It was let go, or might as well have been.
-            Err(_) if self.is_halted() => self.refuse(query, None),
+            _ if self.is_halted() => self.refuse(query, None),
+            // Nobody waits any more: late, or gone.
+            None => {}
             // What applies commands is untouched, and so is the reader: the query failed, and not its group.
-            Err(Failed { reason, .. }) => {
+            Some(Err(Failed { reason, .. })) => {
                 let (group, name) = (self.owner.key.group, &self.owner.name);
                 tracing::warn!(group, %name, reason = %reason, "a query could not be run on this node");
                 let group = GroupId(group);

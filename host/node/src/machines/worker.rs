@@ -2,18 +2,22 @@
 //! own group.
 
 mod guard;
+mod in_hand;
 mod owner;
 mod recent;
 mod rehearsal;
 mod results;
 mod snapshots;
 mod supply;
+#[cfg(test)]
+mod tests;
+mod turn;
 mod watch;
 
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use skep_core::allowance::Rates;
 use skep_core::effect::Work;
@@ -23,30 +27,31 @@ use skep_core::message::SnapshotName;
 use skep_core::proposal::ProposalError;
 use skep_core::status::HeldBack;
 use skep_drive::{Descriptor, Done, Driver, Failed, StateMachine};
+use skep_types::shared::lock;
 use tokio::sync::oneshot;
 
 use self::recent::Recent;
 use self::results::Results;
 use self::snapshots::Unwritten;
 use self::supply::Supply;
+use self::turn::{Fuel, Hand, Machine};
 use self::watch::Watch;
 use crate::disk::store::Disk;
 use crate::error::Error;
 use crate::machines::exchange::Exchange;
 use crate::machines::queries::{Queries, Query};
 use crate::pool::Pool;
-use crate::pool::run_queue::{Account, Lane, Meter, TURN_COST};
+use crate::pool::run_queue::Account;
 use crate::shards::mailbox::{Completion, Event};
 use crate::shards::router::Router;
 use crate::status::QueryAnswer;
 
 pub(crate) use self::guard::{guarded, unless};
+pub(crate) use self::in_hand::InHand;
 pub(crate) use self::owner::Owner;
 pub use self::recent::Rehearsable;
 pub use self::rehearsal::Extent;
 pub(crate) use self::snapshots::Saved;
-
-type Machine = Driver<Box<dyn StateMachine>>;
 
 /// Something for the machine's thread, in order.
 pub(crate) enum Job {
@@ -92,7 +97,7 @@ struct Actor {
     /// What the machine waits for, if it waits for something that this node lacks at the moment.
     waits: Mutex<Option<Arc<str>>>,
     /// Locked only by the one task that runs.
-    machine: Mutex<Option<Machine>>,
+    hand: Mutex<Hand>,
 }
 
 /// What a group runs on this node now.
@@ -150,7 +155,7 @@ impl Worker {
             recent: Mutex::default(),
             broken: AtomicBool::new(false),
             waits: Mutex::default(),
-            machine: Mutex::default(),
+            hand: Mutex::default(),
         };
         actor.lock().queries = actor.queries_of(&*machine);
         actor.owner.memory.set(&*machine);
@@ -161,7 +166,7 @@ impl Worker {
                 Driver::exchangeable(machine, founding, current)
             }
         };
-        *actor.machine() = Some(machine);
+        actor.hand().machine = Some(Box::new(machine));
         Self {
             actor: Arc::new(actor),
         }
@@ -198,8 +203,7 @@ impl Worker {
 
     /// What the group runs here.
     pub(crate) fn running(&self) -> Running {
-        let running = self.actor.running.lock();
-        running.unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.actor.running).clone()
     }
 
     /// What another machine can be tried on; none if it is not known which bytes this one goes on from.
@@ -214,21 +218,14 @@ impl Worker {
 
     /// What the machine waits for, if it waits for something that this node lacks at the moment.
     pub(crate) fn waits(&self) -> Option<Arc<str>> {
-        let waits = self.actor.waits.lock();
-        waits.unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.actor.waits).clone()
     }
 
     /// What holds back its commands and queries, beside what the replica knows of.
-    pub(crate) fn held_back(&self) -> impl Iterator<Item = HeldBack> + use<> {
+    pub(crate) fn held_back(&self) -> Option<HeldBack> {
         let queries = self.actor.lock().queries.clone();
-        let queries = queries.is_some_and(|queries| queries.wait_for_bytes());
-        let is_slow = self.actor.account.lane() == Lane::Slow;
-        [
-            (queries, HeldBack::QueryBytes),
-            (is_slow, HeldBack::SlowLane),
-        ]
-        .into_iter()
-        .filter_map(|(holds, what)| holds.then_some(what))
+        let wait = queries.is_some_and(|queries| queries.wait_for_bytes());
+        wait.then_some(HeldBack::QueryBytes)
     }
 
     /// Replicas of the group were found to differ.
@@ -236,8 +233,8 @@ impl Worker {
         self.actor.router.divergences.fetch_add(1, Relaxed);
     }
 
-    /// Ends the actor: nothing queued is run any more, and the machine is dropped once its present call returns. A guest's call
-    /// is made to return.
+    /// Ends the actor: nothing queued is run any more, and the machine is dropped once its present call returns. That of a guest
+    /// ends with its slice.
     pub(crate) fn halt(&self) {
         let mut queue = self.actor.lock();
         queue.halted = true;
@@ -279,30 +276,21 @@ enum End {
     Release(oneshot::Sender<Result<(), Error>>),
 }
 
-/// What a turn does next.
-enum Next {
-    Job(Job),
-    /// The actor was halted.
-    End(Option<End>),
-    /// Nothing, until something is queued.
-    Sleep,
-}
-
 impl Actor {
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.queue)
     }
 
-    fn machine(&self) -> MutexGuard<'_, Option<Machine>> {
-        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    fn hand(&self) -> MutexGuard<'_, Hand> {
+        lock(&self.hand)
     }
 
     fn results(&self) -> MutexGuard<'_, Results> {
-        self.results.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.results)
     }
 
     fn recent(&self) -> MutexGuard<'_, Recent> {
-        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.recent)
     }
 
     fn is_halted(&self) -> bool {
@@ -317,120 +305,22 @@ impl Actor {
         }
     }
 
-    /// Works the queue off, for one turn.
-    fn turn(self: Arc<Self>) {
-        let mut cell = self.machine();
-        let mut meter = Meter::start();
-        while meter.cost() < TURN_COST {
-            match self.next(&meter) {
-                Next::Job(job) => {
-                    let changed = job.changes_state();
-                    match cell.as_mut() {
-                        Some(machine) => {
-                            let ran = self.run(machine, job, &mut meter);
-                            self.owner.memory.set(&**machine.machine());
-                            if let Err(failed) = ran {
-                                self.let_go(&mut cell, failed);
-                            }
-                        }
-                        None => self.refuse(job),
-                    }
-                    if changed {
-                        self.lock().unapplied -= 1;
-                    }
-                }
-                Next::End(end) => {
-                    *cell = None;
-                    self.recent().forget();
-                    self.results().clear();
-                    if let Some(end) = end {
-                        self.finish(end);
-                    }
-                }
-                Next::Sleep => return,
-            }
-        }
-        self.post();
-        self.account.charge(&meter);
-        drop(cell);
-        let actor = Arc::clone(&self);
-        self.pool.run_for(&self.account, move || actor.turn());
-    }
-
-    /// Decides under the lock of the queue, so that whoever changes it afterwards finds the actor asleep and wakes it.
-    fn next(&self, meter: &Meter) -> Next {
-        let mut queue = self.lock();
-        if queue.halted {
-            // A snapshot that becomes durable after the others were deleted would stay.
-            let end = if queue.settling > 0 {
-                None
-            } else {
-                queue.end.take()
-            };
-            if end.is_some() || !queue.ended {
-                queue.ended = true;
-                return Next::End(end);
-            }
-        } else if !(queue.settling > 0 && self.results().is_full())
-            && let Some(job) = queue.jobs.pop_front()
-        {
-            return Next::Job(job);
-        }
-        self.post();
-        self.account.charge(meter);
-        queue.scheduled = false;
-        Next::Sleep
-    }
-
-    fn run(
-        self: &Arc<Self>,
-        machine: &mut Machine,
-        job: Job,
-        meter: &mut Meter,
-    ) -> Result<(), Failed> {
-        match job {
-            // A panic leaves the machine in no known state; it is dropped, so nothing broken is seen again.
-            Job::Work(work) => guarded(|| self.work(machine, work, meter)),
-            Job::Query(query) => {
-                let queries = self.lock().queries.clone();
-                match queries {
-                    Some(queries) => {
-                        queries.push(query);
-                        Ok(())
-                    }
-                    None => self.query(machine, query),
-                }
-            }
-            Job::Prune(newest) => {
-                if let Err(error) = self.disk.prune_snapshots(self.owner.key, newest.index) {
-                    tracing::warn!(group = self.owner.key.group, %error, "old snapshots are not deleted; tried again at the next one");
-                }
-                Ok(())
-            }
-        }
-    }
-
-    fn work(
-        self: &Arc<Self>,
-        machine: &mut Machine,
-        work: Work,
-        meter: &mut Meter,
-    ) -> Result<(), Failed> {
+    async fn work(self: &Arc<Self>, machine: &mut Machine, work: Work) -> Result<Fuel, Failed> {
         let kept = match &work {
             Work::Apply { context, calls, .. } => {
                 self.recent().keep(calls).map(|calls| (*context, calls))
             }
             _ => None,
         };
-        let mut watch = Watch::start(self, &work);
-        let mut supply = Supply(self);
+        let (mut supply, mut watch) = (Supply(self), Watch::start(self, &work));
         let driven = machine.drive(work, &mut supply, &mut watch);
-        let done = unless(|| self.is_halted(), driven)??;
-        match done {
+        let done = unless(|| self.is_halted(), driven).await;
+        match done.ok_or_else(|| Failed::local("its group has gone from this node"))?? {
             Done::Tell(input) => {
+                let mut used = 0;
                 match &input {
                     Input::Applied { outcomes, fuel, .. } => {
-                        meter.add(*fuel);
+                        used = *fuel;
                         if let Some((context, calls)) = kept {
                             self.recent().add(context, calls, outcomes, *fuel);
                         }
@@ -439,7 +329,7 @@ impl Actor {
                     _ => {}
                 }
                 self.push(input);
-                Ok(())
+                Ok(used)
             }
             Done::Passed { point, state } => {
                 let deployment = machine.deployment();
@@ -449,7 +339,7 @@ impl Actor {
                     state,
                     component,
                 });
-                Ok(())
+                Ok(0)
             }
             Done::Answer { .. } => Err(Failed::broken("a query came without its waiter")),
         }
@@ -468,7 +358,7 @@ impl Actor {
     }
 
     /// Answers a query between entries, from the one state that the machine has.
-    fn query(&self, machine: &mut Machine, query: Query) -> Result<(), Failed> {
+    async fn query(&self, machine: &mut Machine, query: Query) -> Result<Fuel, Failed> {
         let Query {
             request,
             index,
@@ -480,21 +370,25 @@ impl Actor {
             group,
             source: ProposalError::Faulted,
         };
-        match guarded(|| unless(|| self.is_halted(), machine.query(&request))) {
+        let answer = guarded(async {
+            let answer = unless(|| self.is_halted(), machine.query(&request)).await;
+            answer.ok_or_else(|| Failed::local("its group has gone from this node"))
+        });
+        match answer.await {
             Ok(Ok(outcome)) => {
                 asked.answer(Ok(QueryAnswer {
                     outcome,
                     index: machine.applied().max(index),
                     term,
                 }));
-                Ok(())
+                Ok(0)
             }
             // The query alone could not be run: nothing has changed.
             Ok(Err(error)) => {
                 let reason = error.to_string();
                 tracing::warn!(%group, name = %self.owner.name, reason = %reason, "a query could not be run on this node");
                 asked.answer(Err(Error::QueryFailed { group, reason }));
-                Ok(())
+                Ok(0)
             }
             Err(failed) => {
                 asked.answer(Err(faulted()));
@@ -503,9 +397,8 @@ impl Actor {
         }
     }
 
-    /// Drops a machine that can no longer be run, and says so if anybody wants it.
-    fn let_go(&self, cell: &mut Option<Machine>, failed: Failed) {
-        *cell = None;
+    /// A machine can no longer be run, and is gone: says so if anybody wants it.
+    fn let_go(&self, failed: Failed) {
         if self.is_halted() {
             return;
         }

@@ -8,82 +8,29 @@
 //! For any two actors that have tasks all the time, what they have used never differs by more than two of the dearest turns of
 //! each. So with A actors that want to run, each gets 1/A of what there is to use.
 //!
-//! There is one such queue in each of two lanes. An actor whose turn had a processor for long waits in the slow one for some turns:
-//! its next call may take as long, and no other can be run in the middle of it.
+//! A guest's call that goes on for long runs in slices, and its actor waits in the queue between its turns as any other.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::clock::Stopwatch;
-use crate::pool::priority::Thread;
 
-/// After using this much an actor lets others have its thread; about two milliseconds. So with a hundred actors on two threads
-/// it is 0.1 s until each has had its turn, and taking turns costs well below a thousandth of it.
+/// After using this much an actor lets others have its thread, also in the middle of a guest's call; about two milliseconds. So with
+/// a hundred actors on two threads it is 0.1 s until each has had its turn, and taking turns costs well below a thousandth of it.
 pub(crate) const TURN_COST: u64 = 2_000_000;
 
-/// Processor time after which a turn was long. More than a usual turn takes, whose last command may be a dear one; far less than an
-/// election timeout.
-pub(crate) const LONG: Duration = Duration::from_millis(3);
-
-/// Turns in the slow lane after a long one: who has taken long may do so again.
-pub(crate) const SLOW_TURNS: u32 = 8;
-
-/// Who waits for whom. Each lane has threads of its own and shares them alone; those of the slow one give way to all others.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Lane {
-    /// Turns that end soon, as far as is known.
-    Quick,
-    /// Turns of actors that took long.
-    Slow,
-}
-
-/// What one actor has used, and where it is queued.
+/// What one actor has used.
 #[derive(Debug, Default)]
-pub(crate) struct Account {
-    quick: Used,
-    slow: Used,
-    /// Turns in the slow lane that are left.
-    slow_turns: AtomicU32,
-}
+pub(crate) struct Account(AtomicU64);
 
 impl Account {
-    /// Adds what a turn has used, and decides on the lane of the next one; before the actor is queued again.
+    /// Adds what a turn has used; before the actor is queued again.
     pub(crate) fn charge(&self, meter: &Meter) {
-        let lane = self.lane();
-        self.used(lane).charge(meter.cost());
-        if meter.is_long() {
-            self.slow_turns.store(SLOW_TURNS, Relaxed);
-        } else if lane == Lane::Slow {
-            // Only the one turn that an actor has changes it.
-            self.slow_turns.fetch_sub(1, Relaxed);
-        }
+        self.add(meter.cost());
     }
 
-    /// Where its next turn is queued.
-    pub(crate) fn lane(&self) -> Lane {
-        match self.slow_turns.load(Relaxed) {
-            0 => Lane::Quick,
-            _ => Lane::Slow,
-        }
-    }
-
-    /// What it has used in a lane.
-    pub(crate) fn used(&self, lane: Lane) -> &Used {
-        match lane {
-            Lane::Quick => &self.quick,
-            Lane::Slow => &self.slow,
-        }
-    }
-}
-
-/// What one actor has used in one lane.
-#[derive(Debug, Default)]
-pub(crate) struct Used(AtomicU64);
-
-impl Used {
-    fn charge(&self, cost: u64) {
+    fn add(&self, cost: u64) {
         self.0.fetch_add(cost, Relaxed);
     }
 
@@ -93,21 +40,16 @@ impl Used {
     }
 }
 
-/// Measures a turn, on the thread that it runs on.
+/// Measures a turn.
 pub(crate) struct Meter {
     since: Stopwatch,
-    thread: Thread,
-    used_before: Duration,
     fuel: u64,
 }
 
 impl Meter {
     pub(crate) fn start() -> Self {
-        let thread = Thread::current();
         Self {
             since: Stopwatch::start(),
-            thread,
-            used_before: thread.used(),
             fuel: 0,
         }
     }
@@ -122,11 +64,6 @@ impl Meter {
         let nanoseconds = self.since.elapsed().as_nanos();
         self.fuel
             .max(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
-    }
-
-    /// Whether the turn has had a processor for [`LONG`]. The time that passes says nothing: it is others' too.
-    fn is_long(&self) -> bool {
-        self.since.elapsed() >= LONG && self.thread.used() >= self.used_before + LONG
     }
 }
 
@@ -157,9 +94,9 @@ pub(crate) struct Taken(u64);
 
 impl<T> RunQueue<T> {
     /// Queues the one task that an actor has.
-    pub(crate) fn push(&mut self, now: u64, used: &Used, task: T) {
+    pub(crate) fn push(&mut self, now: u64, account: &Account, task: T) {
         self.advance(now);
-        self.push_at(used.start(self.clock), task);
+        self.push_at(account.start(self.clock), task);
     }
 
     /// Queues a task that no actor pays for: it runs as soon as that of the one who has used least.
@@ -259,7 +196,7 @@ mod tests {
     /// A model of a pool: so many threads, each busy until its turn's cost has passed.
     struct Model {
         queue: RunQueue<usize>,
-        accounts: Vec<Used>,
+        accounts: Vec<Account>,
         used: Vec<u64>,
         threads: Vec<Option<Turn>>,
         /// The turn that ended last.
@@ -289,7 +226,7 @@ mod tests {
         }
 
         fn join(&mut self) {
-            self.accounts.push(Used::default());
+            self.accounts.push(Account::default());
             self.used.push(0);
             self.wake(self.accounts.len() - 1);
         }
@@ -325,7 +262,7 @@ mod tests {
             let first = busy.min_by_key(|thread| thread.as_ref().map(|turn| turn.end))?;
             let turn = first.take()?;
             self.now = turn.end;
-            self.accounts[turn.actor].charge(turn.cost);
+            self.accounts[turn.actor].add(turn.cost);
             self.used[turn.actor] += turn.cost;
             self.ended = Some(turn.taken);
             Some(turn.actor)
@@ -491,7 +428,7 @@ mod tests {
     #[test]
     fn alike_tasks_run_in_the_order_they_came() {
         let mut queue = RunQueue::default();
-        let accounts: Vec<_> = (0..10).map(|_| Used::default()).collect();
+        let accounts: Vec<_> = (0..10).map(|_| Account::default()).collect();
         for (number, account) in accounts.iter().enumerate() {
             queue.push(0, account, number);
         }
@@ -504,8 +441,8 @@ mod tests {
     #[test]
     fn what_nobody_pays_for_waits_for_no_debtor() {
         let mut queue = RunQueue::default();
-        let (debtor, other) = (Used::default(), Used::default());
-        debtor.charge(DEAREST);
+        let (debtor, other) = (Account::default(), Account::default());
+        debtor.add(DEAREST);
         queue.push(0, &other, "other");
         queue.push(0, &debtor, "debtor");
         queue.push_free(0, "free");

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use bytes::Bytes;
 use skep::{Consistency, GroupId, NodeId};
-use skep_core::status::{Health, HeldBack};
+use skep_core::status::Health;
 
 use crate::support::{Cluster, GROUP, add, number, soon, until};
 
@@ -121,27 +121,6 @@ async fn a_machine_that_blocks_delays_only_its_group() {
         .await
         .expect("it goes on");
     assert_eq!(number(&response.outcome), 1);
-}
-
-#[cfg(target_os = "linux")]
-#[tokio::test(flavor = "multi_thread")]
-async fn a_status_names_the_slow_lane_of_a_machine_that_computes_for_long() {
-    let cluster = two_groups().await;
-    let node = cluster.node(1);
-    let held_back = async |group| node.status(group).await.expect("here").replica.held_back;
-    until("it is in the slow lane", || async {
-        let computed = node.propose(GROUP, Bytes::from_static(b"compute")).await;
-        computed.expect("an outcome");
-        (held_back(GROUP).await == [HeldBack::SlowLane]).then_some(())
-    })
-    .await;
-    assert_eq!(held_back(OTHER).await, []);
-    // Enough short turns later it is as any other.
-    until("it is back", || async {
-        node.propose(GROUP, add("k")).await.expect("an outcome");
-        held_back(GROUP).await.is_empty().then_some(())
-    })
-    .await;
 }
 
 // P-40

@@ -9,7 +9,6 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use skep::DiskRoom;
 use skep::clock;
-use skep::priority::Thread;
 use skep::status::Rehearsal;
 use skep::{Extent, Rehearsable};
 use skep_core::id::{ComponentId, LogIndex, Term};
@@ -101,13 +100,7 @@ impl Machines {
             return Ok(component);
         }
         let (of, cache, for_look_up) = (bytes.clone(), self.cache.clone(), engine.clone());
-        let look_up = move || {
-            // What comes anew is read behind those that serve groups, however large it is. What runs again after a restart is awaited.
-            if purpose == Purpose::New {
-                step_back();
-            }
-            (Component::look_up(&for_look_up, &of, &cache), turn)
-        };
+        let look_up = move || (Component::look_up(&for_look_up, &of, &cache), turn);
         let (found, turn) = on_own_thread("skep-look-up", look_up).await?;
         let inspection = match found? {
             Found::Compiled(component) => return Ok(self.keep(*component)),
@@ -231,7 +224,6 @@ impl Machines {
         };
         let run = move || {
             let _permit = permit;
-            step_back();
             past.run(machine, extent)
         };
         Ok(on_own_thread("skep-rehearse", run).await??)
@@ -251,14 +243,6 @@ pub fn genesis(group: &GroupRecord) -> EntryContext {
         term: Term(0),
         now: 0,
         entropy,
-    }
-}
-
-/// Lets those that serve groups go before the calling thread, for as long as it lives. Not for a thread that has something compiled:
-/// its child would begin behind them, and step back once more.
-fn step_back() {
-    if let Err(error) = Thread::current().step_back() {
-        tracing::debug!(%error, "a thread that reads a component keeps its right of way");
     }
 }
 
@@ -372,38 +356,6 @@ mod tests {
         assert_eq!(failed.code().name(), "compiler-unavailable");
         assert!(failed.is_retryable());
         machines.component(id, component).await.unwrap();
-    }
-
-    #[cfg(target_os = "linux")]
-    #[tokio::test]
-    async fn who_has_a_component_compiled_keeps_the_right_of_way_for_its_child() {
-        use skep::priority::{Claim, Usual};
-        /// Notes what the thread that asks it can claim.
-        struct Asked(Usual, Mutex<Vec<Option<Claim>>>);
-        // SAFETY: code comes from the one that is in this process.
-        unsafe impl Compiler for Asked {
-            fn compile(&self, engine: &Engine, component: &[u8]) -> Result<Vec<u8>, CompileError> {
-                let claim = Thread::current().claim(&self.0);
-                self.1.lock().unwrap().push(claim);
-                InProcess.compile(engine, component)
-            }
-
-            fn allowance(&self) -> Allowance {
-                InProcess.allowance()
-            }
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let asked = Arc::new(Asked(Usual::of_this_thread(), Mutex::default()));
-        let most = Holdings::of_this_system();
-        let machines = Machines::open(dir.path().join("code"), asked.clone(), None, most).unwrap();
-        let kv = Bytes::from_static(skep_examples::KV);
-        machines.component(ComponentId::of(&kv), kv).await.unwrap();
-        assert_eq!(*asked.1.lock().unwrap(), [None]);
-        let stepped_back = std::thread::spawn(move || {
-            step_back();
-            Thread::current().claim(&asked.0)
-        });
-        assert_eq!(stepped_back.join().unwrap(), Some(Claim::Little));
     }
 
     #[tokio::test]

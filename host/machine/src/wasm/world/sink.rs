@@ -1,8 +1,9 @@
 //! Where the snapshot goes that an instance saves.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use skep_core::outcome::GuestFault;
+use skep_types::shared::lock;
 
 use crate::wasm::fault::Stop;
 
@@ -28,7 +29,7 @@ impl Chunks {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use skep_core::deployment::Deployment;
 use skep_core::message::SnapshotName;
 use skep_drive::{Failed, MachineError, Source, StateMachine};
+use skep_types::shared::lock;
 
 use super::Actor;
 
@@ -88,7 +89,7 @@ impl Actor {
 
     /// What the machine waits for, for whoever asks.
     fn waits_for(&self, reason: Option<&str>) {
-        let mut waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waits = lock(&self.waits);
         if waits.as_deref() != reason {
             *waits = reason.map(Arc::from);
         }

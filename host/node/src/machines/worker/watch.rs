@@ -1,7 +1,6 @@
 //! Watches the driver of a group's machine: log lines, what the node shows of the group, who answers its queries, and what a
 //! dry run could begin with.
 
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use skep_core::activation::Decision;
@@ -9,6 +8,7 @@ use skep_core::deployment::Deployment;
 use skep_core::effect::{Call, Work};
 use skep_core::outcome::{EntryContext, Outcome};
 use skep_drive::{Applied, CanonicalPoint, Lack, Listener, MachineError, StateMachine};
+use skep_types::shared::lock;
 
 use super::{Actor, Running};
 use crate::clock::Stopwatch;
@@ -66,7 +66,7 @@ impl Listener<Box<dyn StateMachine>> for Watch<'_> {
             component: deployment.component,
             descriptor: machine.describe(),
         };
-        *actor.running.lock().unwrap_or_else(PoisonError::into_inner) = running;
+        *lock(&actor.running) = running;
         // The former reader answers what was handed to it, from the state before.
         let queries = actor.queries_of(&**machine);
         let mut queue = actor.lock();
