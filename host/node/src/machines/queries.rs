@@ -214,6 +214,9 @@ impl Actor {
         while meter.cost() < TURN_COST {
             if let Some(call) = hand.call.take() {
                 self.go_on(&mut hand, call, &mut meter);
+                if self.sleeps_on(&hand, &meter) {
+                    return;
+                }
                 continue;
             }
             let mut queue = self.lock();
@@ -245,9 +248,14 @@ impl Actor {
             match query {
                 // Somebody still waits.
                 Some(query) if !query.asked.is_abandoned() => {
-                    let actor = Arc::clone(&self);
-                    let call = InHand::new(actor.ask(reader, query));
+                    let (actor, woken) = (Arc::clone(&self), Arc::clone(&self));
+                    let call = InHand::new(actor.ask(reader, query), move || {
+                        woken.schedule(woken.lock());
+                    });
                     self.go_on(&mut hand, call, &mut meter);
+                    if self.sleeps_on(&hand, &meter) {
+                        return;
+                    }
                 }
                 Some(_) => hand.reader = Some(reader),
                 None => {
@@ -287,6 +295,18 @@ impl Actor {
             query,
             answer,
         }
+    }
+
+    /// Whether the query in hand waits for an entry; then there is no turn until it is woken, or something is queued.
+    fn sleeps_on(&self, hand: &Hand, meter: &Meter) -> bool {
+        let Some(call) = &hand.call else { return false };
+        let mut queue = self.lock();
+        if !call.waits() {
+            return false;
+        }
+        self.account.charge(meter);
+        queue.scheduled = false;
+        true
     }
 
     /// Runs the next slice of a query.

@@ -44,6 +44,9 @@ impl Actor {
         while meter.cost() < TURN_COST {
             if let Some(call) = hand.call.take() {
                 self.go_on(&mut hand, call, &mut meter);
+                if self.sleeps_on(&hand, &meter) {
+                    return;
+                }
                 continue;
             }
             match self.next(&meter) {
@@ -51,6 +54,9 @@ impl Actor {
                     Some(machine) => {
                         if let Some(call) = self.take_up(&mut hand, machine, job) {
                             self.go_on(&mut hand, call, &mut meter);
+                            if self.sleeps_on(&hand, &meter) {
+                                return;
+                            }
                         }
                     }
                     None => {
@@ -102,6 +108,19 @@ impl Actor {
         self.done(call.changes_state);
     }
 
+    /// Whether the call in hand waits for others; then there is no turn until it is woken, or something is queued.
+    fn sleeps_on(&self, hand: &Hand, meter: &Meter) -> bool {
+        let Some(call) = &hand.call else { return false };
+        let mut queue = self.lock();
+        if !call.in_hand.waits() {
+            return false;
+        }
+        self.post();
+        self.account.charge(meter);
+        queue.scheduled = false;
+        true
+    }
+
     /// A job is over.
     fn done(&self, changes_state: bool) {
         if changes_state {
@@ -137,13 +156,17 @@ impl Actor {
     /// Does a job; or answers the call that it takes, which has the machine.
     fn take_up(self: &Arc<Self>, hand: &mut Hand, mut machine: Machine, job: Job) -> Option<Call> {
         let changes_state = job.changes_state();
-        let actor = Arc::clone(self);
+        let (actor, woken) = (Arc::clone(self), Arc::clone(self));
+        let wake = move || woken.schedule(woken.lock());
         let in_hand = match job {
-            Job::Work(work) => InHand::new(async move {
-                // A panic leaves the machine in no known state; it is dropped, so nothing broken is seen again.
-                let worked = guarded(actor.work(&mut machine, work)).await;
-                (machine, worked)
-            }),
+            Job::Work(work) => {
+                let call = async move {
+                    // A panic leaves the machine in no known state; it is dropped, so nothing broken is seen again.
+                    let worked = guarded(actor.work(&mut machine, work)).await;
+                    (machine, worked)
+                };
+                InHand::new(call, wake)
+            }
             Job::Query(query) => {
                 let queries = self.lock().queries.clone();
                 if let Some(queries) = queries {
@@ -151,10 +174,11 @@ impl Actor {
                     hand.machine = Some(machine);
                     return None;
                 }
-                InHand::new(async move {
+                let call = async move {
                     let asked = actor.query(&mut machine, query).await;
                     (machine, asked)
-                })
+                };
+                InHand::new(call, wake)
             }
             Job::Prune(newest) => {
                 if let Err(error) = self.disk.prune_snapshots(self.owner.key, newest.index) {
