@@ -21,7 +21,7 @@
 //! # What stays with the caller
 //!
 //! - *Threads, queues and time.* The driver has none. A piece of work is a future that the caller polls, on any thread; it is
-//!   pending where a guest has run for some while and others may run, and waits for nothing.
+//!   pending where a guest has run for some while and others may run, or where an entry and a query of one machine wait for each other.
 //! - *Files.* A [`CanonicalPoint`] is in memory. The caller writes it, now or later or again and again, and tells the core.
 //! - *The end.* After [`Failed`] the machine is not to be trusted. The caller drops the driver and tells the core
 //!   [`Failed::input`], with the command that the machine stopped at: the group may come to give that command up. A

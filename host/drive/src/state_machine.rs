@@ -172,8 +172,9 @@ pub const SLICE: u64 = 1_000_000;
 /// A call of a machine under way.
 ///
 /// It is polled to its end, or dropped. A guest's call is pending each time it has used a [`SLICE`] of fuel, so that others may run:
-/// whoever polls it needs no waker, and does so again when its turn has come. It waits for nothing else, so a thread of its own can
-/// poll it in a loop ([`ToEnd`](crate::ToEnd)). The call of a machine in Rust is over when it is polled first.
+/// it wakes its waker at once, and is polled again when its turn has come. It waits for one thing else: an entry waits for the
+/// queries that read its machine, and a query for the entry in hand. Then the waker is woken by the other's
+/// end. A thread of its own can poll it in a loop ([`ToEnd`](crate::ToEnd)). The call of a machine in Rust is over when it is polled first.
 pub type Running<'a, T> = Pin<Box<dyn Future<Output = Result<T, MachineError>> + Send + 'a>>;
 
 /// A replicated state machine (`StateMachine` of the seed package).

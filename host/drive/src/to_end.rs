@@ -5,8 +5,8 @@ use std::task::{Context, Poll, Waker};
 
 /// Runs what a machine does to its end on this thread: for replays, rehearsals and tests.
 pub trait ToEnd: Future + Sized {
-    /// Polls until it is over; lets other threads go first wherever it is pending. It must wait for nothing, as
-    /// [`Running`](crate::Running) does.
+    /// Polls until it is over; lets other threads go first wherever it is pending. What it waits
+    /// for must not be this thread's to do.
     fn to_end(self) -> Self::Output {
         let mut running = pin!(self);
         let mut context = Context::from_waker(Waker::noop());

@@ -55,9 +55,10 @@ impl Slices {
     /// Never ends.
     async fn run_on<T>(&mut self) -> T {
         let Self { begun, end } = self;
-        poll_fn(move |_| {
+        poll_fn(move |context| {
             begun.send(()).expect("the test waits");
             let _ = end.recv();
+            context.waker().wake_by_ref();
             Poll::Pending
         })
         .await
