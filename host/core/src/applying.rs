@@ -151,13 +151,7 @@ impl Applying {
 }
 
 impl Group {
-    pub(crate) fn machine_applied(
-        &mut self,
-        index: LogIndex,
-        outcomes: Vec<Outcome>,
-        fuel: u64,
-        deed: Deed,
-    ) {
+    pub(crate) fn machine_applied(&mut self, index: LogIndex, outcomes: Vec<Outcome>, deed: Deed) {
         if index <= self.superseded_through || self.is_faulted() {
             return;
         }
@@ -182,10 +176,8 @@ impl Group {
                 others_wait: !self.applying.is_empty(),
             });
         }
-        self.since_barrier.fuel = self.since_barrier.fuel.saturating_add(fuel);
         for outcome in &outcomes {
             if matches!(outcome, Outcome::Fault(_)) {
-                self.since_barrier.faults = self.since_barrier.faults.saturating_add(1);
                 self.faults_in_a_row = self.faults_in_a_row.saturating_add(1);
             } else {
                 self.faults_in_a_row = 0;

@@ -191,8 +191,8 @@ pub struct Limits {
     pub catch_up_share_percent: u32,
     /// Fuel since the last barrier that makes the leader propose one: the cost of a rebuild.
     pub barrier_fuel: u64,
-    /// Faults since the last barrier that make the leader propose one: each fault costs a rebuild since the barrier.
-    pub barrier_faults: u32,
+    /// Rebuilds of the leader's machine since the last barrier that make the leader propose one: each runs again what came since.
+    pub barrier_rebuilds: u64,
     /// Commands in a row on which the machine fails that make the leader pause the group; 0 is never.
     pub pause_faults: u32,
 }
@@ -219,7 +219,7 @@ impl Default for Limits {
             catch_up_ticks: 300,
             catch_up_share_percent: 25,
             barrier_fuel: 20_000_000_000,
-            barrier_faults: 4,
+            barrier_rebuilds: 4,
             pause_faults: 1000,
         }
     }

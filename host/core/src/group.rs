@@ -139,7 +139,8 @@ pub(crate) struct SinceBarrier {
     pub(crate) entries: u64,
     pub(crate) bytes: u64,
     pub(crate) fuel: u64,
-    pub(crate) faults: u32,
+    /// Of the machine, on this node.
+    pub(crate) rebuilds: u64,
     /// A barrier was proposed in this term and is not processed yet.
     pub(crate) proposed: bool,
     /// Somebody asked for one.
@@ -147,6 +148,14 @@ pub(crate) struct SinceBarrier {
     /// The tick at which it began, and the ticks that it took.
     pub(crate) began: u64,
     pub(crate) took: u64,
+}
+
+impl SinceBarrier {
+    /// Counts what the machine has cost here.
+    fn count(&mut self, rebuilds: u64, replay_fuel: u64) {
+        self.rebuilds = self.rebuilds.saturating_add(rebuilds);
+        self.fuel = self.fuel.saturating_add(replay_fuel);
+    }
 }
 
 impl Group {
@@ -324,9 +333,14 @@ impl Group {
             Input::Applied {
                 index,
                 outcomes,
-                fuel,
+                rebuilds,
+                replay_fuel,
                 deed,
-            } => self.machine_applied(index, outcomes, fuel, deed),
+                ..
+            } => {
+                self.since_barrier.count(rebuilds, replay_fuel);
+                self.machine_applied(index, outcomes, deed);
+            }
             Input::Prepared { index, readiness } => self.machine_prepared(index, readiness),
             Input::Exchanged { index } => self.machine_exchanged(index),
             Input::Snapshotted { index, snapshot } => {

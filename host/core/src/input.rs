@@ -98,7 +98,11 @@ pub enum Input {
         outcomes: Vec<Outcome>,
         /// Fuel used.
         fuel: u64,
-        /// A hash over all of it.
+        /// How often the machine was built again for it on this node.
+        rebuilds: u64,
+        /// Fuel that it takes whenever the machine is built again from before it.
+        replay_fuel: u64,
+        /// A hash over what is the same on every replica.
         deed: Deed,
     },
     /// The machine has saved itself at the barrier and was rebuilt from the bytes; the file is durable.

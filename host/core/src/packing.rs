@@ -235,7 +235,7 @@ impl Group {
         let due = (since.wanted && self.may_take_another_snapshot())
             || self.log_is_long()
             || since.fuel >= limits.barrier_fuel
-            || since.faults >= limits.barrier_faults;
+            || since.rebuilds >= limits.barrier_rebuilds;
         if due {
             self.propose_barrier(None);
         }

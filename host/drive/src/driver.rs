@@ -13,7 +13,7 @@ use crate::barrier::CanonicalPoint;
 use crate::failed::Failed;
 use crate::listener::Listener;
 use crate::source::Source;
-use crate::state_machine::{MachineError, StateMachine};
+use crate::state_machine::{Applied, Costs, MachineError, StateMachine};
 
 /// A machine, and how far it is in the log of its group.
 #[derive(Debug)]
@@ -25,6 +25,8 @@ pub struct Driver<M> {
     pub(crate) successor: Option<Successor<M>>,
     /// It was given work.
     begun: bool,
+    /// Of the machine, when it was looked at last.
+    costs: Costs,
 }
 
 /// What a group runs whose machine can be exchanged.
@@ -72,6 +74,7 @@ impl<M: StateMachine> Driver<M> {
             applied: LogIndex(0),
             successor: None,
             begun: false,
+            costs: Costs::default(),
         }
     }
 
@@ -133,10 +136,13 @@ impl<M: StateMachine> Driver<M> {
             } => {
                 let applied = self.apply(&context, calls, listener).await?;
                 let deed = Deed::of(&entry, &applied.outcomes, applied.fuel);
+                let costs = self.costs(&applied);
                 Done::Tell(Input::Applied {
                     index: context.index,
                     outcomes: applied.outcomes,
                     fuel: applied.fuel,
+                    rebuilds: costs.rebuilds,
+                    replay_fuel: costs.fuel,
                     deed,
                 })
             }
@@ -195,6 +201,23 @@ impl<M: StateMachine> Driver<M> {
                 index: self.applied.max(index),
             },
         })
+    }
+
+    /// What the machine has cost since this was asked last, with this entry. Where nobody knows, each command that failed has cost
+    /// a rebuild.
+    fn costs(&mut self, applied: &Applied) -> Costs {
+        let Some(costs) = self.machine.costs() else {
+            let failed = |outcome: &&Outcome| matches!(outcome, Outcome::Fault(_));
+            return Costs {
+                rebuilds: applied.outcomes.iter().filter(failed).count() as u64,
+                fuel: applied.fuel,
+            };
+        };
+        let before = std::mem::replace(&mut self.costs, costs);
+        Costs {
+            rebuilds: costs.rebuilds.saturating_sub(before.rebuilds),
+            fuel: costs.fuel.saturating_sub(before.fuel),
+        }
     }
 
     /// Rebuilds the machine from bytes that it, or one before it, has saved.
@@ -272,6 +295,7 @@ impl<M: StateMachine> Driver<M> {
         listener: &mut impl Listener<M>,
     ) -> M {
         listener.replaced(&deployment, &machine);
+        self.costs = Costs::default();
         if let Some(runs) = &mut self.runs {
             runs.current = deployment;
         }

@@ -19,6 +19,15 @@ pub struct Applied {
     pub fuel: u64,
 }
 
+/// What a machine has cost its node, beyond what every replica counts alike. Barriers are paced by it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Costs {
+    /// How often its instance was built again, because a command had failed in it.
+    pub rebuilds: u64,
+    /// Fuel of the calls that have succeeded: what is run again when an instance is built again.
+    pub fuel: u64,
+}
+
 /// What one query was answered.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Answer {
@@ -242,6 +251,11 @@ pub trait StateMachine: Send {
         None
     }
 
+    /// What it has cost this node since it is there; none if that is not known.
+    fn costs(&self) -> Option<Costs> {
+        None
+    }
+
     /// Answers a read-only request from the state after the last applied entry. Must not change anything that a later
     /// `apply` or `save` could show.
     fn query<'a>(&'a mut self, request: &'a Bytes) -> Running<'a, Outcome>;
@@ -315,6 +329,10 @@ impl<M: StateMachine + ?Sized> StateMachine for Box<M> {
 
     fn stopped_at(&self) -> Option<usize> {
         (**self).stopped_at()
+    }
+
+    fn costs(&self) -> Option<Costs> {
+        (**self).costs()
     }
 
     fn query<'a>(&'a mut self, request: &'a Bytes) -> Running<'a, Outcome> {

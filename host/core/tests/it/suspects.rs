@@ -96,7 +96,7 @@ fn run(cluster: &mut Cluster, clients: &mut [Client], ticks: u64, rebuild: u64) 
 fn cluster() -> Cluster {
     let mut cluster = Cluster::with(3, |config| {
         // Neither barriers nor the pause are looked at here.
-        config.limits.barrier_faults = u32::MAX;
+        config.limits.barrier_rebuilds = u64::MAX;
         config.limits.pause_faults = 0;
     });
     cluster.elect(1);

@@ -12,8 +12,8 @@ use skep_machine::wasm::{Component, Engine, MachineLabel, Profile, WasmMachine};
 use skep_machine::{MachineError, StateMachine, ToEnd};
 
 use crate::guest::{
-    FULL, PLAIN, apply, compile, context, machine, miscounting, number, on_apply_thread, profile,
-    query, text,
+    FULL, IMAGELESS, PLAIN, apply, compile, context, machine, miscounting, number, on_apply_thread,
+    profile, query, text,
 };
 
 const ATTACKS: [(&str, GuestFault); 20] = [
@@ -443,4 +443,26 @@ fn a_call_goes_on_on_another_thread() {
     };
     assert_eq!(ran, expected);
     assert!(polls > 1);
+}
+
+#[test]
+fn after_one_rebuild_a_command_that_fails_costs_a_fork() {
+    on_apply_thread(|| {
+        for (component, rebuilds) in [(&FULL, 1), (&IMAGELESS, 20)] {
+            let mut machine = machine(component);
+            for round in 1..=20u64 {
+                let outcomes = apply(&mut machine, round, &["add", "unreachable", "add"]);
+                let fault = Outcome::Fault(GuestFault::Unreachable);
+                assert_eq!(outcomes, [number(2 * round - 1), fault, number(2 * round)]);
+            }
+            // The batch fails, and then the command: each time in an instance of its own.
+            let costs = machine.costs().unwrap();
+            assert!(
+                (rebuilds..=2 * rebuilds).contains(&costs.rebuilds),
+                "{costs:?}"
+            );
+            // What is run again does not count what failed.
+            assert!(costs.fuel > 0 && costs.fuel < 2_000_000, "{costs:?}");
+        }
+    });
 }

@@ -472,6 +472,8 @@ impl Replica {
                     deed: Deed::of(&entry, &outcomes, 1),
                     outcomes,
                     fuel: 1,
+                    rebuilds: 0,
+                    replay_fuel: 1,
                 }
             }
             Work::Barrier { context, state } => {

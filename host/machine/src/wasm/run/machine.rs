@@ -14,13 +14,15 @@ use super::instance::Instance;
 use super::journal::{Base, Journal, Record};
 use super::present::Present;
 use super::reader::WasmReader;
-use super::rebuild::{ATTEMPTS, Guest, no_attempt, rebuild};
+use super::rebuild::{ATTEMPTS, Guest, no_attempt};
 use crate::clock;
 use crate::wasm::code::component::Component;
 use crate::wasm::engine::budget::Purpose;
 use crate::wasm::fault::Failure;
 use crate::wasm::world::logbook::{Logbook, MachineLabel};
-use crate::{Applied, Descriptor, MachineError, Memory, Reader, Running, StateMachine, ToEnd};
+use crate::{
+    Applied, Costs, Descriptor, MachineError, Memory, Reader, Running, StateMachine, ToEnd,
+};
 use skep_types::profile::Profile;
 
 /// A state machine from a component. See [`StateMachine`] for its contract.
@@ -56,6 +58,8 @@ pub struct WasmMachine {
     stopped_at: Option<usize>,
     /// What the live instance held when there was one last.
     memory_bytes: u64,
+    /// Of the calls that have succeeded.
+    fuel: u64,
 }
 
 impl WasmMachine {
@@ -110,6 +114,7 @@ impl WasmMachine {
             saved: None,
             reader: None,
             stopped_at: None,
+            fuel: 0,
         })
     }
 
@@ -153,8 +158,7 @@ impl WasmMachine {
             return Ok(live);
         }
         let began = clock::now();
-        // Rare, and larger than what is not.
-        let rebuilt = Box::pin(rebuild(&self.present.guest, &self.present.journal)).await?;
+        let rebuilt = self.present.rebuild().await?;
         self.guard.raise(began.elapsed());
         Ok(rebuilt)
     }
@@ -233,6 +237,7 @@ impl WasmMachine {
             let label = &logbook.label;
             match ran {
                 Ok(ran) => {
+                    self.fuel = self.fuel.saturating_add(ran.fuel);
                     self.present.journal.push(Record::new(context, call, &ran));
                     return Ok(Ok(ran));
                 }
@@ -386,6 +391,13 @@ impl StateMachine for WasmMachine {
 
     fn stopped_at(&self) -> Option<usize> {
         self.stopped_at
+    }
+
+    fn costs(&self) -> Option<Costs> {
+        Some(Costs {
+            rebuilds: self.present.rebuilds(),
+            fuel: self.fuel,
+        })
     }
 
     fn query<'a>(&'a mut self, request: &'a Bytes) -> Running<'a, Outcome> {

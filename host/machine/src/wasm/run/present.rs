@@ -1,6 +1,7 @@
 //! The instance that has a machine's present state, and who may use it when.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use tokio::sync::{Mutex, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
@@ -24,6 +25,7 @@ pub(crate) struct Present {
     pub(crate) guest: Guest,
     pub(crate) journal: Arc<Journal>,
     instance: Arc<RwLock<Place>>,
+    rebuilds: AtomicU64,
 }
 
 impl Present {
@@ -32,6 +34,7 @@ impl Present {
             guest,
             journal: Arc::new(journal),
             instance: Arc::new(RwLock::new(Mutex::new(Some(instance)))),
+            rebuilds: AtomicU64::new(0),
         }
     }
 
@@ -64,11 +67,23 @@ impl Present {
         }
     }
 
+    /// The instance that the machine would have if none of its calls had failed.
+    pub(crate) async fn rebuild(&self) -> Result<Instance, Failure> {
+        self.rebuilds.fetch_add(1, Relaxed);
+        // Rare, and larger than what is not.
+        Box::pin(rebuild(&self.guest, &self.journal)).await
+    }
+
+    /// How often it was built.
+    pub(crate) fn rebuilds(&self) -> u64 {
+        self.rebuilds.load(Relaxed)
+    }
+
     async fn build_again(&self) -> Result<(), Failure> {
         let mut writing = self.writing().await;
         let instance = writing.get_mut();
         if instance.is_none() {
-            *instance = Some(Box::pin(rebuild(&self.guest, &self.journal)).await?);
+            *instance = Some(self.rebuild().await?);
         }
         Ok(())
     }

@@ -87,6 +87,8 @@ mod tests {
             index: LogIndex(index),
             outcomes: vec![Outcome::Reply(Bytes::from(vec![0; bytes]))],
             fuel: 0,
+            rebuilds: 0,
+            replay_fuel: 0,
             deed: Deed::of(b"entry", &[], 0),
         }
     }
