@@ -6,7 +6,7 @@
 //! **is** the machine's, byte for byte, whenever it begins to run, whatever it did before.
 //!
 //! Nothing here knows of components: [`Creator`] makes a memory when wasmtime asks for one, and hands it to who
-//! [collects](collected) those of an instance.
+//! [collects](collecting) those of an instance.
 //!
 //! # Safety
 //!
