@@ -217,8 +217,23 @@ impl Memory {
                 pages.for_each(|page| self.copy_page(of, page));
                 Ok(())
             }
+            Some(pages) if !has_grown => {
+                let pages = pages.collect();
+                self.give_back(&place, pages)
+            }
             _ => self.map_anew(&place),
         }
+    }
+
+    /// Gives up the pages of its own; all others stay as they are, where the system has found them already.
+    fn give_back(&self, place: &Place, mut pages: Vec<usize>) -> io::Result<()> {
+        pages.sort_unstable();
+        for run in pages.chunk_by(|one, next| one + 1 == *next) {
+            let (first, last) = (run[0], run[run.len() - 1]);
+            place.map(first * page_bytes(), (last + 1) * page_bytes())?;
+        }
+        self.own.clear();
+        Ok(())
     }
 
     /// Gives the other memory what this fork of it has written since it last followed: that of its pages which the other has, or
