@@ -10,8 +10,9 @@
 //! A replica never diverges from another one by what these checks find: each barrier rebuilds every replica from the same
 //! bytes. But a machine whose `save` leaves something out loses it there, on all of them, and its users see that. So
 //! what is lost is an [`Error`](Severity::Error), what merely shows the order of a hash map is a
-//! [`Warning`](Severity::Warning), and what canonical points hide from everybody is a [`Note`](Severity::Note). Queries are
-//! answered beside the log, where replicas may differ: an answer that contradicts the state is an error, too.
+//! [`Warning`](Severity::Warning), and what canonical points hide from everybody is a [`Note`](Severity::Note). Queries of
+//! a component without images are answered beside the log, where replicas may differ: an answer that contradicts the state is
+//! an error, too.
 
 mod checks;
 mod error;

@@ -169,23 +169,27 @@ impl Memory {
     fn move_to(&self, place: &mut Place, bytes: usize) -> io::Result<()> {
         let capacity = whole_pages(bytes + place.shape.growth);
         let has = whole_pages(self.bytes());
-        let former = std::mem::replace(
-            &mut place.reservation,
-            Place::reserve(place.shape, capacity)?,
-        );
-        place.capacity = capacity;
+        let moved = Place::reserve(place.shape, capacity)?;
+        let former = std::mem::replace(&mut place.reservation, moved);
         let to = place.reservation.at(place.shape.guard_before);
-        match place.followed {
-            None => place.map(0, has)?,
+        let filled = match place.followed {
+            None => place.map(0, has),
             // Rare, and simple: it has all pages for its own from now on, until it follows again.
-            Some(_) => {
-                (place.reservation).map_zeroes(place.shape.guard_before, has)?;
-                let from = former.at(place.shape.guard_before);
-                // SAFETY: both are so long, apart from each other, and no call runs in them but the one that asks to grow.
-                unsafe { std::ptr::copy_nonoverlapping(from, to, has) };
-                self.own.note_any();
-            }
+            Some(_) => (place.reservation)
+                .map_zeroes(place.shape.guard_before, has)
+                .map(|()| {
+                    let from = former.at(place.shape.guard_before);
+                    // SAFETY: both are so long, apart from each other, and no call runs in them but the one that asks to grow.
+                    unsafe { std::ptr::copy_nonoverlapping(from, to, has) };
+                    self.own.note_any();
+                }),
+        };
+        if let Err(error) = filled {
+            // It stays where it was: `base` still says so.
+            place.reservation = former;
+            return Err(error);
         }
+        place.capacity = capacity;
         self.base.store(to, Release);
         Ok(())
     }

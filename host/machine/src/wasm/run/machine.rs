@@ -182,7 +182,8 @@ impl WasmMachine {
         Ok(ran)
     }
 
-    /// Runs it in a fork of the instance. None if that cannot be done, and then nothing was.
+    /// Runs it in a fork of the instance. None if that cannot be done. Then nothing was; or the instance was given a part of what the
+    /// fork did, and is dead: the next call of it fails, and it is built again.
     async fn attempt_in_fork(
         &mut self,
         instance: &mut Instance,
