@@ -167,7 +167,7 @@ fn image(
     let position = meta.position;
     let watch = Stopwatch::start();
     let begun = machine.image(&context(*index)).to_end()?;
-    let begun = begun.ok_or_else(|| anyhow::anyhow!("the machine has no image"))?;
+    let mut begun = begun.ok_or_else(|| anyhow::anyhow!("the machine has no image"))?;
     let pause = watch.elapsed();
     let mut longest = Duration::ZERO;
     let (bytes, durable) = std::thread::scope(|scope| {
