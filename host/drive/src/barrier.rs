@@ -1,22 +1,25 @@
-//! A barrier: the machine is saved, and restored from the bytes it wrote.
+//! A barrier: the machine is saved, and restored from the bytes it wrote; or its memory is written down as it is.
 
 use std::io::{self, Write};
 
 use bytes::Bytes;
+use skep_core::form::Form;
 use skep_core::outcome::EntryContext;
 
 use crate::driver::Driver;
 use crate::listener::Listener;
 use crate::state_machine::{LocalCode, MachineError, StateMachine};
 
-/// The bytes that a machine was rebuilt from: what every replica goes on from at this entry.
+/// A machine at a barrier: what every replica goes on from at this entry.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct CanonicalPoint {
     /// The barrier entry.
     pub context: EntryContext,
-    /// Version of the bytes.
+    /// What the bytes are. The machine was rebuilt from those that it saved, and from no image.
+    pub form: Form,
+    /// Version of bytes that a machine saves.
     pub schema: u32,
-    /// What the machine wrote.
+    /// What the machine wrote, or its image.
     pub guest: Bytes,
 }
 
@@ -56,9 +59,36 @@ impl<M: StateMachine> Driver<M> {
         self.machine.restore(context, schema, guest.clone()).await?;
         Ok(CanonicalPoint {
             context: *context,
+            form: Form::Saved,
             schema,
             guest,
         })
+    }
+
+    /// Writes the machine's memory down. The machine goes on as it is, with an image or without.
+    ///
+    /// # Errors
+    /// Whatever is in the way is of this node.
+    pub(crate) async fn take_image(
+        &mut self,
+        context: &EntryContext,
+        listener: &mut impl Listener<M>,
+    ) -> Result<CanonicalPoint, MachineError> {
+        let schema = self.schema();
+        let image = self.machine.image(context).await;
+        self.applied = context.index;
+        match image {
+            Ok(guest) => Ok(CanonicalPoint {
+                context: *context,
+                form: Form::Image,
+                schema,
+                guest,
+            }),
+            Err(error) => {
+                listener.no_image(context, &error);
+                Err(error)
+            }
+        }
     }
 
     /// The whole state, in memory.

@@ -325,19 +325,24 @@ impl Actor {
                             self.recent().add(context, calls, outcomes, *fuel);
                         }
                     }
-                    Input::Restored { index } => self.supersede_unwritten(*index),
+                    Input::Restored { index, .. } => self.supersede_unwritten(*index),
                     _ => {}
                 }
                 self.push(input);
                 Ok(used)
             }
-            Done::Passed { point, state } => {
+            Done::Passed {
+                point,
+                state,
+                memory,
+            } => {
                 let deployment = machine.deployment();
                 let component = deployment.map_or(self.owner.component, |it| it.component);
                 self.settle(Saved {
                     point,
                     state,
                     component,
+                    memory,
                 });
                 Ok(0)
             }
