@@ -1,6 +1,7 @@
 //! Answers the queries of a machine in an instance of its own.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
 use skep_core::id::LogIndex;
@@ -67,6 +68,11 @@ impl WasmReader {
         self.builds
     }
 
+    /// Forks made so far of the machine, by whoever has some: one does for any number of queries, unless one of them fails.
+    pub fn forks(&self) -> u64 {
+        self.present.guest.forks.load(Relaxed)
+    }
+
     /// The answer, the entry whose state it is from, and the fuel used.
     async fn ask(&mut self, request: &Bytes) -> Result<(Outcome, EntryContext, u64), Failure> {
         if self.may_fork()
@@ -123,7 +129,7 @@ impl WasmReader {
             .start(&base, true, Purpose::Queries)
             .await
             .map_err(again)?;
-        let start = base.context.index;
+        let start = base.start().index;
         let mut following = Following {
             start,
             instance,
