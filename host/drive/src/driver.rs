@@ -10,7 +10,7 @@ use skep_core::input::{Input, Waiter};
 use skep_core::outcome::Outcome;
 
 use crate::activation::Successor;
-use crate::barrier::CanonicalPoint;
+use crate::barrier::{CanonicalPoint, Imaging, no_image};
 use crate::failed::Failed;
 use crate::listener::Listener;
 use crate::source::{Source, Stored};
@@ -48,6 +48,16 @@ pub enum Done {
     Passed {
         /// What the machine goes on from.
         point: CanonicalPoint,
+        /// The host's section of the snapshot.
+        state: Bytes,
+        /// Bytes of the memory that an image of the machine would be of, for the core.
+        memory: Option<u64>,
+    },
+    /// The machine leaves an image at a barrier, and goes on: take it to its end beside what the machine does, make the snapshot
+    /// durable, then tell the core.
+    Imaging {
+        /// What is begun.
+        image: Imaging,
         /// The host's section of the snapshot.
         state: Bytes,
         /// Bytes of the memory that an image of the machine would be of, for the core.
@@ -150,7 +160,11 @@ impl<M: StateMachine> Driver<M> {
                 state,
                 form: Form::Saved,
             } => match self.pass_barrier(&context, listener).await {
-                Ok(point) => self.passed(point, state),
+                Ok(point) => Done::Passed {
+                    point,
+                    state,
+                    memory: self.machine.image_bytes(),
+                },
                 Err(MachineError::Guest { .. }) => Done::Tell(Input::Snapshotted {
                     index: context.index,
                     snapshot: None,
@@ -163,13 +177,12 @@ impl<M: StateMachine> Driver<M> {
                 state,
                 form: Form::Image,
             } => match self.take_image(&context, listener).await {
-                Ok(point) => self.passed(point, state),
-                Err(error) => Done::Tell(Input::NoImage {
-                    index: context.index,
-                    reason: format!(
-                        "this node has no image of the machine, and keeps the log until the next snapshot: {error}"
-                    ),
-                }),
+                Ok(image) => Done::Imaging {
+                    image,
+                    state,
+                    memory: self.machine.image_bytes(),
+                },
+                Err(error) => Done::Tell(no_image(context.index, &error)),
             },
             Work::Restore {
                 context, snapshot, ..
@@ -226,14 +239,6 @@ impl<M: StateMachine> Driver<M> {
         })
     }
 
-    fn passed(&self, point: CanonicalPoint, state: Bytes) -> Done {
-        Done::Passed {
-            point,
-            state,
-            memory: self.machine.image_bytes(),
-        }
-    }
-
     /// What the machine has cost since this was asked last, with this entry. Where nobody knows, each command that failed has cost
     /// a rebuild.
     fn costs(&mut self, applied: &Applied) -> Costs {
@@ -264,7 +269,7 @@ impl<M: StateMachine> Driver<M> {
         let (context, guest) = (&point.context, point.guest.clone());
         match point.form {
             Form::Saved => self.machine.restore(context, point.schema, guest).await?,
-            Form::Image => self.machine.restore_image(context, guest).await?,
+            Form::Image => self.machine.resume(context, guest).await?,
         }
         self.applied = point.context.index;
         self.successor = None;

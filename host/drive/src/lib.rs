@@ -49,7 +49,7 @@ pub mod state_machine;
 mod to_end;
 
 pub use activation::Lack;
-pub use barrier::CanonicalPoint;
+pub use barrier::{CanonicalPoint, Imaging, no_image};
 pub use driver::{Done, Driver};
 pub use failed::Failed;
 pub use listener::Listener;

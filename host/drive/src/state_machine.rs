@@ -158,15 +158,6 @@ impl MachineError {
         }
     }
 
-    /// A machine that has no images.
-    fn without_images(call: &'static str) -> Self {
-        Self::Local {
-            call,
-            code: LocalCode::Missing,
-            reason: "it has no images".to_owned(),
-        }
-    }
-
     /// The machine's own words, if it had any.
     pub fn detail(&self) -> Option<&str> {
         match self {
@@ -332,24 +323,6 @@ pub trait StateMachine: Send {
         to: &'a mut (dyn Write + Send),
     ) -> Running<'a, ()>;
 
-    /// Bytes of the memory that an image of it would be of; none if it can have none, now or ever. Asked between calls.
-    fn image_bytes(&self) -> Option<u64> {
-        None
-    }
-
-    /// Its memory as it is, with all else that it goes on from. Nothing changes in the machine, and whatever is in the way is
-    /// of this node. The same bytes on every replica that has gone on from the same bytes and has been called the same.
-    fn image<'a>(&'a mut self, context: &'a EntryContext) -> Running<'a, Bytes> {
-        let _ = context;
-        Box::pin(async { Err(MachineError::without_images("image")) })
-    }
-
-    /// Drops the state and goes on as the machine whose [`image`](Self::image) it is.
-    fn restore_image<'a>(&'a mut self, context: &'a EntryContext, image: Bytes) -> Running<'a, ()> {
-        let _ = (context, image);
-        Box::pin(async { Err(MachineError::without_images("restore-image")) })
-    }
-
     /// Drops the state and builds it anew from bytes that `save` wrote under `schema`, in a fresh instance, under the
     /// context of the barrier entry the bytes belong to. The bytes may be a mapped file. After
     /// [`MachineError::Guest`] the machine still has its former state.
@@ -449,18 +422,6 @@ impl<M: StateMachine + ?Sized> StateMachine for Box<M> {
         from: Bytes,
     ) -> Running<'a, ()> {
         (**self).restore(context, schema, from)
-    }
-
-    fn image_bytes(&self) -> Option<u64> {
-        (**self).image_bytes()
-    }
-
-    fn image<'a>(&'a mut self, context: &'a EntryContext) -> Running<'a, Bytes> {
-        (**self).image(context)
-    }
-
-    fn restore_image<'a>(&'a mut self, context: &'a EntryContext, image: Bytes) -> Running<'a, ()> {
-        (**self).restore_image(context, image)
     }
 }
 

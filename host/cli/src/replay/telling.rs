@@ -12,7 +12,7 @@ use skep_core::message::SnapshotName;
 use skep_core::outcome::EntryContext;
 use skep_drive::{
     Applied, CanonicalPoint, Done, Driver, Failed, Lack, Listener, MachineError, Source,
-    StateMachine, Stored, ToEnd,
+    StateMachine, Stored, ToEnd, no_image,
 };
 
 use super::{Digested, Happened, Past, ReplayError, What};
@@ -74,6 +74,13 @@ impl Telling<'_> {
             }
             Done::Tell(input) => Some(input),
             Done::Passed { point, .. } => Some(self.passed(&point)),
+            Done::Imaging { image, .. } => {
+                let index = image.index();
+                Some(match image.finish() {
+                    Ok(point) => self.passed(&point),
+                    Err(error) => no_image(index, &error),
+                })
+            }
             Done::Answer { .. } => None,
         })
     }

@@ -136,6 +136,7 @@ impl Machine {
         match self.driver.drive(work, &mut shelf, &mut told).to_end() {
             Ok(Done::Tell(input)) => Some(input),
             Ok(Done::Passed { point, state, .. }) => Some(self.settle(point, state, disk)),
+            Ok(Done::Imaging { .. }) => panic!("it has no images"),
             Ok(Done::Answer {
                 waiter,
                 answer,

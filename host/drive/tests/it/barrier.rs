@@ -50,9 +50,13 @@ fn a_machine_goes_on_as_it_is_behind_an_image_and_another_goes_on_from_that() {
     let mut stage = Stage::new(Model::default());
     stage.model().has_images = true;
     stage.tell(apply(1, vec![commands(&["a"])]));
-    let Ok(Done::Passed { point, memory, .. }) = stage.drive(image(2)) else {
+    let Ok(Done::Imaging { image, memory, .. }) = stage.drive(image(2)) else {
         panic!("it passes");
     };
+    // It is of the barrier, however late it is taken to its end.
+    stage.tell(apply(3, vec![commands(&["b"])]));
+    assert_eq!(image.index(), LogIndex(2));
+    let point = image.finish().expect("it is taken");
     let expected = CanonicalPoint {
         context: at(2),
         form: Form::Image,
@@ -60,9 +64,9 @@ fn a_machine_goes_on_as_it_is_behind_an_image_and_another_goes_on_from_that() {
         guest: Bytes::from_static(b"\x01a"),
     };
     assert_eq!((point, memory), (expected, Some(2)));
-    assert_eq!((stage.model().rebuilt, stage.model().heap), (0, 1));
-    assert_eq!(stage.driver.applied(), LogIndex(2));
-    assert_eq!(stage.seen()[1..], [""; 0], "it goes on from what it did");
+    assert_eq!((stage.model().rebuilt, stage.model().heap), (0, 2));
+    assert_eq!(stage.driver.applied(), LogIndex(3));
+    assert_eq!(stage.seen().len(), 2, "it goes on from what it did");
 
     let mut stage = Stage::new(Model::default());
     (stage.node.form, stage.model().has_images) = (Form::Image, true);
@@ -78,6 +82,7 @@ fn a_machine_goes_on_as_it_is_behind_an_image_and_another_goes_on_from_that() {
 #[test]
 fn a_node_that_can_take_no_image_goes_on_and_says_so() {
     let mut stage = Stage::new(Model::default());
+    stage.model().image = Some(Trouble::Local);
     stage.tell(apply(1, vec![commands(&["a"])]));
     let Input::NoImage { index, reason } = stage.tell(image(2)) else {
         panic!("there is none");
@@ -90,6 +95,12 @@ fn a_node_that_can_take_no_image_goes_on_and_says_so() {
     assert_eq!((stage.model().rebuilt, stage.model().heap), (0, 1));
     assert!(stage.seen()[1].starts_with("no image: "));
     stage.tell(apply(3, vec![commands(&["b"])]));
+    // So does a machine that has none at all.
+    stage.model().image = None;
+    let Input::NoImage { reason, .. } = stage.tell(image(4)) else {
+        panic!("there is none");
+    };
+    assert!(reason.contains("can have none"), "{reason}");
 
     // Nor can it begin with one; that is of this node.
     stage.node.form = Form::Image;

@@ -16,8 +16,8 @@ use skep_core::outcome::{
     ChangeKind, ConfChange, EntryContext, GuestFault, LeaderChanged, Outcome,
 };
 use skep_drive::{
-    Answer, Applied, CanonicalPoint, Descriptor, Done, Driver, Failed, Lack, Listener, LocalCode,
-    MachineError, Memory, Reader, Running, Source, StateMachine, Stored, ToEnd,
+    Answer, Applied, CanonicalPoint, Descriptor, Done, Driver, Failed, ImageTaken, Lack, Listener,
+    LocalCode, MachineError, Memory, Reader, Running, Source, StateMachine, Stored, ToEnd,
 };
 
 /// What a call does instead of what it is for.
@@ -46,6 +46,8 @@ pub struct Model {
     pub rebuilt: usize,
     /// It can be written down as it is.
     pub has_images: bool,
+    /// What an image runs into.
+    pub image: Option<Trouble>,
     /// Commands since it was made: what it saves leaves that out.
     pub heap: u8,
     /// How often `apply` lets others go first.
@@ -177,23 +179,31 @@ impl StateMachine for Model {
         self.has_images.then(|| 1 + self.state.len() as u64)
     }
 
-    fn image(&mut self, _: &EntryContext) -> Running<'_, Bytes> {
+    fn image(&mut self, _: &EntryContext) -> Running<'_, Option<Box<dyn ImageTaken>>> {
         Box::pin(async {
-            unless((!self.has_images).then_some(Trouble::Local), "image")?;
-            Ok([&[self.heap], &self.state[..]].concat().into())
+            unless(self.image, "image")?;
+            let image = [&[self.heap], &self.state[..]].concat();
+            let taken: Box<dyn ImageTaken> = Box::new(Taken(image.into()));
+            Ok(self.has_images.then_some(taken))
         })
     }
 
-    fn restore_image(&mut self, _: &EntryContext, image: Bytes) -> Running<'_, ()> {
+    fn resume(&mut self, _: &EntryContext, image: Bytes) -> Running<'_, ()> {
         Box::pin(async move {
-            unless(
-                (!self.has_images).then_some(Trouble::Local),
-                "restore-image",
-            )?;
+            unless((!self.has_images).then_some(Trouble::Local), "resume")?;
             self.heap = image[0];
             self.state = image[1..].to_vec();
             Ok(())
         })
+    }
+}
+
+/// An image of it.
+struct Taken(Bytes);
+
+impl ImageTaken for Taken {
+    fn finish(self: Box<Self>) -> Result<Bytes, MachineError> {
+        Ok(self.0)
     }
 }
 

@@ -346,6 +346,13 @@ impl Actor {
                 });
                 Ok(0)
             }
+            // Nothing proposes a barrier of images before nodes can write them.
+            Done::Imaging { image, .. } => {
+                let reason = "this release writes no images".to_owned();
+                let index = image.index();
+                self.push(Input::NoImage { index, reason });
+                Ok(0)
+            }
             Done::Answer { .. } => Err(Failed::broken("a query came without its waiter")),
         }
     }

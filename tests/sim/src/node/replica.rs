@@ -147,6 +147,7 @@ impl Replica {
                 self.settle(point, state, component, snapshots, context)
                     .map(Some)
             }
+            Done::Imaging { .. } => unreachable!("it has no images"),
             Done::Answer {
                 waiter,
                 answer,
