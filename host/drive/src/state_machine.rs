@@ -186,6 +186,16 @@ pub const SLICE: u64 = 1_000_000;
 /// end. A thread of its own can poll it in a loop ([`ToEnd`](crate::ToEnd)). The call of a machine in Rust is over when it is polled first.
 pub type Running<'a, T> = Pin<Box<dyn Future<Output = Result<T, MachineError>> + Send + 'a>>;
 
+/// An image that a machine has begun to take. Dropped, it is not taken.
+pub trait ImageTaken: Send {
+    /// Takes the rest of it, beside what the machine does. Blocks its thread, for as long as it takes to copy the machine's memory
+    /// and to find out what is in it.
+    ///
+    /// # Errors
+    /// [`MachineError::Local`]: this node cannot take it; the machine knows nothing of it.
+    fn finish(self: Box<Self>) -> Result<Bytes, MachineError>;
+}
+
 /// A replicated state machine (`StateMachine` of the seed package).
 ///
 /// # Concurrency
@@ -259,6 +269,41 @@ pub trait StateMachine: Send {
     /// Answers a read-only request from the state after the last applied entry. Must not change anything that a later
     /// `apply` or `save` could show.
     fn query<'a>(&'a mut self, request: &'a Bytes) -> Running<'a, Outcome>;
+
+    /// Bytes of memory that an [`image`](Self::image) would be of; none if the machine can have none now, or never.
+    fn image_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    /// Begins an image of the machine as it is: all of it, down to the addresses on its heap, where [`save`](Self::save) writes what
+    /// the machine thinks worth keeping. The machine stands still for a moment only, and goes on while the image is taken. None if
+    /// it can have no image. Nothing of it shows in any later call.
+    ///
+    /// # Errors
+    /// [`MachineError::Local`]: this node cannot take it, which is no reason to drop the machine.
+    fn image<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+    ) -> Running<'a, Option<Box<dyn ImageTaken>>> {
+        let _ = context;
+        Box::pin(async { Ok(None) })
+    }
+
+    /// Drops the state and becomes what an image is of, that a machine of the same code and limits has taken at this entry. After an error
+    /// the machine still has its former state.
+    ///
+    /// # Errors
+    /// [`MachineError::Local`]: this node, or this release, cannot use it.
+    fn resume<'a>(&'a mut self, context: &'a EntryContext, image: Bytes) -> Running<'a, ()> {
+        let _ = (context, image);
+        Box::pin(async {
+            Err(MachineError::Local {
+                call: "resume",
+                code: LocalCode::Missing,
+                reason: "this machine has no images".into(),
+            })
+        })
+    }
 
     /// The memory it has and may have, if it keeps its state in a sandbox. Asked between calls.
     fn memory(&self) -> Option<Memory> {
@@ -337,6 +382,21 @@ impl<M: StateMachine + ?Sized> StateMachine for Box<M> {
 
     fn query<'a>(&'a mut self, request: &'a Bytes) -> Running<'a, Outcome> {
         (**self).query(request)
+    }
+
+    fn image_bytes(&self) -> Option<u64> {
+        (**self).image_bytes()
+    }
+
+    fn image<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+    ) -> Running<'a, Option<Box<dyn ImageTaken>>> {
+        (**self).image(context)
+    }
+
+    fn resume<'a>(&'a mut self, context: &'a EntryContext, image: Bytes) -> Running<'a, ()> {
+        (**self).resume(context, image)
     }
 
     fn memory(&self) -> Option<Memory> {

@@ -11,5 +11,5 @@ pub(super) mod freeze;
 pub(super) mod inspect;
 mod linked;
 mod private;
-mod rewriting;
+pub(super) mod rewriting;
 pub(super) mod started;

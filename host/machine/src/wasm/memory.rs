@@ -14,6 +14,7 @@
 //! written here only while no call runs in the memory: who holds an instance exclusively sees to that.
 
 mod arena;
+mod capture;
 mod faults;
 mod mapping;
 mod own_pages;
@@ -23,7 +24,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering::Acquire, Ordering::Release};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use wasmtime::{LinearMemory, MemoryCreator, MemoryType};
 
@@ -32,7 +33,8 @@ mod tests;
 
 pub(crate) use self::arena::Arena;
 use self::arena::Region;
-pub(crate) use self::faults::install;
+pub(crate) use self::capture::{BLOCK_BYTES, Capture, Captured};
+pub(crate) use self::faults::{Watched, install};
 use self::mapping::{Access, Reservation, Sharing, page_bytes, protect, whole_pages};
 use self::own_pages::OwnPages;
 
@@ -62,6 +64,8 @@ struct Place {
     region: Arc<Region>,
     /// It is a fork, and so many bytes, in whole pages, are those of another memory.
     followed: Option<usize>,
+    /// What it is being copied to.
+    capture: Weak<Capture>,
 }
 
 /// A part of what a fork has of its own.
@@ -98,6 +102,14 @@ impl Place {
         // What a fork has beyond the other's is nobody else's.
         (self.reservation).map_zeroes(base + split, to - split)
     }
+
+    /// What is protected for a copy can be written again.
+    fn finish_capture(&self) -> io::Result<()> {
+        match self.capture.upgrade() {
+            Some(capture) => capture.finish(),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Memory {
@@ -109,6 +121,7 @@ impl Memory {
             capacity,
             region: Arc::new(arena.take()?),
             followed: None,
+            capture: Weak::new(),
         };
         place.map(0, whole_pages(bytes))?;
         Ok(Self {
@@ -167,6 +180,7 @@ impl Memory {
 
     /// Finds other addresses for it, where it has room to grow.
     fn move_to(&self, place: &mut Place, bytes: usize) -> io::Result<()> {
+        place.finish_capture()?;
         let capacity = whole_pages(bytes + place.shape.growth);
         let has = whole_pages(self.bytes());
         let moved = Place::reserve(place.shape, capacity)?;
@@ -242,19 +256,28 @@ impl Memory {
 
     /// Gives the other memory what this fork of it has written since it last followed: that of its pages which the other has, or
     /// that which it has grown by, once the other has grown as far.
-    pub(crate) fn give(&self, to: &Self, what: Given) {
+    ///
+    /// # Errors
+    /// The other is captured, and the system does not let it be written again.
+    pub(crate) fn give(&self, to: &Self, what: Given) -> io::Result<()> {
         let place = self.place();
         let page = |bytes: usize| whole_pages(bytes) / page_bytes();
+        let capture = to.place().capture.upgrade();
+        let give = |page: usize| -> io::Result<()> {
+            if let Some(capture) = &capture {
+                capture.take_at(page * page_bytes())?;
+            }
+            to.copy_page(self, page);
+            Ok(())
+        };
         let followed = place.followed.unwrap_or_default() / page_bytes();
         match (what, self.own.known()) {
-            (Given::Grown, _) => {
-                (followed..page(self.bytes())).for_each(|page| to.copy_page(self, page));
-            }
-            (Given::Written, Some(pages)) => pages.for_each(|page| to.copy_page(self, page)),
+            (Given::Grown, _) => (followed..page(self.bytes())).try_for_each(give),
+            (Given::Written, Some(mut pages)) => pages.try_for_each(give),
             // Any may be its own: those are that differ.
             (Given::Written, None) => (0..followed.min(page(to.bytes())))
                 .filter(|page| self.page(*page) != to.page(*page))
-                .for_each(|page| to.copy_page(self, page)),
+                .try_for_each(give),
         }
     }
 
@@ -270,6 +293,43 @@ impl Memory {
         let [from, to] = [from, self].map(|memory| memory.base().wrapping_add(offset));
         // SAFETY: as said; they are apart, because a fork's own page is not the other's.
         unsafe { std::ptr::copy_nonoverlapping(from, to, page_bytes()) };
+    }
+
+    /// Begins a copy of it as it is now. No call runs in it, and every later call [watches](Watched) the capture.
+    ///
+    /// # Errors
+    /// The system gives no mapping; or it is a fork, of which nobody wants a copy.
+    pub(crate) fn capture(self: &Arc<Self>) -> io::Result<Captured> {
+        let mut place = self.place();
+        if place.followed.is_some() {
+            return Err(io::Error::other("a fork is not captured"));
+        }
+        place.finish_capture()?;
+        let capture = Capture::begin(self, self.base(), self.bytes())?;
+        place.capture = Arc::downgrade(&capture);
+        Ok(Captured::new(capture))
+    }
+
+    /// Writes bytes that another memory had, into this one, of which there is no capture. No call runs in it. False if it is too small
+    /// for them.
+    pub(crate) fn put(&self, offset: usize, bytes: &[u8]) -> bool {
+        let fits =
+            (offset.checked_add(bytes.len())).is_some_and(|end| end <= whole_pages(self.bytes()));
+        if fits {
+            let to = self.base().wrapping_add(offset);
+            // SAFETY: so many bytes are mapped for writing there, and nobody else looks at them.
+            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
+        }
+        fits
+    }
+
+    /// The bytes of a block that it has, while no call runs in it.
+    pub(crate) fn read_block<T>(&self, block: usize, read: impl FnOnce(&[u8]) -> T) -> T {
+        self.read(|bytes| {
+            let from = (block * BLOCK_BYTES).min(bytes.len());
+            let to = (from + BLOCK_BYTES).min(bytes.len());
+            read(&bytes[from..to])
+        })
     }
 
     fn map_anew(&self, place: &Place) -> io::Result<()> {
@@ -381,10 +441,10 @@ pub(crate) async fn collecting<F: Future>(memories: &mut Vec<Arc<Memory>>, make:
     .await
 }
 
-/// Runs a call of a fork with these memories.
-pub(crate) async fn running<F: Future>(memories: &[Arc<Memory>], call: F) -> F::Output {
+/// Runs a call of an instance with these memories.
+pub(crate) async fn running<F: Future>(watched: Watched<'_>, call: F) -> F::Output {
     let mut call = pin!(call);
-    poll_fn(|context| faults::running(memories, || call.as_mut().poll(context))).await
+    poll_fn(|context| faults::running(watched, || call.as_mut().poll(context))).await
 }
 
 // SAFETY: see `Held`; a memory of page size 1 has no reservation to speak of, and needs none: wasmtime checks every access to it.

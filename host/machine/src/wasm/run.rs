@@ -3,6 +3,7 @@
 pub(super) mod call;
 mod fork;
 mod guard;
+mod image;
 mod instance;
 mod journal;
 pub(super) mod machine;
@@ -12,3 +13,4 @@ pub(super) mod reader;
 mod rebuild;
 #[cfg(test)]
 mod slices;
+mod taking;

@@ -4,6 +4,7 @@
 pub(super) mod clock;
 pub(super) mod handles;
 pub(super) mod imports;
+pub(super) mod kept;
 pub(super) mod limits;
 pub(super) mod log;
 pub(super) mod logbook;

@@ -5,6 +5,7 @@ mod conformance;
 mod determinism;
 mod faults;
 mod guest;
+mod images;
 mod log_lines;
 mod queries;
 mod snapshots;

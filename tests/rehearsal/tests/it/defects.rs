@@ -269,126 +269,151 @@ fn what_is_found_is_named_by_its_class() {
     use Check::{Barriers, Queries, RoundTrip, SaveIsReadOnly};
     use Severity::{Error, Note, Warning};
     use Verdict::{Fail, Pass, Warnings};
-    let cases: [(&str, &[&str], Verdict, Check, Class, Severity, &str); 12] = [
+    let cases = [
         (
-            "hidden_query",
-            &["?count"],
-            Fail,
-            Barriers,
             Class::Unsaved,
-            Error,
-            "`count` is answered",
+            expect(
+                "hidden_query",
+                &["?count"],
+                Fail,
+                Barriers,
+                Error,
+                "`count` is answered",
+            ),
         ),
         (
-            "hidden_state",
-            &["count"],
-            Fail,
-            Barriers,
             Class::Unsaved,
-            Error,
-            "loses something",
+            expect(
+                "hidden_state",
+                &["count"],
+                Fail,
+                Barriers,
+                Error,
+                "loses something",
+            ),
         ),
         (
-            "addresses",
-            DISPATCHES,
-            Warnings,
-            Barriers,
             Class::Unsaved,
-            Warning,
-            "an address",
+            expect(
+                "addresses",
+                DISPATCHES,
+                Warnings,
+                Barriers,
+                Warning,
+                "an address",
+            ),
         ),
         (
-            "dispatcher",
-            DISPATCHES,
-            Pass,
-            Barriers,
             Class::Seeded,
-            Note,
-            "`show` is answered",
+            expect(
+                "dispatcher",
+                DISPATCHES,
+                Pass,
+                Barriers,
+                Note,
+                "`show` is answered",
+            ),
         ),
         (
-            "draws",
-            &["?show", "draw", "draw"],
-            Pass,
-            Barriers,
             Class::Seeded,
-            Note,
-            "another state",
+            expect(
+                "draws",
+                &["?show", "draw", "draw"],
+                Pass,
+                Barriers,
+                Note,
+                "another state",
+            ),
         ),
         (
-            "hash_map",
-            &["?first 99", "put k3 5", "put k4 5"],
-            Pass,
-            Barriers,
             Class::Seeded,
-            Note,
-            "another order",
+            expect(
+                "hash_map",
+                &["?first 99", "put k3 5", "put k4 5"],
+                Pass,
+                Barriers,
+                Note,
+                "another order",
+            ),
         ),
         (
-            "hash_map",
-            &["?first 2", "put k3 5", "put k4 5"],
-            Warnings,
-            Barriers,
             Class::Seeded,
-            Warning,
-            "each barrier draws anew",
+            expect(
+                "hash_map",
+                &["?first 2", "put k3 5", "put k4 5"],
+                Warnings,
+                Barriers,
+                Warning,
+                "each barrier draws anew",
+            ),
         ),
         (
-            "hash_map",
-            &["put k3 5", "put k4 5"],
-            Pass,
-            Barriers,
             Class::Fuel,
-            Note,
-            "other fuel",
+            expect(
+                "hash_map",
+                &["put k3 5", "put k4 5"],
+                Pass,
+                Barriers,
+                Note,
+                "other fuel",
+            ),
         ),
         (
-            "forgetful",
-            &["put gone "],
-            Fail,
-            RoundTrip,
             Class::RoundTrip,
-            Error,
-            "drops or changes",
+            expect(
+                "forgetful",
+                &["put gone "],
+                Fail,
+                RoundTrip,
+                Error,
+                "drops or changes",
+            ),
         ),
         (
-            "mutating_save",
-            &[],
-            Fail,
-            SaveIsReadOnly,
             Class::SaveWrites,
-            Error,
-            "second save",
+            expect(
+                "mutating_save",
+                &[],
+                Fail,
+                SaveIsReadOnly,
+                Error,
+                "second save",
+            ),
         ),
         (
-            "query_mutates",
-            &["queries"],
-            Pass,
-            Queries,
             Class::QueryWrites,
-            Note,
-            "thrown away",
+            expect(
+                "query_mutates",
+                &["queries"],
+                Pass,
+                Queries,
+                Note,
+                "thrown away",
+            ),
         ),
         (
-            "stale_cache",
-            &["?len"],
-            Pass,
-            Queries,
             Class::QueryWrites,
-            Note,
-            "in a fork of the machine",
+            expect(
+                "stale_cache",
+                &["?len"],
+                Pass,
+                Queries,
+                Note,
+                "in a fork of the machine",
+            ),
         ),
     ];
-    for (name, commands, verdict, check, class, severity, word) in cases {
-        let report = report(component(name), history(commands));
+    for (class, expected) in cases {
+        let name = expected.name;
+        let report = report(component(name), history(expected.commands));
         print(name, &report);
-        let found = &report.check(check).unwrap().findings;
+        let found = &report.check(expected.check).unwrap().findings;
         let is_it = found.iter().any(|finding| {
-            let kind = (finding.class, finding.severity) == (Some(class), severity);
-            kind && finding.reason.contains(word)
+            let kind = (finding.class, finding.severity) == (Some(class), expected.severity);
+            kind && finding.reason.contains(expected.word)
         });
         assert!(is_it, "{name} {class:?}: {found:?}");
-        assert_eq!(report.verdict, verdict, "{name}");
+        assert_eq!(report.verdict, expected.verdict, "{name}");
     }
 }
 

@@ -11,7 +11,7 @@ use super::linked::{Image, Linked, unmapped};
 use crate::LocalCode;
 use crate::wasm::engine::budget::Purpose;
 use crate::wasm::fault::Failure;
-use crate::wasm::memory::{Given, Memory, collecting, running};
+use crate::wasm::memory::{Capture, Captured, Given, Memory, Watched, collecting, running};
 use crate::wasm::world::World;
 use crate::wasm::world::limits::Limits;
 use crate::wasm::world::logbook::Logbook;
@@ -36,6 +36,8 @@ pub(crate) struct Started {
     /// Those of its image modules; none if it has no images.
     images: Vec<Image<Func>>,
     memories: Arc<[Arc<Memory>]>,
+    /// Copies of them that are being taken.
+    captures: Vec<Arc<Capture>>,
     /// Its memories are those of another instance, as long as nothing else is written to them.
     is_fork: bool,
     /// Nothing was called since its globals were written down.
@@ -133,6 +135,7 @@ impl Started {
             functions,
             images,
             memories: linked.settled(memories)?,
+            captures: Vec::new(),
             is_fork: false,
             is_frozen: false,
             dead: false,
@@ -297,16 +300,27 @@ impl Started {
         self.freeze().await?;
         let others = Arc::clone(&to.memories);
         let give = |what| {
-            for (own, other) in self.memories.iter().zip(&others[..]) {
-                own.give(other, what);
-            }
+            let mut pairs = self.memories.iter().zip(&others[..]);
+            pairs.try_for_each(|(own, other)| own.give(other, what).map_err(unmapped))
         };
-        give(Given::Written);
+        give(Given::Written)?;
         to.thaw().await?;
-        give(Given::Grown);
+        give(Given::Grown)?;
         to.world_mut().follow(self.world());
         to.is_frozen = true;
         Ok(())
+    }
+
+    /// Begins copies of its memories as they are now; calls go on meanwhile.
+    pub(crate) fn capture(&mut self) -> Result<Vec<Captured>, Failure> {
+        let captured = self.memories.iter().map(|memory| memory.capture());
+        // Those that have begun are dropped if one cannot.
+        let captured = captured.collect::<Result<Vec<_>, _>>().map_err(unmapped)?;
+        let captures = captured
+            .iter()
+            .map(|captured| Arc::clone(captured.capture()));
+        self.captures = captures.collect();
+        Ok(captured)
     }
 
     /// Calls an export. Once that has failed, or was dropped before its end, there are no further calls.
@@ -318,8 +332,10 @@ impl Started {
         self.dead = true;
         let result = match function.typed::<P, R>(&self.store) {
             Ok(function) => {
-                let memories = &self.memories[..];
-                let watched = if self.is_fork { memories } else { &[] };
+                self.captures.retain(|capture| !capture.is_over());
+                let forks: &[_] = if self.is_fork { &self.memories } else { &[] };
+                let captures = &self.captures[..];
+                let watched = Watched { forks, captures };
                 let call = function.call_async(&mut self.store, arguments);
                 running(watched, call).await
             }

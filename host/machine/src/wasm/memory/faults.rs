@@ -1,4 +1,5 @@
-//! What a fork writes to becomes its own: the handler of the faults that its writes are.
+//! What a fork writes to becomes its own, and what is captured is copied before it is written: the handler of the faults that these
+//! writes are.
 
 use std::cell::Cell;
 use std::io;
@@ -6,22 +7,44 @@ use std::mem::MaybeUninit;
 use std::ptr::{dangling, null, slice_from_raw_parts};
 use std::sync::{Arc, OnceLock};
 
-use super::Memory;
+use super::{Capture, Memory};
 
-thread_local! {
-    /// Memories of the fork that runs on this thread. A constant with no destructor, so a signal handler may read it.
-    static RUNNING: Cell<*const [Arc<Memory>]> = const { Cell::new(slice_from_raw_parts(dangling(), 0)) };
+/// What the code that runs may not write to at once.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Watched<'a> {
+    /// Memories of a fork: a page becomes its own when it is written.
+    pub(crate) forks: &'a [Arc<Memory>],
+    /// Of a machine's memories: a block is copied before it is written.
+    pub(crate) captures: &'a [Arc<Capture>],
 }
 
-/// Runs a fork's code, with its memories protected: a page becomes its own when it is written.
-pub(super) fn running<T>(memories: &[Arc<Memory>], run: impl FnOnce() -> T) -> T {
-    struct Restore(*const [Arc<Memory>]);
+/// As [`Watched`], for a signal handler.
+#[derive(Clone, Copy)]
+struct Running {
+    forks: *const [Arc<Memory>],
+    captures: *const [Arc<Capture>],
+}
+
+thread_local! {
+    /// Of the instance that runs on this thread. A constant with no destructor, so a signal handler may read it.
+    static RUNNING: Cell<Running> = const {
+        Cell::new(Running {
+            forks: slice_from_raw_parts(dangling(), 0),
+            captures: slice_from_raw_parts(dangling(), 0),
+        })
+    };
+}
+
+/// Runs an instance's code.
+pub(super) fn running<T>(watched: Watched<'_>, run: impl FnOnce() -> T) -> T {
+    struct Restore(Running);
     impl Drop for Restore {
         fn drop(&mut self) {
             RUNNING.set(self.0);
         }
     }
-    let _restore = Restore(RUNNING.replace(memories));
+    let Watched { forks, captures } = watched;
+    let _restore = Restore(RUNNING.replace(Running { forks, captures }));
     run()
 }
 
@@ -61,9 +84,12 @@ extern "C" fn on_fault(
     info: *mut libc::siginfo_t,
     context: *mut libc::c_void,
 ) {
-    // SAFETY: the system hands over what it says. A slice that is set outlives the run that faulted, which is under it on the stack.
-    let (address, memories) = unsafe { ((*info).si_addr().addr(), &*RUNNING.get()) };
-    if memories.iter().any(|memory| memory.takes(address)) {
+    let Running { forks, captures } = RUNNING.get();
+    // SAFETY: the system hands over what it says. Slices that are set outlive the run that faulted, which is under them on the stack.
+    let (address, forks, captures) = unsafe { ((*info).si_addr().addr(), &*forks, &*captures) };
+    if forks.iter().any(|memory| memory.takes(address))
+        || captures.iter().any(|capture| capture.takes(address))
+    {
         return;
     }
     let Some(former) = FORMER.get() else { return };

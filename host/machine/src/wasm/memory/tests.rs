@@ -16,6 +16,7 @@ struct Guest {
     store: Store<()>,
     instance: Instance,
     memory: Arc<Memory>,
+    captures: Vec<Arc<Capture>>,
     is_fork: bool,
 }
 
@@ -36,6 +37,7 @@ impl Guest {
             store,
             instance,
             memory: memories.pop().unwrap(),
+            captures: Vec::new(),
             is_fork: false,
         }
     }
@@ -64,7 +66,10 @@ impl Guest {
         let function: TypedFunc<P, R> =
             self.instance.get_typed_func(&mut self.store, name).unwrap();
         let memories = [Arc::clone(&self.memory)];
-        let watched = if self.is_fork { &memories[..] } else { &[] };
+        let watched = Watched {
+            forks: if self.is_fork { &memories } else { &[] },
+            captures: &self.captures,
+        };
         let call = running(watched, function.call_async(&mut self.store, with));
         call.to_end()
             .map_err(|error| *error.downcast_ref().unwrap())
@@ -80,6 +85,12 @@ impl Guest {
 
     fn grow(&mut self, pages: u32) -> Result<i32, Trap> {
         self.call("grow", pages as i32)
+    }
+
+    fn capture(&mut self) -> Captured {
+        let captured = self.memory.capture().unwrap();
+        self.captures = vec![Arc::clone(captured.capture())];
+        captured
     }
 
     /// Some bytes of each page.
@@ -187,9 +198,9 @@ fn a_machine_that_is_given_what_its_fork_did_is_as_the_fork() {
             if round % 2 > 0 {
                 fork.set(grown * PAGE, 77).unwrap();
             }
-            fork.memory.give(&machine.memory, Given::Written);
+            fork.memory.give(&machine.memory, Given::Written).unwrap();
             machine.grow(round as u32 % 2).unwrap();
-            fork.memory.give(&machine.memory, Given::Grown);
+            fork.memory.give(&machine.memory, Given::Grown).unwrap();
             assert!(machine.has() == fork.has(), "{round}");
         }
         assert_eq!(machine.get(8192), Ok(4));
@@ -256,4 +267,83 @@ fn forks_run_on_many_threads_at_once() {
             });
         }
     });
+}
+
+/// All that a capture has.
+fn read(mut captured: Captured) -> Vec<u8> {
+    let blocks = 0..captured.blocks();
+    let read = blocks.flat_map(|block| captured.read_once(block, <[u8]>::to_vec).unwrap());
+    read.collect()
+}
+
+#[test]
+fn a_capture_is_the_memory_as_it_was_whatever_runs_meanwhile() {
+    for engine in engines() {
+        let mut machine = Guest::start(&engine);
+        machine.grow(98).unwrap();
+        for round in 0..8u32 {
+            for page in 0..100 {
+                machine.set(page * PAGE + round, page as i32).unwrap();
+            }
+            let expected = machine.memory.read(<[u8]>::to_vec);
+            let captured = machine.capture();
+            let reader = std::thread::spawn(|| read(captured));
+            // Backwards, so that the two meet.
+            for page in (0..100).rev() {
+                machine.set(page * PAGE + 400, round as i32).unwrap();
+                assert_eq!(machine.get(page * PAGE + 400), Ok(round as i32));
+            }
+            assert!(reader.join().unwrap() == expected);
+            assert!(machine.captures[0].is_over());
+        }
+    }
+}
+
+#[test]
+fn a_capture_outlives_growth_and_its_machine() {
+    for engine in engines() {
+        let mut machine = Guest::start(&engine);
+        machine.set(7, 7).unwrap();
+        let expected = machine.memory.read(<[u8]>::to_vec);
+        let captured = machine.capture();
+        // Where memories move, it moves: beyond what was reserved.
+        assert_eq!(machine.grow(190), Ok(2));
+        machine.set(7, 8).unwrap();
+        machine.set(191 * PAGE, 9).unwrap();
+        drop(machine);
+        assert!(read(captured) == expected);
+    }
+}
+
+#[test]
+fn a_capture_that_nobody_wants_or_that_another_follows_leaves_all_open() {
+    for engine in engines() {
+        let mut machine = Guest::start(&engine);
+        drop(machine.capture());
+        machine.captures.clear();
+        machine.set(0, 1).unwrap();
+        let one = machine.capture();
+        machine.set(PAGE, 1).unwrap();
+        let two = machine.capture();
+        machine.set(0, 2).unwrap();
+        let (one, two) = (read(one), read(two));
+        assert_eq!((one[0], one[PAGE as usize]), (1, 0));
+        assert_eq!((two[0], two[PAGE as usize]), (1, 1));
+        machine.captures.clear();
+        machine.set(0, 3).unwrap();
+    }
+}
+
+#[test]
+fn a_fork_gives_to_a_memory_that_is_captured() {
+    for engine in engines() {
+        let mut machine = Guest::start(&engine);
+        let mut fork = Guest::fork(&engine, &machine);
+        fork.set(5, 5).unwrap();
+        let captured = machine.capture();
+        fork.memory.give(&machine.memory, Given::Written).unwrap();
+        assert_eq!(machine.get(5), Ok(5));
+        assert_eq!(read(captured)[5], 0);
+        assert!(fork.memory.capture().is_err());
+    }
 }

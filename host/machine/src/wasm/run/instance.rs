@@ -11,13 +11,15 @@ use skep_core::outcome::{EntryContext, GuestFault, Outcome};
 use wasmtime::component::Resource;
 
 use super::call::{Call, MAX_ENTRY_REPLY_BYTES, Ran};
+use super::image::Image;
 use crate::LocalCode;
 use crate::wasm::code::component::Component;
 use crate::wasm::code::started::{CALL_OVERHEAD, Started};
 use crate::wasm::engine::budget::Purpose;
 use crate::wasm::fault::Failure;
-use crate::wasm::memory::Memory;
+use crate::wasm::memory::{Captured, Memory};
 use crate::wasm::world::imports::MAX_CHUNK_BYTES;
+use crate::wasm::world::kept::Kept;
 use crate::wasm::world::logbook::Logbook;
 use crate::wasm::world::resources::{LentSink, LentSource};
 use crate::wasm::world::sink::{Chunks, Sink};
@@ -238,6 +240,29 @@ impl Instance {
 
     pub(crate) async fn lead(&mut self, to: &mut Self) -> Result<(), Failure> {
         self.started.lead(&mut to.started).await
+    }
+
+    /// Begins copies of its memories; with what the host keeps beside them. The machine is frozen first.
+    pub(crate) async fn capture(&mut self) -> Result<(Vec<Captured>, Kept), Failure> {
+        self.started.freeze().await?;
+        let captured = self.started.capture()?;
+        Ok((captured, self.started.world().keep()))
+    }
+
+    /// Becomes what the image is of. It was just started, as that was.
+    pub(crate) async fn resume(&mut self, image: &Image) -> Result<(), Failure> {
+        // It may have grown while it was restored, beyond what it may grow to otherwise.
+        let headroom = self.profile.snapshot_headroom();
+        self.started.world_mut().limits.raise_memory(headroom);
+        let fits = image.put(self.memories())?;
+        self.started.thaw().await?;
+        self.started.world_mut().limits.lower_memory(headroom);
+        if !fits && !image.put(self.memories())? {
+            let reason = "an image has pages where its machine has no memory";
+            return Err(Failure::local(LocalCode::Differs, reason));
+        }
+        self.started.world_mut().resume(image.kept());
+        Ok(())
     }
 
     /// Bytes of its linear memories.

@@ -8,6 +8,7 @@ use skep_core::attestation::Deed;
 use skep_core::outcome::EntryContext;
 
 use super::call::{Call, Ran};
+use super::image::Image;
 
 /// Records handed out at once, so that the lock is short: some 20 µs of copying for entries of many commands.
 const READ_MAX: usize = 256;
@@ -26,9 +27,38 @@ const RECORD_BYTES: u64 = 160;
 /// Where a journal starts.
 #[derive(Clone, Debug)]
 pub(crate) struct Base {
+    /// The entry whose state it is.
     pub(crate) context: EntryContext,
-    /// Schema and bytes; none at the start of the group.
-    pub(crate) snapshot: Option<(u32, Bytes)>,
+    pub(crate) origin: Origin,
+}
+
+/// What an instance comes to the state of a base from.
+#[derive(Clone, Debug)]
+pub(crate) enum Origin {
+    /// Nothing: the group begins.
+    Founding,
+    /// What a machine has saved, under this schema.
+    Saved(u32, Bytes),
+    Image(Image),
+}
+
+impl Base {
+    /// The context under which its instance starts.
+    pub(crate) fn start(&self) -> EntryContext {
+        match &self.origin {
+            Origin::Founding | Origin::Saved(..) => self.context,
+            Origin::Image(image) => image.start(),
+        }
+    }
+}
+
+/// A moment of a journal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Moment {
+    /// How many bases there were.
+    bases: u64,
+    /// Number of the next record.
+    next: u64,
 }
 
 /// A call that returned.
@@ -79,6 +109,8 @@ pub(crate) struct Journal(Mutex<Inner>);
 #[derive(Debug)]
 struct Inner {
     base: Base,
+    /// How many there were before it.
+    bases: u64,
     /// Number of the first record after the base.
     base_at: u64,
     /// Number of the first record that is kept.
@@ -106,6 +138,7 @@ impl Journal {
         Self(Mutex::new(Inner {
             last: base.context,
             base,
+            bases: 0,
             base_at: 0,
             first: 0,
             records: VecDeque::new(),
@@ -137,9 +170,37 @@ impl Journal {
         (inner.published, inner.last)
     }
 
-    /// The context that the base was made under.
+    /// The context under which the machine's instance was started.
     pub(crate) fn start(&self) -> EntryContext {
-        self.lock().base.context
+        self.lock().base.start()
+    }
+
+    /// Now, between two entries.
+    pub(crate) fn moment(&self) -> Moment {
+        let inner = self.lock();
+        Moment {
+            bases: inner.bases,
+            next: inner.end(),
+        }
+    }
+
+    /// Starts from another base, which is the state of this moment. Nothing changes if there was another base since then. No
+    /// instance is being built from the journal.
+    pub(crate) fn rebase_at(&self, moment: Moment, base: Base) {
+        let mut inner = self.lock();
+        if inner.bases != moment.bases {
+            return;
+        }
+        let until = (moment.next - inner.first) as usize;
+        let from = (inner.base_at - inner.first) as usize;
+        let mut passed = Weight::default();
+        (inner.records.range(from..until)).for_each(|record| passed.add(record.weight()));
+        inner.since_base.subtract(passed);
+        inner.before_base.add(passed);
+        inner.base = base;
+        inner.bases += 1;
+        inner.base_at = moment.next;
+        inner.let_go();
     }
 
     /// The base, and the number of the first record after it.
@@ -153,24 +214,15 @@ impl Journal {
         let mut inner = self.lock();
         inner.last = base.context;
         inner.base = base;
+        inner.bases += 1;
         inner.base_at = inner.end();
         inner.published = inner.base_at;
         let since = std::mem::take(&mut inner.since_base);
         inner.before_base.add(since);
-        let Weight { bytes, fuel } = inner.before_base;
-        inner.trim();
-        if !follows
-            || inner.before_base.bytes > LAG_BYTES_MAX
-            || inner.before_base.fuel > LAG_FUEL_MAX
-        {
-            tracing::debug!(
-                target: "skep::machine", bytes, fuel, places = inner.places.len(),
-                "readers that have not come to the barrier begin anew"
-            );
-            let base_at = inner.base_at;
-            inner.places.retain(|_, next| *next >= base_at);
-            inner.trim();
+        if !follows {
+            inner.lose_places();
         }
+        inner.let_go();
     }
 
     /// Records from `number` on, a batch at most; empty at the end. For the machine itself, after the base.
@@ -199,6 +251,26 @@ impl Inner {
         } else {
             Vec::new()
         }
+    }
+
+    /// Drops what nobody needs since there is another base. Readers that would need too much begin anew.
+    fn let_go(&mut self) {
+        self.trim();
+        let Weight { bytes, fuel } = self.before_base;
+        if bytes > LAG_BYTES_MAX || fuel > LAG_FUEL_MAX {
+            tracing::debug!(
+                target: "skep::machine", bytes, fuel, places = self.places.len(),
+                "readers that have not come to the barrier begin anew"
+            );
+            self.lose_places();
+            self.trim();
+        }
+    }
+
+    /// Those before the base.
+    fn lose_places(&mut self) {
+        let base_at = self.base_at;
+        self.places.retain(|_, next| *next >= base_at);
     }
 
     /// Drops what is before the base and before every place.
@@ -285,7 +357,7 @@ mod tests {
     fn base(index: u64) -> Base {
         Base {
             context: context(index),
-            snapshot: None,
+            origin: Origin::Founding,
         }
     }
 

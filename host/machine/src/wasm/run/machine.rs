@@ -10,18 +10,21 @@ use skep_core::outcome::{ConfChange, EntryContext, GuestFault, LeaderChanged, Ou
 use super::call::{Call, MAX_ENTRY_REPLY_BYTES, Ran, rejected};
 use super::fork::Fork;
 use super::guard::Guard;
+use super::image::Image;
 use super::instance::Instance;
-use super::journal::{Base, Journal, Record};
+use super::journal::{Base, Journal, Origin, Record};
 use super::present::Present;
 use super::reader::WasmReader;
-use super::rebuild::{ATTEMPTS, Guest, no_attempt};
+use super::rebuild::{ATTEMPTS, Guest, again, no_attempt};
+use super::taking::Taking;
 use crate::clock;
 use crate::wasm::code::component::Component;
 use crate::wasm::engine::budget::Purpose;
 use crate::wasm::fault::Failure;
 use crate::wasm::world::logbook::{Logbook, MachineLabel};
 use crate::{
-    Applied, Costs, Descriptor, MachineError, Memory, Reader, Running, StateMachine, ToEnd,
+    Applied, Costs, Descriptor, ImageTaken, MachineError, Memory, Reader, Running, StateMachine,
+    ToEnd,
 };
 use skep_types::profile::Profile;
 
@@ -58,6 +61,8 @@ pub struct WasmMachine {
     stopped_at: Option<usize>,
     /// What the live instance held when there was one last.
     memory_bytes: u64,
+    /// Whether it could have an image then.
+    can_have_image: bool,
     /// Of the calls that have succeeded.
     fuel: u64,
 }
@@ -99,7 +104,7 @@ impl WasmMachine {
         };
         let base = Base {
             context: genesis,
-            snapshot: None,
+            origin: Origin::Founding,
         };
         let live = guest
             .start(&base, false, purpose)
@@ -107,6 +112,7 @@ impl WasmMachine {
             .map_err(|failure| failure.into_error("instantiate"))?;
         Ok(Self {
             memory_bytes: live.memory_bytes(),
+            can_have_image: live.can_be_forked(),
             present: Arc::new(Present::new(guest, Journal::new(base), live)),
             live: None,
             guard: Guard::default(),
@@ -142,10 +148,11 @@ impl WasmMachine {
         let mut present = self.present.writing().await;
         self.live = present.get_mut().take();
         let ran = calls(self).await;
-        if let Some(live) = &self.live {
-            self.memory_bytes = live.memory_bytes();
+        let live = self.live.take();
+        if let Some(live) = &live {
+            self.note(live);
         }
-        *present.get_mut() = self.live.take();
+        *present.get_mut() = live;
         if ran.is_ok() {
             self.present.journal.publish(context);
         }
@@ -161,6 +168,33 @@ impl WasmMachine {
         let rebuilt = self.present.rebuild().await?;
         self.guard.raise(began.elapsed());
         Ok(rebuilt)
+    }
+
+    /// Goes on from another base. If it `follows`, it is the state that the machine has. After an error the machine is as it was.
+    async fn begin_again(&mut self, base: Base, follows: bool) -> Result<(), Failure> {
+        let mut last = None;
+        for _ in 0..ATTEMPTS {
+            let guest = &self.present.guest;
+            match guest.start(&base, false, Purpose::Running).await {
+                Ok(instance) => {
+                    let mut present = self.present.writing().await;
+                    self.present.journal.rebase(base, follows);
+                    self.note(&instance);
+                    self.fork = None;
+                    *present.get_mut() = Some(instance);
+                    return Ok(());
+                }
+                Err(local @ Failure::Local { .. }) => last = Some(local),
+                Err(guest) => return Err(guest),
+            }
+        }
+        Err(last.unwrap_or_else(no_attempt))
+    }
+
+    /// What can be asked of the machine while an entry has its instance.
+    fn note(&mut self, instance: &Instance) {
+        self.memory_bytes = instance.memory_bytes();
+        self.can_have_image = instance.can_be_forked();
     }
 
     /// Runs one call of the log once.
@@ -458,27 +492,44 @@ impl StateMachine for WasmMachine {
             }
             let base = Base {
                 context: *context,
-                snapshot: Some((schema, from)),
+                origin: Origin::Saved(schema, from),
             };
-            let mut last = None;
-            for _ in 0..ATTEMPTS {
-                let guest = &self.present.guest;
-                match guest.start(&base, false, Purpose::Running).await {
-                    Ok(instance) => {
-                        let mut present = self.present.writing().await;
-                        // Bytes that this machine has just written are the state that readers are on their way to.
-                        let follows = self.saved.take() == Some(context.index);
-                        self.present.journal.rebase(base, follows);
-                        self.memory_bytes = instance.memory_bytes();
-                        self.fork = None;
-                        *present.get_mut() = Some(instance);
-                        return Ok(());
-                    }
-                    Err(local @ Failure::Local { .. }) => last = Some(local),
-                    Err(guest) => return Err(guest.into_error("restore")),
+            // Bytes that this machine has just written are the state that readers are on their way to.
+            let follows = self.saved.take() == Some(context.index);
+            let begun = self.begin_again(base, follows).await;
+            begun.map_err(|failure| failure.into_error("restore"))
+        })
+    }
+
+    fn image_bytes(&self) -> Option<u64> {
+        self.can_have_image.then_some(self.memory_bytes)
+    }
+
+    fn image<'a>(
+        &'a mut self,
+        context: &'a EntryContext,
+    ) -> Running<'a, Option<Box<dyn ImageTaken>>> {
+        Box::pin(async move {
+            let taking = Taking::begin(&self.present, context).await;
+            let taking = taking.map_err(|failure| failure.into_error("image"))?;
+            Ok(taking.map(|taking| Box::new(taking) as Box<dyn ImageTaken>))
+        })
+    }
+
+    fn resume<'a>(&'a mut self, context: &'a EntryContext, image: Bytes) -> Running<'a, ()> {
+        Box::pin(async move {
+            let resumed = match Image::read(self.component().id(), image) {
+                Ok(image) => {
+                    let base = Base {
+                        context: *context,
+                        origin: Origin::Image(image),
+                    };
+                    self.saved = None;
+                    self.begin_again(base, false).await.map_err(again)
                 }
-            }
-            Err(last.unwrap_or_else(no_attempt).into_error("restore"))
+                Err(failure) => Err(failure),
+            };
+            resumed.map_err(|failure| failure.into_error("resume"))
         })
     }
 }

@@ -123,7 +123,7 @@ impl WasmReader {
             .start(&base, true, Purpose::Queries)
             .await
             .map_err(again)?;
-        let start = base.context.index;
+        let start = base.start().index;
         let mut following = Following {
             start,
             instance,

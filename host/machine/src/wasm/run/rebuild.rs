@@ -5,7 +5,7 @@ use std::sync::Arc;
 use skep_core::outcome::EntryContext;
 
 use super::instance::Instance;
-use super::journal::{Base, Journal, Record};
+use super::journal::{Base, Journal, Origin, Record};
 use crate::LocalCode;
 use crate::wasm::code::component::Component;
 use crate::wasm::engine::budget::Purpose;
@@ -46,11 +46,15 @@ impl Guest {
         muted: bool,
         purpose: Purpose,
     ) -> Result<Instance, Failure> {
-        let mut instance = self.instance(&base.context, purpose).await?;
+        let mut instance = self.instance(&base.start(), purpose).await?;
         instance.mute(muted);
-        if let Some((schema, bytes)) = &base.snapshot {
-            let (context, schema, bytes) = (&base.context, *schema, bytes.clone());
-            instance.restore(context, schema, bytes).await?;
+        match &base.origin {
+            Origin::Founding => {}
+            Origin::Saved(schema, bytes) => {
+                let restored = instance.restore(&base.context, *schema, bytes.clone());
+                restored.await?;
+            }
+            Origin::Image(image) => instance.resume(image).await?,
         }
         Ok(instance)
     }

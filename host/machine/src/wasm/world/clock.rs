@@ -19,6 +19,11 @@ impl Clock {
         self.now = self.now.max(stamp).max(1);
     }
 
+    /// As another clock was that showed this.
+    pub(super) fn resume(&mut self, now: u64) {
+        self.now = now;
+    }
+
     pub(crate) fn read(&mut self) -> u64 {
         self.now = self.now.saturating_add(1);
         self.now

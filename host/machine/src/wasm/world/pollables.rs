@@ -5,11 +5,12 @@ use wasmtime::component::Resource;
 
 use super::clock::Clock;
 use super::handles::Handles;
+use super::kept::Instant;
 use super::resources::Pollable;
 use crate::wasm::fault::Stop;
 
 /// Pollables alive at once in one instance.
-const MAX_POLLABLES: usize = 1024;
+pub(super) const MAX_POLLABLES: usize = 1024;
 
 /// The pollables of an instance, numbered the same way on every replica.
 #[derive(Clone, Debug, Default)]
@@ -34,6 +35,18 @@ impl Pollables {
         };
         self.instants[number as usize] = Some(instant);
         Ok(handles.give(number))
+    }
+
+    /// All of it, written down.
+    pub(super) fn keep(&self) -> (Vec<Instant>, Vec<u32>) {
+        let instants = self.instants.iter().map(|at| Instant { at: *at });
+        (instants.collect(), self.free.clone())
+    }
+
+    /// As others were that were kept.
+    pub(super) fn resume(&mut self, kept: &[Instant], free: &[u32]) {
+        self.instants = kept.iter().map(|instant| instant.at).collect();
+        self.free = free.to_vec();
     }
 
     pub(super) fn instant(&self, number: u32) -> Result<u64, Stop> {

@@ -1,0 +1,89 @@
+//! An image on its way.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use skep_core::outcome::EntryContext;
+
+use super::image::Image;
+use super::journal::{Base, Moment, Origin};
+use super::present::Present;
+use crate::wasm::engine::budget::Purpose;
+use crate::wasm::fault::Failure;
+use crate::wasm::memory::Captured;
+use crate::wasm::world::kept::Kept;
+use crate::{ImageTaken, MachineError, ToEnd};
+
+/// The memories of a machine as they were at an entry, while the machine goes on.
+pub(crate) struct Taking {
+    present: Arc<Present>,
+    context: EntryContext,
+    /// When it was as it is here.
+    moment: Moment,
+    /// The context under which its instance was started.
+    start: EntryContext,
+    captured: Vec<Captured>,
+    kept: Kept,
+}
+
+impl Taking {
+    /// Of a machine that is behind this entry; none if it can have no image.
+    pub(crate) async fn begin(
+        present: &Arc<Present>,
+        context: &EntryContext,
+    ) -> Result<Option<Self>, Failure> {
+        let mut writing = present.writing().await;
+        let place = writing.get_mut();
+        let instance = match place {
+            Some(instance) => instance,
+            None => place.insert(present.rebuild().await?),
+        };
+        if !instance.can_be_forked() {
+            return Ok(None);
+        }
+        let captured = instance.capture().await;
+        // Nobody knows what it is now.
+        let (captured, kept) = captured.inspect_err(|_| *place = None)?;
+        Ok(Some(Self {
+            present: Arc::clone(present),
+            context: *context,
+            moment: present.journal.moment(),
+            start: present.journal.start(),
+            captured,
+            kept,
+        }))
+    }
+
+    fn finish(self) -> Result<Bytes, Failure> {
+        let fresh = (self.present.guest)
+            .instance(&self.start, Purpose::Running)
+            .to_end()
+            .map_err(Failure::made_local)?;
+        let component = self.present.guest.component.id();
+        let image = Image::write(
+            component,
+            self.captured,
+            fresh.memories(),
+            &self.start,
+            self.kept,
+        )?;
+        drop(fresh);
+        let bytes = image.bytes().clone();
+        let base = Base {
+            context: self.context,
+            origin: Origin::Image(image),
+        };
+        // The machine is built from the journal only by who has its instance.
+        let _writing = self.present.writing().to_end();
+        self.present.journal.rebase_at(self.moment, base);
+        Ok(bytes)
+    }
+}
+
+impl ImageTaken for Taking {
+    fn finish(self: Box<Self>) -> Result<Bytes, MachineError> {
+        (*self)
+            .finish()
+            .map_err(|failure| failure.into_error("image"))
+    }
+}
