@@ -10,7 +10,7 @@ use crate::{Sink, Source};
 /// # Concurrency
 ///
 /// One instance is called by one caller at a time; calls never nest. A host holds several instances of the same
-/// machine (one per replica, one more for queries, short-lived ones to describe it), and they share nothing.
+/// machine (one per replica, forks of it for queries, short-lived ones to describe it), and none sees what another writes.
 ///
 /// # Failure
 ///
@@ -25,7 +25,8 @@ use crate::{Sink, Source};
 ///
 /// Replies, rejections and saved bytes must be functions of the calls made so far. [`Context::now`], the standard
 /// library's clocks and [`entropy`](crate::entropy) are part of the log entry on a host, so they are safe; nothing
-/// else from outside exists.
+/// else from outside exists. Hash seeds, addresses and the order of a hash map are the same on every replica until the next
+/// snapshot, which makes others on all of them.
 pub trait Machine: Default + 'static {
     /// Who this machine is, and which snapshots it writes and reads. Called in a scratch instance when the component is
     /// deployed; must always answer the same.

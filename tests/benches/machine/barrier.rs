@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use skep::StateMachine;
 use skep::clock::Stopwatch;
+use skep_core::form::Form;
 use skep_core::outcome::Outcome;
 use skep_log::{DiskVfs, GroupKey, LogPosition, SnapshotMeta, SnapshotStore};
 use skep_machine::ToEnd;
@@ -124,18 +125,19 @@ pub(crate) fn fill(machine: &mut WasmMachine, values: usize) -> anyhow::Result<u
     Ok(index)
 }
 
-fn meta(machine: &WasmMachine, index: u64) -> SnapshotMeta {
+fn meta(machine: &WasmMachine, form: Form, index: u64) -> SnapshotMeta {
     SnapshotMeta {
         key: KEY,
         position: LogPosition { index, term: 1 },
         state: Bytes::new(),
+        form,
         schema: machine.describe().schema,
         component: [0; 32],
     }
 }
 
 fn save(machine: &mut WasmMachine, store: &SnapshotStore, index: u64) -> anyhow::Result<Saved> {
-    let meta = meta(machine, index);
+    let meta = meta(machine, Form::Saved, index);
     let (schema, position) = (meta.schema, meta.position);
     let watch = Stopwatch::start();
     let mut saved = Vec::new();
@@ -163,7 +165,7 @@ fn image(
     index: &mut u64,
     values: usize,
 ) -> anyhow::Result<Imaged> {
-    let meta = meta(machine, next(index));
+    let meta = meta(machine, Form::Image, next(index));
     let position = meta.position;
     let watch = Stopwatch::start();
     let begun = machine.image(&context(*index)).to_end()?;

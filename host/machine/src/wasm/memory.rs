@@ -23,7 +23,9 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering::Acquire, Ordering::Release};
+use std::sync::atomic::{
+    AtomicPtr, AtomicUsize, Ordering::AcqRel, Ordering::Acquire, Ordering::Release,
+};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use wasmtime::{LinearMemory, MemoryCreator, MemoryType};
@@ -211,36 +213,70 @@ impl Memory {
     /// Makes this memory a fork of another one.
     ///
     /// # Errors
-    /// The system gives no mapping; or the other is smaller, so it has another history.
+    /// The system gives no mapping. The fork must be dropped then.
     pub(crate) fn fork_of(&self, of: &Self) -> io::Result<()> {
         let mut place = self.place();
         place.region = Arc::clone(&of.place().region);
         place.followed = Some(whole_pages(of.bytes()));
+        self.shrink(&place, of.bytes())?;
         self.map_anew(&place)
     }
 
-    /// Gives this fork the bytes that the other has now, but for what the other has grown by: the fork must grow by as much.
+    /// Gives this fork the bytes that the other has now, but for what the other has grown by: the fork must grow by as much. What
+    /// the fork has grown by itself is gone.
+    ///
+    /// An instance that has the fork must learn its size by a `memory.grow` before it reads or writes: see
+    /// [`shrink`](Self::shrink).
     ///
     /// # Errors
-    /// As [`fork_of`](Self::fork_of). The fork must be dropped then.
+    /// As [`fork_of`](Self::fork_of); or it is a fork of another memory.
     pub(crate) fn follow(&self, of: &Self) -> io::Result<()> {
         let mut place = self.place();
         if !Arc::ptr_eq(&place.region, &of.place().region) {
             return Err(io::Error::other("it is a fork of another memory"));
         }
-        let has_grown = Some(whole_pages(self.bytes())) > place.followed;
-        place.followed = Some(whole_pages(of.bytes()));
-        match self.own.known() {
-            Some(pages) if !has_grown && pages.len() <= OWN_PAGES_KEPT => {
+        let others = whole_pages(of.bytes());
+        let followed = place.followed.replace(others).unwrap_or_default();
+        self.shrink(&place, of.bytes())?;
+        let Some(pages) = self.own.known() else {
+            return self.map_anew(&place);
+        };
+        // Both have grown so far. What the fork has there is its own, and was never noted.
+        let has = whole_pages(self.bytes());
+        if has > followed {
+            place.map(followed, has)?;
+        }
+        match pages.len() <= OWN_PAGES_KEPT {
+            true => {
                 pages.for_each(|page| self.copy_page(of, page));
                 Ok(())
             }
-            Some(pages) if !has_grown => {
+            false => {
                 let pages = pages.collect();
                 self.give_back(&place, pages)
             }
-            _ => self.map_anew(&place),
         }
+    }
+
+    /// Gives back what it has beyond so many bytes, as if it had never grown that far: there is nothing any more, and should it
+    /// grow again, there are zeroes.
+    ///
+    /// # Safety of what runs in it
+    ///
+    /// Wasmtime keeps the size of a memory in the instance, where compiled code finds it, and looks at
+    /// [`byte_size`](LinearMemory::byte_size) for it whenever the instance executes `memory.grow`, even by nothing. No code is in
+    /// the middle of something that it began with the former size: no call runs, and none is suspended, because who calls this has
+    /// the instance for himself and drops one whose call did not end. The next code to run is what [thaws](crate::wasm::code) the
+    /// instance, and begins with a `memory.grow` where the size that it knows is not the one to be. Should anything run before, it
+    /// would fault and trap: behind the bytes that a memory has nothing is ever mapped.
+    fn shrink(&self, place: &Place, to: usize) -> io::Result<()> {
+        let (least, has) = (whole_pages(to), whole_pages(self.bytes()));
+        if has > least {
+            let beyond = place.shape.guard_before + least;
+            place.reservation.unmap(beyond, has - least)?;
+        }
+        self.bytes.fetch_min(to, AcqRel);
+        Ok(())
     }
 
     /// Gives up the pages of its own; all others stay as they are, where the system has found them already.
@@ -333,11 +369,6 @@ impl Memory {
     }
 
     fn map_anew(&self, place: &Place) -> io::Result<()> {
-        if Some(whole_pages(self.bytes())) > place.followed {
-            return Err(io::Error::other(
-                "a fork has grown beyond what it was forked from",
-            ));
-        }
         place.map(0, whole_pages(self.bytes()))?;
         self.own.clear();
         Ok(())
@@ -398,7 +429,7 @@ struct Held(Arc<Memory>);
 
 // SAFETY: `bytes` bytes behind `base` are mapped for reading; a write to one of them succeeds, after a fault that the handler of
 // `faults` answers where the memory is a fork's. Behind the capacity there is the guard that was asked for. The base moves only
-// in `grow`, beyond the capacity.
+// in `grow`, beyond the capacity. The size becomes smaller only in `shrink`, which says why nobody is deceived.
 unsafe impl LinearMemory for Held {
     fn byte_size(&self) -> usize {
         self.0.bytes()

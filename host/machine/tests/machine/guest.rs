@@ -12,10 +12,10 @@ use skep_machine::{StateMachine, ToEnd};
 pub static ENGINE: LazyLock<Engine> = LazyLock::new(|| Engine::new().unwrap());
 
 /// With `initializer`, `queries` and `batch`.
-pub static FULL: LazyLock<Arc<Component>> = LazyLock::new(|| compile(&text(&OPTIONAL, "", "0")));
+pub static FULL: LazyLock<Arc<Component>> = LazyLock::new(|| compile(&full()));
 /// As [`FULL`], and with a table that it might write to: so the host cannot have images of it.
 pub static IMAGELESS: LazyLock<Arc<Component>> = LazyLock::new(|| {
-    let text = text(&OPTIONAL, "", "0");
+    let text = full();
     let writes = "(table $t 1 funcref) (func (table.set $t (i32.const 0) (ref.null func)))";
     let memory = "(memory (export \"memory\") 2)";
     assert!(text.contains(memory));
@@ -36,6 +36,11 @@ pub fn text(optional: &[&str], describe: &str, too_many: &str) -> String {
         .replace("⟨optional⟩", &optional.concat())
         .replace("⟨describe⟩", describe)
         .replace("⟨too-many⟩", too_many)
+}
+
+/// The text of [`FULL`].
+pub fn full() -> String {
+    text(&OPTIONAL, "", "0")
 }
 
 /// The text of a guest whose batches have the wrong number of answers.

@@ -282,6 +282,11 @@
         (global.set $counter (i64.const 555))
         (loop $more (br_if $more (i32.ne (memory.grow (i32.const 1)) (i32.const -1))))
         (return (call $number (global.get $counter)))))
+      (if (call $is (local.get $verb) (i32.const 112)) (then ;; p: how many pages there are with one more, and what is on that
+        (local.set $at (i32.mul (memory.grow (i32.const 1)) (i32.const 65536)))
+        (i64.store (i32.const 0) (i64.or (i64.load (local.get $at)) (i64.extend_i32_u (memory.size))))
+        (memory.fill (local.get $at) (i32.const 255) (i32.const 65536))
+        (return (call $ok (i32.const 8)))))
       (if (call $is (local.get $verb) (i32.const 117)) (then (global.set $counter (i64.const 666)) unreachable))
       (if (call $is (local.get $verb) (i32.const 108)) (then (loop $l (br $l))))
       (if (call $is (local.get $verb) (i32.const 114)) (then (return (call $recurse (i32.const 0)))))

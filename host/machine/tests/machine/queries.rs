@@ -7,10 +7,10 @@ use std::sync::mpsc::sync_channel;
 use bytes::Bytes;
 use skep_core::outcome::{GuestFault, Outcome};
 use skep_machine::wasm::WasmMachine;
-use skep_machine::{Answer, Reader, StateMachine, ToEnd};
+use skep_machine::{Answer, Memory, Reader, StateMachine, ToEnd};
 
 use crate::guest::{
-    FULL, IMAGELESS, PLAIN, apply, context, machine, number, on_apply_thread, save,
+    FULL, IMAGELESS, PLAIN, apply, compile, context, full, machine, number, on_apply_thread, save,
 };
 
 fn ask(reader: &mut dyn Reader, request: &'static str) -> Answer {
@@ -97,6 +97,60 @@ fn a_query_that_fails_or_takes_the_memory_harms_no_later_one() {
             assert_eq!(answer.index.0, index);
             assert_eq!(count(&mut reader), (index, index));
         }
+    });
+}
+
+// P-18
+#[test]
+fn a_query_that_takes_memory_leaves_none_of_it_to_the_next_one() {
+    on_apply_thread(|| {
+        let mut machine = machine(&FULL);
+        let mut reader = machine.wasm_reader();
+        let first = ask(&mut reader, "pages");
+        assert_eq!(first.outcome, number(3));
+        // More pages, all in all, than the profile allows.
+        for _ in 0..1100 {
+            assert_eq!(ask(&mut reader, "pages"), first);
+        }
+        assert_eq!(ask(&mut reader, "write").outcome, number(555));
+        assert_eq!(ask(&mut reader, "pages"), first);
+        apply(&mut machine, 1, &["add"]);
+        assert_eq!(ask(&mut reader, "pages").outcome, first.outcome);
+        assert_eq!(reader.forks(), 1);
+        // A machine that has all it may have gives its queries no more.
+        apply(&mut machine, 2, &["Memory"]);
+        let fault = Outcome::Fault(GuestFault::OutOfMemory);
+        assert_eq!(ask(&mut reader, "pages").outcome, fault);
+        assert_eq!(count(&mut reader), (1, 2));
+    });
+}
+
+#[test]
+fn a_machine_restored_to_more_than_its_memory_answers_queries() {
+    on_apply_thread(|| {
+        let reads = "(call $read (local.get $source) (i32.const 16) (i32.const 512))";
+        let takes =
+            "(loop $more (br_if $more (i32.ne (memory.grow (i32.const 1)) (i32.const -1))))";
+        let text = full();
+        assert!(text.contains(reads));
+        let mut machine = machine(&compile(&text.replacen(
+            reads,
+            &format!("{takes} {reads}"),
+            1,
+        )));
+        let mut reader = machine.wasm_reader();
+        apply(&mut machine, 1, &["add"]);
+        barrier(&mut machine, 2);
+        let Some(Memory {
+            used_bytes,
+            limit_bytes,
+        }) = machine.memory()
+        else {
+            panic!("it has a memory")
+        };
+        assert!(used_bytes > limit_bytes, "{used_bytes} of {limit_bytes}");
+        assert_eq!(count(&mut reader), (1, 2));
+        assert_eq!(reader.builds(), 0);
     });
 }
 

@@ -9,7 +9,7 @@ use super::freeze::{NoImage, Rewritten, with_image};
 use crate::wasm::engine::{FEATURES, FEATURES_OF_CODE};
 
 /// Version of the rewriting, for the key of the artefact cache.
-pub(crate) const VERSION: u32 = 6;
+pub(crate) const VERSION: u32 = 7;
 
 /// The component `bytes` as it is compiled: with its state in reach of the host, if it can be, and counting its stack. `scopes`
 /// is the number of components with code that it becomes when it is put together.

@@ -219,17 +219,22 @@ impl Started {
         fuel: u64,
         room: usize,
     ) -> Result<(), Failure> {
-        if self.dead {
-            return Err(Failure::local(
-                LocalCode::Missing,
-                "the instance has failed before",
-            ));
-        }
+        self.is_alive()?;
         self.is_frozen = false;
         self.store.set_fuel(fuel)?;
         self.store.set_hostcall_fuel(room);
         self.store.data_mut().enter(context, call, ordinal, fuel);
         Ok(())
+    }
+
+    fn is_alive(&self) -> Result<(), Failure> {
+        match self.dead {
+            false => Ok(()),
+            true => {
+                let reason = "the instance has failed before";
+                Err(Failure::local(LocalCode::Missing, reason))
+            }
+        }
     }
 
     /// Has the machine's globals and the sizes of its memories written into the memories of its image modules. Neither the guest
@@ -243,7 +248,7 @@ impl Started {
     }
 
     /// Sets the machine's globals to what is in the memories of its image modules, and grows its memories to the sizes that
-    /// stand there; what is in them is the host's to bring.
+    /// stand there, also those that the host has made smaller; what is in them is the host's to bring.
     pub(crate) async fn thaw(&mut self) -> Result<(), Failure> {
         self.call_images(|image| image.thaw).await
     }
@@ -253,6 +258,7 @@ impl Started {
             let reason = "the machine has no images";
             return Err(Failure::local(LocalCode::Missing, reason));
         }
+        self.is_alive()?;
         for image in 0..self.images.len() {
             let function = function(&self.images[image]);
             self.store.set_fuel(IMAGE_FUEL)?;
@@ -284,11 +290,14 @@ impl Started {
 
     /// Becomes what the other instance is, that this one is a fork of.
     pub(crate) async fn follow(&mut self, of: &mut Self) -> Result<(), Failure> {
+        // A call that did not end must find no memory smaller than it was.
+        self.is_alive()?;
         of.freeze().await?;
         for (own, other) in self.memories.iter().zip(&of.memories[..]) {
             own.follow(other).map_err(unmapped)?;
         }
         self.world_mut().follow(of.world());
+        self.world_mut().limits.follow(&of.world().limits);
         self.thaw().await?;
         let mut pairs = self.memories.iter().zip(&of.memories[..]);
         debug_assert!(pairs.all(|(own, other)| own.is_like(other)));

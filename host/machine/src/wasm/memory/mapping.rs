@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 /// What may be done with a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Access {
+    None = libc::PROT_NONE as isize,
     Read = libc::PROT_READ as isize,
     Write = (libc::PROT_READ | libc::PROT_WRITE) as isize,
 }
@@ -21,6 +22,9 @@ pub(super) enum Sharing {
     /// This mapping alone: a page that is written becomes its own.
     Private = libc::MAP_PRIVATE as isize,
 }
+
+/// A mapping of no file, which takes no memory until something is written.
+const NOTHING: libc::c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
 
 /// Bytes of a page of this system.
 pub(super) fn page_bytes() -> usize {
@@ -92,9 +96,9 @@ unsafe impl Sync for Reservation {}
 impl Reservation {
     /// So many bytes of addresses, at which there is nothing.
     pub(super) fn new(bytes: usize) -> io::Result<Self> {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let access = Access::None as libc::c_int;
         // SAFETY: the system chooses addresses that are free.
-        let base = unsafe { libc::mmap(null_mut(), bytes, libc::PROT_NONE, flags, -1, 0) };
+        let base = unsafe { libc::mmap(null_mut(), bytes, access, NOTHING, -1, 0) };
         match NonNull::new(base.cast::<u8>()) {
             Some(base) if base.as_ptr() as *mut libc::c_void != libc::MAP_FAILED => {
                 Ok(Self { base, bytes })
@@ -133,8 +137,14 @@ impl Reservation {
 
     /// Puts zeroes there, in the place of what was there.
     pub(super) fn map_zeroes(&self, offset: usize, bytes: usize) -> io::Result<()> {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+        let flags = NOTHING | libc::MAP_FIXED;
         self.put(offset, bytes, flags, Access::Write, -1, 0)
+    }
+
+    /// Leaves nothing there, as at first: whoever reads or writes there faults.
+    pub(super) fn unmap(&self, offset: usize, bytes: usize) -> io::Result<()> {
+        let flags = NOTHING | libc::MAP_FIXED;
+        self.put(offset, bytes, flags, Access::None, -1, 0)
     }
 
     fn put(

@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::io::Write;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
 
 use bytes::Bytes;
@@ -42,12 +43,13 @@ impl Fork {
         guest: &Guest,
         start: &EntryContext,
     ) -> Result<Self, Failure> {
-        // It fails if it was a fork of an instance that is there no more, or has grown by itself.
+        // It fails if it was a fork of an instance that is there no more.
         if let Some(mut fork) = fork
             && fork.0.follow(machine).await.is_ok()
         {
             return Ok(fork);
         }
+        guest.forks.fetch_add(1, Relaxed);
         let mut instance = guest
             .instance(start, Purpose::Queries)
             .await

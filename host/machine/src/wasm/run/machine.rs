@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
 use skep_core::id::LogIndex;
@@ -101,6 +102,7 @@ impl WasmMachine {
             component,
             profile,
             logbook,
+            forks: AtomicU64::new(0),
         };
         let base = Base {
             context: genesis,

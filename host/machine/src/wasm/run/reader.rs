@@ -1,6 +1,7 @@
 //! Answers the queries of a machine in an instance of its own.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
 use skep_core::id::LogIndex;
@@ -65,6 +66,11 @@ impl WasmReader {
     /// Second instances built so far: how often it had to begin anew.
     pub fn builds(&self) -> u64 {
         self.builds
+    }
+
+    /// Forks made so far of the machine, by whoever has some: one does for any number of queries, unless one of them fails.
+    pub fn forks(&self) -> u64 {
+        self.present.guest.forks.load(Relaxed)
     }
 
     /// The answer, the entry whose state it is from, and the fuel used.

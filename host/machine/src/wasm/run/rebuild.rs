@@ -1,6 +1,7 @@
 //! What the instances of one machine have in common, and how they come to a state again.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use skep_core::outcome::EntryContext;
 
@@ -26,6 +27,8 @@ pub(crate) struct Guest {
     pub(crate) component: Arc<Component>,
     pub(crate) profile: Profile,
     pub(crate) logbook: Arc<Logbook>,
+    /// Forks made of its machine.
+    pub(crate) forks: AtomicU64,
 }
 
 impl Guest {

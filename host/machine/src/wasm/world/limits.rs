@@ -26,6 +26,8 @@ pub(crate) struct Limits {
     share: Share,
     /// Its memory is that of another instance, which counts it.
     is_fork: bool,
+    /// Its memories become as large as those of another instance, which was allowed what it has.
+    follows: bool,
 }
 
 impl Limits {
@@ -42,6 +44,7 @@ impl Limits {
             memory_refused: false,
             share,
             is_fork: false,
+            follows: false,
         }
     }
 
@@ -64,9 +67,16 @@ impl Limits {
         self.share.give_back_memory();
     }
 
+    /// Its memories become as large as those of another instance before the next call.
+    pub(crate) fn follow(&mut self, of: &Self) {
+        self.memory.used = of.memory.used;
+        self.follows = true;
+    }
+
     /// Before each call.
     pub(crate) fn enter(&mut self) {
         self.memory_refused = false;
+        self.follows = false;
     }
 
     /// Whether the profile refused memory in the present call that the module itself may have. Every replica refuses alike: it
@@ -90,7 +100,7 @@ impl ResourceLimiter for Limits {
         maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
         // An image module's: the host's own, some bytes that stand in no profile, and no whole pages.
-        if !desired.is_multiple_of(PAGE_BYTES) {
+        if !desired.is_multiple_of(PAGE_BYTES) || self.follows {
             return Ok(true);
         }
         let allowed = self.memory.grow(current, desired, maximum);

@@ -169,17 +169,23 @@ impl Image {
 
     /// Traps if a memory cannot have the size that it had.
     fn thaw(&self) -> Function {
-        let mut function = Function::new([(1, ValType::I32)]);
+        let mut function = Function::new([]);
         let mut code = function.instructions();
         for memory in 0..self.memories {
             code.i32_const(0)
                 .i32_load(self.size_of_memory(memory))
                 .memory_size(memory)
                 .i32_sub()
-                .local_tee(0)
                 .if_(BlockType::Empty)
+                // The host may have made it smaller: that shows once it grows, even by nothing.
+                .i32_const(0)
+                .memory_grow(memory)
+                .drop()
                 // A memory that is larger than it was would have to grow by more than there is.
-                .local_get(0)
+                .i32_const(0)
+                .i32_load(self.size_of_memory(memory))
+                .memory_size(memory)
+                .i32_sub()
                 .memory_grow(memory)
                 .i32_const(-1)
                 .i32_eq()
