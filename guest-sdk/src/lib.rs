@@ -66,6 +66,12 @@
 //! - **[`Machine::save`] writes the whole state**, the same bytes for the same state. The host rebuilds the instance
 //!   from these bytes at every snapshot, on every replica, so whatever `save` leaves out is lost.
 //!
+//! What a machine decides by in between is free: the order of a `HashMap` or `HashSet`, addresses, a generator seeded at the
+//! start, how much memory is left are the same on every replica, since every replica has the same heap. A [query](Machine::query)
+//! runs in a fork of that heap, so it shows exactly what the commands decided. But each snapshot builds the heap anew, with other
+//! hash seeds: do not *answer* by such a thing if the answer has to stay, and keep no counter, cache or id beside the state that
+//! an answer looks at. `skep test` finds what is lost there, and names it (`unsaved`, `seeded`, `round-trip`, `query-writes`).
+//!
 //! `wit/README.md` in the Skep repository has the complete contract: limits, traps, snapshots, versions.
 
 #[cfg(target_family = "wasm")]

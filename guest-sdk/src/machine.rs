@@ -10,7 +10,7 @@ use crate::{Sink, Source};
 /// # Concurrency
 ///
 /// One instance is called by one caller at a time; calls never nest. A host holds several instances of the same
-/// machine (one per replica, one more for queries, short-lived ones to describe it), and they share nothing.
+/// machine (one per replica, forks of it for queries, short-lived ones to describe it), and none sees what another writes.
 ///
 /// # Failure
 ///
@@ -25,7 +25,8 @@ use crate::{Sink, Source};
 ///
 /// Replies, rejections and saved bytes must be functions of the calls made so far. [`Context::now`], the standard
 /// library's clocks and [`entropy`](crate::entropy) are part of the log entry on a host, so they are safe; nothing
-/// else from outside exists.
+/// else from outside exists. Hash seeds, addresses and the order of a hash map are the same on every replica until the next
+/// snapshot, which makes others on all of them.
 pub trait Machine: Default + 'static {
     /// Who this machine is, and which snapshots it writes and reads. Called in a scratch instance when the component is
     /// deployed; must always answer the same.
@@ -43,8 +44,7 @@ pub trait Machine: Default + 'static {
 
     /// Answers a read-only request that is not in the log; `ctx` is that of the last entry. It sees the machine exactly as the
     /// commands left it, down to the order of a hash map. Whatever it changes is gone when it ends, so a cache that it fills is
-    /// empty again for the next one. A machine that has written to standard output is asked in a second instance instead, which
-    /// follows the same entries on a heap of its own: use `log`.
+    /// empty again for the next one.
     fn query(&self, ctx: &Context, request: &[u8]) -> Result<Vec<u8>, Rejection> {
         let _ = (ctx, request);
         Err(Rejection::bad_request(

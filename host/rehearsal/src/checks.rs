@@ -4,6 +4,7 @@ mod answers;
 mod barriers;
 mod batch;
 mod canonical;
+mod crossing;
 mod faults;
 mod growth;
 mod member;
@@ -30,14 +31,16 @@ const FAULTS_MAX: usize = 64;
 const COVERAGE_PERCENT: usize = 30;
 
 pub(crate) fn run(mut subject: Subject) -> Result<Report, RehearsalError> {
-    let whole = subject.script.len();
+    let whole = subject.script.once();
     let reference = Reference::take(&mut subject)?;
     let mut checks = vec![
         coverage(&subject, &reference, whole),
         replicas::check(&subject)?,
         canonical::check(&subject)?,
     ];
-    checks.extend(barriers::check(&subject, &reference)?);
+    let [mut barriers, round_trip, read_only] = barriers::check(&subject, &reference)?;
+    crossing::check(&subject, &mut barriers)?;
+    checks.extend([barriers, round_trip, read_only]);
     checks.push(faults::check(&subject, &reference)?);
     checks.push(rejections::check(&subject, &reference)?);
     checks.extend(batch::check(&subject, &reference)?);
@@ -60,7 +63,7 @@ pub(crate) fn run(mut subject: Subject) -> Result<Report, RehearsalError> {
     Ok(Report {
         verdict,
         origin: subject.script.origin,
-        events: subject.script.len(),
+        events: subject.script.once(),
         commands: commands(|_| true),
         replies: commands(|outcome| matches!(outcome, Outcome::Reply(_))),
         rejections: commands(|outcome| matches!(outcome, Outcome::Rejected { .. })),
@@ -72,8 +75,16 @@ pub(crate) fn run(mut subject: Subject) -> Result<Report, RehearsalError> {
 
 fn coverage(subject: &Subject, reference: &Reference, whole: usize) -> CheckResult {
     let script = &subject.script;
-    let mut result = CheckResult::new(Check::Coverage, format!("{} calls", script.len()));
-    if script.len() < whole {
+    let compared = match script.rounds() {
+        1 => format!("{} calls", script.once()),
+        rounds => format!(
+            "{} calls, and their commands again: {} calls in {rounds} rounds",
+            script.once(),
+            script.len()
+        ),
+    };
+    let mut result = CheckResult::new(Check::Coverage, compared);
+    if script.once() < whole {
         result.find(
             Severity::Warning,
             Some(script.place(script.len() - 1)),

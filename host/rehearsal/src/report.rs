@@ -120,11 +120,40 @@ impl CheckResult {
         at: Option<Place>,
         reason: impl Into<String>,
     ) {
+        self.push(severity, None, at, reason.into());
+    }
+
+    /// Finds something of a class.
+    pub(crate) fn find_of(
+        &mut self,
+        class: Class,
+        severity: Severity,
+        at: Option<Place>,
+        reason: impl Into<String>,
+    ) {
+        self.push(severity, Some(class), at, reason.into());
+    }
+
+    fn push(
+        &mut self,
+        severity: Severity,
+        class: Option<Class>,
+        at: Option<Place>,
+        reason: String,
+    ) {
         self.findings.push(Finding {
             severity,
+            class,
             at,
-            reason: reason.into(),
+            reason,
         });
+    }
+
+    /// Whether something of this class was found.
+    pub(crate) fn has(&self, class: Class) -> bool {
+        self.findings
+            .iter()
+            .any(|finding| finding.class == Some(class))
     }
 
     /// The worst of what was found.
@@ -151,10 +180,46 @@ pub enum Severity {
 pub struct Finding {
     /// How bad it is.
     pub severity: Severity,
+    /// What kind of defect it is, where that has a name.
+    pub class: Option<Class>,
     /// The first request where it shows.
     pub at: Option<Place>,
     /// What happened, and what to do about it.
     pub reason: String,
+}
+
+/// The kinds of defects that have a name: what a machine depends on, or changes, that it should not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Class {
+    /// The machine answers or decides by what it keeps outside of its saved state: a static, a cache, an address. A barrier takes
+    /// that away, on every replica.
+    Unsaved,
+    /// The machine answers or decides by the seeds that its instance started with: the order of a hash map, a generator seeded
+    /// at the start. Every replica does the same, and queries show exactly that; a barrier gives other seeds.
+    Seeded,
+    /// `restore` does not read back what `save` wrote.
+    RoundTrip,
+    /// `save` changes the machine.
+    SaveWrites,
+    /// A query changes the machine. In a fork what it writes is thrown away.
+    QueryWrites,
+    /// The same calls use other fuel.
+    Fuel,
+}
+
+impl Class {
+    /// Its name, as in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unsaved => "unsaved",
+            Self::Seeded => "seeded",
+            Self::RoundTrip => "round-trip",
+            Self::SaveWrites => "save-writes",
+            Self::QueryWrites => "query-writes",
+            Self::Fuel => "fuel",
+        }
+    }
 }
 
 /// A request of the history.
@@ -163,8 +228,21 @@ pub struct Finding {
 pub struct Place {
     /// Line of the file, or number of the generated request; 0 for what every group begins with.
     pub line: usize,
+    /// How often the history was begun: 1 as it is written, more where a short one was repeated.
+    pub round: usize,
     /// The request, escaped, its beginning.
     pub request: String,
+}
+
+/// `line 7`, or `line 7 of round 2`.
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "line {}", self.line)?;
+        match self.round {
+            1 => Ok(()),
+            round => write!(f, " of round {round}"),
+        }
+    }
 }
 
 /// What a history cost.

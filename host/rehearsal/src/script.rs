@@ -14,6 +14,10 @@ use crate::world::TERM;
 /// Characters of a request that a report shows.
 const SHOWN_CHARS: usize = 80;
 
+/// A history of fewer commands is short: they are repeated until there are so many. Three commands seldom show the order of a
+/// hash map, and no barrier comes where it would.
+const SHORT: usize = 48;
+
 /// The most different queries that are asked.
 const QUERIES_MAX: usize = 64;
 
@@ -37,6 +41,8 @@ pub(crate) enum Event {
 #[derive(Clone, Debug)]
 pub(crate) struct Script {
     pub(crate) events: Vec<(usize, Event)>,
+    /// Events of the history as it is written; behind them its commands come again, if it is short.
+    once: usize,
     /// Asked at any time; empty if the machine answers none.
     pub(crate) queries: Vec<Bytes>,
     pub(crate) origin: Origin,
@@ -89,8 +95,11 @@ impl Script {
                 .commands()
                 .for_each(|command| ask(&mut queries, command));
         }
+        let once = events.len();
+        repeat(&mut events);
         Self {
             events,
+            once,
             queries,
             origin: history.origin,
         }
@@ -100,9 +109,27 @@ impl Script {
         self.events.len()
     }
 
-    /// The events that are commands.
+    /// Events that were run of the history as it is written.
+    pub(crate) fn once(&self) -> usize {
+        self.once.min(self.len())
+    }
+
+    /// How often the history is gone through, a part of the last time counted in.
+    pub(crate) fn rounds(&self) -> usize {
+        self.round(self.len().saturating_sub(1))
+    }
+
+    /// The round that an event is of, from 1.
+    fn round(&self, event: usize) -> usize {
+        match event.checked_sub(self.once) {
+            None => 1,
+            Some(later) => 2 + later / self.commands().count().max(1),
+        }
+    }
+
+    /// The events of the history as it is written that are commands.
     pub(crate) fn commands(&self) -> impl Iterator<Item = usize> {
-        (0..self.len()).filter(|event| self.command(*event).is_some())
+        (0..self.once()).filter(|event| self.command(*event).is_some())
     }
 
     pub(crate) fn command(&self, event: usize) -> Option<&Bytes> {
@@ -114,6 +141,7 @@ impl Script {
 
     /// Where an event is, for the reader.
     pub(crate) fn place(&self, event: usize) -> Place {
+        let round = self.round(event);
         let (at, event) = &self.events[event];
         let text = match event {
             Event::Init(config) => format!("!init {}", escape(config)),
@@ -123,8 +151,22 @@ impl Script {
         };
         Place {
             line: *at,
+            round,
             request: cut(text),
         }
+    }
+}
+
+/// Appends the commands of a short history once more, until it is no longer short.
+fn repeat(events: &mut Vec<(usize, Event)>) {
+    let commands = events
+        .iter()
+        .filter(|(_, event)| matches!(event, Event::Command(_)));
+    let commands: Vec<_> = commands.cloned().collect();
+    let mut there = commands.len();
+    while !commands.is_empty() && there < SHORT {
+        events.extend_from_slice(&commands);
+        there += commands.len();
     }
 }
 

@@ -192,11 +192,12 @@ fn check_text(check: &CheckResult) -> String {
             Severity::Error => "error",
         };
         let place = match &finding.at {
-            Some(place) if place.line > 0 => format!("line {}, `{}` ", place.line, place.request),
+            Some(place) if place.line > 0 => format!("{place}, `{}` ", place.request),
             Some(place) => format!("at the start, `{}` ", place.request),
             None => String::new(),
         };
-        text += &format!("        {severity}: {place}{}\n", finding.reason);
+        let class = (finding.class).map_or(String::new(), |class| format!("[{}] ", class.name()));
+        text += &format!("        {severity}: {place}{class}{}\n", finding.reason);
     }
     text
 }

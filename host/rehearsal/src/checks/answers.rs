@@ -1,7 +1,8 @@
 //! Queries as a replica answers them, against the state that its log has made.
 //!
-//! A replica asks a second instance: it runs the same commands, keeps what earlier queries left in it, and is not rebuilt at
-//! barriers. So each answer is compared with that of the same query, under the same context, in a copy of the instance that
+//! A replica asks a fork of the machine, and then nothing can be found here but a defect of the host. A machine that cannot be
+//! forked has a second instance: it runs the same commands, keeps what earlier queries left in it, and is not rebuilt at
+//! barriers. Each answer is compared with that of the same query, under the same context, in a copy of the instance that
 //! applied the commands. Memory cannot be copied from one instance to another, but all time and chance come from the
 //! entries: an instance that starts at the same barrier and makes the same calls *is* such a copy. It answers one query and
 //! is thrown away.
@@ -14,7 +15,7 @@ use super::{CALLS_MAX, reordered, show, spread};
 use crate::error::RehearsalError;
 use crate::history::escape;
 use crate::lived::Lived;
-use crate::report::{Check, CheckResult, Severity};
+use crate::report::{Check, CheckResult, Class, Severity};
 use crate::script::{Subject, cut};
 use crate::world::{Random, World};
 
@@ -69,6 +70,8 @@ struct Difference {
     query: Bytes,
     replica: Outcome,
     copy: Outcome,
+    /// It was answered in a fork.
+    forked: bool,
 }
 
 impl Asking<'_> {
@@ -106,7 +109,8 @@ impl Asking<'_> {
             for at in first..first + queries {
                 let query = &script.queries[at % script.queries.len()];
                 let replica = member.query(query)?;
-                self.compare(base.as_ref(), events, query, replica)?;
+                let asked = (query, replica, member.is_forked());
+                self.compare(base.as_ref(), events, asked)?;
                 if self.other.is_some() {
                     return Ok(());
                 }
@@ -119,8 +123,7 @@ impl Asking<'_> {
         &mut self,
         base: Option<&(usize, Bytes)>,
         events: usize,
-        query: &Bytes,
-        replica: Outcome,
+        (query, replica, forked): (&Bytes, Outcome, bool),
     ) -> Result<(), RehearsalError> {
         let world = World::default();
         let barrier = base.map(|(barrier, _)| *barrier);
@@ -154,6 +157,7 @@ impl Asking<'_> {
                 query: query.clone(),
                 replica,
                 copy,
+                forked,
             });
         }
         Ok(())
@@ -166,37 +170,43 @@ impl Asking<'_> {
         );
         let mut result = CheckResult::new(Check::Answers, compared);
         let script = &self.subject.script;
-        if let Some(found) = &self.other {
-            let advice = match self.is_of_barrier(found)? {
-                true => format!(
-                    "The barrier behind line {} shows it: something depends on more than `save` writes, such as the order of a hash map or set, chance drawn when the instance started, or what is kept beside the state. Take ordered maps, or decide by sorted keys; draw chance in the command; save what is kept",
-                    found
-                        .barrier
-                        .map_or(0, |events| script.place(events - 1).line)
-                ),
-                false => "What was asked before shows: a query must change nothing that an answer or a command looks at, not a cache, a generator, or where the next allocation lies".to_owned(),
-            };
+        let found = self.other.as_ref().or(self.order.as_ref());
+        let Some(found) = found else {
+            return Ok(result);
+        };
+        let place = Some(script.place(found.events - 1));
+        let told = told(found);
+        if found.forked {
             let reason = format!(
-                "{}: a query may answer what no replica's state says. {advice}",
-                told(found)
+                "{told}: this is a defect of the host; please report it with the component"
             );
-            result.find(
-                Severity::Error,
-                Some(script.place(found.events - 1)),
-                reason,
-            );
-        } else if let Some(found) = &self.order {
+            result.find(Severity::Error, place, reason);
+        } else if self.other.is_none() {
             let reason = format!(
-                "{}: the same words in another order, which differs between nodes. Sort what a query lists, if anybody may look at the order",
-                told(found)
+                "{told}: the same words in another order, which differs between nodes. Sort what a query lists, if anybody may look at the order"
             );
-            result.find(
-                Severity::Warning,
-                Some(script.place(found.events - 1)),
-                reason,
-            );
+            result.find_of(Class::Seeded, Severity::Warning, place, reason);
+        } else {
+            let (class, advice) = self.advice(found)?;
+            let reason =
+                format!("{told}: a query may answer what no replica's state says. {advice}");
+            result.find_of(class, Severity::Error, place, reason);
         }
         Ok(result)
+    }
+
+    /// What an answer of a second instance depends on, and what to do about it.
+    fn advice(&self, found: &Difference) -> Result<(Class, String), RehearsalError> {
+        if !self.is_of_barrier(found)? {
+            let advice = "What was asked before shows: a query must change nothing that an answer or a command looks at, not a cache, a generator, or where the next allocation lies";
+            return Ok((Class::QueryWrites, advice.to_owned()));
+        }
+        let barrier = found.barrier.unwrap_or(1);
+        let advice = format!(
+            "The barrier behind {} shows it: something depends on more than `save` writes, such as the order of a hash map or set, chance drawn when the instance started, or what is kept beside the state. Take ordered maps, or decide by sorted keys; draw chance in the command; save what is kept",
+            self.subject.script.place(barrier - 1)
+        );
+        Ok((Class::Unsaved, advice))
     }
 
     /// Whether an instance that nobody has asked anything answers otherwise than the copy as well: then the barrier, which it

@@ -7,7 +7,7 @@ use super::reference::Reference;
 use super::{CALLS_MAX, parting, permuted, reordered, show, spread};
 use crate::error::RehearsalError;
 use crate::lived::{Lived, Saved, Seen};
-use crate::report::{Check, CheckResult, Severity};
+use crate::report::{Check, CheckResult, Class, Severity};
 use crate::script::Subject;
 use crate::world::World;
 
@@ -41,6 +41,7 @@ pub(crate) fn check(
         order_count: 0,
         fuel: 0,
         state: None,
+        seeded_state: None,
         barriers: new(Check::Barriers),
         round_trip: new(Check::RoundTrip),
         read_only: new(Check::SaveIsReadOnly),
@@ -62,6 +63,8 @@ struct Seeing<'a> {
     fuel: usize,
     /// The first prefix behind which the state at the end is another one.
     state: Option<(usize, String)>,
+    /// The same, if that is another one under other seeds, too.
+    seeded_state: Option<usize>,
     barriers: CheckResult,
     round_trip: CheckResult,
     read_only: CheckResult,
@@ -109,10 +112,38 @@ impl Seeing<'_> {
         if let (Ok(end), Ok(right)) = (&end, &self.reference.saved)
             && !end.is_as(right)
             && self.state.is_none()
+            && self.seeded_state.is_none()
         {
-            self.state = Some((prefix, parting(&right.bytes, &end.bytes)));
+            match self.state_varies(prefix, &saved, end)? {
+                true => self.seeded_state = Some(prefix),
+                false => self.state = Some((prefix, parting(&right.bytes, &end.bytes))),
+            }
         }
         Ok(())
+    }
+
+    /// Whether the state at the end depends on the seeds an instance is restored under.
+    fn state_varies(
+        &self,
+        prefix: usize,
+        saved: &Saved,
+        end: &Saved,
+    ) -> Result<bool, RehearsalError> {
+        let len = self.subject.script.len();
+        for seed in 1..=SEEDS {
+            let world = World::seeded(seed);
+            let Ok(mut other) = Lived::restored(self.subject, world, prefix, saved.bytes.clone())?
+            else {
+                continue;
+            };
+            other.run_all(prefix..len)?;
+            if let Ok(other) = other.save(len)?
+                && !other.is_as(end)
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn save_again(
@@ -137,8 +168,8 @@ impl Seeing<'_> {
                     return Ok(());
                 };
                 format!(
-                    "after a save here, line {} is answered with {} where it was {}",
-                    self.subject.script.place(at).line,
+                    "after a save here, {} is answered with {} where it was {}",
+                    self.subject.script.place(at),
                     show(&other.outcome),
                     show(&one.outcome)
                 )
@@ -152,7 +183,8 @@ impl Seeing<'_> {
         let reason = format!(
             "{reason}: `save` changes the machine. A host drops the instance after it, so the change itself is lost; the bytes must be the same for the same state"
         );
-        self.read_only.find(Severity::Error, Some(place), reason);
+        self.read_only
+            .find_of(Class::SaveWrites, Severity::Error, Some(place), reason);
         Ok(())
     }
 
@@ -163,12 +195,14 @@ impl Seeing<'_> {
         let place = Some(self.subject.script.place(prefix - 1));
         match again {
             Ok(again) if again.bytes == saved.bytes => {}
-            Ok(again) if permuted(&saved.bytes, &again.bytes) => self.round_trip.find(
+            Ok(again) if permuted(&saved.bytes, &again.bytes) => self.round_trip.find_of(
+                Class::Seeded,
                 Severity::Warning,
                 place,
                 "a restored machine saves the same bytes in another order: `save` follows the order of a hash map. Replicas agree all the same, because each is rebuilt from the same bytes; sort before writing, so that equal states have equal snapshots",
             ),
-            Ok(again) => self.round_trip.find(
+            Ok(again) => self.round_trip.find_of(
+                Class::RoundTrip,
                 Severity::Error,
                 place,
                 format!(
@@ -239,10 +273,10 @@ impl Seeing<'_> {
         let script = &self.subject.script;
         let told = |(event, prefix, outcome): &(usize, usize, Outcome)| {
             format!(
-                "answers {}, and {} if there was a barrier behind line {}",
+                "answers {}, and {} if there was a barrier behind {}",
                 show(&self.reference.seen[*event].outcome),
                 show(outcome),
-                script.place(prefix - 1).line
+                script.place(prefix - 1)
             )
         };
         if let Some(lost) = &self.lost {
@@ -251,14 +285,16 @@ impl Seeing<'_> {
                 told(lost),
                 self.lost_count
             );
+            let place = Some(script.place(lost.0));
             self.barriers
-                .find(Severity::Error, Some(script.place(lost.0)), reason);
+                .find_of(Class::Unsaved, Severity::Error, place, reason);
         } else if let Some((prefix, parted)) = &self.state {
             let reason = format!(
                 "a barrier behind this leaves another state at the end of the history ({parted}), though no answer shows it: `save` leaves something out or changes it, or `restore` does"
             );
+            let place = Some(script.place(prefix - 1));
             self.barriers
-                .find(Severity::Error, Some(script.place(prefix - 1)), reason);
+                .find_of(Class::Unsaved, Severity::Error, place, reason);
         }
         if let Some(order) = &self.order {
             let reason = format!(
@@ -266,15 +302,22 @@ impl Seeing<'_> {
                 told(order),
                 self.order_count
             );
+            let place = Some(script.place(order.0));
             self.barriers
-                .find(Severity::Warning, Some(script.place(order.0)), reason);
+                .find_of(Class::Seeded, Severity::Warning, place, reason);
+        } else if let Some(prefix) = self.seeded_state {
+            let reason = "a barrier behind this leaves another state at the end of the history, because a command decides by what its instance drew when it started, such as the order of a hash map or a generator. That is safe: every replica decides the same, and queries show exactly that. But each barrier draws anew: save what must stay";
+            let place = Some(script.place(prefix - 1));
+            self.barriers
+                .find_of(Class::Seeded, Severity::Note, place, reason);
         }
         if self.fuel > 0 {
             let reason = format!(
                 "{} calls use other fuel in a machine that was restored than in one that was not; barriers make it equal on all replicas",
                 self.fuel
             );
-            self.barriers.find(Severity::Note, None, reason);
+            self.barriers
+                .find_of(Class::Fuel, Severity::Note, None, reason);
         }
         [self.barriers, self.round_trip, self.read_only]
     }

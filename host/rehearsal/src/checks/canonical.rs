@@ -55,7 +55,7 @@ pub(crate) fn check(subject: &Subject) -> Result<CheckResult, RehearsalError> {
             }
             course.applied.push(newcomer.apply(entry)?);
         }
-        let line = subject.script.place(entries[joined].start).line;
+        let joined_at = subject.script.place(entries[joined].start);
         let pairs = lived.applied[joined..].iter().zip(&course.applied);
         if let Some((at, (one, other))) = pairs.enumerate().find(|(_, (one, other))| one != other) {
             let parted = one
@@ -68,7 +68,7 @@ pub(crate) fn check(subject: &Subject) -> Result<CheckResult, RehearsalError> {
                 None => format!("use {} and {} fuel", one.fuel, other.fuel),
             };
             let reason = format!(
-                "a replica that joined at line {line} and one that was always there {what}: this is a defect of the host; please report it with the component"
+                "a replica that joined at {joined_at} and one that was always there {what}: this is a defect of the host; please report it with the component"
             );
             result.find(
                 Severity::Error,
@@ -81,7 +81,7 @@ pub(crate) fn check(subject: &Subject) -> Result<CheckResult, RehearsalError> {
             let other = lived.barriers.iter().find(|(other, _)| other == at);
             if let Some((_, other)) = other.filter(|(_, other)| other != bytes) {
                 let reason = format!(
-                    "a replica that joined at line {line} saves other bytes than one that was always there ({}): this is a defect of the host; please report it with the component",
+                    "a replica that joined at {joined_at} saves other bytes than one that was always there ({}): this is a defect of the host; please report it with the component",
                     parting(bytes, other)
                 );
                 result.find(

@@ -4,10 +4,12 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use skep_core::effect::Call;
+use skep_core::form::Form;
 use skep_core::id::GroupId;
 use skep_core::outcome::Outcome;
 use skep_drive::{Applied, CanonicalPoint, Driver, ToEnd};
-use skep_machine::wasm::{MachineLabel, Profile, WasmMachine};
+use skep_machine::wasm::{MachineLabel, Profile, WasmMachine, WasmReader};
+use skep_machine::{MachineError, Reader};
 
 use crate::error::RehearsalError;
 use crate::lived::{not_here, words_of};
@@ -20,6 +22,7 @@ pub(crate) struct Member<'a> {
     subject: &'a Subject,
     world: World,
     driver: Driver<WasmMachine>,
+    reader: WasmReader,
 }
 
 impl<'a> Member<'a> {
@@ -35,6 +38,7 @@ impl<'a> Member<'a> {
         Ok(Self {
             subject,
             world,
+            reader: machine.wasm_reader(),
             driver: Driver::new(machine),
         })
     }
@@ -56,7 +60,16 @@ impl<'a> Member<'a> {
     }
 
     pub(crate) fn query(&mut self, query: &Bytes) -> Result<Outcome, RehearsalError> {
-        self.driver.query(query).to_end().map_err(not_here)
+        match self.reader.query(query).to_end() {
+            Ok(answer) => Ok(answer.outcome),
+            Err(MachineError::Guest { fault, .. }) => Ok(Outcome::Fault(fault)),
+            Err(local) => Err(not_here(local)),
+        }
+    }
+
+    /// Whether all that was asked so far was answered in forks of the machine, not in a second instance.
+    pub(crate) fn is_forked(&self) -> bool {
+        self.reader.builds() == 0
     }
 
     /// Saves at a barrier behind the first `events` events; or what the machine said.
@@ -82,6 +95,7 @@ impl<'a> Member<'a> {
     ) -> Result<Result<(), String>, RehearsalError> {
         let point = CanonicalPoint {
             context: self.world.barrier(events),
+            form: Form::Saved,
             schema: self.subject.component.descriptor().schema,
             guest,
         };

@@ -11,8 +11,8 @@ use skep_core::outcome::Outcome;
 use skep_machine::wasm::{Component, Probe, Profile, WasmMachine, WasmReader};
 use skep_machine::{Reader, StateMachine, ToEnd};
 use skep_rehearsal_tests::{
-    DISPATCHER, GROWS, HASH_MAP, HIDDEN_QUERY, HIDDEN_STATE, LEAKS, QUERY_MUTATES, RANDOM,
-    STALE_CACHE,
+    ADDRESSES, DISPATCHER, DRAWS, GROWS, HASH_MAP, HIDDEN_QUERY, HIDDEN_STATE, LEAKS,
+    QUERY_MUTATES, RANDOM, STALE_CACHE,
 };
 
 use crate::support::{Random, compile, context, machine, on_apply_thread};
@@ -37,6 +37,21 @@ const CASES: &[Case] = &[
             0 => format!("work w{}", random.below(40)),
             _ => format!("job j{}", random.below(30)),
         },
+        queries: &["show"],
+    },
+    Case {
+        name: "addresses",
+        component: ADDRESSES,
+        command: |random| match random.below(2) {
+            0 => format!("work w{}", random.below(40)),
+            _ => format!("job j{}", random.below(30)),
+        },
+        queries: &["show"],
+    },
+    Case {
+        name: "draws",
+        component: DRAWS,
+        command: |_| "draw".to_owned(),
         queries: &["show"],
     },
     Case {
