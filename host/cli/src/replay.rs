@@ -15,10 +15,11 @@ use sha2::{Digest, Sha256};
 use skep::MachineFactory;
 use skep_core::config::{ConfigError, GroupConfig};
 use skep_core::deployment::Deployment;
+use skep_core::form::Form;
 use skep_core::group::Group;
 use skep_core::id::{ComponentId, GroupId, Incarnation, LogIndex, NodeId, Term};
 use skep_core::outcome::{ConfChange, EntryContext, LeaderChanged, Outcome};
-use skep_drive::{Driver, Failed, MachineError, StateMachine, ToEnd};
+use skep_drive::{Driver, Failed, MachineError, StateMachine, Stored, ToEnd};
 use skep_log::{
     GroupKey, Identity, LogError, LogOptions, ReadOnlyVfs, RecoveredGroup, SnapshotFile,
     SnapshotStore, Store, Vfs,
@@ -211,6 +212,8 @@ pub struct Happened {
 pub enum What {
     /// It was rebuilt from a snapshot: where the replay begins.
     Restored {
+        /// What the section is.
+        form: Form,
         /// Bytes of the machine's section.
         bytes: u64,
         /// The component that wrote it.
@@ -241,9 +244,11 @@ pub enum What {
         /// An empty reply, or why it goes on with what it ran.
         outcome: Outcome,
     },
-    /// It saved itself and was rebuilt from that.
+    /// It saved itself and was rebuilt from that, or left an image of its memory.
     Barrier {
-        /// sha256 and number of its bytes, or what it said instead.
+        /// Which of these.
+        form: Form,
+        /// sha256 and number of the bytes, or what it said instead.
         saved: Result<Digested, String>,
         /// Whether the node's own snapshot of this index holds the same bytes, if it is still there.
         as_on_disk: Option<bool>,
@@ -308,7 +313,11 @@ impl Past<'_> {
     ) -> Result<Box<dyn StateMachine>, ReplayError> {
         let base = self.base(until)?;
         let snapshot = match &base {
-            Some(file) => Some((file.meta().schema, file.guest()?)),
+            Some(file) => Some(Stored {
+                form: file.meta().form,
+                schema: file.meta().schema,
+                guest: file.guest()?,
+            }),
             None => None,
         };
         let wrote = base.as_ref().map(|file| ComponentId(file.meta().component));

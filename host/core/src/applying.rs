@@ -4,8 +4,6 @@ use crate::attestation::Deed;
 use crate::group::Group;
 use crate::id::{LogIndex, NodeId, ReplicaId, RequestId, Term};
 use crate::input::Stopped;
-use crate::log_view::Snapshotted;
-use crate::message::SnapshotName;
 use crate::outcome::{ChangeKind, EntryContext, GuestFault, Outcome};
 use crate::pending::AskerId;
 use crate::proposal::{ChangeRefusal, ProposalError, Response};
@@ -78,26 +76,6 @@ pub(crate) enum Fate {
     Known(Result<Response, ProposalError>),
     /// No member's machine could run it, and none is given it.
     Failed,
-}
-
-/// What became of the snapshot of a barrier.
-#[derive(Debug)]
-pub(crate) enum Saved {
-    /// There is a file.
-    Durable(SnapshotName),
-    /// There is none yet, for this reason.
-    Unwritten(SnapshotName, String),
-    /// The machine failed to save itself, or to read that, on every replica alike.
-    Not,
-}
-
-impl Saved {
-    fn name(&self) -> Option<&SnapshotName> {
-        match self {
-            Self::Durable(name) | Self::Unwritten(name, _) => Some(name),
-            Self::Not => None,
-        }
-    }
 }
 
 impl Applying {
@@ -189,7 +167,7 @@ impl Group {
     }
 
     /// Takes what the machine has answered for: what it has had in hand for longest, or the replica cannot go on.
-    fn take_answered(
+    pub(crate) fn take_answered(
         &mut self,
         (what, index): (&str, LogIndex),
         is_it: impl Fn(&Applying) -> bool,
@@ -204,50 +182,12 @@ impl Group {
         answered
     }
 
-    /// The machine has passed a barrier.
-    pub(crate) fn machine_passed(&mut self, index: LogIndex, saved: Saved) {
-        if index <= self.superseded_through || self.is_faulted() {
-            return;
-        }
-        let is_barrier = |front: &Applying| matches!(front.what, What::Barrier { .. });
-        let Some(front) = self.take_answered(("barrier", index), is_barrier) else {
-            return;
-        };
-        let What::Barrier { askers, conf_state } = front.what else {
-            return;
-        };
-        self.unapplied_bytes = self.unapplied_bytes.saturating_sub(front.weight);
-        self.applied = index;
-        self.since_barrier.took = self.ticks - front.since;
-        self.attest(index, saved.name());
-        self.unwritten = None;
-        match saved {
-            Saved::Durable(name) => {
-                self.compact(Snapshotted { name, conf_state });
-                if self.serves() {
-                    self.health = Health::Healthy;
-                }
-            }
-            Saved::Unwritten(name, reason) => {
-                self.snapshot_unwritten(Snapshotted { name, conf_state }, reason);
-            }
-            Saved::Not => {
-                if self.serves() {
-                    let reason = "the machine failed in save or restore".to_owned();
-                    self.health = Health::Degraded { index, reason };
-                }
-                self.snapshot_came_to_nothing();
-            }
-        }
-        self.acknowledge(&askers, index, front.term);
-        self.complete_idle();
-    }
-
-    pub(crate) fn machine_restored(&mut self, index: LogIndex) {
+    pub(crate) fn machine_restored(&mut self, index: LogIndex, memory: Option<u64>) {
         let is_it =
             |front: &mut Applying| front.index == index && matches!(front.what, What::Restore);
         if self.applying.pop_front_if(is_it).is_some() {
             self.applied = index;
+            self.sizes.memory = memory;
             self.complete_idle();
         }
     }
@@ -410,6 +350,9 @@ impl Group {
     pub(crate) fn abandon_applying(&mut self) {
         for applying in std::mem::take(&mut self.applying) {
             self.refuse_all(&applying.askers(), &ProposalError::Unknown);
+        }
+        if let Some(imaging) = self.imaging.take() {
+            self.refuse_all(&imaging.askers, &ProposalError::Unknown);
         }
     }
 }

@@ -26,15 +26,24 @@ pub struct Attestation {
     pub snapshot: Option<Digest>,
     /// [`Chain`] over the entries since the barrier before; none if this replica did not run them in this life.
     pub chain: Option<Link>,
+    /// Its node could take no image, here or at the barrier before: the snapshot or the chain that is missing here is not
+    /// known to a replica that did run the entries.
+    pub unable: bool,
 }
 
 impl Attestation {
     /// Whether both may come from replicas that did the same.
     pub fn agrees(&self, other: &Self) -> bool {
         let chains = self.chain.zip(other.chain);
+        let says_nothing_of_snapshots = self.is_without_image() || other.is_without_image();
         self.index == other.index
-            && self.snapshot == other.snapshot
+            && (self.snapshot == other.snapshot || says_nothing_of_snapshots)
             && chains.is_none_or(|(one, two)| one == two)
+    }
+
+    /// Whether it leaves open which snapshot is the right one.
+    pub fn is_without_image(&self) -> bool {
+        self.unable && self.snapshot.is_none()
     }
 }
 
@@ -42,23 +51,54 @@ impl Attestation {
 ///
 /// Equal snapshots are not enough: a machine may answer differently and save the same. Fuel is the sharpest part of it, since
 /// nearly any difference on a heap changes the number of instructions that some later command takes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Chain(Link);
+///
+/// An image is written while its machine goes on. So the snapshot that a chain begins with may come to be known after the first
+/// deeds, or never.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Chain {
+    /// Of the snapshot; of zeros before the first one.
+    origin: Option<Link>,
+    deeds: Link,
+}
+
+impl Default for Chain {
+    fn default() -> Self {
+        Self {
+            origin: Some(Link::default()),
+            deeds: Link::default(),
+        }
+    }
+}
 
 impl Chain {
     /// The chain behind a snapshot, from which all replicas go on.
     pub fn behind(snapshot: Digest) -> Self {
-        Self(link(&snapshot))
+        let mut chain = Self::behind_unknown();
+        chain.begins_with(snapshot);
+        chain
+    }
+
+    /// The chain behind a snapshot of which nothing is known yet.
+    pub fn behind_unknown() -> Self {
+        Self {
+            origin: None,
+            deeds: Link::default(),
+        }
+    }
+
+    /// Now it is known.
+    pub fn begins_with(&mut self, snapshot: Digest) {
+        self.origin = Some(link(&snapshot));
     }
 
     /// Adds what an entry did, of which [`Deed::of`] tells.
     pub fn extend(&mut self, index: LogIndex, deed: Deed) {
-        self.0 = joined(self.0, 0, index.0, deed.0);
+        self.deeds = joined(self.deeds, 0, index.0, deed.0);
     }
 
-    /// Its value.
-    pub fn link(self) -> Link {
-        self.0
+    /// Its value; none while it is not known what it begins with.
+    pub fn link(self) -> Option<Link> {
+        self.origin.map(|origin| joined(origin, 6, 0, self.deeds))
     }
 }
 
@@ -123,6 +163,7 @@ impl Verdict {
                     replica: replica.0,
                     snapshot: bytes(said.snapshot),
                     chain: bytes(said.chain),
+                    unable: said.unable,
                 })
                 .collect(),
         }
@@ -144,10 +185,23 @@ impl Verdict {
                     index: LogIndex(self.index),
                     snapshot: report.snapshot[..].try_into().ok(),
                     chain: report.chain[..].try_into().ok(),
+                    unable: report.unable,
                 };
                 (ReplicaId(report.replica), said)
             })
             .collect()
+    }
+
+    /// Whether what a replica said is wrong, if this is right. An operator may trust a replica that has no image: then everybody
+    /// else takes what that one has, since it does not say with whom it agrees.
+    pub(crate) fn refutes(
+        &self,
+        replica: ReplicaId,
+        said: &Attestation,
+        right: &Attestation,
+    ) -> bool {
+        let trusts_another = self.trusted != 0 && self.trusted != replica.0;
+        !said.agrees(right) || trusts_another && right.is_without_image()
     }
 
     /// The same on every replica that reads it under the same membership.
@@ -179,27 +233,39 @@ pub(crate) fn all_agree(reports: &[(ReplicaId, Attestation)]) -> bool {
 /// Looks for what a majority of the voters says. Only who ran the entries itself is counted: a replica that knows the
 /// snapshot alone may have it from the very one whose word is in question. If a majority agrees on the snapshot and not
 /// on the chain, the snapshot is judged: from equal ones all go on equally.
+///
+/// Who could take no image is counted for its chain, with those who say the same of that, unless they differ among themselves:
+/// then nobody knows which of them it is with.
 pub(crate) fn judge(reports: &[(ReplicaId, Attestation)], membership: &Membership) -> Judgement {
     let voters: Vec<ReplicaId> = membership.voters().collect();
-    let witnesses: Vec<Attestation> = reports
-        .iter()
-        .filter(|(replica, said)| voters.contains(replica) && said.chain.is_some())
-        .map(|(_, said)| *said)
-        .collect();
-    let is_majority = |candidate: &Attestation| {
-        let agree = witnesses.iter().filter(|said| said.agrees(candidate));
-        agree.count() > voters.len() / 2
-    };
-    let snapshots = witnesses.iter().map(|said| Attestation {
+    let said = reports.iter().filter(|(by, _)| voters.contains(by));
+    let said = said.map(|(_, said)| *said);
+    let whole: Vec<_> = said.clone().filter(|said| said.chain.is_some()).collect();
+    let snapshots = said.filter(|said| said.chain.is_some() || said.unable);
+    let snapshots = snapshots.filter(|said| !said.is_without_image());
+    let snapshots = snapshots.map(|said| Attestation {
         chain: None,
-        ..*said
+        ..said
     });
-    witnesses
-        .iter()
-        .copied()
-        .chain(snapshots)
-        .find(is_majority)
+    let majority = majority_of(&whole, voters.len());
+    majority
+        .or_else(|| majority_of(&snapshots.collect::<Vec<_>>(), voters.len()))
         .map_or(Judgement::Undecided, Judgement::Majority)
+}
+
+/// What more than half of so many say: the fullest word of those that agree with each other, and with nobody else.
+fn majority_of(said: &[Attestation], voters: usize) -> Option<Attestation> {
+    let agrees_with = |one: &Attestation| {
+        let other = said.iter().map(|other| other.agrees(one));
+        other.collect::<Vec<bool>>()
+    };
+    let is_majority = |candidate: &&Attestation| {
+        let with = agrees_with(candidate);
+        let same = said.iter().filter(|other| agrees_with(other) == with);
+        same.count() > voters / 2
+    };
+    let (open, full): (Vec<_>, Vec<_>) = said.iter().partition(|said| said.is_without_image());
+    full.into_iter().chain(open).find(is_majority).copied()
 }
 
 #[cfg(test)]
@@ -228,6 +294,16 @@ mod tests {
             index: LogIndex(9),
             snapshot: Some([snapshot; 32]),
             chain: chain.map(|chain| [chain; 16]),
+            unable: false,
+        }
+    }
+
+    /// Of a replica that could take no image: here, or at the barrier before.
+    fn unable(snapshot: Option<u8>, chain: Option<u8>) -> Attestation {
+        Attestation {
+            snapshot: snapshot.map(|snapshot| [snapshot; 32]),
+            unable: true,
+            ..said(0, chain)
         }
     }
 
@@ -280,6 +356,65 @@ mod tests {
     }
 
     #[test]
+    fn who_could_take_no_image_contradicts_no_snapshot_and_is_heard_on_the_chain() {
+        let (one, two) = (said(1, Some(1)), said(2, Some(2)));
+        let open = unable(None, Some(1));
+        assert!(one.agrees(&open) && !two.agrees(&open));
+        assert!(unable(None, None).agrees(&two));
+        // It is with those who did the same, and the fullest word counts.
+        for reports in [[one, open, two], [open, one, two], [two, open, one]] {
+            assert_eq!(judged(3, &reports), Judgement::Majority(one));
+        }
+        // Which of two snapshots it has, nobody knows.
+        let other = said(2, Some(1));
+        assert_eq!(judged(3, &[one, open, other]), Judgement::Undecided);
+        assert_eq!(
+            judged(5, &[one, open, other, one, one]),
+            Judgement::Majority(one)
+        );
+        // Its chain may be the wrong one.
+        let lone = unable(None, Some(2));
+        assert_eq!(judged(3, &[lone, one, one]), Judgement::Majority(one));
+        assert_eq!(judged(3, &[lone, one]), Judgement::Undecided);
+        // Nobody has an image.
+        assert_eq!(judged(3, &[open, open, lone]), Judgement::Majority(open));
+        // Who says nothing is no witness.
+        let silent = unable(None, None);
+        assert_eq!(judged(3, &[one, silent, silent]), Judgement::Undecided);
+    }
+
+    #[test]
+    fn who_had_no_image_at_the_barrier_before_is_heard_on_the_snapshot() {
+        let (one, two) = (said(1, Some(1)), said(2, Some(2)));
+        let again = unable(Some(1), None);
+        let right = Attestation { chain: None, ..one };
+        assert_eq!(judged(3, &[one, two, again]), Judgement::Majority(right));
+        assert_eq!(judged(3, &[one, one, again]), Judgement::Majority(one));
+        assert_eq!(judged(3, &[one, again]), Judgement::Majority(right));
+        // One that began with the snapshot is not.
+        let given = said(1, None);
+        assert_eq!(judged(3, &[one, two, given]), Judgement::Undecided);
+    }
+
+    #[test]
+    fn everybody_takes_what_a_trusted_replica_without_an_image_has() {
+        let (trusted, other) = (unable(None, Some(1)), said(2, Some(1)));
+        let reports = [(ReplicaId(1), trusted), (ReplicaId(2), other)];
+        let verdict = Verdict {
+            trusted: 1,
+            ..Verdict::of(LogIndex(9), &reports)
+        };
+        assert_eq!(verdict.judge(&membership(2)), Judgement::Majority(trusted));
+        assert!(verdict.refutes(ReplicaId(2), &other, &trusted));
+        assert!(!verdict.refutes(ReplicaId(1), &trusted, &trusted));
+        let verdict = Verdict {
+            trusted: 0,
+            ..verdict
+        };
+        assert!(!verdict.refutes(ReplicaId(2), &other, &trusted));
+    }
+
+    #[test]
     fn an_operator_may_decide() {
         let said_both = [said(1, Some(1)), said(2, Some(2))];
         let reports: Vec<_> = (1..).map(ReplicaId).zip(said_both).collect();
@@ -300,7 +435,7 @@ mod tests {
         let chain = |index, entry: &[u8], outcomes: &[Outcome], fuel| {
             let mut chain = Chain::behind([7; 32]);
             chain.extend(LogIndex(index), Deed::of(entry, outcomes, fuel));
-            chain.link()
+            chain.link().expect("what it begins with is known")
         };
         let all = [
             chain(1, b"e", &[reply("a"), reply("b")], 5),
@@ -336,6 +471,15 @@ mod tests {
         ];
         let different: std::collections::BTreeSet<_> = all.iter().collect();
         assert_eq!(different.len(), all.len());
+
+        // The snapshot may come to be known later; before that there is nothing to compare.
+        let mut late = Chain::behind_unknown();
+        late.extend(LogIndex(1), Deed::of(b"e", &[reply("a")], 5));
+        assert_eq!(late.link(), None);
+        late.begins_with([7; 32]);
+        assert_eq!(late.link(), Some(chain(1, b"e", &[reply("a")], 5)));
+        late.begins_with([8; 32]);
+        assert_ne!(late.link(), Some(chain(1, b"e", &[reply("a")], 5)));
 
         let refused = |code, message: &str| {
             let message = message.to_owned();

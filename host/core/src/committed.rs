@@ -7,7 +7,7 @@ use crate::applying::{Applying, Changed, Fate, Plan, What};
 use crate::changes::raft_change;
 use crate::effect::{Call, Effect, Work};
 use crate::entry::{self, Order, Stamp};
-use crate::group::{Group, SinceBarrier};
+use crate::group::Group;
 use crate::id::{LogIndex, NodeId, ReplicaId, RequestId, SessionId, Term};
 use crate::log_view::weight;
 use crate::outcome::{ChangeKind, ConfChange, EntryContext, LeaderChanged, Outcome};
@@ -40,12 +40,12 @@ impl Group {
                     return true;
                 }
             };
-            let is_barrier = matches!(order, Some((_, Order::Barrier)));
+            let is_barrier = matches!(order, Some((_, Order::Barrier(..))));
             if self.waits_at(LogIndex(entry.index)) {
                 break;
             }
             // The host's section of the snapshot must hold every answer up to the barrier, and no later one.
-            if is_barrier && !self.applying.is_empty() {
+            if is_barrier && (!self.applying.is_empty() || self.imaging.is_some()) {
                 break;
             }
             let Some(entry) = self.committed.pop_front() else {
@@ -166,17 +166,8 @@ impl Group {
                 }
                 self.work(applying, context, entry, calls);
             }
-            Order::Barrier => {
-                self.since_barrier = SinceBarrier {
-                    began: self.ticks,
-                    took: self.since_barrier.took,
-                    ..SinceBarrier::default()
-                };
-                applying.works = true;
-                let conf_state = self.state.membership.conf_state();
-                applying.what = What::Barrier { askers, conf_state };
-                let state = self.state.encode(&context);
-                self.out.machine(Work::Barrier { context, state });
+            Order::Barrier(form, saved_bytes) => {
+                self.process_barrier(context, (form, saved_bytes), askers, applying);
             }
             Order::Verdict(verdict) => {
                 self.process_verdict(&verdict, applying.index);

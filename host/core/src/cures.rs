@@ -58,7 +58,7 @@ impl Group {
     /// A leader that needs a snapshot has the others take one, unless a barrier that they have to pass is in the log already.
     fn have_others_take_a_snapshot(&mut self) {
         let is_barrier =
-            |entry: &Entry| matches!(entry::read(entry), Ok(Some((_, Order::Barrier))));
+            |entry: &Entry| matches!(entry::read(entry), Ok(Some((_, Order::Barrier(..)))));
         if self.may_propose() && !self.in_flight(is_barrier) {
             self.propose_barrier(None);
         }

@@ -13,7 +13,7 @@ use crate::effect::Effect;
 use crate::entry::{self};
 use crate::group::Group;
 use crate::id::{LogIndex, NodeId, ReplicaId, Term};
-use crate::message::{Body, SnapshotName};
+use crate::message::Body;
 use crate::payload::{Kind, Verdict};
 use crate::pending::AskerId;
 use crate::proposal::ProposalError;
@@ -195,18 +195,9 @@ impl Group {
     }
 
     /// The machine has passed a barrier.
-    pub(crate) fn attest(&mut self, index: LogIndex, snapshot: Option<&SnapshotName>) {
-        let snapshot = snapshot.map(|name| name.digest);
-        let said = Attestation {
-            index,
-            snapshot,
-            chain: Some(self.attestations.chain.link()),
-        };
+    pub(crate) fn attest(&mut self, said: Attestation) {
         let disputed = self.disputed();
         self.attestations.speak(said, disputed);
-        if let Some(snapshot) = snapshot {
-            self.attestations.chain = Chain::behind(snapshot);
-        }
         self.ask_for_attestations();
         self.compare();
     }
@@ -217,6 +208,7 @@ impl Group {
             index,
             snapshot: Some(snapshot),
             chain: None,
+            unable: false,
         };
         let disputed = self.disputed();
         self.attestations.restart(snapshot);
@@ -346,7 +338,7 @@ impl Group {
                 self.state.settled = index;
                 self.contradict(verdict, &right, at);
                 let diverged = match own {
-                    Some(own) => !own.agrees(&right),
+                    Some(own) => verdict.refutes(self.replica, &own, &right),
                     // What it has may come from anybody; where an operator decides, only one replica is known to be right.
                     None => verdict.trusted != 0 && verdict.trusted != self.replica.0,
                 };
@@ -388,7 +380,7 @@ impl Group {
         let members: Vec<_> = membership.members().keys().copied().collect();
         for replica in members {
             let contradicted = match reports.get(&replica) {
-                Some(said) => !said.agrees(right),
+                Some(said) => verdict.refutes(replica, said, right),
                 None => verdict.trusted != 0,
             };
             if contradicted {
@@ -465,6 +457,7 @@ mod tests {
             index: BARRIER,
             snapshot: Some([what; 32]),
             chain: chain.map(|chain| [chain; 16]),
+            unable: false,
         }
     }
 

@@ -5,6 +5,7 @@ use raft::eraftpb;
 
 use crate::activation::Decision;
 use crate::deployment::Deployment;
+use crate::form::Form;
 use crate::id::{LogIndex, NodeId, ReplicaId, Term};
 use crate::input::Waiter;
 use crate::message::{PeerMessage, SnapshotName};
@@ -124,12 +125,17 @@ pub enum Work {
         /// The calls it makes, in order. All but [`Call::Init`] and [`Call::StatusChange`] yield outcomes.
         calls: Vec<Call>,
     },
-    /// Save the state, make the file durable, rebuild the machine from it; then `Input::Snapshotted`.
+    /// Write the machine down, and make the file durable; then `Input::Snapshotted`.
+    ///
+    /// [`Form::Saved`]: save the state and rebuild the machine from the bytes. [`Form::Image`]: take its memory as it is, and
+    /// go on with it; `Input::NoImage` if that cannot be done here and now.
     Barrier {
         /// The barrier entry.
         context: EntryContext,
         /// The host's section of the snapshot file.
         state: Bytes,
+        /// How the machine is written down.
+        form: Form,
     },
     /// Rebuild the machine from a snapshot file; then `Input::Restored`.
     Restore {

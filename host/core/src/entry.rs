@@ -7,6 +7,7 @@ use raft::eraftpb::{Entry, EntryType};
 
 use crate::activation::{AbortReason, Decision};
 use crate::deployment::Deployment;
+use crate::form::Form;
 use crate::id::LogIndex;
 use crate::impasse::Impasse;
 use crate::outcome::ChangeKind;
@@ -28,7 +29,8 @@ pub(crate) enum Order {
     Change(ChangeKind, ChangeRecord),
     Commands(Vec<Item>),
     Elected(Elected),
-    Barrier,
+    /// In this form; with the bytes of the last snapshot of the saved form, where the leader knew them.
+    Barrier(Form, u64),
     Verdict(Verdict),
     Pause(bool),
     Activate(Deployment),
@@ -167,7 +169,12 @@ fn order(kind: Option<Kind>) -> Result<Order, Unreadable> {
             Order::Commands(commands.items)
         }
         Some(Kind::Elected(elected)) => Order::Elected(elected),
-        Some(Kind::Barrier(_)) => Order::Barrier,
+        Some(Kind::Barrier(barrier)) => {
+            let form = Form::from_code(barrier.form).ok_or_else(|| {
+                Unreadable::Unknown(format!("a barrier of form {}", barrier.form))
+            })?;
+            Order::Barrier(form, barrier.saved_bytes)
+        }
         Some(Kind::Verdict(verdict)) => {
             let lengths = |hash: &Bytes, whole| hash.is_empty() || hash.len() == whole;
             let known = |report: &crate::payload::Report| {

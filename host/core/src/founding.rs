@@ -8,6 +8,7 @@ use raft::eraftpb::{self, EntryType, HardState};
 use crate::addresses::Addresses;
 use crate::allowance::Allowance;
 use crate::applying::Applying;
+use crate::barrier::Sizes;
 use crate::catch_up::CatchUp;
 use crate::config::{ConfigError, GroupConfig};
 use crate::cures::Cures;
@@ -108,6 +109,7 @@ impl Group {
             let conf_state = state.membership.conf_state();
             group.state = state;
             group.processed = name.index;
+            group.sizes = Sizes::of(&name, &group.state);
             group.attest_restored(name.index, name.digest);
             if planted::has(Defect::DoubleApplyAfterRestart) {
                 let before = LogIndex(name.index.0.saturating_sub(3));
@@ -179,6 +181,8 @@ impl Group {
             since_barrier: SinceBarrier::default(),
             attestations: Attestations::default(),
             cures: Cures::default(),
+            imaging: None,
+            sizes: Sizes::default(),
             activation: None,
             impasse: None,
             impasse_at: LogIndex(0),

@@ -9,7 +9,8 @@ use raft::eraftpb::{self};
 use crate::activation::{Activation, Decision};
 use crate::addresses::Addresses;
 use crate::allowance::{Allowance, Rates};
-use crate::applying::{Applying, Saved};
+use crate::applying::Applying;
+use crate::barrier::{Imaging, Sizes, Written};
 use crate::catch_up::CatchUp;
 use crate::config::GroupConfig;
 use crate::cures::Cures;
@@ -72,6 +73,9 @@ pub struct Group {
     pub(crate) since_barrier: SinceBarrier,
     pub(crate) attestations: Attestations,
     pub(crate) cures: Cures,
+    /// A barrier whose image is being written.
+    pub(crate) imaging: Option<Imaging>,
+    pub(crate) sizes: Sizes,
     /// An activation that is not done; nothing behind it is processed.
     pub(crate) activation: Option<Activation>,
     /// The command at which the machine of this life stopped, if no life has ever applied it.
@@ -343,18 +347,26 @@ impl Group {
             }
             Input::Prepared { index, readiness } => self.machine_prepared(index, readiness),
             Input::Exchanged { index } => self.machine_exchanged(index),
-            Input::Snapshotted { index, snapshot } => {
-                let saved = snapshot.map_or(Saved::Not, Saved::Durable);
-                self.machine_passed(index, saved);
+            Input::Snapshotted {
+                index,
+                snapshot,
+                memory,
+            } => {
+                let written = snapshot.map_or(Written::Never, Written::Durable);
+                self.machine_passed(index, written, memory);
+            }
+            Input::NoImage { index, reason } => {
+                self.machine_passed(index, Written::NoImage(reason), None);
             }
             Input::Unwritten {
                 index,
                 snapshot,
+                memory,
                 reason,
-            } => self.machine_passed(index, Saved::Unwritten(snapshot, reason)),
+            } => self.machine_passed(index, Written::NotYet(snapshot, reason), memory),
             Input::Written { index } => self.snapshot_written(index),
             Input::SnapshotUnreadable { index, reason } => self.snapshot_unreadable(index, reason),
-            Input::Restored { index } => self.machine_restored(index),
+            Input::Restored { index, memory } => self.machine_restored(index, memory),
             Input::MachineFailed { reason, at } => self.machine_failed(reason, at),
             Input::Unreachable { node } => {
                 if let Some(replica) = self.state.membership.replica_on(node) {

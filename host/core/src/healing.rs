@@ -98,6 +98,11 @@ impl Group {
         let index = snapshotted.name.index;
         self.unwritten = Some(snapshotted);
         self.snapshot_came_to_nothing();
+        self.degrade(index, reason);
+    }
+
+    /// There is no file of the snapshot at this barrier.
+    pub(crate) fn degrade(&mut self, index: LogIndex, reason: String) {
         if self.serves() {
             self.health = Health::Degraded { index, reason };
         }
@@ -123,9 +128,7 @@ impl Group {
         self.raft.log_mut().distrust_snapshot();
         self.since_barrier.wanted = true;
         self.snapshot_came_to_nothing();
-        if self.serves() {
-            self.health = Health::Degraded { index, reason };
-        }
+        self.degrade(index, reason);
     }
 
     /// As much work as a snapshot is, and nobody has one: the next one is taken later.

@@ -479,7 +479,7 @@ mod tests {
         // One that is not committed may come to count.
         impasses.append(&[impasse(10, 5, 4)]);
         assert_eq!(failed(&impasses, 9), None);
-        impasses.append(&[entry(6, Kind::Barrier(Barrier {}))]);
+        impasses.append(&[entry(6, Kind::Barrier(Barrier::default()))]);
         assert_eq!(failed(&impasses, 9), Some(vec![]));
     }
 
@@ -507,7 +507,7 @@ mod tests {
         let commands = Kind::Commands(Commands::default());
         for no in [
             entry(1, commands),
-            entry(2, Kind::Barrier(Barrier {})),
+            entry(2, Kind::Barrier(Barrier::default())),
             Entry::default(),
         ] {
             assert!(!entries::may_be_of_impasse(&no));

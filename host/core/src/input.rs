@@ -105,12 +105,24 @@ pub enum Input {
         /// A hash over what is the same on every replica.
         deed: Deed,
     },
-    /// The machine has saved itself at the barrier and was rebuilt from the bytes; the file is durable.
+    /// The machine has passed the barrier, and the file is durable.
+    ///
+    /// Of a barrier of the saved form it comes before the results of later entries. Of an image it may come after them, but
+    /// before the work of the next barrier is begun: the machine goes on while its image is written.
     Snapshotted {
         /// Index of the barrier.
         index: LogIndex,
         /// The file; `None` if the machine failed to save, on every replica alike, and goes on without.
         snapshot: Option<SnapshotName>,
+        /// Bytes of the memory that an image of the machine would be of; none if it can have no image, now or ever.
+        memory: Option<u64>,
+    },
+    /// As `Snapshotted`, but this node could take no image of the machine, which goes on as it is. Others may have one.
+    NoImage {
+        /// Index of the barrier.
+        index: LogIndex,
+        /// Why, for the operator.
+        reason: String,
     },
     /// What has become of another machine that was to be prepared.
     Prepared {
@@ -131,6 +143,8 @@ pub enum Input {
         index: LogIndex,
         /// What the file is to be.
         snapshot: SnapshotName,
+        /// As in `Snapshotted`.
+        memory: Option<u64>,
         /// What is in the way, for the operator.
         reason: String,
     },
@@ -150,6 +164,8 @@ pub enum Input {
     Restored {
         /// Index of the snapshot.
         index: LogIndex,
+        /// As in `Snapshotted`.
+        memory: Option<u64>,
     },
     /// The machine of this replica can no longer be run.
     MachineFailed {

@@ -19,7 +19,7 @@
 //! * [`standing`]: what is believed of other replicas; `handover`: a leader whose machine failed.
 //! * [`deployment`]: what a group runs; [`activation`]: how it comes to run something else; [`impasse`]: commands that no member
 //!   can run.
-//! * [`healing`]: snapshots that cannot be written or read here; `spacing`: how far barriers are apart.
+//! * `barrier`: barriers on their way through the machine, in either [`form`]. [`healing`]: snapshots that cannot be written or read here; `spacing`: how far barriers are apart.
 //! * [`sessions`], [`state`]: what is replicated beside the machine's state.
 //! * `raft_node`: raft-rs, whether it runs yet or not. `log_view`: the log as Raft reads it; `read_back`: entries that are not in memory.
 //! * `catch_up`: members that are behind, and what of the log is kept for them.
@@ -39,6 +39,7 @@ mod addresses;
 pub mod allowance;
 mod applying;
 pub mod attestation;
+mod barrier;
 mod catch_up;
 mod changes;
 mod committed;
@@ -84,4 +85,4 @@ mod throttle;
 pub use config::{GroupConfig, Limits, Member};
 pub use founding::Recovered;
 pub use group::Group;
-pub use skep_types::{id, outcome, proposal, status};
+pub use skep_types::{form, id, outcome, proposal, status};

@@ -5,6 +5,7 @@ use prost::Message;
 use sha2::{Digest, Sha256};
 
 use crate::deployment::DeploymentRecord;
+use crate::form::Form;
 use crate::group::Group;
 use crate::payload::{Barrier, Commands, Elected, Item, Kind, Pause, Payload};
 use crate::pending::AskerId;
@@ -210,7 +211,11 @@ impl Group {
     }
 
     pub(crate) fn propose_barrier(&mut self, asker: Option<AskerId>) {
-        match self.propose_entry(Kind::Barrier(Barrier {}), asker.as_slice()) {
+        let barrier = Barrier {
+            form: Form::Saved.code(),
+            saved_bytes: self.sizes.saved,
+        };
+        match self.propose_entry(Kind::Barrier(barrier), asker.as_slice()) {
             Ok(()) => {
                 self.since_barrier.proposed = true;
                 self.since_barrier.wanted = false;
@@ -224,6 +229,7 @@ impl Group {
         let wanted = self.raft.log().take_wanted();
         self.since_barrier.wanted |= wanted;
         if self.since_barrier.proposed
+            || self.imaging.is_some()
             || self.awaits_decision()
             || !self.serves()
             || !self.may_propose()

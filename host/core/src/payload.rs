@@ -98,7 +98,14 @@ pub struct Elected {
 
 /// Every replica snapshots here.
 #[derive(Clone, Copy, PartialEq, Message)]
-pub struct Barrier {}
+pub struct Barrier {
+    /// A [`Form`](crate::form::Form).
+    #[prost(uint32, tag = "1")]
+    pub form: u32,
+    /// Bytes of the last snapshot of the saved form, as the leader knew it; 0 if it knew none.
+    #[prost(uint64, tag = "2")]
+    pub saved_bytes: u64,
+}
 
 /// What replicas said of one barrier. See [`crate::attestation`].
 #[derive(Clone, PartialEq, Message)]
@@ -126,6 +133,9 @@ pub struct Report {
     /// Its chain, or nothing.
     #[prost(bytes = "bytes", tag = "3")]
     pub chain: Bytes,
+    /// What it does not say, it does not know for a reason of its node's.
+    #[prost(bool, tag = "4")]
+    pub unable: bool,
 }
 
 /// Commands are refused from here on, or taken again.

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use raft::eraftpb::{self, HardState, MessageType};
 
 use crate::applying::Applying;
+use crate::barrier::Sizes;
 use crate::effect::{Effect, Persist, Work};
 use crate::group::Group;
 use crate::id::{LogIndex, ReplicaId, Term};
@@ -254,6 +255,7 @@ impl Group {
         self.state = state;
         self.activation = None;
         self.since_barrier = Default::default();
+        self.sizes = Sizes::of(&snapshot, &self.state);
         (self.unwritten, self.lost) = (None, None);
         self.attest_restored(snapshot.index, snapshot.digest);
         if matches!(

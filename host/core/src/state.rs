@@ -11,6 +11,7 @@ pub use skep_types::status::Role;
 use crate::config::MEMBERS_MAX;
 use crate::deployment::{DEPLOYMENT_BYTES_MAX, Deployment, DeploymentRecord};
 use crate::entry::{Unreadable, whole};
+use crate::form::Form;
 use crate::id::{LogIndex, NodeId, ReplicaId, Term};
 use crate::outcome::{ChangeKind, EntryContext};
 use crate::planted::{self, Defect};
@@ -183,6 +184,10 @@ pub struct HostState {
     pub deployment: Option<Deployment>,
     /// The newest barrier that a verdict has decided: replicas that restart must draw the same conclusions from the log.
     pub settled: LogIndex,
+    /// The form of the newest barrier, and so of the snapshot that this stands in.
+    pub form: Form,
+    /// Bytes of the last snapshot of the saved form before the newest barrier, as its leader knew them; 0 if it knew none.
+    pub saved_bytes: u64,
 }
 
 impl HostState {
@@ -217,6 +222,8 @@ impl HostState {
             paused: self.paused,
             deployment: self.deployment.as_ref().map(DeploymentRecord::from),
             settled: self.settled.0,
+            form: self.form.code(),
+            saved_bytes: self.saved_bytes,
         }
         .encode_to_vec()
         .into()
@@ -285,6 +292,9 @@ impl HostState {
             now: record.now,
             initialized: record.initialized,
             settled: LogIndex(record.settled),
+            form: Form::from_code(record.form)
+                .ok_or_else(|| Unreadable::Unknown(format!("a barrier of form {}", record.form)))?,
+            saved_bytes: record.saved_bytes,
         };
         Ok((state, context))
     }
@@ -327,6 +337,10 @@ struct HostStateRecord {
     deployment: Option<DeploymentRecord>,
     #[prost(uint64, tag = "12")]
     settled: u64,
+    #[prost(uint32, tag = "13")]
+    form: u32,
+    #[prost(uint64, tag = "14")]
+    saved_bytes: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -408,6 +422,8 @@ mod tests {
             initialized: true,
             paused: true,
             settled: LogIndex(u64::MAX),
+            form: Form::Image,
+            saved_bytes: u64::MAX,
             deployment: Some(Deployment {
                 component: crate::id::ComponentId([255; 32]),
                 profile: vec![255; PROFILE_BYTES_MAX].into(),

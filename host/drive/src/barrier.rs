@@ -1,23 +1,73 @@
-//! A barrier: the machine is saved, and restored from the bytes it wrote.
+//! A barrier: the machine is saved, and restored from the bytes it wrote; or its memory is written down as it is.
 
+use std::fmt;
 use std::io::{self, Write};
 
 use bytes::Bytes;
+use skep_core::form::Form;
+use skep_core::id::LogIndex;
+use skep_core::input::Input;
 use skep_core::outcome::EntryContext;
 
 use crate::driver::Driver;
 use crate::listener::Listener;
-use crate::state_machine::{LocalCode, MachineError, StateMachine};
+use crate::state_machine::{ImageTaken, LocalCode, MachineError, StateMachine};
 
-/// The bytes that a machine was rebuilt from: what every replica goes on from at this entry.
+/// A machine at a barrier: what every replica goes on from at this entry.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct CanonicalPoint {
     /// The barrier entry.
     pub context: EntryContext,
-    /// Version of the bytes.
+    /// What the bytes are. The machine was rebuilt from those that it saved, and from no image.
+    pub form: Form,
+    /// Version of bytes that a machine saves.
     pub schema: u32,
-    /// What the machine wrote.
+    /// What the machine wrote, or its image.
     pub guest: Bytes,
+}
+
+/// An image of a machine at a barrier that is not taken to its end. The machine goes on meanwhile.
+pub struct Imaging {
+    context: EntryContext,
+    schema: u32,
+    taken: Box<dyn ImageTaken>,
+}
+
+impl Imaging {
+    /// The barrier.
+    pub fn index(&self) -> LogIndex {
+        self.context.index
+    }
+
+    /// Takes the rest of it. Blocks its thread.
+    ///
+    /// # Errors
+    /// Whatever is in the way is of this node: the core is told [`no_image`].
+    pub fn finish(self) -> Result<CanonicalPoint, MachineError> {
+        Ok(CanonicalPoint {
+            context: self.context,
+            form: Form::Image,
+            schema: self.schema,
+            guest: self.taken.finish()?,
+        })
+    }
+}
+
+impl fmt::Debug for Imaging {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Imaging");
+        shown
+            .field("context", &self.context)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the core is told of a barrier at which this node can take no image.
+pub fn no_image(index: LogIndex, error: &MachineError) -> Input {
+    let reason = format!(
+        "this node has no image of the machine, and keeps the log until the next snapshot: {error}"
+    );
+    Input::NoImage { index, reason }
 }
 
 impl<M: StateMachine> Driver<M> {
@@ -56,9 +106,40 @@ impl<M: StateMachine> Driver<M> {
         self.machine.restore(context, schema, guest.clone()).await?;
         Ok(CanonicalPoint {
             context: *context,
+            form: Form::Saved,
             schema,
             guest,
         })
+    }
+
+    /// Begins to write the machine's memory down. The machine goes on as it is, with an image or without.
+    ///
+    /// # Errors
+    /// Whatever is in the way is of this node.
+    pub(crate) async fn take_image(
+        &mut self,
+        context: &EntryContext,
+        listener: &mut impl Listener<M>,
+    ) -> Result<Imaging, MachineError> {
+        let schema = self.schema();
+        let begun = self.machine.image(context).await;
+        self.applied = context.index;
+        let none = || MachineError::Local {
+            call: "image",
+            code: LocalCode::Missing,
+            reason: "the machine can have none".to_owned(),
+        };
+        match begun.and_then(|taken| taken.ok_or_else(none)) {
+            Ok(taken) => Ok(Imaging {
+                context: *context,
+                schema,
+                taken,
+            }),
+            Err(error) => {
+                listener.no_image(context, &error);
+                Err(error)
+            }
+        }
     }
 
     /// The whole state, in memory.

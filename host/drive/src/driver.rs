@@ -4,15 +4,16 @@ use bytes::Bytes;
 use skep_core::attestation::Deed;
 use skep_core::deployment::Deployment;
 use skep_core::effect::Work;
+use skep_core::form::Form;
 use skep_core::id::LogIndex;
 use skep_core::input::{Input, Waiter};
 use skep_core::outcome::Outcome;
 
 use crate::activation::Successor;
-use crate::barrier::CanonicalPoint;
+use crate::barrier::{CanonicalPoint, Imaging, no_image};
 use crate::failed::Failed;
 use crate::listener::Listener;
-use crate::source::Source;
+use crate::source::{Source, Stored};
 use crate::state_machine::{Applied, Costs, MachineError, StateMachine};
 
 /// A machine, and how far it is in the log of its group.
@@ -40,10 +41,6 @@ pub(crate) struct Runs {
 
 /// What is to be done behind a piece of work.
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "there is one at a time, and nearly all are the large one"
-)]
 pub enum Done {
     /// Tell the core.
     Tell(Input),
@@ -53,6 +50,18 @@ pub enum Done {
         point: CanonicalPoint,
         /// The host's section of the snapshot.
         state: Bytes,
+        /// Bytes of the memory that an image of the machine would be of, for the core.
+        memory: Option<u64>,
+    },
+    /// The machine leaves an image at a barrier, and goes on: take it to its end beside what the machine does, make the snapshot
+    /// durable, then tell the core.
+    Imaging {
+        /// What is begun.
+        image: Imaging,
+        /// The host's section of the snapshot.
+        state: Bytes,
+        /// Bytes of the memory that an image of the machine would be of, for the core.
+        memory: Option<u64>,
     },
     /// Answer a query.
     Answer {
@@ -146,21 +155,47 @@ impl<M: StateMachine> Driver<M> {
                     deed,
                 })
             }
-            Work::Barrier { context, state } => match self.pass_barrier(&context, listener).await {
-                Ok(point) => Done::Passed { point, state },
+            Work::Barrier {
+                context,
+                state,
+                form: Form::Saved,
+            } => match self.pass_barrier(&context, listener).await {
+                Ok(point) => Done::Passed {
+                    point,
+                    state,
+                    memory: self.machine.image_bytes(),
+                },
                 Err(MachineError::Guest { .. }) => Done::Tell(Input::Snapshotted {
                     index: context.index,
                     snapshot: None,
+                    memory: self.machine.image_bytes(),
                 }),
                 Err(local) => return Err(local.into()),
+            },
+            Work::Barrier {
+                context,
+                state,
+                form: Form::Image,
+            } => match self.take_image(&context, listener).await {
+                Ok(image) => Done::Imaging {
+                    image,
+                    state,
+                    memory: self.machine.image_bytes(),
+                },
+                Err(error) => Done::Tell(no_image(context.index, &error)),
             },
             Work::Restore {
                 context, snapshot, ..
             } => {
                 let index = snapshot.index;
-                let (schema, guest) = source.snapshot(&snapshot)?;
+                let Stored {
+                    form,
+                    schema,
+                    guest,
+                } = source.snapshot(&snapshot)?;
                 let point = CanonicalPoint {
                     context,
+                    form,
                     schema,
                     guest,
                 };
@@ -170,7 +205,8 @@ impl<M: StateMachine> Driver<M> {
                     let reason = format!("snapshot {index} is not taken: {}", failed.reason);
                     Failed { reason, ..failed }
                 })?;
-                Done::Tell(Input::Restored { index })
+                let memory = self.machine.image_bytes();
+                Done::Tell(Input::Restored { index, memory })
             }
             Work::Prepare {
                 context,
@@ -220,22 +256,25 @@ impl<M: StateMachine> Driver<M> {
         }
     }
 
-    /// Rebuilds the machine from bytes that it, or one before it, has saved.
+    /// Rebuilds the machine from bytes that it, or one before it, has saved, or from an image of it.
     ///
     /// # Errors
-    /// [`MachineError::Guest`]: the machine does not take them, and has its former state.
+    /// [`MachineError::Guest`]: the machine does not take the bytes, and has its former state. [`MachineError::Local`]: this
+    /// node cannot do it.
     pub async fn restore(
         &mut self,
         point: &CanonicalPoint,
         listener: &mut impl Listener<M>,
     ) -> Result<(), MachineError> {
-        self.machine
-            .restore(&point.context, point.schema, point.guest.clone())
-            .await?;
+        let (context, guest) = (&point.context, point.guest.clone());
+        match point.form {
+            Form::Saved => self.machine.restore(context, point.schema, guest).await?,
+            Form::Image => self.machine.resume(context, guest).await?,
+        }
         self.applied = point.context.index;
         self.successor = None;
         listener.restored(point);
-        listener.goes_on_from(Some(point));
+        listener.goes_on_from(Some(point).filter(|point| point.form == Form::Saved));
         Ok(())
     }
 

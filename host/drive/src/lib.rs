@@ -14,7 +14,7 @@
 //!
 //! - [`state_machine`]: the contract, [`StateMachine`] and [`Reader`].
 //! - `driver`: [`Driver`], and what it is asked for; `calls`: the calls of an entry.
-//! - `barrier`: a machine goes on from the bytes that it saved; `activation`: another machine takes its place.
+//! - `barrier`: a machine goes on from the bytes that it saved, or leaves an image of its memory; `activation`: another machine takes its place.
 //! - `source`, `listener`: what a driver needs, and who watches it; `failed`: the end of a machine.
 //! - `to_end`: runs a call to its end, for who has a thread to themselves.
 //!
@@ -49,11 +49,11 @@ pub mod state_machine;
 mod to_end;
 
 pub use activation::Lack;
-pub use barrier::CanonicalPoint;
+pub use barrier::{CanonicalPoint, Imaging, no_image};
 pub use driver::{Done, Driver};
 pub use failed::Failed;
 pub use listener::Listener;
-pub use source::Source;
+pub use source::{Source, Stored};
 pub use state_machine::{
     Answer, Applied, Costs, Descriptor, ImageTaken, LocalCode, MachineError, Memory, Reader,
     Running, SLICE, StateMachine,

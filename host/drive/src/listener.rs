@@ -25,12 +25,16 @@ pub trait Listener<M> {
     /// The machine was rebuilt from the bytes of a snapshot.
     fn restored(&mut self, point: &CanonicalPoint) {}
 
-    /// The machine was rebuilt from these bytes and goes on from them; with none, it goes on from what nobody keeps.
+    /// The machine was rebuilt from these bytes, which it saved, and goes on from them; with none, it goes on from what nobody
+    /// keeps. Not told of a barrier that leaves an image: the machine goes on from what it did before.
     fn goes_on_from(&mut self, point: Option<&CanonicalPoint>) {}
 
     /// The machine cannot save itself at a barrier, or does not take what it has saved, as on every replica. It goes on as it
     /// is.
     fn no_snapshot(&mut self, context: &EntryContext, error: &MachineError) {}
+
+    /// This node could take no image of the machine at a barrier. The machine goes on as it is.
+    fn no_image(&mut self, context: &EntryContext, error: &MachineError) {}
 
     /// The other machine of an activation was made, and has the state. Told once.
     fn prepared(&mut self, context: &EntryContext, deployment: &Deployment) {}

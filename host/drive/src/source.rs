@@ -2,10 +2,22 @@
 
 use bytes::Bytes;
 use skep_core::deployment::Deployment;
+use skep_core::form::Form;
 use skep_core::message::SnapshotName;
 
 use crate::failed::Failed;
 use crate::state_machine::MachineError;
+
+/// The machine's part of a snapshot.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Stored {
+    /// What the bytes are.
+    pub form: Form,
+    /// Version of bytes that a machine saved.
+    pub schema: u32,
+    /// The bytes.
+    pub guest: Bytes,
+}
 
 /// Gives a driver what its work only names.
 pub trait Source<M> {
@@ -23,10 +35,10 @@ pub trait Source<M> {
     /// [`MachineError::Guest`]: it can start nowhere. [`MachineError::Local`]: not here, or not now.
     fn successor(&mut self, deployment: &Deployment) -> Result<M, MachineError>;
 
-    /// The machine's bytes in a snapshot, and the version of them. A node that cannot read them at the moment may wait in
+    /// The machine's part of a snapshot. A node that cannot read them at the moment may wait in
     /// here.
     ///
     /// # Errors
     /// [`Failed`]: the snapshot is damaged or gone.
-    fn snapshot(&mut self, name: &SnapshotName) -> Result<(u32, Bytes), Failed>;
+    fn snapshot(&mut self, name: &SnapshotName) -> Result<Stored, Failed>;
 }

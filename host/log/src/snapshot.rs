@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytes::Bytes;
+use skep_types::form::Form;
 use skep_vfs::{Draft, Vfs};
 
 pub(crate) use self::file::buffer;
@@ -28,6 +29,8 @@ pub struct SnapshotMeta {
     pub position: LogPosition,
     /// The host's own section, opaque here: configuration, sessions. At most 256 MiB.
     pub state: Bytes,
+    /// What the guest's bytes are: what it saved, or its memory.
+    pub form: Form,
     /// The version of the guest's own format.
     pub schema: u32,
     /// The SHA-256 of the component that saved it.

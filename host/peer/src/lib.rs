@@ -302,6 +302,7 @@ fn attestation_to_wire(said: &Attestation) -> proto::Attestation {
         index: said.index.0,
         snapshot: bytes(said.snapshot),
         chain: bytes(said.chain),
+        unable: said.unable,
     }
 }
 
@@ -316,6 +317,7 @@ fn attestation_from_wire(said: proto::Attestation) -> Result<Attestation, WireEr
         index: LogIndex(said.index),
         snapshot: hash(&said.snapshot, "the digest of an attested snapshot")?,
         chain: hash(&said.chain, "the chain of an attestation")?,
+        unable: said.unable,
     })
 }
 

@@ -162,6 +162,7 @@ fn what_replicas_say_of_barriers_survives() {
         index: LogIndex(index),
         snapshot,
         chain,
+        unable: chain.is_none(),
     };
     let bodies = [
         Body::AskAttestations {
@@ -211,6 +212,7 @@ fn what_replicas_say_of_barriers_survives() {
         index: 1,
         snapshot: vec![1; 31].into(),
         chain: Bytes::new(),
+        unable: false,
     };
     let body = peer_message::Body::Attestations(proto::Attestations {
         attestations: vec![short],

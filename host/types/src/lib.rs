@@ -5,6 +5,7 @@
 //! * [`retry`]: how whoever sends commands names them and waits; [`shared`]: what threads share.
 //! * [`deployment`], [`profile`], [`machine`], [`activation`]: what a group runs, within which limits, and how it comes to
 //!   run something else.
+//! * [`form`]: how a snapshot holds a machine.
 //! * [`status`], [`node_status`], [`held_back`], [`trouble`]: what a replica and a node say of themselves.
 //! * [`admin`], [`record`]: requests of administration and their answers.
 //! * [`code`]: every way to say no, and what follows from it.
@@ -16,6 +17,7 @@ pub mod activation;
 pub mod admin;
 pub mod code;
 pub mod deployment;
+pub mod form;
 pub mod held_back;
 pub mod id;
 pub mod machine;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use skep::StateMachine;
 use skep::clock::Stopwatch;
+use skep_core::form::Form;
 use skep_core::outcome::Outcome;
 use skep_log::{DiskVfs, GroupKey, LogPosition, SnapshotMeta, SnapshotStore};
 use skep_machine::ToEnd;
@@ -110,6 +111,7 @@ fn barrier(
         key,
         position,
         state: Bytes::new(),
+        form: Form::Saved,
         schema,
         component: [0; 32],
     };

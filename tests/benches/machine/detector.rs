@@ -42,10 +42,10 @@ pub fn run() -> anyhow::Result<()> {
     let hash = watch.elapsed();
     let per_command =
         |time: std::time::Duration| time.as_secs_f64() * 1e9 / (ENTRIES as f64 * ENTRY as f64);
+    let link = chain.link().unwrap_or_default();
     println!(
         "\nthe detector: {ENTRIES} entries of {ENTRY} commands of {COMMAND} bytes, key-value guest ({:02x}{:02x}…)",
-        chain.link()[0],
-        chain.link()[1]
+        link[0], link[1]
     );
     println!("apply            {:>8.0} ns a command", per_command(apply));
     println!("hash             {:>8.0} ns a command", per_command(hash));

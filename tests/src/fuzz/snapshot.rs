@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use skep_core::effect::Effect;
+use skep_core::form::Form;
 use skep_core::id::{
     GroupId, Incarnation, LogIndex, NodeId, ReplicaId, RequestId, SessionId, Term,
 };
@@ -220,7 +221,13 @@ fn live(mut group: Group, index: LogIndex) {
             group.handle(Input::Persisted { number });
         }
     };
-    step(&mut group, Input::Restored { index });
+    step(
+        &mut group,
+        Input::Restored {
+            index,
+            memory: None,
+        },
+    );
     step(&mut group, Input::Campaign);
     let add = Change::Add {
         node: NodeId(u64::MAX),
@@ -240,7 +247,7 @@ fn live(mut group: Group, index: LogIndex) {
     drop(group.status());
 }
 
-/// Makes magic, version, lengths, checksum and digest right, whatever the rest says. The host's section keeps its length
+/// Makes magic, version (unless it is of an image), lengths, checksum and digest right, whatever the rest says. The host's section keeps its length
 /// if it fits.
 fn mend(content: &mut [u8]) {
     if content.len() < HEADER + TRAILER {
@@ -248,7 +255,9 @@ fn mend(content: &mut [u8]) {
     }
     let room = content.len() - HEADER - TRAILER;
     content[..8].copy_from_slice(b"SKEPSNAP");
-    content[8..12].copy_from_slice(&1u32.to_le_bytes());
+    if content[8..12] != 2u32.to_le_bytes() {
+        content[8..12].copy_from_slice(&1u32.to_le_bytes());
+    }
     let said = u64::from_le_bytes(content[80..88].try_into().expect("eight bytes"));
     let state = usize::try_from(said).unwrap_or(room).min(room);
     content[80..88].copy_from_slice(&(state as u64).to_le_bytes());
@@ -270,7 +279,9 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
     let mut flipped = full.clone();
     flipped[HEADER + 3] ^= 1;
     let mut version = full.clone();
-    version[8] = 2;
+    version[8] = 3;
+    let mut image = full.clone();
+    image[8] = 2;
     let cut = &full[..full.len() - 1];
     vec![
         ("full".into(), seed(64, &full)),
@@ -280,6 +291,8 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
         ("flipped".into(), seed(64, &flipped)),
         ("other-version-mended".into(), seed(65, &version)),
         ("other-version".into(), seed(64, &version)),
+        ("image".into(), seed(64, &image)),
+        ("image-mended".into(), seed(65, &image)),
         ("cut".into(), seed(64, cut)),
         ("short".into(), seed(64, &full[..HEADER])),
         ("empty".into(), seed(64, &[])),
@@ -297,6 +310,7 @@ fn file(state: Bytes) -> Vec<u8> {
         },
         position: LogPosition { index: 9, term: 4 },
         state,
+        form: Form::Saved,
         schema: 1,
         component: [6; 32],
     };

@@ -1,10 +1,10 @@
 //! A past told to the machines: the core decides, the driver does, a visitor listens.
 
-use bytes::Bytes;
 use skep::MachineFactory;
 use skep_core::activation::Decision;
 use skep_core::deployment::Deployment;
 use skep_core::effect::{Call, Effect, Work};
+use skep_core::form::Form;
 use skep_core::group::Group;
 use skep_core::id::{ComponentId, LogIndex};
 use skep_core::input::Input;
@@ -12,7 +12,7 @@ use skep_core::message::SnapshotName;
 use skep_core::outcome::EntryContext;
 use skep_drive::{
     Applied, CanonicalPoint, Done, Driver, Failed, Lack, Listener, MachineError, Source,
-    StateMachine, ToEnd,
+    StateMachine, Stored, ToEnd, no_image,
 };
 
 use super::{Digested, Happened, Past, ReplayError, What};
@@ -74,13 +74,25 @@ impl Telling<'_> {
             }
             Done::Tell(input) => Some(input),
             Done::Passed { point, .. } => Some(self.passed(&point)),
+            Done::Imaging { image, .. } => {
+                let index = image.index();
+                Some(match image.finish() {
+                    Ok(point) => self.passed(&point),
+                    Err(error) => no_image(index, &error),
+                })
+            }
             Done::Answer { .. } => None,
         })
     }
 
     /// The machine has passed a barrier. There is no file for it: what a snapshot would hold is compared with the node's own.
     fn passed(&mut self, point: &CanonicalPoint) -> Input {
-        let CanonicalPoint { context, guest, .. } = point;
+        let CanonicalPoint {
+            context,
+            form,
+            guest,
+            ..
+        } = point;
         let saved = Digested::of(guest);
         let on_disk = self.past.on_disk(context.index, context.term);
         let as_on_disk = on_disk.map(|file| file.guest().is_ok_and(|on_disk| on_disk == *guest));
@@ -88,6 +100,7 @@ impl Telling<'_> {
             context,
             0,
             What::Barrier {
+                form: *form,
                 saved: Ok(saved),
                 as_on_disk,
             },
@@ -100,6 +113,7 @@ impl Telling<'_> {
                 digest: saved.sha256,
                 size: saved.bytes,
             }),
+            memory: None,
         }
     }
 }
@@ -117,7 +131,7 @@ fn index_of(work: &Work) -> LogIndex {
 
 /// Where the driver of a past gets machines, and the one snapshot that it begins with.
 pub(super) struct Shelf<'a> {
-    pub(super) snapshot: Option<(u32, Bytes)>,
+    pub(super) snapshot: Option<Stored>,
     pub(super) factory: Option<&'a dyn MachineFactory>,
 }
 
@@ -140,7 +154,7 @@ impl Source<Box<dyn StateMachine>> for Shelf<'_> {
         self.make(deployment)
     }
 
-    fn snapshot(&mut self, name: &SnapshotName) -> Result<(u32, Bytes), Failed> {
+    fn snapshot(&mut self, name: &SnapshotName) -> Result<Stored, Failed> {
         let missing = || Failed::broken(format!("snapshot {} is not at hand", name.index));
         self.snapshot.take().ok_or_else(missing)
     }
@@ -156,6 +170,15 @@ pub(super) struct Teller<'a> {
 }
 
 impl Teller<'_> {
+    fn no_bytes(&mut self, context: &EntryContext, form: Form, error: &MachineError) {
+        let barrier = What::Barrier {
+            form,
+            saved: Err(error.to_string()),
+            as_on_disk: None,
+        };
+        self.tell(context, 0, barrier);
+    }
+
     fn tell(&mut self, context: &EntryContext, fuel: u64, what: What) {
         (self.visit)(Happened {
             context: *context,
@@ -188,13 +211,20 @@ impl Listener<Box<dyn StateMachine>> for Teller<'_> {
 
     fn restored(&mut self, point: &CanonicalPoint) {
         let (bytes, component) = (point.guest.len() as u64, self.wrote);
-        self.tell(&point.context, 0, What::Restored { bytes, component });
+        let restored = What::Restored {
+            form: point.form,
+            bytes,
+            component,
+        };
+        self.tell(&point.context, 0, restored);
     }
 
     fn no_snapshot(&mut self, context: &EntryContext, error: &MachineError) {
-        let saved = Err(error.to_string());
-        let as_on_disk = None;
-        self.tell(context, 0, What::Barrier { saved, as_on_disk });
+        self.no_bytes(context, Form::Saved, error);
+    }
+
+    fn no_image(&mut self, context: &EntryContext, error: &MachineError) {
+        self.no_bytes(context, Form::Image, error);
     }
 
     fn lacks(&mut self, _: &EntryContext, _: &Deployment, lack: &Lack) {

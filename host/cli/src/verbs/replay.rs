@@ -11,6 +11,7 @@ use serde::Serialize;
 use skep::MachineFactory;
 use skep::{ComponentId, GroupId, LogIndex, MachineError, Outcome, StateMachine};
 use skep_core::deployment::Deployment;
+use skep_core::form::Form as SnapshotForm;
 use skep_core::outcome::EntryContext;
 use skep_machine::wasm::{Component, Engine, MachineLabel, WasmMachine};
 use skep_rehearsal::escape;
@@ -370,8 +371,17 @@ fn lines_of(happened: &Happened) -> Vec<Line> {
         outcome,
     };
     match &happened.what {
-        What::Restored { bytes, component } => {
-            let restored = format!("!restored {bytes} bytes, written by {component}");
+        What::Restored {
+            form,
+            bytes,
+            component,
+        } => {
+            let image = if *form == SnapshotForm::Image {
+                "an image of "
+            } else {
+                ""
+            };
+            let restored = format!("!restored {image}{bytes} bytes, written by {component}");
             vec![line(0, restored, String::new())]
         }
         What::Init { config, outcome } => {
@@ -398,10 +408,23 @@ fn lines_of(happened: &Happened) -> Vec<Line> {
         What::Activated { component, outcome } => {
             vec![line(0, format!("!activate {component}"), show(outcome))]
         }
-        What::Barrier { saved, as_on_disk } => {
+        What::Barrier {
+            form,
+            saved,
+            as_on_disk,
+        } => {
+            let image = if *form == SnapshotForm::Image {
+                "image, "
+            } else {
+                ""
+            };
             let saved = match saved {
-                Ok(saved) => format!("sha256 {}, {} bytes", hex(&saved.sha256), saved.bytes),
-                Err(words) => format!("no snapshot: {words}"),
+                Ok(saved) => format!(
+                    "{image}sha256 {}, {} bytes",
+                    hex(&saved.sha256),
+                    saved.bytes
+                ),
+                Err(words) => format!("{image}no snapshot: {words}"),
             };
             let on_disk = match as_on_disk {
                 Some(true) => ", as in the node's snapshot",

@@ -80,6 +80,7 @@ fn strange() -> Vec<(&'static str, Entry)> {
             replica: 1,
             snapshot: vec![1; snapshot].into(),
             chain: vec![1; chain].into(),
+            unable: false,
         }],
         trusted: 0,
     };
@@ -101,13 +102,13 @@ fn strange() -> Vec<(&'static str, Entry)> {
     };
     let short = Payload {
         entropy: Bytes::from_static(&[7; 15]),
-        ..payload(Some(Kind::Barrier(Barrier {})))
+        ..payload(Some(Kind::Barrier(Barrier::default())))
     };
     let short_change = ChangeRecord {
         entropy: Bytes::new(),
         ..remove.clone()
     };
-    let barrier = payload(Some(Kind::Barrier(Barrier {})));
+    let barrier = payload(Some(Kind::Barrier(Barrier::default())));
     vec![
         ("no kind", normal(payload(None).encode_to_vec())),
         ("another kind", of_tag(15, &[])),
@@ -115,7 +116,8 @@ fn strange() -> Vec<(&'static str, Entry)> {
             "a field beside the kind",
             normal(with_another_field(&barrier)),
         ),
-        ("a field of the kind", of_tag(5, &[0x08, 0x01])),
+        ("a field of the kind", of_tag(5, &[0x18, 0x01])),
+        ("a barrier's form", of_tag(5, &[0x08, 0x02])),
         ("a field of a command", of_tag(3, &commands)),
         (
             "a session",

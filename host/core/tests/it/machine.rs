@@ -8,6 +8,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use sha2::{Digest as _, Sha256};
 use skep_core::deployment::{Deployment, Quota};
 use skep_core::effect::{Call, Work};
+use skep_core::form::Form;
 use skep_core::id::{ComponentId, LogIndex};
 use skep_core::input::{Input, Waiter};
 use skep_core::message::SnapshotName;
@@ -15,7 +16,7 @@ use skep_core::outcome::{ConfChange, EntryContext, GuestFault, LeaderChanged, Ou
 use skep_core::proposal::ProposalError;
 use skep_drive::{
     Applied, CanonicalPoint, Descriptor, Done, Driver, Failed, Listener, LocalCode, MachineError,
-    Running, Source, StateMachine, ToEnd,
+    Running, Source, StateMachine, Stored, ToEnd,
 };
 
 use crate::cluster::Disk;
@@ -134,7 +135,8 @@ impl Machine {
         };
         match self.driver.drive(work, &mut shelf, &mut told).to_end() {
             Ok(Done::Tell(input)) => Some(input),
-            Ok(Done::Passed { point, state }) => Some(self.settle(point, state, disk)),
+            Ok(Done::Passed { point, state, .. }) => Some(self.settle(point, state, disk)),
+            Ok(Done::Imaging { .. }) => panic!("it has no images"),
             Ok(Done::Answer {
                 waiter,
                 answer,
@@ -174,11 +176,13 @@ impl Machine {
             true => Input::Unwritten {
                 index,
                 snapshot: name,
+                memory: None,
                 reason: "no room".into(),
             },
             false => Input::Snapshotted {
                 index,
                 snapshot: Some(name),
+                memory: None,
             },
         }
     }
@@ -209,8 +213,12 @@ impl Source<Model> for Shelf<'_> {
         Ok(Model { refuses, ..model })
     }
 
-    fn snapshot(&mut self, name: &SnapshotName) -> Result<(u32, Bytes), Failed> {
-        Ok((1, self.disk.files[&name.index].2.clone()))
+    fn snapshot(&mut self, name: &SnapshotName) -> Result<Stored, Failed> {
+        Ok(Stored {
+            form: Form::Saved,
+            schema: 1,
+            guest: self.disk.files[&name.index].2.clone(),
+        })
     }
 }
 

@@ -222,6 +222,7 @@ fn attestations_are_believed_only_of_who_was_asked() {
             index,
             snapshot: Some([66; 32]),
             chain: Some([66; 16]),
+            unable: false,
         }];
         let body = Body::Attestations { nonce: 0, said };
         forge(&mut cluster, (from, from), 1, body);

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use skep_core::activation::{AbortReason, Decision, Readiness, Refusal};
 use skep_core::effect::Work;
+use skep_core::form::Form;
 use skep_core::id::LogIndex;
 use skep_core::input::Input;
 use skep_core::outcome::GuestFault;
@@ -177,6 +178,7 @@ fn nothing_is_applied_behind_an_activation_that_is_not_decided() {
     let barrier = || Work::Barrier {
         context: at(3),
         state: Bytes::new(),
+        form: Form::Saved,
     };
     for work in [apply(3, vec![commands(&["b"])]), barrier()] {
         let mut stage = running();

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use skep_core::effect::Work;
+use skep_core::form::Form;
 use skep_core::id::LogIndex;
 use skep_core::input::Input;
 use skep_drive::{CanonicalPoint, Done};
@@ -12,6 +13,7 @@ fn barrier(index: u64) -> Work {
     Work::Barrier {
         context: at(index),
         state: "the host's".into(),
+        form: Form::Saved,
     }
 }
 
@@ -19,11 +21,12 @@ fn barrier(index: u64) -> Work {
 fn a_machine_goes_on_from_the_bytes_that_it_saved() {
     let mut stage = Stage::exchangeable(1, 1);
     stage.tell(apply(1, vec![commands(&["a"])]));
-    let Ok(Done::Passed { point, state }) = stage.drive(barrier(2)) else {
+    let Ok(Done::Passed { point, state, .. }) = stage.drive(barrier(2)) else {
         panic!("it passes");
     };
     let expected = CanonicalPoint {
         context: at(2),
+        form: Form::Saved,
         schema: 1,
         guest: "a".into(),
     };
@@ -31,6 +34,79 @@ fn a_machine_goes_on_from_the_bytes_that_it_saved() {
     assert_eq!(stage.model().rebuilt, 1);
     assert_eq!(stage.driver.applied(), LogIndex(2));
     assert_eq!(stage.seen()[1..], ["saved 1", "goes on from Some(2)"]);
+}
+
+/// A barrier that leaves an image.
+fn image(index: u64) -> Work {
+    Work::Barrier {
+        context: at(index),
+        state: "the host's".into(),
+        form: Form::Image,
+    }
+}
+
+#[test]
+fn a_machine_goes_on_as_it_is_behind_an_image_and_another_goes_on_from_that() {
+    let mut stage = Stage::new(Model::default());
+    stage.model().has_images = true;
+    stage.tell(apply(1, vec![commands(&["a"])]));
+    let Ok(Done::Imaging { image, memory, .. }) = stage.drive(image(2)) else {
+        panic!("it passes");
+    };
+    // It is of the barrier, however late it is taken to its end.
+    stage.tell(apply(3, vec![commands(&["b"])]));
+    assert_eq!(image.index(), LogIndex(2));
+    let point = image.finish().expect("it is taken");
+    let expected = CanonicalPoint {
+        context: at(2),
+        form: Form::Image,
+        schema: 0,
+        guest: Bytes::from_static(b"\x01a"),
+    };
+    assert_eq!((point, memory), (expected, Some(2)));
+    assert_eq!((stage.model().rebuilt, stage.model().heap), (0, 2));
+    assert_eq!(stage.driver.applied(), LogIndex(3));
+    assert_eq!(stage.seen().len(), 2, "it goes on from what it did");
+
+    let mut stage = Stage::new(Model::default());
+    (stage.node.form, stage.model().has_images) = (Form::Image, true);
+    stage.node.snapshot = Some((0, Bytes::from_static(b"\x01a")));
+    let Input::Restored { memory, .. } = stage.tell(restore(2, None)) else {
+        panic!("it is restored");
+    };
+    assert_eq!(memory, Some(2));
+    assert_eq!((stage.model().rebuilt, stage.model().heap), (0, 1));
+    assert_eq!(stage.seen(), ["restored 2", "goes on from None"]);
+}
+
+#[test]
+fn a_node_that_can_take_no_image_goes_on_and_says_so() {
+    let mut stage = Stage::new(Model::default());
+    stage.model().image = Some(Trouble::Local);
+    stage.tell(apply(1, vec![commands(&["a"])]));
+    let Input::NoImage { index, reason } = stage.tell(image(2)) else {
+        panic!("there is none");
+    };
+    assert_eq!(index, LogIndex(2));
+    assert!(
+        reason.contains("image") && reason.contains("no memory"),
+        "{reason}"
+    );
+    assert_eq!((stage.model().rebuilt, stage.model().heap), (0, 1));
+    assert!(stage.seen()[1].starts_with("no image: "));
+    stage.tell(apply(3, vec![commands(&["b"])]));
+    // So does a machine that has none at all.
+    stage.model().image = None;
+    let Input::NoImage { reason, .. } = stage.tell(image(4)) else {
+        panic!("there is none");
+    };
+    assert!(reason.contains("can have none"), "{reason}");
+
+    // Nor can it begin with one; that is of this node.
+    stage.node.form = Form::Image;
+    stage.node.snapshot = Some((0, Bytes::from_static(b"\x01a")));
+    let failed = stage.drive(restore(2, None)).expect_err("it cannot");
+    assert!(!failed.is_broken, "{failed}");
 }
 
 #[test]
@@ -42,7 +118,10 @@ fn a_machine_that_cannot_save_or_read_back_goes_on_without_a_snapshot() {
             false => stage.model().restore = Some(Trouble::Guest),
         }
         stage.tell(apply(1, vec![commands(&["a"])]));
-        let Input::Snapshotted { index, snapshot } = stage.tell(barrier(2)) else {
+        let Input::Snapshotted {
+            index, snapshot, ..
+        } = stage.tell(barrier(2))
+        else {
             panic!("there is none");
         };
         assert_eq!((index, snapshot), (LogIndex(2), None));
@@ -82,7 +161,7 @@ fn a_machine_begins_with_what_the_log_says_that_the_group_runs() {
     // At its snapshot the group ran 3.
     let mut stage = Stage::exchangeable(1, 2);
     stage.node.snapshot = Some((3, Bytes::from_static(b"abc")));
-    let Input::Restored { index } = stage.tell(restore(9, Some(3))) else {
+    let Input::Restored { index, .. } = stage.tell(restore(9, Some(3))) else {
         panic!("it is restored");
     };
     assert_eq!(index, LogIndex(9));

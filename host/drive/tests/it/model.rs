@@ -8,6 +8,7 @@ use bytes::Bytes;
 use skep_core::activation::Decision;
 use skep_core::deployment::{Deployment, Quota};
 use skep_core::effect::{Call, Work};
+use skep_core::form::Form;
 use skep_core::id::{ComponentId, LogIndex, NodeId, Term};
 use skep_core::input::Input;
 use skep_core::message::SnapshotName;
@@ -15,8 +16,8 @@ use skep_core::outcome::{
     ChangeKind, ConfChange, EntryContext, GuestFault, LeaderChanged, Outcome,
 };
 use skep_drive::{
-    Answer, Applied, CanonicalPoint, Descriptor, Done, Driver, Failed, Lack, Listener, LocalCode,
-    MachineError, Memory, Reader, Running, Source, StateMachine, ToEnd,
+    Answer, Applied, CanonicalPoint, Descriptor, Done, Driver, Failed, ImageTaken, Lack, Listener,
+    LocalCode, MachineError, Memory, Reader, Running, Source, StateMachine, Stored, ToEnd,
 };
 
 /// What a call does instead of what it is for.
@@ -43,6 +44,12 @@ pub struct Model {
     /// The command that it stops at.
     pub stops_at: Option<u8>,
     pub rebuilt: usize,
+    /// It can be written down as it is.
+    pub has_images: bool,
+    /// What an image runs into.
+    pub image: Option<Trouble>,
+    /// Commands since it was made: what it saves leaves that out.
+    pub heap: u8,
     /// How often `apply` lets others go first.
     pub yields: usize,
     pub stopped_at: Option<usize>,
@@ -80,6 +87,7 @@ impl Model {
                 return Err(trouble(Trouble::Local, "apply"));
             }
             self.state.extend_from_slice(command);
+            self.heap += 1;
             outcomes.push(Outcome::Reply(self.state.clone().into()));
         }
         outcomes.truncate(commands.len() - self.silent);
@@ -161,9 +169,41 @@ impl StateMachine for Model {
         Box::pin(async move {
             unless(self.restore, "restore")?;
             self.state = from.to_vec();
+            self.heap = 0;
             self.rebuilt += 1;
             Ok(())
         })
+    }
+
+    fn image_bytes(&self) -> Option<u64> {
+        self.has_images.then(|| 1 + self.state.len() as u64)
+    }
+
+    fn image(&mut self, _: &EntryContext) -> Running<'_, Option<Box<dyn ImageTaken>>> {
+        Box::pin(async {
+            unless(self.image, "image")?;
+            let image = [&[self.heap], &self.state[..]].concat();
+            let taken: Box<dyn ImageTaken> = Box::new(Taken(image.into()));
+            Ok(self.has_images.then_some(taken))
+        })
+    }
+
+    fn resume(&mut self, _: &EntryContext, image: Bytes) -> Running<'_, ()> {
+        Box::pin(async move {
+            unless((!self.has_images).then_some(Trouble::Local), "resume")?;
+            self.heap = image[0];
+            self.state = image[1..].to_vec();
+            Ok(())
+        })
+    }
+}
+
+/// An image of it.
+struct Taken(Bytes);
+
+impl ImageTaken for Taken {
+    fn finish(self: Box<Self>) -> Result<Bytes, MachineError> {
+        Ok(self.0)
     }
 }
 
@@ -198,6 +238,8 @@ pub struct Node {
     /// Machines that it made, by what they are, for the log's sake or for an activation.
     pub made: Vec<(u8, bool)>,
     pub snapshot: Option<(u32, Bytes)>,
+    /// What the bytes are.
+    pub form: Form,
 }
 
 impl Source<Model> for Node {
@@ -221,9 +263,14 @@ impl Source<Model> for Node {
         })
     }
 
-    fn snapshot(&mut self, _: &SnapshotName) -> Result<(u32, Bytes), Failed> {
+    fn snapshot(&mut self, _: &SnapshotName) -> Result<Stored, Failed> {
         let gone = || Failed::local("the snapshot is gone");
-        self.snapshot.clone().ok_or_else(gone)
+        let (schema, guest) = self.snapshot.clone().ok_or_else(gone)?;
+        Ok(Stored {
+            form: self.form,
+            schema,
+            guest,
+        })
     }
 }
 
@@ -262,6 +309,10 @@ impl Listener<Model> for Seen {
 
     fn no_snapshot(&mut self, _: &EntryContext, error: &MachineError) {
         self.0.push(format!("no snapshot: {error}"));
+    }
+
+    fn no_image(&mut self, _: &EntryContext, error: &MachineError) {
+        self.0.push(format!("no image: {error}"));
     }
 
     fn prepared(&mut self, _: &EntryContext, _: &Deployment) {

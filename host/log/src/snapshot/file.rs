@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes};
 use sha2::{Digest, Sha256};
+use skep_types::form::Form;
 use skep_vfs::VfsFile;
 
 use super::SnapshotMeta;
@@ -16,7 +17,16 @@ use crate::record::{GroupKey, LogPosition, SnapshotMark};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"SKEPSNAP");
 
-const FORMAT_VERSION: u32 = 1;
+/// The newest version of the format. Both are read, and their layout is the same.
+const NEWEST_VERSION: u32 = 2;
+
+/// The version of a file, which says what the guest's bytes are: a program that knows no images must not restore one.
+fn version(form: Form) -> u32 {
+    match form {
+        Form::Saved => 1,
+        Form::Image => NEWEST_VERSION,
+    }
+}
 
 /// Bytes before the host's section: magic, version, schema, key, position, component, length of the section, checksum.
 const HEADER: usize = 8 + 4 + 4 + 16 + 16 + 32 + 8 + 4;
@@ -166,13 +176,13 @@ impl SnapshotFile {
         if digest[..] != *found {
             return Err(bad(path, "its digest does not match its content"));
         }
-        if header.version != FORMAT_VERSION {
+        let Some(form) = header.form() else {
             return Err(LogError::UnsupportedFormat {
                 file: path.to_path_buf(),
                 found: header.version,
-                supported: FORMAT_VERSION,
+                supported: NEWEST_VERSION,
             });
-        }
+        };
         if !header.is_sound {
             return Err(bad(path, "its header's checksum is wrong"));
         }
@@ -191,6 +201,7 @@ impl SnapshotFile {
                 key: header.key,
                 position: header.position,
                 state,
+                form,
                 schema: header.schema,
                 component: header.component,
             },
@@ -267,6 +278,13 @@ struct Header {
 }
 
 impl Header {
+    /// What the guest's bytes are; none of a version that is not known.
+    fn form(&self) -> Option<Form> {
+        Form::ALL
+            .into_iter()
+            .find(|form| version(*form) == self.version)
+    }
+
     fn parse(path: &Path, head: &Bytes) -> Result<Header, LogError> {
         let mut fields = head.clone();
         if fields.get_u64_le() != MAGIC {
@@ -330,7 +348,7 @@ pub(crate) fn buffer(len: u64) -> std::io::Result<Vec<u8>> {
 fn encode_header(meta: &SnapshotMeta) -> Vec<u8> {
     let mut out = Vec::with_capacity(HEADER);
     out.put_u64_le(MAGIC);
-    out.put_u32_le(FORMAT_VERSION);
+    out.put_u32_le(version(meta.form));
     out.put_u32_le(meta.schema);
     out.put_u64_le(meta.key.group);
     out.put_u64_le(meta.key.incarnation);

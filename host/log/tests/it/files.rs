@@ -10,6 +10,7 @@ use skep_log::{
     DiskVfs, LogError, LogPosition, PeerPins, Pin, SimVfs, SnapshotFile, SnapshotMeta,
     SnapshotName, SnapshotStore, Store, StoreId, Vfs,
 };
+use skep_types::form::Form;
 
 use crate::model::{key, small};
 
@@ -25,6 +26,7 @@ fn meta(index: u64) -> SnapshotMeta {
         key: key(1),
         position,
         state: Bytes::from_static(b"members"),
+        form: Form::Saved,
         schema: 3,
         component: [9; 32],
     }
@@ -66,6 +68,25 @@ fn a_snapshot_is_read_back_whole_on_a_real_disk() {
         assert_eq!(read.guest().expect("it can be read"), guest);
     }
     assert_eq!(store.list().expect("a list"), []);
+}
+
+#[test]
+fn the_header_says_what_the_guests_bytes_are() {
+    let vfs = SimVfs::new(1);
+    let store = snapshots(&vfs);
+    for (index, form, version) in [(7, Form::Saved, 1), (8, Form::Image, 2)] {
+        let meta = SnapshotMeta {
+            form,
+            ..meta(index)
+        };
+        let guest = Bytes::from(sample(60));
+        let sealed = store.seal(meta.clone(), guest.clone()).expect("in memory");
+        let file = sealed.place().expect("it is written");
+        let content = vfs.content(file.path()).expect("the file");
+        assert_eq!(content[8..12], u32::to_le_bytes(version));
+        let read = store.read(key(1), file.mark()).expect("it is read");
+        assert_eq!(read, (meta, guest));
+    }
 }
 
 // P-58

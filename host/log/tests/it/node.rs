@@ -11,6 +11,7 @@ use skep_log::{
     GroupKey, HardState, Log, LogError, LogPosition, PeerPins, Record, SimVfs, SnapshotFile,
     SnapshotMark, SnapshotMeta, SnapshotName, SnapshotStore, Store, StoreId, Vfs,
 };
+use skep_types::form::Form;
 
 use crate::model::{Random, State, key, small};
 
@@ -108,6 +109,7 @@ fn content(name: SnapshotName) -> (SnapshotMeta, Bytes) {
         key,
         position,
         state: Bytes::from(vec![position.term as u8; 24]),
+        form: Form::Saved,
         schema: 3,
         component: [9; 32],
     };

@@ -9,6 +9,7 @@ use skep_log::{
     HardState, LogError, LogPosition, OpenedStorage, SimVfs, SnapshotMeta, open_storage,
     open_storage_with,
 };
+use skep_types::form::Form;
 
 use crate::model::{entry, key, small};
 
@@ -28,6 +29,7 @@ fn snapshot(index: u64) -> SnapshotMeta {
         key: key(0),
         position,
         state: Bytes::new(),
+        form: Form::Saved,
         schema: 1,
         component: [0; 32],
     }

@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use bytes::Bytes;
 use skep_core::healing::Parked;
 use skep_core::id::{GroupId, Incarnation, LogIndex, NodeId, ReplicaId};
 use skep_core::input::LogRead;
 use skep_core::message::SnapshotName;
+use skep_drive::Stored;
 use skep_log::{
     GroupKey, LogError, LogHandle, LogOptions, LogPosition, LogReader, LogStats, LogWriter, Record,
     SealedSnapshot, SnapshotFile, SnapshotMeta, SnapshotReceiver, SnapshotStore, Store, Vfs,
@@ -236,6 +236,7 @@ impl Disk {
             point,
             state,
             component,
+            ..
         } = saved;
         let meta = SnapshotMeta {
             key,
@@ -244,6 +245,7 @@ impl Disk {
                 term: point.context.term.0,
             },
             state,
+            form: point.form,
             schema: point.schema,
             component: component.0,
         };
@@ -259,14 +261,18 @@ impl Disk {
         self.snapshots.open(key, &convert::mark(name))
     }
 
-    /// The guest's bytes of a snapshot, verified, and the version of their format.
+    /// The machine's part of a snapshot, verified.
     pub(crate) fn read_snapshot(
         &self,
         key: GroupKey,
         name: &SnapshotName,
-    ) -> Result<(u32, Bytes), LogError> {
+    ) -> Result<Stored, LogError> {
         let (meta, guest) = self.snapshots.read(key, &convert::mark(name))?;
-        Ok((meta.schema, guest))
+        Ok(Stored {
+            form: meta.form,
+            schema: meta.schema,
+            guest,
+        })
     }
 
     pub(crate) fn receive_snapshot(
@@ -365,6 +371,8 @@ pub(crate) fn no_thread(what: &'static str) -> impl FnOnce(io::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use skep_core::form::Form;
     use skep_core::id::Term;
     use skep_log::DiskVfs;
 
@@ -403,6 +411,7 @@ mod tests {
             key: key(1),
             position: LogPosition { index: 4, term: 1 },
             state: Bytes::new(),
+            form: Form::Saved,
             schema: 1,
             component: [0; 32],
         };

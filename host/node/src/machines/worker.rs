@@ -325,20 +325,32 @@ impl Actor {
                             self.recent().add(context, calls, outcomes, *fuel);
                         }
                     }
-                    Input::Restored { index } => self.supersede_unwritten(*index),
+                    Input::Restored { index, .. } => self.supersede_unwritten(*index),
                     _ => {}
                 }
                 self.push(input);
                 Ok(used)
             }
-            Done::Passed { point, state } => {
+            Done::Passed {
+                point,
+                state,
+                memory,
+            } => {
                 let deployment = machine.deployment();
                 let component = deployment.map_or(self.owner.component, |it| it.component);
                 self.settle(Saved {
                     point,
                     state,
                     component,
+                    memory,
                 });
+                Ok(0)
+            }
+            // Nothing proposes a barrier of images before nodes can write them.
+            Done::Imaging { image, .. } => {
+                let reason = "this release writes no images".to_owned();
+                let index = image.index();
+                self.push(Input::NoImage { index, reason });
                 Ok(0)
             }
             Done::Answer { .. } => Err(Failed::broken("a query came without its waiter")),

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use skep_core::effect::Call;
+use skep_core::form::Form;
 use skep_core::id::GroupId;
 use skep_core::outcome::Outcome;
 use skep_drive::{Applied, CanonicalPoint, Driver, ToEnd};
@@ -94,6 +95,7 @@ impl<'a> Member<'a> {
     ) -> Result<Result<(), String>, RehearsalError> {
         let point = CanonicalPoint {
             context: self.world.barrier(events),
+            form: Form::Saved,
             schema: self.subject.component.descriptor().schema,
             guest,
         };

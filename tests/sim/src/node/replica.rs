@@ -13,7 +13,7 @@ use skep_core::message::SnapshotName;
 use skep_core::outcome::EntryContext;
 use skep_core::proposal::ProposalError;
 use skep_drive::{
-    CanonicalPoint, Done, Driver, Failed, Listener, LocalCode, MachineError, Source, ToEnd,
+    CanonicalPoint, Done, Driver, Failed, Listener, LocalCode, MachineError, Source, Stored, ToEnd,
 };
 use skep_log::{LogPosition, SealedSnapshot, SnapshotMeta, SnapshotStore};
 use skep_store::convert;
@@ -142,11 +142,12 @@ impl Replica {
                 watch.show(&input, place, driver.machine().state(), context)?;
                 Ok(Some(input))
             }
-            Done::Passed { point, state } => {
+            Done::Passed { point, state, .. } => {
                 let component = driver.deployment().map_or([0; 32], |it| it.component.0);
                 self.settle(point, state, component, snapshots, context)
                     .map(Some)
             }
+            Done::Imaging { .. } => unreachable!("it has no images"),
             Done::Answer {
                 waiter,
                 answer,
@@ -187,6 +188,7 @@ impl Replica {
                 term: point.context.term.0,
             },
             state,
+            form: point.form,
             schema: point.schema,
             component,
         };
@@ -199,12 +201,14 @@ impl Replica {
             Ok(_) => Input::Snapshotted {
                 index,
                 snapshot: Some(name),
+                memory: None,
             },
             Err(error) => {
                 self.unwritten = Some((index, sealed));
                 Input::Unwritten {
                     index,
                     snapshot: name,
+                    memory: None,
                     reason: error.to_string(),
                 }
             }
@@ -235,10 +239,14 @@ impl Source<Machine> for Shelf<'_> {
         Err(local("start", LocalCode::Missing, reason))
     }
 
-    fn snapshot(&mut self, name: &SnapshotName) -> Result<(u32, Bytes), Failed> {
+    fn snapshot(&mut self, name: &SnapshotName) -> Result<Stored, Failed> {
         let read = self.snapshots.read(self.place.key, &convert::mark(name));
         let (meta, guest) = read.map_err(|error| Failed::local(error.to_string()))?;
-        Ok((meta.schema, guest))
+        Ok(Stored {
+            form: meta.form,
+            schema: meta.schema,
+            guest,
+        })
     }
 }
 
@@ -293,7 +301,7 @@ impl Watch {
                 });
                 checker.applied(place, index.0, &self.applied, state)
             }
-            Input::Restored { index } => checker.restored(place, index.0, state),
+            Input::Restored { index, .. } => checker.restored(place, index.0, state),
             _ => Ok(()),
         }
     }

@@ -261,6 +261,7 @@ fn peer_frames() -> Vec<(String, Vec<u8>)> {
                                     index: 8,
                                     snapshot: Bytes::from_static(&[3; 32]),
                                     chain: Bytes::from_static(&[4; 16]),
+                                    unable: true,
                                 }],
                                 nonce: 7,
                             },

@@ -476,7 +476,7 @@ impl Replica {
                     replay_fuel: 1,
                 }
             }
-            Work::Barrier { context, state } => {
+            Work::Barrier { context, state, .. } => {
                 assert!(context.index > self.worked, "the machine was led back");
                 self.worked = context.index;
                 let name = SnapshotName {
@@ -489,6 +489,7 @@ impl Replica {
                 Input::Snapshotted {
                     index: context.index,
                     snapshot: Some(name),
+                    memory: None,
                 }
             }
             Work::Prepare { context, .. } => {
@@ -513,6 +514,7 @@ impl Replica {
                 self.worked = context.index;
                 Input::Restored {
                     index: context.index,
+                    memory: None,
                 }
             }
             Work::Query { .. } => return,

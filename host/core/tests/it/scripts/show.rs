@@ -337,7 +337,7 @@ fn work_line(work: &Work) -> String {
                 calls.join(", ")
             )
         }
-        Work::Barrier { context, state } => {
+        Work::Barrier { context, state, .. } => {
             format!(
                 "snapshot {}/{} {}",
                 context.term,

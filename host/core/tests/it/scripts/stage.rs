@@ -231,7 +231,7 @@ impl Stage {
             lines.push(match &input {
                 Input::Applied { index, .. } => format!("{id}: applied {index}"),
                 Input::Snapshotted { index, .. } => format!("{id}: snapshotted {index}"),
-                Input::Restored { index } => format!("{id}: restored {index}"),
+                Input::Restored { index, .. } => format!("{id}: restored {index}"),
                 other => return Err(format!("the machine gave {other:?}")),
             });
             self.input(id, input)?;

@@ -124,6 +124,8 @@ fn outcome_size(outcome: &Outcome) -> usize {
 mod tests {
     use bytes::Bytes;
 
+    use skep_core::form::Form;
+
     use super::*;
 
     fn apply(recent: &mut Recent, command: usize, reply: usize) {
@@ -138,6 +140,7 @@ mod tests {
         let mut recent = Recent::default();
         recent.begin(CanonicalPoint {
             context: EntryContext::default(),
+            form: Form::Saved,
             schema: 1,
             guest: Bytes::new(),
         });

@@ -139,6 +139,7 @@ mod tests {
     use std::io::Write;
 
     use bytes::Bytes;
+    use skep_core::form::Form;
     use skep_core::outcome::GuestFault;
     use skep_drive::{CanonicalPoint, Descriptor};
     use skep_machine::native::{Native, NativeMachine, Rejection};
@@ -179,6 +180,7 @@ mod tests {
         let past = Rehearsable {
             base: CanonicalPoint {
                 context: EntryContext::default(),
+                form: Form::Saved,
                 schema: 1,
                 guest: Bytes::from_static(b"old"),
             },

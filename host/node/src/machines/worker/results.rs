@@ -97,6 +97,7 @@ mod tests {
         Input::Snapshotted {
             index: LogIndex(index),
             snapshot: None,
+            memory: None,
         }
     }
 

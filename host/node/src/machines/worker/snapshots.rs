@@ -30,6 +30,8 @@ pub(crate) struct Saved {
     /// The host's section.
     pub(crate) state: Bytes,
     pub(crate) component: ComponentId,
+    /// For the core.
+    pub(crate) memory: Option<u64>,
 }
 
 impl Actor {
@@ -46,15 +48,19 @@ impl Actor {
         self.results().hold();
         let actor = Arc::clone(self);
         self.pool.run(move || {
-            let index = saved.point.context.index;
+            let (index, memory) = (saved.point.context.index, saved.memory);
             let (settled, unwritten) = match actor.disk.seal_snapshot(actor.owner.key, saved) {
-                Ok(sealed) => actor.write(index, sealed),
+                Ok(sealed) => actor.write(index, sealed, memory),
                 // The host's own section is too large, which it is on every replica alike.
                 Err(error) => {
                     let (group, name) = (actor.owner.key.group, &actor.owner.name);
                     tracing::error!(group, name, index = index.0, %error, "no snapshot: the log of the group cannot be compacted");
-                    let snapshot = None;
-                    (Input::Snapshotted { index, snapshot }, None)
+                    let settled = Input::Snapshotted {
+                        index,
+                        snapshot: None,
+                        memory,
+                    };
+                    (settled, None)
                 }
             };
             let mut queue = actor.lock();
@@ -70,13 +76,19 @@ impl Actor {
         });
     }
 
-    fn write(&self, index: LogIndex, sealed: SealedSnapshot) -> (Input, Option<Unwritten>) {
+    fn write(
+        &self,
+        index: LogIndex,
+        sealed: SealedSnapshot,
+        memory: Option<u64>,
+    ) -> (Input, Option<Unwritten>) {
         let snapshot = convert::name(sealed.mark());
         match sealed.place() {
             Ok(_) => (
                 Input::Snapshotted {
                     index,
                     snapshot: Some(snapshot),
+                    memory,
                 },
                 None,
             ),
@@ -94,6 +106,7 @@ impl Actor {
                     Input::Unwritten {
                         index,
                         snapshot,
+                        memory,
                         reason,
                     },
                     Some(unwritten),

@@ -3,10 +3,9 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use skep_core::deployment::Deployment;
 use skep_core::message::SnapshotName;
-use skep_drive::{Failed, MachineError, Source, StateMachine};
+use skep_drive::{Failed, MachineError, Source, StateMachine, Stored};
 use skep_types::shared::lock;
 
 use super::Actor;
@@ -52,7 +51,7 @@ impl Source<Box<dyn StateMachine>> for Supply<'_> {
 
     /// What the system has no room for now is asked for again; a file that is damaged or gone is the end of this start of the
     /// machine.
-    fn snapshot(&mut self, name: &SnapshotName) -> Result<(u32, Bytes), Failed> {
+    fn snapshot(&mut self, name: &SnapshotName) -> Result<Stored, Failed> {
         let actor = self.0;
         let mut pause = WAIT.0;
         loop {

@@ -104,6 +104,11 @@ impl Listener<Box<dyn StateMachine>> for Watch<'_> {
         tracing::error!(group, name, index, %error, "no snapshot: the log of the group cannot be compacted");
     }
 
+    fn no_image(&mut self, context: &EntryContext, error: &MachineError) {
+        let (group, name, index) = (self.group(), self.name(), context.index.0);
+        tracing::warn!(group, name, index, reason = %error, "no image of the machine at a barrier: the group goes on, this node keeps its log, and the next snapshot is of what the machine saves");
+    }
+
     fn prepared(&mut self, context: &EntryContext, deployment: &Deployment) {
         let (group, name, index) = (self.group(), self.name(), context.index.0);
         tracing::info!(group, name, index, component = %deployment.component, "the new machine has the state, and waits for the decision");

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use raft::eraftpb::{self, MessageType};
+use skep_core::form::Form;
 use skep_core::id::{Incarnation, ReplicaId};
 use skep_core::message::{Body, Priority};
 use skep_log::{
@@ -294,6 +295,7 @@ fn snapshot_file(dir: &Path, bytes: usize) -> Arc<SnapshotFile> {
         key: key(),
         position: LogPosition { index: 40, term: 3 },
         state: Bytes::from_static(b"state"),
+        form: Form::Saved,
         schema: 1,
         component: [0; 32],
     };
