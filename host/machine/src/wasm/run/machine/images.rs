@@ -75,6 +75,47 @@ fn images_show_in_no_outcome_and_no_fuel() {
     });
 }
 
+/// The image of a machine at an entry.
+fn image(machine: &mut WasmMachine) -> Bytes {
+    let begun = machine.image(&EntryContext::default()).to_end().unwrap();
+    begun.unwrap().finish().unwrap()
+}
+
+// P-22
+#[test]
+fn one_flipped_bit_of_a_live_heap_shows_in_the_image_whether_or_not_in_any_answer() {
+    on_apply_thread(|| {
+        let [_, component] = without_and_with_images(skep_examples::KV);
+        let mut machines = [(); 2].map(|()| {
+            let (context, label) = (EntryContext::default(), MachineLabel::default());
+            let profile = Profile::default();
+            WasmMachine::new(Arc::clone(&component), profile, context, label).unwrap()
+        });
+        let apply = |machine: &mut WasmMachine, command: &'static str| {
+            let context = EntryContext::default();
+            let applied = machine.apply(&context, &[command.into()]).to_end();
+            applied.unwrap()
+        };
+        let put = machines
+            .each_mut()
+            .map(|machine| apply(machine, "put key 1"));
+        assert_eq!(put[0], put[1]);
+        let [one, two] = machines.each_mut().map(image);
+        assert!(one == two);
+        let flipped = present(&machines[1], |instance| {
+            let memories = Arc::clone(instance.memories());
+            let largest = memories.iter().max_by_key(|memory| memory.bytes()).unwrap();
+            let byte = largest.read_block(0, |bytes| bytes[1 << 10]);
+            largest.put(1 << 10, &[byte ^ 1])
+        });
+        assert_eq!(flipped, Some(true));
+        let got = machines.each_mut().map(|machine| apply(machine, "get key"));
+        assert_eq!(got[0], got[1]);
+        let [one, two] = machines.each_mut().map(image);
+        assert!(one != two);
+    });
+}
+
 #[test]
 fn images_take_nothing_of_what_a_profile_allows() {
     on_apply_thread(|| {
