@@ -12,7 +12,7 @@ use skep_core::outcome::Outcome;
 use skep_machine::wasm::{Component, Probe, Profile, WasmMachine, WasmReader};
 use skep_machine::{Reader, StateMachine, ToEnd};
 use skep_rehearsal_tests::{
-    ADDRESSES, DISPATCHER, DRAWS, GROWS, HASH_MAP, HIDDEN_QUERY, HIDDEN_STATE, LEAKS,
+    ADDRESSES, DISPATCHER, DRAWS, GROWS, HASH_MAP, HIDDEN_QUERY, HIDDEN_STATE, LEAKS, PRINTS,
     QUERY_MUTATES, RANDOM, STALE_CACHE, imageless,
 };
 
@@ -145,6 +145,13 @@ const CASES: &[Case] = &[
         component: LEAKS,
         command: |random| format!("put k{} {}", random.below(9), random.below(9)),
         queries: &["len"],
+    },
+    // It holds streams, and whether it has them already shows in what a query takes.
+    Case {
+        name: "prints",
+        component: PRINTS,
+        command: |random| format!("put k{} {}", random.below(9), random.below(9)),
+        queries: &["get k1", "ping"],
     },
     Case {
         name: "grows",
