@@ -192,6 +192,12 @@ impl Group {
         }
     }
 
+    /// Whether the machine is to begin with the snapshot at this index.
+    pub(crate) fn is_restoring(&self, index: LogIndex) -> bool {
+        let front = self.applying.front();
+        front.is_some_and(|front| front.index == index && matches!(front.what, What::Restore))
+    }
+
     /// The machine has done what was decided on an activation.
     pub(crate) fn complete_activation(&mut self, index: LogIndex, outcome: Outcome) {
         let is_activation = |front: &Applying| matches!(front.what, What::Activate { .. });

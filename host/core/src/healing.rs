@@ -1,4 +1,4 @@
-//! Snapshots that cannot be written or read on this node, and what the replica does without them.
+//! Snapshots that cannot be written, read or used on this node, and what the replica does without them.
 //!
 //! The canonical point of a barrier is never skipped: a machine goes on from the bytes it saved, wherever they are. Only the
 //! log is kept for as long as they are in no file.
@@ -11,6 +11,7 @@ use crate::group::Group;
 use crate::id::{LogIndex, ReplicaId, Term};
 use crate::log_view::Snapshotted;
 use crate::message::SnapshotName;
+use crate::proposal::ProposalError;
 use crate::status::Health;
 
 /// What a node's disk holds of a replica: enough to begin it again, with [`Group::recover`], as after a crash.
@@ -131,6 +132,24 @@ impl Group {
         self.degrade(index, reason);
     }
 
+    /// This node's machine cannot go on from the image that its newest snapshot is. The log is right, so the replica stores and
+    /// votes, and asks for a later snapshot: as long as it does, barriers are of the saved form.
+    pub(crate) fn machine_not_resumed(&mut self, index: LogIndex) {
+        if self.is_restoring(index) {
+            self.health = Health::Damaged { index };
+            self.stop_applying();
+        }
+    }
+
+    /// The machine is of no use before another snapshot arrives, and nobody is given the one that it has.
+    pub(crate) fn stop_applying(&mut self) {
+        self.unwritten = None;
+        self.abandon_applying();
+        self.refuse_reads(&ProposalError::Faulted);
+        self.raft.log_mut().distrust_snapshot();
+        self.ask_for_snapshot();
+    }
+
     /// As much work as a snapshot is, and nobody has one: the next one is taken later.
     pub(crate) fn snapshot_came_to_nothing(&mut self) {
         let first = u64::from(self.config.election_ticks);
@@ -152,8 +171,9 @@ impl Group {
     pub(crate) fn needs_snapshot_after(&self) -> Option<LogIndex> {
         match &self.health {
             Health::Quarantined { .. } => Some(self.processed),
-            // The lost one will do.
-            Health::Damaged { index } => Some(LogIndex(index.0 - 1)),
+            // The lost one will do; but not an image that the machine cannot go on from.
+            Health::Damaged { index } if self.lost.is_some() => Some(LogIndex(index.0 - 1)),
+            Health::Damaged { .. } => Some(self.processed),
             _ => None,
         }
     }

@@ -200,6 +200,10 @@ impl<M: StateMachine> Driver<M> {
                     guest,
                 };
                 let restored = self.restore(&point, listener).await;
+                if let (Form::Image, Err(error @ MachineError::Local { .. })) = (form, &restored) {
+                    listener.not_resumed(&point.context, error);
+                    return Ok(Done::Tell(Input::NotResumed { index }));
+                }
                 restored.map_err(|error| {
                     let failed = Failed::from(error);
                     let reason = format!("snapshot {index} is not taken: {}", failed.reason);
