@@ -44,8 +44,7 @@ pub trait Machine: Default + 'static {
 
     /// Answers a read-only request that is not in the log; `ctx` is that of the last entry. It sees the machine exactly as the
     /// commands left it, down to the order of a hash map. Whatever it changes is gone when it ends, so a cache that it fills is
-    /// empty again for the next one. A machine that has written to standard output is asked in a second instance instead, which
-    /// follows the same entries on a heap of its own: use `log`.
+    /// empty again for the next one.
     fn query(&self, ctx: &Context, request: &[u8]) -> Result<Vec<u8>, Rejection> {
         let _ = (ctx, request);
         Err(Rejection::bad_request(

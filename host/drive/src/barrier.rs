@@ -11,7 +11,7 @@ use skep_core::outcome::EntryContext;
 
 use crate::driver::Driver;
 use crate::listener::Listener;
-use crate::state_machine::{ImageTaken, LocalCode, MachineError, StateMachine};
+use crate::state_machine::{ImageTaken, LocalCode, MachineError, ReadImage, StateMachine};
 
 /// A machine at a barrier: what every replica goes on from at this entry.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -43,13 +43,18 @@ impl Imaging {
     ///
     /// # Errors
     /// Whatever is in the way is of this node: the core is told [`no_image`].
-    pub fn finish(self) -> Result<CanonicalPoint, MachineError> {
+    pub fn finish(&mut self) -> Result<CanonicalPoint, MachineError> {
         Ok(CanonicalPoint {
             context: self.context,
             form: Form::Image,
             schema: self.schema,
             guest: self.taken.finish()?,
         })
+    }
+
+    /// The image can be read elsewhere from now on, until a later barrier.
+    pub fn kept(self, read: ReadImage) {
+        self.taken.kept(read);
     }
 }
 

@@ -55,7 +55,7 @@ pub use failed::Failed;
 pub use listener::Listener;
 pub use source::{Source, Stored};
 pub use state_machine::{
-    Answer, Applied, Costs, Descriptor, ImageTaken, LocalCode, MachineError, Memory, Reader,
-    Running, SLICE, StateMachine,
+    Answer, Applied, Costs, Descriptor, ImageTaken, LocalCode, MachineError, Memory, ReadImage,
+    Reader, Running, SLICE, StateMachine,
 };
 pub use to_end::ToEnd;

@@ -1,6 +1,6 @@
 //! The contract between the host and a state machine, native or in a sandbox.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::pin::Pin;
 
 use bytes::Bytes;
@@ -186,14 +186,21 @@ pub const SLICE: u64 = 1_000_000;
 /// end. A thread of its own can poll it in a loop ([`ToEnd`](crate::ToEnd)). The call of a machine in Rust is over when it is polled first.
 pub type Running<'a, T> = Pin<Box<dyn Future<Output = Result<T, MachineError>> + Send + 'a>>;
 
-/// An image that a machine has begun to take. Dropped, it is not taken.
+/// Reads an image again that was kept somewhere.
+pub type ReadImage = Box<dyn Fn() -> io::Result<Bytes> + Send + Sync>;
+
+/// An image that a machine has begun to take. Dropped before it is finished, it is not taken.
 pub trait ImageTaken: Send {
     /// Takes the rest of it, beside what the machine does. Blocks its thread, for as long as it takes to copy the machine's memory
-    /// and to find out what is in it.
+    /// and to find out what is in it. To be called once.
     ///
     /// # Errors
     /// [`MachineError::Local`]: this node cannot take it; the machine knows nothing of it.
-    fn finish(self: Box<Self>) -> Result<Bytes, MachineError>;
+    fn finish(&mut self) -> Result<Bytes, MachineError>;
+
+    /// The image can be read elsewhere from now on, until there is a newer one or the machine is restored: so the machine need not
+    /// keep it in memory.
+    fn kept(self: Box<Self>, read: ReadImage);
 }
 
 /// A replicated state machine (`StateMachine` of the seed package).

@@ -15,6 +15,6 @@ pub mod wasm;
 pub use skep_drive::ToEnd;
 pub use skep_drive::state_machine;
 pub use skep_drive::state_machine::{
-    Answer, Applied, Costs, Descriptor, ImageTaken, LocalCode, MachineError, Memory, Reader,
-    Running, StateMachine,
+    Answer, Applied, Costs, Descriptor, ImageTaken, LocalCode, MachineError, Memory, ReadImage,
+    Reader, Running, StateMachine,
 };

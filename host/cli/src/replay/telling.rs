@@ -79,7 +79,7 @@ impl Telling<'_> {
             }
             Done::Tell(input) => Some(input),
             Done::Passed { point, .. } => Some(self.passed(&point)),
-            Done::Imaging { image, .. } => {
+            Done::Imaging { mut image, .. } => {
                 let index = image.index();
                 Some(match image.finish() {
                     Ok(point) => self.passed(&point),

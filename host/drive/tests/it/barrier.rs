@@ -50,7 +50,10 @@ fn a_machine_goes_on_as_it_is_behind_an_image_and_another_goes_on_from_that() {
     let mut stage = Stage::new(Model::default());
     stage.model().has_images = true;
     stage.tell(apply(1, vec![commands(&["a"])]));
-    let Ok(Done::Imaging { image, memory, .. }) = stage.drive(image(2)) else {
+    let Ok(Done::Imaging {
+        mut image, memory, ..
+    }) = stage.drive(image(2))
+    else {
         panic!("it passes");
     };
     // It is of the barrier, however late it is taken to its end.

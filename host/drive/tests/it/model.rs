@@ -17,7 +17,8 @@ use skep_core::outcome::{
 };
 use skep_drive::{
     Answer, Applied, CanonicalPoint, Descriptor, Done, Driver, Failed, ImageTaken, Lack, Listener,
-    LocalCode, MachineError, Memory, Reader, Running, Source, StateMachine, Stored, ToEnd,
+    LocalCode, MachineError, Memory, ReadImage, Reader, Running, Source, StateMachine, Stored,
+    ToEnd,
 };
 
 /// What a call does instead of what it is for.
@@ -202,9 +203,11 @@ impl StateMachine for Model {
 struct Taken(Bytes);
 
 impl ImageTaken for Taken {
-    fn finish(self: Box<Self>) -> Result<Bytes, MachineError> {
-        Ok(self.0)
+    fn finish(&mut self) -> Result<Bytes, MachineError> {
+        Ok(self.0.clone())
     }
+
+    fn kept(self: Box<Self>, _: ReadImage) {}
 }
 
 /// Is pending once.

@@ -19,12 +19,12 @@ pub(super) mod wasi;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use skep_core::outcome::EntryContext;
+use skep_core::outcome::{EntryContext, GuestFault};
 use wasmtime::component::{ComponentNamedList, Lift, LinkerInstance, Lower, Resource};
 use wasmtime::{AsContextMut, StoreContextMut, Trap};
 
 use self::clock::Clock;
-use self::handles::Handles;
+use self::handles::{Handles, Origin};
 use self::limits::Limits;
 use self::log::Log;
 use self::logbook::Logbook;
@@ -99,9 +99,27 @@ impl World {
         self.random = Random::new(CallKey::new(context, call, ordinal));
     }
 
-    /// A handle for what the guest waits for.
-    pub(crate) fn subscribe(&mut self, instant: u64) -> Result<Resource<Pollable>, Stop> {
-        self.pollables.push(&mut self.handles, instant)
+    /// A handle for what the guest waits for, given by this import.
+    pub(crate) fn subscribe(
+        &mut self,
+        origin: Origin,
+        instant: u64,
+    ) -> Result<Resource<Pollable>, Stop> {
+        let pollable = self.pollables.push(instant)?;
+        Ok(self.handles.give(origin, pollable))
+    }
+
+    /// Which of the pollables a handle is for.
+    pub(crate) fn pollable(&self, handle: &Resource<Pollable>) -> Result<u32, Stop> {
+        let known = self.handles.thing(handle);
+        known.ok_or(Stop::Fault(GuestFault::Malformed))
+    }
+
+    /// The guest has given a pollable back.
+    pub(crate) fn forget_pollable(&mut self, number: u32) {
+        if let Some(pollable) = self.handles.take_back(number) {
+            self.pollables.remove(pollable);
+        }
     }
 
     /// Becomes as the world of another instance is, in all that a guest can see between calls.
@@ -122,13 +140,13 @@ impl World {
         self.log.finish();
         self.sink = None;
         self.source = None;
-        self.handles.lend(false);
+        self.handles.end_call();
     }
 }
 
 /// What is to be done when a guest gives back a handle that means nothing to the host.
-pub(crate) fn taken_back<T: 'static>(mut guest: Caller<'_>, number: u32) -> wasmtime::Result<()> {
-    guest.data_mut().handles.take_back::<T>(number);
+pub(crate) fn taken_back(mut guest: Caller<'_>, number: u32) -> wasmtime::Result<()> {
+    guest.data_mut().handles.take_back(number);
     Ok(())
 }
 

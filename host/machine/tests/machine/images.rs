@@ -1,6 +1,7 @@
 //! A machine as it is, written down and brought back.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use bytes::Bytes;
 use skep_machine::wasm::{Component, WasmMachine};
@@ -129,8 +130,8 @@ fn an_image_is_of_its_entry_whatever_is_applied_while_it_is_taken() {
             for machine in [&mut goes_on, &mut stands] {
                 case.run(machine, from..to);
             }
-            let begun = begin(&mut goes_on, to);
-            let taken = std::thread::spawn(|| begun.finish().unwrap());
+            let mut begun = begin(&mut goes_on, to);
+            let taken = std::thread::spawn(move || begun.finish().unwrap());
             let meanwhile = case.run(&mut goes_on, to..from + 60);
             let expected = image(&mut stands, to);
             assert!(taken.join().unwrap() == expected, "round {round}");
@@ -144,17 +145,26 @@ fn a_machine_that_failed_is_built_from_its_newest_image() {
     on_apply_thread(|| {
         let [case, _] = cases();
         let [mut with, mut without] = [case.machine(), case.machine()];
+        let reads = Arc::new(AtomicU32::new(0));
         for index in (0..60).step_by(6) {
-            let begun = begin(&mut with, index);
+            let mut begun = begin(&mut with, index);
             // A failure before the image is whole, and some after it.
             let [one, two] =
                 [&mut with, &mut without].map(|machine| case.run(machine, index..index + 3));
             assert_eq!(one, two);
-            begun.finish().unwrap();
+            let (bytes, reads) = (begun.finish().unwrap(), Arc::clone(&reads));
+            if index % 4 == 0 {
+                // It is kept elsewhere, and read from there.
+                begun.kept(Box::new(move || {
+                    reads.fetch_add(1, Relaxed);
+                    Ok(bytes.clone())
+                }));
+            }
             let [one, two] =
                 [&mut with, &mut without].map(|machine| case.run(machine, index + 3..index + 6));
             assert_eq!(one, two);
         }
+        assert!(reads.load(Relaxed) > 0);
         assert!(with.costs().unwrap().rebuilds > 0);
         assert!(image(&mut with, 60) == image(&mut without, 60));
     });
@@ -182,7 +192,7 @@ fn an_image_taken_before_a_restore_is_not_what_the_machine_is_built_from() {
         let [case, _] = cases();
         let mut machine = case.machine();
         case.run(&mut machine, 0..9);
-        let begun = begin(&mut machine, 9);
+        let mut begun = begin(&mut machine, 9);
         let bytes = save(&mut machine, 9);
         machine
             .restore(&context(9), 3, bytes.clone())

@@ -236,7 +236,6 @@ impl Disk {
             point,
             state,
             component,
-            ..
         } = saved;
         let meta = SnapshotMeta {
             key,

@@ -19,6 +19,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
+use bytes::Bytes;
 use skep_core::allowance::Rates;
 use skep_core::effect::Work;
 use skep_core::id::{ComponentId, GroupId, LogIndex};
@@ -32,7 +33,7 @@ use tokio::sync::oneshot;
 
 use self::recent::Recent;
 use self::results::Results;
-use self::snapshots::Unwritten;
+use self::snapshots::{Left, Passed, Unwritten};
 use self::supply::Supply;
 use self::turn::{Fuel, Hand, Machine};
 use self::watch::Watch;
@@ -336,25 +337,40 @@ impl Actor {
                 state,
                 memory,
             } => {
-                let deployment = machine.deployment();
-                let component = deployment.map_or(self.owner.component, |it| it.component);
-                self.settle(Saved {
-                    point,
-                    state,
-                    component,
-                    memory,
-                });
+                let left = Left::Saved(point);
+                self.settle_barrier(machine, left, state, memory);
                 Ok(0)
             }
-            // Nothing proposes a barrier of images before nodes can write them.
-            Done::Imaging { image, .. } => {
-                let reason = "this release writes no images".to_owned();
-                let index = image.index();
-                self.push(Input::NoImage { index, reason });
+            Done::Imaging {
+                image,
+                state,
+                memory,
+            } => {
+                self.recent().let_go();
+                let left = Left::Image(image);
+                self.settle_barrier(machine, left, state, memory);
                 Ok(0)
             }
             Done::Answer { .. } => Err(Failed::broken("a query came without its waiter")),
         }
+    }
+
+    /// The machine has passed a barrier.
+    fn settle_barrier(
+        self: &Arc<Self>,
+        machine: &Machine,
+        left: Left,
+        state: Bytes,
+        memory: Option<u64>,
+    ) {
+        let deployment = machine.deployment();
+        let component = deployment.map_or(self.owner.component, |it| it.component);
+        self.settle(Passed {
+            left,
+            state,
+            component,
+            memory,
+        });
     }
 
     /// The actor that answers queries of a machine beside it.

@@ -20,11 +20,15 @@
 //! than one of the host (`Memory::can_use_virtual_memory`), so such a memory needs neither: what reaches it is checked, or is a
 //! constant address within its fixed size.
 //!
+//! Handles of the host's are in a table of the engine's. So the outermost component gets functions with which the host has one of
+//! each kind given and taken back ([`followers`]), if it is the only one that has any.
+//!
 //! Some state is in neither: tables that are written to, segments that are dropped, references in globals, handles of a
 //! component's own. A component that could have such state is refused, for a reason that people can read, and is compiled
 //! without images.
 
 mod component;
+mod followers;
 mod handles;
 mod image;
 mod module;
@@ -35,6 +39,7 @@ mod tests;
 use wasmparser::{Encoding, Parser, Payload, ValidPayload, Validator};
 
 use self::component::ComponentLevel;
+pub(super) use self::followers::Follower;
 use self::handles::Plain;
 use self::module::ModuleLevel;
 pub use self::no_image::NoImage;
@@ -110,7 +115,9 @@ fn rewrite(bytes: &[u8]) -> Result<Vec<u8>, Halt> {
             let types = validator.types(0).ok_or(RewriteError::Empty)?;
             let done = match levels.pop().ok_or(RewriteError::Empty)? {
                 Level::Module(module) => Done::Module(module.end(types)?),
-                Level::Component(component) => Done::Component(component.end(types)?),
+                Level::Component(component) => {
+                    Done::Component(component.end(types, levels.is_empty())?)
+                }
             };
             validator.payload(&payload)?;
             match (levels.last_mut(), done) {

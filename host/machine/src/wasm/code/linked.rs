@@ -5,7 +5,7 @@ use std::sync::Arc;
 use wasmtime::component::{Component, ComponentExportIndex, InstancePre};
 
 use super::expansion::Size;
-use super::freeze::{FREEZE, THAW};
+use super::freeze::{FREEZE, Follower, THAW};
 use crate::LocalCode;
 use crate::wasm::engine::Engine;
 use crate::wasm::engine::budget::{MachineBudget, Purpose, Share};
@@ -39,7 +39,11 @@ impl Linked {
             local(&error).unwrap_or_else(|| ComponentError::Mismatch(format!("{error:#}")))
         };
         let exports = Exports::of(compiled, has_images)?;
-        let linker = linker_for(engine.inner(), compiled).map_err(mismatch)?;
+        let follows = |name: &str| match has_images {
+            true => Follower::import_of(name),
+            false => None,
+        };
+        let linker = linker_for(engine.inner(), compiled, follows).map_err(mismatch)?;
         let pre = linker.instantiate_pre(compiled).map_err(mismatch)?;
         Ok(Self {
             size,
@@ -65,7 +69,7 @@ impl Linked {
         self.exports.images.len() as u64
     }
 
-    /// Takes what an instance of it needs under this profile from the node's budget.
+    /// HandleFunctions what an instance of it needs under this profile from the node's budget.
     pub(super) fn share(&self, profile: &Profile, purpose: Purpose) -> Result<Share, Failure> {
         let bytes = profile
             .memory_bytes
@@ -74,7 +78,7 @@ impl Linked {
         self.budget.take(cost, purpose)
     }
 
-    /// Takes memory from the node's budget for the copy that a query has of a machine.
+    /// HandleFunctions memory from the node's budget for the copy that a query has of a machine.
     pub(crate) fn room_for(&self, memory_bytes: u64) -> Result<Share, Failure> {
         let cost = Holdings {
             memory_bytes,
@@ -127,6 +131,16 @@ pub(crate) struct Exports {
     pub(crate) apply_batch: Option<ComponentExportIndex>,
     /// None if it has no images.
     pub(crate) images: Vec<Image<ComponentExportIndex>>,
+    /// By the number of the import; none if it gives no handles, or none that can be given at will.
+    pub(crate) handle_functions: Vec<Option<HandleFunctions<ComponentExportIndex>>>,
+}
+
+/// Functions that have a handle of one import given to the guest, and taken back.
+#[derive(Clone, Copy)]
+pub(crate) struct HandleFunctions<F> {
+    /// Says which number it has.
+    pub(crate) give: F,
+    pub(crate) take_back: F,
 }
 
 /// The functions of one image module.
@@ -160,8 +174,26 @@ impl Exports {
             true => (0..).map_while(image).collect(),
             false => Vec::new(),
         };
+        let takes = |import: &str| {
+            let Follower {
+                give, take_back, ..
+            } = Follower::of(import);
+            let index = |name: String| component.get_export_index(None, name);
+            Some(HandleFunctions {
+                give: index(give)?,
+                take_back: index(take_back)?,
+            })
+        };
+        let ty = component.component_type();
+        let takes = match images.is_empty() {
+            false => (ty.imports(component.engine()))
+                .map(|(name, _)| takes(name))
+                .collect(),
+            true => Vec::new(),
+        };
         Ok(Self {
             images,
+            handle_functions: takes,
             describe: required("describe")?,
             apply: required("apply")?,
             save: required("save")?,

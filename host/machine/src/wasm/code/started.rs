@@ -7,12 +7,13 @@ use wasmtime::Store;
 use wasmtime::component::{ComponentExportIndex, ComponentNamedList, Func, Lift, Lower, Resource};
 
 use super::freeze::{FREEZE, THAW};
-use super::linked::{Image, Linked, unmapped};
+use super::linked::{HandleFunctions, Image, Linked, unmapped};
 use crate::LocalCode;
 use crate::wasm::engine::budget::Purpose;
 use crate::wasm::fault::Failure;
 use crate::wasm::memory::{Capture, Captured, Given, Memory, Watched, collecting, running};
 use crate::wasm::world::World;
+use crate::wasm::world::handles::{Handles, KEEPS_A_PLACE, Origin, Step};
 use crate::wasm::world::limits::Limits;
 use crate::wasm::world::logbook::Logbook;
 use crate::wasm::world::resources::{LentSink, LentSource};
@@ -35,6 +36,8 @@ pub(crate) struct Started {
     functions: Functions,
     /// Those of its image modules; none if it has no images.
     images: Vec<Image<Func>>,
+    /// What has handles of each import given and taken back, where that can be done.
+    handle_functions: Vec<Option<HandleFunctions<Func>>>,
     memories: Arc<[Arc<Memory>]>,
     /// Copies of them that are being taken.
     captures: Vec<Arc<Capture>>,
@@ -130,10 +133,21 @@ impl Started {
                 })
             })
             .collect::<Result<_, Failure>>()?;
+        let takes = exports.handle_functions.iter().map(|takes| {
+            let Some(HandleFunctions { give, take_back }) = takes else {
+                return Ok(None);
+            };
+            Ok(Some(HandleFunctions {
+                give: function(&mut store, give)?,
+                take_back: function(&mut store, take_back)?,
+            }))
+        });
+        let takes = takes.collect::<Result<_, Failure>>()?;
         Ok(Self {
             store,
             functions,
             images,
+            handle_functions: takes,
             memories: linked.settled(memories)?,
             captures: Vec::new(),
             is_fork: false,
@@ -190,7 +204,14 @@ impl Started {
         self.images.iter().try_for_each(|image| {
             check::<(), ()>(store, FREEZE, Some(image.freeze))?;
             check::<(), ()>(store, THAW, Some(image.thaw))
-        })
+        })?;
+        self.handle_functions
+            .iter()
+            .flatten()
+            .try_for_each(|takes| {
+                check::<(), (u32,)>(store, "skep-give", Some(takes.give))?;
+                check::<(u32,), ()>(store, "skep-take", Some(takes.take_back))
+            })
     }
 
     pub(crate) fn functions(&self) -> &Functions {
@@ -268,10 +289,98 @@ impl Started {
         Ok(())
     }
 
+    /// Has the guest's handles become those of another instance of the same component.
+    pub(crate) async fn follow_handles(&mut self, of: &Handles) -> Result<(), Failure> {
+        let own = &self.world().handles;
+        if own == of {
+            return Ok(());
+        }
+        let Some(keeper) = self.handle_functions.iter().position(Option::is_some) else {
+            return match own.are_none() && of.are_none() {
+                true => Ok(()),
+                false => Err(differs("its handles cannot be given to it")),
+            };
+        };
+        let steps = own.steps_to(of, keeper as Origin);
+        self.store.set_fuel(IMAGE_FUEL)?;
+        for step in steps {
+            self.step(step).await?;
+        }
+        self.world_mut().handles.clone_from(of);
+        Ok(())
+    }
+
+    async fn step(&mut self, step: Step) -> Result<(), Failure> {
+        match step {
+            Step::Give { origin, number, at } => {
+                let stands_at = self.give_handle(origin, number).await?;
+                if stands_at != at {
+                    self.dead = true;
+                    return Err(differs(&format!(
+                        "a handle stands at place {stands_at} of its table, and should at {at}: wasmtime keeps that table in another way than this host knows"
+                    )));
+                }
+                Ok(())
+            }
+            Step::TakeBack { origin, at } => self.take_handle_back(origin, at).await,
+        }
+    }
+
+    /// Finds out where the guest's handles stand, if that is not known. Where that cannot be found out, it stays so. Nothing changes
+    /// for the guest: what is given last is taken back first.
+    pub(crate) async fn settle_handles(&mut self) -> Result<(), Failure> {
+        let keeper = self.handle_functions.iter().position(Option::is_some);
+        let (Some(count), Some(keeper)) = (self.world().handles.unsettled(), keeper) else {
+            return Ok(());
+        };
+        let keeper = keeper as Origin;
+        self.store.set_fuel(IMAGE_FUEL)?;
+        let mut places = Vec::with_capacity(count);
+        for _ in 0..count {
+            places.push(self.give_handle(keeper, KEEPS_A_PLACE).await?);
+        }
+        for at in places.iter().rev() {
+            self.take_handle_back(keeper, *at).await?;
+        }
+        self.world_mut().handles.found(&places);
+        Ok(())
+    }
+
+    /// Gives the guest a handle of this number, and says where it stands.
+    async fn give_handle(&mut self, origin: Origin, number: u32) -> Result<u32, Failure> {
+        let HandleFunctions { give, .. } = self.functions_of(origin)?;
+        self.world_mut().handles.follow(number);
+        let call = self.call::<(), (u32,)>(give, ());
+        let (handle,) = call.await.map_err(Failure::made_local)?;
+        // A guest knows it by the number of its place and 1 more: 0 is none.
+        Ok(handle - 1)
+    }
+
+    async fn take_handle_back(&mut self, origin: Origin, at: u32) -> Result<(), Failure> {
+        let HandleFunctions { take_back, .. } = self.functions_of(origin)?;
+        self.world_mut().handles.follow(KEEPS_A_PLACE);
+        let call = self.call::<(u32,), ()>(take_back, (at + 1,));
+        call.await.map_err(Failure::made_local)
+    }
+
+    fn functions_of(&self, origin: Origin) -> Result<HandleFunctions<Func>, Failure> {
+        let functions = self.handle_functions.get(origin as usize);
+        let functions = functions.copied().flatten();
+        functions.ok_or_else(|| differs("it has a handle that cannot be given"))
+    }
+
     /// Whether another instance can be made to be as this one is.
     pub(crate) fn can_be_forked(&self) -> bool {
         // Without memories of the host's there is nothing to share.
-        !self.images.is_empty() && !self.memories.is_empty() && self.world().handles.are_none()
+        !self.images.is_empty() && !self.memories.is_empty() && self.handles_can_be_had()
+    }
+
+    fn handles_can_be_had(&self) -> bool {
+        let gives =
+            |origin| (self.handle_functions.get(origin as usize)).is_some_and(Option::is_some);
+        let handles = &self.world().handles;
+        handles.are_none()
+            || (0..self.handle_functions.len() as Origin).any(gives) && handles.can_be_had(gives)
     }
 
     pub(crate) fn memories(&self) -> &Arc<[Arc<Memory>]> {
@@ -296,6 +405,7 @@ impl Started {
         for (own, other) in self.memories.iter().zip(&of.memories[..]) {
             own.follow(other).map_err(unmapped)?;
         }
+        self.follow_handles(&of.world().handles).await?;
         self.world_mut().follow(of.world());
         self.world_mut().limits.follow(&of.world().limits);
         self.thaw().await?;
@@ -313,6 +423,7 @@ impl Started {
             pairs.try_for_each(|(own, other)| own.give(other, what).map_err(unmapped))
         };
         give(Given::Written)?;
+        to.follow_handles(&self.world().handles).await?;
         to.thaw().await?;
         give(Given::Grown)?;
         to.world_mut().follow(self.world());
@@ -360,4 +471,11 @@ impl Started {
             }
         })
     }
+}
+
+fn differs(what: &str) -> Failure {
+    Failure::local(
+        LocalCode::Differs,
+        format!("an instance cannot become as another one: {what}"),
+    )
 }

@@ -24,8 +24,8 @@ use crate::wasm::fault::Failure;
 ///
 /// All that a call can see of an instance is its memories, its globals, the sizes of both, its tables, its handles, and what the
 /// host keeps for it. The memories are [those of the machine](crate::wasm::memory), the globals and sizes are thawed from what the
-/// machine froze, tables and segments are as the component made them (a component that changes them later has no images), the
-/// machine has no handles or is not forked, and the host's part is copied.
+/// machine froze, tables and segments are as the component made them (a component that changes them later has no images), handles
+/// are given and taken back until they stand where [the machine's](crate::wasm::world::handles) do, and the host's part is copied.
 ///
 /// # Why the machine never notices
 ///

@@ -178,6 +178,12 @@ impl Image {
         })
     }
 
+    pub(crate) fn component(&self) -> ComponentId {
+        let mut component = ComponentId::default();
+        component.0.copy_from_slice(&self.head.component);
+        component
+    }
+
     pub(crate) fn bytes(&self) -> &Bytes {
         &self.bytes
     }

@@ -211,7 +211,7 @@ impl Instance {
         let world = self.started.world_mut();
         world.limits.raise_memory(headroom);
         world.sink = Some(sink);
-        world.handles.lend(true);
+        world.handles.lend();
         let save = self.started.functions().save;
         let arguments = (Resource::<LentSink>::new_borrow(0),);
         let saved = self.started.call::<_, Answer<()>>(save, arguments).await;
@@ -261,6 +261,7 @@ impl Instance {
             let reason = "an image has pages where its machine has no memory";
             return Err(Failure::local(LocalCode::Differs, reason));
         }
+        self.started.follow_handles(&image.kept().handles()).await?;
         self.started.world_mut().resume(image.kept());
         Ok(())
     }
@@ -288,13 +289,14 @@ impl Instance {
         let world = self.started.world_mut();
         world.limits.raise_memory(headroom);
         world.source = Some(from);
-        world.handles.lend(true);
+        world.handles.lend();
         let arguments = (schema, Resource::<LentSource>::new_borrow(0));
         let restore = self.started.functions().restore;
         let restored = self.started.call::<_, Answer<()>>(restore, arguments).await;
         self.started.world_mut().limits.lower_memory(headroom);
         let (answer,) = restored?;
-        answer.map_err(refused)
+        answer.map_err(refused)?;
+        self.started.settle_handles().await
     }
 
     fn outcome(&self, answer: Result<Bytes, Rejection>) -> Result<Outcome, Failure> {

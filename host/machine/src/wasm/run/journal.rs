@@ -1,14 +1,18 @@
 //! What the instances of a machine are built from: a base, and the calls since.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use skep_core::attestation::Deed;
+use skep_core::id::ComponentId;
 use skep_core::outcome::EntryContext;
 
 use super::call::{Call, Ran};
 use super::image::Image;
+use crate::wasm::fault::Failure;
+use crate::{LocalCode, ReadImage};
 
 /// Records handed out at once, so that the lock is short: some 20 µs of copying for entries of many commands.
 const READ_MAX: usize = 256;
@@ -40,6 +44,39 @@ pub(crate) enum Origin {
     /// What a machine has saved, under this schema.
     Saved(u32, Bytes),
     Image(Image),
+    /// An image that is kept elsewhere.
+    Kept(Arc<Kept>),
+}
+
+/// An image that can be read again.
+pub(crate) struct Kept {
+    component: ComponentId,
+    start: EntryContext,
+    read: ReadImage,
+}
+
+impl Kept {
+    pub(crate) fn new(image: &Image, read: ReadImage) -> Self {
+        Self {
+            component: image.component(),
+            start: image.start(),
+            read,
+        }
+    }
+
+    pub(crate) fn read(&self) -> Result<Image, Failure> {
+        let bytes = (self.read)().map_err(|error| {
+            let reason = format!("the newest image of the machine cannot be read: {error}");
+            Failure::local(LocalCode::Io, reason)
+        })?;
+        Image::read(self.component, bytes)
+    }
+}
+
+impl fmt::Debug for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kept").finish_non_exhaustive()
+    }
 }
 
 impl Base {
@@ -48,6 +85,7 @@ impl Base {
         match &self.origin {
             Origin::Founding | Origin::Saved(..) => self.context,
             Origin::Image(image) => image.start(),
+            Origin::Kept(kept) => kept.start,
         }
     }
 }
@@ -181,6 +219,17 @@ impl Journal {
         Moment {
             bases: inner.bases,
             next: inner.end(),
+        }
+    }
+
+    /// The image that this base begins with is kept elsewhere, unless there is another base by now.
+    pub(crate) fn keep_elsewhere(&self, moment: Moment, read: ReadImage) {
+        let mut inner = self.lock();
+        if inner.bases == moment.bases + 1
+            && let Origin::Image(image) = &inner.base.origin
+        {
+            let kept = Kept::new(image, read);
+            inner.base.origin = Origin::Kept(Arc::new(kept));
         }
     }
 

@@ -551,6 +551,9 @@ fn without_initializer(config: &Bytes) -> Applied {
 }
 
 #[cfg(test)]
+mod handles;
+
+#[cfg(test)]
 mod images;
 
 #[cfg(test)]

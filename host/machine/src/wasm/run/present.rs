@@ -1,7 +1,8 @@
 //! The instance that has a machine's present state, and who may use it when.
 
+use std::fmt::Display;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use tokio::sync::{Mutex, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
@@ -10,6 +11,7 @@ use super::instance::Instance;
 use super::journal::Journal;
 use super::rebuild::{Guest, rebuild};
 use crate::wasm::fault::Failure;
+use crate::wasm::world::logbook::MachineLabel;
 
 /// None while it has to be built again. Forks look at it one after the other, and run beside each other.
 type Place = Mutex<Option<Instance>>;
@@ -26,6 +28,8 @@ pub(crate) struct Present {
     pub(crate) journal: Arc<Journal>,
     instance: Arc<RwLock<Place>>,
     rebuilds: AtomicU64,
+    /// It was said that queries are not answered by forks.
+    said: AtomicBool,
 }
 
 impl Present {
@@ -35,6 +39,7 @@ impl Present {
             journal: Arc::new(journal),
             instance: Arc::new(RwLock::new(Mutex::new(Some(instance)))),
             rebuilds: AtomicU64::new(0),
+            said: AtomicBool::new(false),
         }
     }
 
@@ -58,6 +63,12 @@ impl Present {
                 continue;
             };
             if !machine.can_be_forked() {
+                // Where memories are not the host's own, the engine has said so.
+                if !machine.memories().is_empty() {
+                    self.say_unforked(
+                        "it holds handles of this node's that another instance of it cannot be given",
+                    );
+                }
                 return Ok(None);
             }
             let start = self.journal.start();
@@ -65,6 +76,18 @@ impl Present {
             drop(instance);
             return Ok(Some((fork, reading)));
         }
+    }
+
+    /// Says, once, that queries are answered by a second instance, and why.
+    pub(crate) fn say_unforked(&self, why: impl Display) {
+        if self.said.swap(true, Relaxed) {
+            return;
+        }
+        let MachineLabel { group, name } = &self.guest.logbook.label;
+        tracing::info!(
+            target: "skep::machine", %group, machine = %name,
+            "queries are answered by a second instance of the machine, which may see what the log did not do, because {why}"
+        );
     }
 
     /// The instance that the machine would have if none of its calls had failed.

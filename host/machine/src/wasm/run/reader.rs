@@ -28,8 +28,8 @@ use crate::{LocalCode, MachineError, Reader, Running};
 ///
 /// # In a second instance
 ///
-/// A component without images, and a machine that holds handles of the host's, are asked in an instance fed from the machine's
-/// journal. Each query first runs the calls that the machine has made since the last one. The instance goes on over barriers from
+/// A component without images, and a machine that holds handles of the host's which [cannot be had](crate::wasm::world::handles) by
+/// another instance, are asked in an instance fed from the machine's journal. Each query first runs the calls that the machine has made since the last one. The instance goes on over barriers from
 /// the state it has. It begins anew, from the machine's newest base, if it was left behind further than the journal keeps calls for
 /// it, if a call fails or *answers differently* than it did in the machine, after a query that failed, and after
 /// [`release`](Reader::release).
@@ -84,6 +84,9 @@ impl WasmReader {
             let (outcome, fuel) = fork.query(guest, &last, request, reading).await?;
             self.fork = Some(fork);
             return Ok((outcome, last, fuel));
+        }
+        if let Some(why) = self.present.guest.component.inspection().no_image {
+            self.present.say_unforked(why);
         }
         let (mut following, last, fed) = match self.take_following().await {
             Some(following) => following,

@@ -58,6 +58,7 @@ impl Guest {
                 restored.await?;
             }
             Origin::Image(image) => instance.resume(image).await?,
+            Origin::Kept(kept) => instance.resume(&kept.read()?).await?,
         }
         Ok(instance)
     }

@@ -12,7 +12,7 @@ use crate::wasm::engine::budget::Purpose;
 use crate::wasm::fault::Failure;
 use crate::wasm::memory::Captured;
 use crate::wasm::world::kept::Kept;
-use crate::{ImageTaken, MachineError, ToEnd};
+use crate::{ImageTaken, LocalCode, MachineError, ReadImage, ToEnd};
 
 /// The memories of a machine as they were at an entry, while the machine goes on.
 pub(crate) struct Taking {
@@ -22,8 +22,8 @@ pub(crate) struct Taking {
     moment: Moment,
     /// The context under which its instance was started.
     start: EntryContext,
-    captured: Vec<Captured>,
-    kept: Kept,
+    /// None once it is taken.
+    captured: Option<(Vec<Captured>, Kept)>,
 }
 
 impl Taking {
@@ -43,30 +43,24 @@ impl Taking {
         }
         let captured = instance.capture().await;
         // Nobody knows what it is now.
-        let (captured, kept) = captured.inspect_err(|_| *place = None)?;
+        let captured = captured.inspect_err(|_| *place = None)?;
         Ok(Some(Self {
             present: Arc::clone(present),
             context: *context,
             moment: present.journal.moment(),
             start: present.journal.start(),
-            captured,
-            kept,
+            captured: Some(captured),
         }))
     }
 
-    fn finish(self) -> Result<Bytes, Failure> {
-        let fresh = (self.present.guest)
-            .instance(&self.start, Purpose::Running)
-            .to_end()
+    fn take(&mut self) -> Result<Bytes, Failure> {
+        let (captured, kept) = (self.captured.take())
+            .ok_or_else(|| Failure::local(LocalCode::Missing, "the image was taken before"))?;
+        let guest = &self.present.guest;
+        let fresh = (guest.instance(&self.start, Purpose::Running).to_end())
             .map_err(Failure::made_local)?;
-        let component = self.present.guest.component.id();
-        let image = Image::write(
-            component,
-            self.captured,
-            fresh.memories(),
-            &self.start,
-            self.kept,
-        )?;
+        let component = guest.component.id();
+        let image = Image::write(component, captured, fresh.memories(), &self.start, kept)?;
         drop(fresh);
         let bytes = image.bytes().clone();
         let base = Base {
@@ -81,9 +75,11 @@ impl Taking {
 }
 
 impl ImageTaken for Taking {
-    fn finish(self: Box<Self>) -> Result<Bytes, MachineError> {
-        (*self)
-            .finish()
-            .map_err(|failure| failure.into_error("image"))
+    fn finish(&mut self) -> Result<Bytes, MachineError> {
+        self.take().map_err(|failure| failure.into_error("image"))
+    }
+
+    fn kept(self: Box<Self>, read: ReadImage) {
+        self.present.journal.keep_elsewhere(self.moment, read);
     }
 }

@@ -25,6 +25,11 @@ pub(crate) enum Import {
 }
 
 impl Import {
+    /// Whether an import of this name gives handles.
+    pub(crate) fn gives_handles(name: &str) -> bool {
+        matches!(Self::named(name), Ok(Self::Wasi(interface)) if interface.gives_handles())
+    }
+
     /// The interface of a name like `wasi:cli/exit@0.2.6`; or why there is none.
     pub(crate) fn named(name: &str) -> Result<Self, &'static str> {
         let (path, version) = name.split_once('@').ok_or("it has no version")?;
@@ -79,13 +84,21 @@ impl From<Level> for Severity {
     }
 }
 
-/// A linker for exactly what `component` imports, under the names and versions it uses.
+/// A linker for exactly what `component` imports, under the names and versions it uses. `follows` says which import gives the
+/// handles that a function gives which the host has added to the component.
 pub(crate) fn linker_for(
     engine: &wasmtime::Engine,
     component: &wasmtime::component::Component,
+    follows: impl Fn(&str) -> Option<String>,
 ) -> wasmtime::Result<Linker<World>> {
     let mut linker = Linker::new(engine);
-    for (name, item) in component.component_type().imports(engine) {
+    for (origin, (name, item)) in (0..).zip(component.component_type().imports(engine)) {
+        if let Some(of) = follows(name) {
+            if let Ok(Import::Wasi(interface)) = Import::named(&of) {
+                interface.link_follower(&mut linker.root(), name)?;
+            }
+            continue;
+        }
         let import =
             Import::named(name).map_err(|why| wasmtime::format_err!("import `{name}`: {why}"))?;
         let ComponentItem::ComponentInstance(imported) = item.ty else {
@@ -97,7 +110,7 @@ pub(crate) fn linker_for(
             Import::Log => log(&mut instance)?,
             Import::Entropy => entropy(&mut instance)?,
             Import::SnapshotIo => snapshot_io(&mut instance)?,
-            Import::Wasi(interface) => interface.link(engine, &imported, &mut instance)?,
+            Import::Wasi(interface) => interface.link(engine, &imported, &mut instance, origin)?,
         }
     }
     Ok(linker)

@@ -1,12 +1,9 @@
 //! What a guest waits for.
 
 use skep_core::outcome::GuestFault;
-use wasmtime::component::Resource;
 
 use super::clock::Clock;
-use super::handles::Handles;
 use super::kept::Instant;
-use super::resources::Pollable;
 use crate::wasm::fault::Stop;
 
 /// Pollables alive at once in one instance.
@@ -20,11 +17,8 @@ pub(crate) struct Pollables {
 }
 
 impl Pollables {
-    pub(super) fn push(
-        &mut self,
-        handles: &mut Handles,
-        instant: u64,
-    ) -> Result<Resource<Pollable>, Stop> {
+    /// The number of one more.
+    pub(super) fn push(&mut self, instant: u64) -> Result<u32, Stop> {
         let number = match self.free.pop() {
             Some(number) => number,
             None if self.instants.len() < MAX_POLLABLES => {
@@ -34,7 +28,7 @@ impl Pollables {
             None => return Err(Stop::Fault(GuestFault::Limit)),
         };
         self.instants[number as usize] = Some(instant);
-        Ok(handles.give(number))
+        Ok(number)
     }
 
     /// All of it, written down.
@@ -96,12 +90,7 @@ mod tests {
     #[test]
     fn polling_passes_time_to_the_first_instant_and_no_further() {
         let mut pollables = Pollables::default();
-        let [late, early, same] = [300, 200, 200].map(|instant| {
-            pollables
-                .push(&mut Handles::default(), instant)
-                .unwrap()
-                .rep()
-        });
+        let [late, early, same] = [300, 200, 200].map(|instant| pollables.push(instant).unwrap());
         let mut clock = Clock::default();
         assert_eq!(
             pollables.poll(&mut clock, &[late, early, same]).unwrap(),
@@ -118,10 +107,7 @@ mod tests {
     #[test]
     fn waiting_for_ever_is_refused_and_numbers_are_used_again() {
         let mut pollables = Pollables::default();
-        let never = pollables
-            .push(&mut Handles::default(), u64::MAX)
-            .unwrap()
-            .rep();
+        let never = pollables.push(u64::MAX).unwrap();
         let mut clock = Clock::default();
         assert!(matches!(
             pollables.poll(&mut clock, &[never]),
@@ -129,19 +115,16 @@ mod tests {
         ));
         pollables.remove(never);
         pollables.remove(never);
-        assert_eq!(
-            pollables.push(&mut Handles::default(), 1).unwrap().rep(),
-            never
-        );
+        assert_eq!(pollables.push(1).unwrap(), never);
         assert!(matches!(
             pollables.instant(7),
             Err(Stop::Fault(GuestFault::Malformed))
         ));
         for _ in 1..MAX_POLLABLES {
-            pollables.push(&mut Handles::default(), 1).unwrap();
+            pollables.push(1).unwrap();
         }
         assert!(matches!(
-            pollables.push(&mut Handles::default(), 1),
+            pollables.push(1),
             Err(Stop::Fault(GuestFault::Limit))
         ));
     }

@@ -12,7 +12,10 @@ pub(crate) use random::{bytes as random_bytes, word as random_word};
 use wasmtime::component::LinkerInstance;
 use wasmtime::component::types::ComponentInstance;
 
-use super::World;
+use self::denied::Denied;
+use super::handles::Origin;
+use super::resources::{InputStream, OutputStream, Pollable};
+use super::{Caller, World};
 
 /// A WASI interface a machine may import.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,28 +72,66 @@ impl Interface {
         })
     }
 
-    /// Defines the interface in `linker`, as `imported` asks for it.
+    /// Whether functions of it give handles: only of one kind, each of these interfaces.
+    pub(crate) fn gives_handles(self) -> bool {
+        matches!(
+            self,
+            Self::Stdin
+                | Self::Stdout
+                | Self::Stderr
+                | Self::MonotonicClock
+                | Self::Streams
+                | Self::InstanceNetwork
+        )
+    }
+
+    /// Defines a function in `linker` that gives a handle as functions of the interface do: the one that another instance has.
+    pub(crate) fn link_follower(
+        self,
+        linker: &mut LinkerInstance<'_, World>,
+        name: &str,
+    ) -> wasmtime::Result<()> {
+        match self {
+            Self::Stdin => follower::<InputStream>(linker, name),
+            Self::Stdout | Self::Stderr => follower::<OutputStream>(linker, name),
+            Self::MonotonicClock | Self::Streams => follower::<Pollable>(linker, name),
+            Self::InstanceNetwork => follower::<Denied>(linker, name),
+            _ => Ok(()),
+        }
+    }
+
+    /// Defines the interface in `linker`, as `imported` asks for it. It is the import of this number.
     pub(crate) fn link(
         self,
         engine: &wasmtime::Engine,
         imported: &ComponentInstance,
         linker: &mut LinkerInstance<'_, World>,
+        origin: Origin,
     ) -> wasmtime::Result<()> {
         match self {
             Self::Exit => cli::exit(linker),
-            Self::Stdin => cli::stdin(linker),
-            Self::Stdout => cli::stdout(linker),
-            Self::Stderr => cli::stderr(linker),
-            Self::MonotonicClock => clocks::monotonic(linker),
+            Self::Stdin => cli::stdin(linker, origin),
+            Self::Stdout => cli::stdout(linker, origin),
+            Self::Stderr => cli::stderr(linker, origin),
+            Self::MonotonicClock => clocks::monotonic(linker, origin),
             Self::WallClock => clocks::wall(linker),
             Self::Error => io::error(linker),
             Self::Poll => io::poll(linker),
-            Self::Streams => io::streams(linker),
+            Self::Streams => io::streams(linker, origin),
             Self::Random => random::random(linker),
             Self::Insecure => random::insecure(linker),
             Self::InsecureSeed => random::insecure_seed(linker),
-            Self::InstanceNetwork => denied::instance_network(linker),
+            Self::InstanceNetwork => denied::instance_network(linker, origin),
             Self::Denied => denied::link(engine, imported, linker),
         }
     }
+}
+
+fn follower<T: 'static>(
+    linker: &mut LinkerInstance<'_, World>,
+    name: &str,
+) -> wasmtime::Result<()> {
+    linker.func_wrap(name, |guest: Caller<'_>, ()| {
+        Ok((guest.data().handles.followed::<T>()?,))
+    })
 }

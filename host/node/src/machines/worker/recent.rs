@@ -10,6 +10,9 @@ use skep_drive::CanonicalPoint;
 const ENTRIES_MAX: usize = 128;
 /// Bytes of them, calls and outcomes together: what a group that is never upgraded pays for the possibility.
 const BYTES_MAX: usize = 256 << 10;
+/// Bytes of a base that are kept when nobody else keeps them. Who wants to try another machine on a larger state lets a snapshot be
+/// taken first.
+const BASE_BYTES_MAX: usize = 1 << 20;
 /// What one command or outcome costs beside its bytes.
 const ITEM_BYTES: usize = 64;
 
@@ -51,6 +54,17 @@ impl Recent {
     /// The machine goes on from what is not at hand.
     pub(super) fn forget(&mut self) {
         *self = Self::default();
+    }
+
+    /// The machine goes on, and is no longer built from these bytes itself.
+    pub(super) fn let_go(&mut self) {
+        if self
+            .base
+            .as_ref()
+            .is_some_and(|base| base.guest.len() > BASE_BYTES_MAX)
+        {
+            self.forget();
+        }
     }
 
     /// The calls of an entry that is to be kept, before it is applied.
@@ -157,6 +171,21 @@ mod tests {
         assert_eq!(recent.rehearsable().unwrap().entries.len(), 1);
         recent.forget();
         assert!(recent.rehearsable().is_none());
+    }
+
+    #[test]
+    fn a_large_base_is_let_go_when_only_this_keeps_it() {
+        for (bytes, is_kept) in [(BASE_BYTES_MAX, true), (BASE_BYTES_MAX + 1, false)] {
+            let mut recent = Recent::default();
+            recent.begin(CanonicalPoint {
+                context: EntryContext::default(),
+                form: Form::Saved,
+                schema: 1,
+                guest: vec![0; bytes].into(),
+            });
+            recent.let_go();
+            assert_eq!(recent.rehearsable().is_some(), is_kept);
+        }
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! The snapshot files of a machine: written beside what it does next, again and again if need be.
 
+use std::io;
 use std::sync::{Arc, MutexGuard};
 
 use bytes::Bytes;
 use skep_core::id::{ComponentId, LogIndex};
 use skep_core::input::Input;
-use skep_drive::CanonicalPoint;
+use skep_core::message::SnapshotName;
+use skep_drive::{CanonicalPoint, Imaging, no_image};
 use skep_log::SealedSnapshot;
 use skep_store::convert;
 
@@ -19,9 +21,29 @@ const WRITE_AGAIN: (u32, u32) = (2, 64);
 pub(super) struct Unwritten {
     index: LogIndex,
     sealed: SealedSnapshot,
+    /// The machine keeps it in memory as long as it is in no file.
+    image: Option<Imaging>,
     /// Ticks until it is tried again, and how many these were.
     left: u32,
     pause: u32,
+}
+
+/// What the machine has left at a barrier.
+pub(super) enum Left {
+    /// What it saved, and goes on from.
+    Saved(CanonicalPoint),
+    /// An image, which is not taken to its end.
+    Image(Imaging),
+}
+
+/// A barrier that the machine has passed.
+pub(super) struct Passed {
+    pub(super) left: Left,
+    /// The host's section of the snapshot.
+    pub(super) state: Bytes,
+    pub(super) component: ComponentId,
+    /// Bytes of the memory that an image would be of, for the core.
+    pub(super) memory: Option<u64>,
 }
 
 /// What a snapshot is to hold.
@@ -30,88 +52,128 @@ pub(crate) struct Saved {
     /// The host's section.
     pub(crate) state: Bytes,
     pub(crate) component: ComponentId,
-    /// For the core.
-    pub(crate) memory: Option<u64>,
 }
 
 impl Actor {
-    /// Makes the snapshot of a barrier durable, beside what the machine does next; then posts it, and what came after it. If
-    /// that fails the machine goes on all the same, from the same bytes, and the file is tried again later.
-    pub(super) fn settle(self: &Arc<Self>, saved: Saved) {
-        {
-            let mut queue = self.lock();
-            queue.settling += 1;
-            queue.newest = saved.point.context.index;
-            // What was in no file need not be any more.
-            queue.unwritten = None;
+    /// Makes the snapshot of a barrier durable, beside what the machine does next; then posts it. If that fails the machine goes on
+    /// all the same, and the file is tried again later.
+    ///
+    /// What comes after the barrier is posted after it. Only an image keeps nobody waiting: it may take long.
+    pub(super) fn settle(self: &Arc<Self>, passed: Passed) {
+        let is_image = matches!(passed.left, Left::Image(_));
+        self.lock().settling += 1;
+        if !is_image {
+            self.results().hold();
         }
-        self.results().hold();
         let actor = Arc::clone(self);
         self.pool.run(move || {
-            let (index, memory) = (saved.point.context.index, saved.memory);
-            let (settled, unwritten) = match actor.disk.seal_snapshot(actor.owner.key, saved) {
-                Ok(sealed) => actor.write(index, sealed, memory),
-                // The host's own section is too large, which it is on every replica alike.
-                Err(error) => {
-                    let (group, name) = (actor.owner.key.group, &actor.owner.name);
-                    tracing::error!(group, name, index = index.0, %error, "no snapshot: the log of the group cannot be compacted");
-                    let settled = Input::Snapshotted {
-                        index,
-                        snapshot: None,
-                        memory,
-                    };
-                    (settled, None)
-                }
-            };
+            let settled = actor.write_down(passed);
+            match is_image {
+                true => actor.results().push(settled),
+                false => actor.results().settle(settled),
+            }
+            actor.post();
             let mut queue = actor.lock();
             queue.settling -= 1;
-            // A later barrier, or a restore, has taken its place meanwhile.
-            if queue.newest == index && !queue.halted {
-                queue.unwritten = unwritten;
-            }
-            actor.results().settle(settled);
-            actor.post();
             // For what had to wait.
             actor.schedule(queue);
         });
+    }
+
+    /// Takes the rest of an image, and writes the snapshot.
+    fn write_down(&self, passed: Passed) -> Input {
+        let Passed {
+            left,
+            state,
+            component,
+            memory,
+        } = passed;
+        let (point, image) = match left {
+            Left::Saved(point) => (point, None),
+            Left::Image(mut image) => match image.finish() {
+                Ok(point) => (point, Some(image)),
+                Err(error) => {
+                    let (group, name, index) =
+                        (self.owner.key.group, &self.owner.name, image.index());
+                    tracing::warn!(group, name, index = index.0, %error, "no image of the machine: the group goes on, and its log grows until the next snapshot");
+                    return no_image(index, &error);
+                }
+            },
+        };
+        let index = point.context.index;
+        self.supersede_unwritten(index);
+        let saved = Saved {
+            point,
+            state,
+            component,
+        };
+        match self.disk.seal_snapshot(self.owner.key, saved) {
+            Ok(sealed) => self.write(index, sealed, image, memory),
+            // The host's own section is too large, which it is on every replica alike.
+            Err(error) => {
+                let (group, name) = (self.owner.key.group, &self.owner.name);
+                tracing::error!(group, name, index = index.0, %error, "no snapshot: the log of the group cannot be compacted");
+                Input::Snapshotted {
+                    index,
+                    snapshot: None,
+                    memory,
+                }
+            }
+        }
     }
 
     fn write(
         &self,
         index: LogIndex,
         sealed: SealedSnapshot,
+        image: Option<Imaging>,
         memory: Option<u64>,
-    ) -> (Input, Option<Unwritten>) {
+    ) -> Input {
         let snapshot = convert::name(sealed.mark());
         match sealed.place() {
-            Ok(_) => (
+            Ok(_) => {
+                self.keep_in_file(image, &snapshot);
                 Input::Snapshotted {
                     index,
                     snapshot: Some(snapshot),
                     memory,
-                },
-                None,
-            ),
+                }
+            }
             Err(error) => {
                 let (group, name) = (self.owner.key.group, &self.owner.name);
                 tracing::warn!(group, name, index = index.0, %error, "a snapshot is in no file yet: the group goes on, its log grows, and the file is tried again");
-                let reason = format!("its file is not written yet: {error}");
-                let unwritten = Unwritten {
+                self.write_later(Unwritten {
                     index,
                     sealed,
+                    image,
                     left: WRITE_AGAIN.0,
                     pause: WRITE_AGAIN.0,
-                };
-                (
-                    Input::Unwritten {
-                        index,
-                        snapshot,
-                        memory,
-                        reason,
-                    },
-                    Some(unwritten),
-                )
+                });
+                Input::Unwritten {
+                    index,
+                    snapshot,
+                    memory,
+                    reason: format!("its file is not written yet: {error}"),
+                }
             }
+        }
+    }
+
+    /// The image of the machine is in a file, so it need not be in memory as well.
+    fn keep_in_file(&self, image: Option<Imaging>, snapshot: &SnapshotName) {
+        let Some(image) = image else { return };
+        let (disk, key, snapshot) = (Arc::clone(&self.disk), self.owner.key, snapshot.clone());
+        image.kept(Box::new(move || {
+            let stored = disk.read_snapshot(key, &snapshot);
+            Ok(stored.map_err(io::Error::other)?.guest)
+        }));
+    }
+
+    /// Unless a later barrier, or a restore, has taken its place meanwhile.
+    fn write_later(&self, unwritten: Unwritten) {
+        let mut queue = self.lock();
+        if queue.newest == unwritten.index && !queue.halted {
+            queue.unwritten = Some(unwritten);
         }
     }
 
@@ -130,10 +192,10 @@ impl Actor {
         self.pool.run(move || {
             let index = unwritten.index;
             let placed = unwritten.sealed.place();
-            let mut queue = actor.lock();
-            queue.settling -= 1;
             match placed {
                 Ok(_) => {
+                    let snapshot = convert::name(unwritten.sealed.mark());
+                    actor.keep_in_file(unwritten.image, &snapshot);
                     tracing::info!(group = actor.owner.key.group, name = %actor.owner.name, index = index.0, "the snapshot is in a file now");
                     actor.push(Input::Written { index });
                     actor.post();
@@ -142,19 +204,21 @@ impl Actor {
                     tracing::debug!(group = actor.owner.key.group, %error, "a snapshot is still in no file");
                     unwritten.pause = (2 * unwritten.pause).min(WRITE_AGAIN.1);
                     unwritten.left = unwritten.pause;
-                    if queue.newest == index && !queue.halted {
-                        queue.unwritten = Some(unwritten);
-                    }
+                    actor.write_later(unwritten);
                 }
             }
+            let mut queue = actor.lock();
+            queue.settling -= 1;
             actor.schedule(queue);
         });
     }
 
-    /// The machine goes on from another snapshot: nobody names one before that any more.
+    /// There is a newer snapshot, which may be a file already: nobody names one before that any more.
     pub(super) fn supersede_unwritten(&self, by: LogIndex) {
         let mut queue = self.lock();
-        queue.unwritten = None;
-        queue.newest = by;
+        if queue.newest <= by {
+            queue.unwritten = None;
+            queue.newest = by;
+        }
     }
 }

@@ -5,12 +5,14 @@ use wasm_encoder::{
     ComponentExportSection, ComponentSection, ComponentTypeSection, ExportKind, InstanceSection,
     ModuleArg, ModuleSection,
 };
+use wasmparser::component_types::ComponentAnyTypeId;
 use wasmparser::types::TypesRef;
 use wasmparser::{
     CanonicalFunction, ComponentAlias, ComponentExternalKind, ComponentInstance,
     ComponentOuterAliasKind, ComponentTypeRef, Instance, Payload,
 };
 
+use super::followers::{self, Added, Giver};
 use super::handles::Plain;
 use super::image::{self, Part};
 use super::module::Shared;
@@ -31,6 +33,8 @@ pub(super) struct MadeOf {
     images: u32,
     /// It calls what it imports: otherwise it only hands that on.
     calls: bool,
+    /// It may have handles.
+    has_handles: bool,
 }
 
 /// Where a function or an instance is from.
@@ -54,6 +58,10 @@ pub(super) struct ComponentLevel {
     /// Where each instance known here is from, by its index.
     instances: Vec<Origin>,
     calls: bool,
+    /// It may have handles; and so may what it instantiates.
+    has_handles: [bool; 2],
+    /// Instances that it imports, by name.
+    imports: Vec<(String, u32)>,
     /// The core instances in which something changes.
     parts: Vec<Part>,
     /// The instances of components with image modules in them: index, and how many.
@@ -69,6 +77,8 @@ impl ComponentLevel {
             functions: Vec::new(),
             instances: Vec::new(),
             calls: false,
+            has_handles: [false; 2],
+            imports: Vec::new(),
             parts: Vec::new(),
             imaged: Vec::new(),
         }
@@ -107,12 +117,18 @@ impl ComponentLevel {
             }
             Payload::ComponentImportSection(imports) => {
                 for import in imports.clone() {
-                    match import?.ty {
+                    let import = import?;
+                    refuse_taken_name(import.name.name)?;
+                    match import.ty {
                         ComponentTypeRef::Module(_) | ComponentTypeRef::Component(_) => {
                             return Err(NoImage::PassedCode.into());
                         }
                         ComponentTypeRef::Func(_) => self.functions.push(Origin::Outside),
-                        ComponentTypeRef::Instance(_) => self.instances.push(Origin::Outside),
+                        ComponentTypeRef::Instance(_) => {
+                            let index = self.instances.len() as u32;
+                            self.imports.push((import.name.name.to_owned(), index));
+                            self.instances.push(Origin::Outside);
+                        }
                         _ => {}
                     }
                 }
@@ -139,13 +155,20 @@ impl ComponentLevel {
             Payload::ComponentCanonicalSection(functions) => {
                 for function in functions.clone() {
                     match function? {
-                        CanonicalFunction::Lift { .. } => self.functions.push(Origin::Inside),
+                        CanonicalFunction::Lift { type_index, .. } => {
+                            let ty = types.component_any_type_at(type_index);
+                            let is_plain = matches!(ty, ComponentAnyTypeId::Func(id) if plain.function(types, id));
+                            self.has_handles[0] |= !is_plain;
+                            self.functions.push(Origin::Inside);
+                        }
                         CanonicalFunction::Lower { func_index, .. } => {
                             self.calls = true;
                             self.refuse_handles(func_index, types, plain)?;
+                            let ty = types.component_function_at(func_index);
+                            self.has_handles[0] |= !plain.function(types, ty);
                         }
                         CanonicalFunction::ResourceDrop { .. }
-                        | CanonicalFunction::ResourceRep { .. } => {}
+                        | CanonicalFunction::ResourceRep { .. } => self.has_handles[0] = true,
                         _ => return Err(NoImage::OwnHandles.into()),
                     }
                 }
@@ -202,6 +225,7 @@ impl ComponentLevel {
                     }
                 }
                 self.calls |= made_of.calls;
+                self.has_handles[1] |= made_of.has_handles;
                 if made_of.images > 0 {
                     self.imaged.push((index, made_of.images));
                 }
@@ -309,7 +333,11 @@ impl ComponentLevel {
     }
 
     /// The component, and what an instance of it is made of.
-    pub(super) fn end(mut self, types: TypesRef<'_>) -> Result<(Vec<u8>, MadeOf), Halt> {
+    pub(super) fn end(
+        mut self,
+        types: TypesRef<'_>,
+        is_outermost: bool,
+    ) -> Result<(Vec<u8>, MadeOf), Halt> {
         debug_assert_eq!(
             self.functions.len(),
             types.component_function_count() as usize
@@ -328,21 +356,58 @@ impl ComponentLevel {
         if types.module_count().max(types.core_instance_count()) > MAX_CORE_ITEMS {
             return Err(NoImage::TooManyParts.into());
         }
-        // The functions that are added stand in pairs, behind all others.
-        let first = types.component_function_count();
-        if own > 0 {
-            self.push_own(types)?;
-        }
         if images > 0 {
-            self.push_inner();
-            self.push_exports(first, images);
+            self.push_functions(types, own, images, is_outermost)?;
         }
-        let calls = self.calls;
-        Ok((self.out, MadeOf { images, calls }))
+        let made_of = MadeOf {
+            images,
+            calls: self.calls,
+            has_handles: self.has_handles.contains(&true),
+        };
+        Ok((self.out, made_of))
+    }
+
+    /// All that is added. What is exported comes last: each export is a function of its own.
+    fn push_functions(
+        &mut self,
+        types: TypesRef<'_>,
+        own: u32,
+        images: u32,
+        is_outermost: bool,
+    ) -> Result<(), Halt> {
+        let givers = match is_outermost {
+            true => self.givers(types),
+            false => Vec::new(),
+        };
+        let mut before = Added::default();
+        if !givers.is_empty() {
+            before = followers::push(&mut self.out, types, &givers);
+        }
+        if own > 0 {
+            self.push_own(types, before)?;
+        }
+        self.push_inner();
+        let mut exports = ComponentExportSection::new();
+        // The functions of image modules stand in pairs, behind all others.
+        let first = types.component_function_count() + before.functions;
+        export_pairs(&mut exports, first, images);
+        followers::export(&mut exports, types, &givers);
+        exports.append_to_component(&mut self.out);
+        Ok(())
+    }
+
+    /// The imports that give handles, if this component alone is given any: the host does not see which one calls it.
+    fn givers(&self, types: TypesRef<'_>) -> Vec<Giver> {
+        if self.has_handles != [true, false] {
+            return Vec::new();
+        }
+        (self.imports.iter())
+            .filter_map(|(name, instance)| Giver::of(types, name, *instance))
+            .collect()
     }
 
     /// The image module, its instance, and its two functions as functions of the component.
-    fn push_own(&mut self, types: TypesRef<'_>) -> Result<(), Halt> {
+    fn push_own(&mut self, types: TypesRef<'_>, before: Added) -> Result<(), Halt> {
         let module = image::module(&self.parts)?;
         ModuleSection(&module).append_to_component(&mut self.out);
 
@@ -372,8 +437,10 @@ impl ComponentLevel {
         signature.append_to_component(&mut self.out);
 
         let mut lifted = CanonicalFunctionSection::new();
-        for function in [types.function_count(), types.function_count() + 1] {
-            lifted.lift(function, types.component_type_count(), []);
+        let first = types.function_count() + before.core_functions;
+        let ty = types.component_type_count() + before.types;
+        for function in [first, first + 1] {
+            lifted.lift(function, ty, []);
         }
         lifted.append_to_component(&mut self.out);
         Ok(())
@@ -397,16 +464,14 @@ impl ComponentLevel {
             aliases.append_to_component(&mut self.out);
         }
     }
+}
 
-    /// So many pairs of functions, from `first` on, under their numbers.
-    fn push_exports(&mut self, first: u32, pairs: u32) {
-        let mut exports = ComponentExportSection::new();
-        let names = (0..pairs).flat_map(|number| [FREEZE, THAW].map(|name| (name, number)));
-        for (function, (name, number)) in (first..).zip(names) {
-            let name = format!("{name}{number}");
-            exports.export(&name, ComponentExportKind::Func, function, None);
-        }
-        exports.append_to_component(&mut self.out);
+/// So many pairs of functions, from `first` on, under their numbers.
+fn export_pairs(exports: &mut ComponentExportSection, first: u32, pairs: u32) {
+    let names = (0..pairs).flat_map(|number| [FREEZE, THAW].map(|name| (name, number)));
+    for (function, (name, number)) in (first..).zip(names) {
+        let name = format!("{name}{number}");
+        exports.export(&name, ComponentExportKind::Func, function, None);
     }
 }
 
@@ -427,7 +492,8 @@ fn is_code(kind: ComponentExternalKind) -> bool {
 /// Names that differ in case only are one name.
 fn refuse_taken_name(name: &str) -> Result<(), Halt> {
     let name = name.to_ascii_lowercase();
-    match name.starts_with(FREEZE) || name.starts_with(THAW) {
+    let taken = [FREEZE, THAW].into_iter().chain(followers::NAMES);
+    match taken.into_iter().any(|taken| name.starts_with(taken)) {
         true => Err(NoImage::TakenName.into()),
         false => Ok(()),
     }

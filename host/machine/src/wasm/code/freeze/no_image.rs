@@ -33,7 +33,7 @@ pub enum NoImage {
     PassedCode,
     /// It uses a name of the host's.
     #[error(
-        "it exports something as `skep:g…`, `skep:m…`, `skep-freeze…` or `skep-thaw…`, which are the host's own names"
+        "it exports or imports something as `skep:g…`, `skep:m…`, `skep-freeze…`, `skep-thaw…`, `skep-give…`, `skep-take…` or `skep-handle…`, which are the host's own names"
     )]
     TakenName,
     /// It has more of something than an image may.

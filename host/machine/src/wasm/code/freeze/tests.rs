@@ -86,6 +86,57 @@ fn handles_may_pass_between_the_host_and_a_component_only() {
     }
 }
 
+/// A component that is given handles by an import, with these items besides.
+fn given(items: &str) -> String {
+    format!(
+        "(component
+           (import \"wasi:io/streams@0.2.6\" (instance $io (export \"output-stream\" (type (sub resource)))))
+           (alias export $io \"output-stream\" (type $r))
+           (import \"wasi:cli/stdout@0.2.6\" (instance $out
+             (alias outer 1 $r (type $s)) (export \"output-stream\" (type $t (eq $s)))
+             (export \"get-stdout\" (func (result (own $t))))))
+           {COUNTER} (core instance (instantiate $counter)) {items})"
+    )
+}
+
+#[test]
+fn handles_can_be_given_where_one_component_alone_has_any() {
+    let call = "(core func (canon lower (func $out \"get-stdout\")))";
+    let plain = "(component $c)";
+    let inner = "(component $c (import \"r\" (type $r (sub resource))) (core func (canon resource.drop $r)))";
+    let (bare, with) = (
+        "(instance (instantiate $c))",
+        "(instance (instantiate $c (with \"r\" (type $r))))",
+    );
+    for (items, can) in [
+        (call.to_owned(), true),
+        (format!("{call} {plain} {bare}"), true),
+        // It is there, and nobody instantiates it.
+        (format!("{call} {inner}"), true),
+        (format!("{call} {inner} {with}"), false),
+        (format!("{inner} {with}"), false),
+        (String::new(), false),
+    ] {
+        let made = imaged(&wat::parse_str(given(&items)).unwrap()).unwrap();
+        let mut imports = Vec::new();
+        for payload in Parser::new(0).parse_all(&made) {
+            if let Payload::ComponentImportSection(section) = payload.unwrap() {
+                imports.extend(
+                    section
+                        .into_iter()
+                        .map(|import| import.unwrap().name.name.to_owned()),
+                );
+            }
+        }
+        let follows = imports.iter().filter_map(|name| Follower::import_of(name));
+        let expected: &[&str] = if can { &["wasi:cli/stdout@0.2.6"] } else { &[] };
+        assert_eq!(follows.collect::<Vec<_>>(), expected, "{items}");
+        let counted = count_stack(&made, 1, FEATURES_OF_CODE).unwrap();
+        let valid = Validator::new_with_features(FEATURES_OF_CODE).validate_all(&counted);
+        valid.unwrap();
+    }
+}
+
 /// A module that counts in a global and writes to its memory where the global says.
 const COUNTER: &str = "(core module $counter (memory 1) (global $n (mut i32) (i32.const 8))
     (func (export \"put\") (param i32) (result i32)
@@ -354,6 +405,15 @@ fn what_an_image_would_not_hold_is_refused() {
         ),
         (
             "(component (component $c) (instance $i (instantiate $c)) (export \"skep-FREEZE0\" (instance $i)))"
+                .into(),
+            NoImage::TakenName,
+        ),
+        (
+            "(component (import \"skep-handle-x77\" (func)))".into(),
+            NoImage::TakenName,
+        ),
+        (
+            "(component (component $c) (instance $i (instantiate $c)) (export \"skep-give-x77\" (instance $i)))"
                 .into(),
             NoImage::TakenName,
         ),

@@ -3,11 +3,16 @@ use crate::LocalCode;
 use crate::wasm::{APPLY_THREAD_STACK_BYTES, Engine};
 
 pub(super) fn guest() -> Vec<u8> {
+    guest_with("", |text| text)
+}
+
+/// The guest with these optional exports, and its text edited.
+pub(super) fn guest_with(optional: &str, edit: impl FnOnce(String) -> String) -> Vec<u8> {
     let text = include_str!("../../../../tests/machine/guest.wat")
-        .replace("⟨optional⟩", "")
+        .replace("⟨optional⟩", optional)
         .replace("⟨describe⟩", "")
         .replace("⟨too-many⟩", "0");
-    wat::parse_str(text).unwrap()
+    wat::parse_str(edit(text)).unwrap()
 }
 
 /// As the host runs machines.

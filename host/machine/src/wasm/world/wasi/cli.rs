@@ -5,6 +5,7 @@ use wasmtime::component::LinkerInstance;
 
 use super::io::{STDERR, STDOUT};
 use crate::wasm::fault::Stop;
+use crate::wasm::world::handles::Origin;
 use crate::wasm::world::resources::{InputStream, OutputStream};
 use crate::wasm::world::{Caller, World, charge, define};
 
@@ -25,23 +26,38 @@ pub(super) fn exit(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<(
     )
 }
 
-pub(super) fn stdin(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
-    define(linker, "get-stdin", |mut guest: Caller<'_>, ()| {
+pub(super) fn stdin(
+    linker: &mut LinkerInstance<'_, World>,
+    origin: Origin,
+) -> wasmtime::Result<()> {
+    define(linker, "get-stdin", move |mut guest: Caller<'_>, ()| {
         charge(&mut guest, 0)?;
-        Ok((guest.data_mut().handles.give::<InputStream>(0),))
+        Ok((guest.data_mut().handles.give::<InputStream>(origin, 0),))
     })
 }
 
-pub(super) fn stdout(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
-    define(linker, "get-stdout", |mut guest: Caller<'_>, ()| {
+pub(super) fn stdout(
+    linker: &mut LinkerInstance<'_, World>,
+    origin: Origin,
+) -> wasmtime::Result<()> {
+    define(linker, "get-stdout", move |mut guest: Caller<'_>, ()| {
         charge(&mut guest, 0)?;
-        Ok((guest.data_mut().handles.give::<OutputStream>(STDOUT),))
+        Ok((guest
+            .data_mut()
+            .handles
+            .give::<OutputStream>(origin, STDOUT),))
     })
 }
 
-pub(super) fn stderr(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
-    define(linker, "get-stderr", |mut guest: Caller<'_>, ()| {
+pub(super) fn stderr(
+    linker: &mut LinkerInstance<'_, World>,
+    origin: Origin,
+) -> wasmtime::Result<()> {
+    define(linker, "get-stderr", move |mut guest: Caller<'_>, ()| {
         charge(&mut guest, 0)?;
-        Ok((guest.data_mut().handles.give::<OutputStream>(STDERR),))
+        Ok((guest
+            .data_mut()
+            .handles
+            .give::<OutputStream>(origin, STDERR),))
     })
 }

@@ -2,6 +2,7 @@
 
 use wasmtime::component::{ComponentType, LinkerInstance, Lower, Resource};
 
+use crate::wasm::world::handles::Origin;
 use crate::wasm::world::resources::Pollable;
 use crate::wasm::world::{Caller, World, charge, define};
 
@@ -37,7 +38,10 @@ pub(super) fn wall(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<(
     })
 }
 
-pub(super) fn monotonic(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
+pub(super) fn monotonic(
+    linker: &mut LinkerInstance<'_, World>,
+    origin: Origin,
+) -> wasmtime::Result<()> {
     define(linker, "now", |mut guest: Caller<'_>, ()| {
         charge(&mut guest, 0)?;
         Ok((guest.data_mut().clock.read(),))
@@ -49,21 +53,25 @@ pub(super) fn monotonic(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Res
     define(
         linker,
         "subscribe-instant",
-        |mut guest: Caller<'_>, (instant,): (u64,)| {
-            subscribe(&mut guest, instant).map(|pollable| (pollable,))
+        move |mut guest: Caller<'_>, (instant,): (u64,)| {
+            subscribe(&mut guest, origin, instant).map(|pollable| (pollable,))
         },
     )?;
     define(
         linker,
         "subscribe-duration",
-        |mut guest: Caller<'_>, (duration,): (u64,)| {
+        move |mut guest: Caller<'_>, (duration,): (u64,)| {
             let instant = guest.data().clock.peek().saturating_add(duration);
-            subscribe(&mut guest, instant).map(|pollable| (pollable,))
+            subscribe(&mut guest, origin, instant).map(|pollable| (pollable,))
         },
     )
 }
 
-fn subscribe(guest: &mut Caller<'_>, instant: u64) -> wasmtime::Result<Resource<Pollable>> {
+fn subscribe(
+    guest: &mut Caller<'_>,
+    origin: Origin,
+    instant: u64,
+) -> wasmtime::Result<Resource<Pollable>> {
     charge(guest, 0)?;
-    Ok(guest.data_mut().subscribe(instant)?)
+    Ok(guest.data_mut().subscribe(origin, instant)?)
 }

@@ -9,22 +9,30 @@ use wasmtime::component::types::{ComponentFunc, ComponentInstance, ComponentItem
 use wasmtime::component::{LinkerInstance, ResourceAny, ResourceType, Val};
 
 use crate::wasm::fault::Stop;
+use crate::wasm::world::handles::Origin;
 use crate::wasm::world::resources::{
     InputStream, IoError, LentSink, LentSource, OutputStream, Pollable,
 };
 use crate::wasm::world::{Caller, World, charge, define, taken_back};
 
 /// A resource the guest never gets, or gets and can do nothing with.
-pub(super) struct Denied;
+pub(crate) struct Denied;
 
 /// Cases of an error enumeration that say so, in order of preference.
 const REFUSALS: [&str; 3] = ["access-denied", "not-permitted", "access"];
 
-pub(super) fn instance_network(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
-    define(linker, "instance-network", |mut guest: Caller<'_>, ()| {
-        charge(&mut guest, 0)?;
-        Ok((guest.data_mut().handles.give::<Denied>(0),))
-    })
+pub(super) fn instance_network(
+    linker: &mut LinkerInstance<'_, World>,
+    origin: Origin,
+) -> wasmtime::Result<()> {
+    define(
+        linker,
+        "instance-network",
+        move |mut guest: Caller<'_>, ()| {
+            charge(&mut guest, 0)?;
+            Ok((guest.data_mut().handles.give::<Denied>(origin, 0),))
+        },
+    )
 }
 
 pub(super) fn link(
@@ -66,14 +74,28 @@ fn refuse(
     charge(guest, 0)?;
     // What was lent must be given back, or the guest's call fails instead of being refused.
     for parameter in parameters {
-        if let Val::Resource(lent) = parameter {
-            give_back(guest, *lent)?;
+        match parameter {
+            Val::Resource(lent) => give_back(guest, *lent)?,
+            other if holds_handle(other) => guest.data_mut().handles.lose(),
+            _ => {}
         }
     }
     for (result, ty) in results.iter_mut().zip(function.results()) {
         *result = refusal(&ty).ok_or(Stop::Fault(GuestFault::ForbiddenImport))?;
     }
     Ok(())
+}
+
+/// Whether there is a handle within a value. No function of WASI 0.2 that is refused here takes one so.
+fn holds_handle(value: &Val) -> bool {
+    match value {
+        Val::Resource(_) => true,
+        Val::List(values) | Val::Tuple(values) => values.iter().any(holds_handle),
+        Val::Record(fields) => fields.iter().any(|(_, value)| holds_handle(value)),
+        Val::Option(value) | Val::Variant(_, value) => value.as_deref().is_some_and(holds_handle),
+        Val::Result(Ok(value) | Err(value)) => value.as_deref().is_some_and(holds_handle),
+        _ => false,
+    }
 }
 
 /// Gives back what was lent, or frees what was given. Wasmtime's own way of it would take one more stack, in case a guest has
@@ -97,11 +119,7 @@ fn pollable_is_given_back(guest: &mut Caller<'_>, resource: ResourceAny) -> wasm
     if is_it {
         let pollable = resource.try_into_resource::<Pollable>(&mut *guest)?;
         if pollable.owned() {
-            guest.data_mut().pollables.remove(pollable.rep());
-            guest
-                .data_mut()
-                .handles
-                .take_back::<Pollable>(pollable.rep());
+            guest.data_mut().forget_pollable(pollable.rep());
         }
     }
     Ok(is_it)
@@ -115,7 +133,7 @@ fn is_given_back<T: 'static>(
     if is_it {
         let resource = resource.try_into_resource::<T>(&mut *guest)?;
         if resource.owned() {
-            guest.data_mut().handles.take_back::<T>(resource.rep());
+            guest.data_mut().handles.take_back(resource.rep());
         }
     }
     Ok(is_it)
@@ -145,5 +163,5 @@ fn resource<T: 'static>(
     linker: &mut LinkerInstance<'_, World>,
     name: &str,
 ) -> wasmtime::Result<()> {
-    linker.resource(name, ResourceType::host::<T>(), taken_back::<T>)
+    linker.resource(name, ResourceType::host::<T>(), taken_back)
 }

@@ -2,6 +2,7 @@
 
 use wasmtime::component::{ComponentType, LinkerInstance, Lower, Resource, ResourceType};
 
+use crate::wasm::world::handles::Origin;
 use crate::wasm::world::resources::{InputStream, IoError, OutputStream, Pollable};
 use crate::wasm::world::{Caller, World, charge, define, taken_back};
 
@@ -24,11 +25,7 @@ enum StreamError {
 }
 
 pub(super) fn error(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
-    linker.resource(
-        "error",
-        ResourceType::host::<IoError>(),
-        taken_back::<IoError>,
-    )?;
+    linker.resource("error", ResourceType::host::<IoError>(), taken_back)?;
     define(
         linker,
         "[method]error.to-debug-string",
@@ -44,8 +41,7 @@ pub(super) fn poll(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<(
         "pollable",
         ResourceType::host::<Pollable>(),
         |mut guest, number| {
-            guest.data_mut().pollables.remove(number);
-            guest.data_mut().handles.take_back::<Pollable>(number);
+            guest.data_mut().forget_pollable(number);
             Ok(())
         },
     )?;
@@ -55,7 +51,8 @@ pub(super) fn poll(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<(
         |mut guest: Caller<'_>, (pollable,): (Resource<Pollable>,)| {
             charge(&mut guest, 0)?;
             let world = guest.data();
-            Ok((world.pollables.instant(pollable.rep())? <= world.clock.peek(),))
+            let instant = world.pollables.instant(world.pollable(&pollable)?)?;
+            Ok((instant <= world.clock.peek(),))
         },
     )?;
     define(
@@ -64,7 +61,8 @@ pub(super) fn poll(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<(
         |mut guest: Caller<'_>, (pollable,): (Resource<Pollable>,)| {
             charge(&mut guest, 0)?;
             let world = guest.data_mut();
-            world.pollables.poll(&mut world.clock, &[pollable.rep()])?;
+            let pollable = world.pollable(&pollable)?;
+            world.pollables.poll(&mut world.clock, &[pollable])?;
             Ok(())
         },
     )?;
@@ -73,23 +71,27 @@ pub(super) fn poll(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<(
         "poll",
         |mut guest: Caller<'_>, (pollables,): (Vec<Resource<Pollable>>,)| {
             charge(&mut guest, pollables.len() as u64 * 8)?;
-            let numbers = pollables.iter().map(Resource::rep).collect::<Vec<_>>();
             let world = guest.data_mut();
+            let numbers = pollables.iter().map(|pollable| world.pollable(pollable));
+            let numbers = numbers.collect::<Result<Vec<_>, _>>()?;
             Ok((world.pollables.poll(&mut world.clock, &numbers)?,))
         },
     )
 }
 
-pub(super) fn streams(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
-    input(linker)?;
-    output(linker)
+pub(super) fn streams(
+    linker: &mut LinkerInstance<'_, World>,
+    origin: Origin,
+) -> wasmtime::Result<()> {
+    input(linker, origin)?;
+    output(linker, origin)
 }
 
-fn input(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
+fn input(linker: &mut LinkerInstance<'_, World>, origin: Origin) -> wasmtime::Result<()> {
     linker.resource(
         "input-stream",
         ResourceType::host::<InputStream>(),
-        taken_back::<InputStream>,
+        taken_back,
     )?;
     for name in [
         "[method]input-stream.read",
@@ -120,18 +122,18 @@ fn input(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
     define(
         linker,
         "[method]input-stream.subscribe",
-        |mut guest: Caller<'_>, (_,): (Resource<InputStream>,)| {
+        move |mut guest: Caller<'_>, (_,): (Resource<InputStream>,)| {
             charge(&mut guest, 0)?;
-            Ok((guest.data_mut().subscribe(0)?,))
+            Ok((guest.data_mut().subscribe(origin, 0)?,))
         },
     )
 }
 
-fn output(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
+fn output(linker: &mut LinkerInstance<'_, World>, origin: Origin) -> wasmtime::Result<()> {
     linker.resource(
         "output-stream",
         ResourceType::host::<OutputStream>(),
-        taken_back::<OutputStream>,
+        taken_back,
     )?;
     define(
         linker,
@@ -150,11 +152,10 @@ fn output(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
             name,
             |mut guest: Caller<'_>, (stream, bytes): (Resource<OutputStream>, Vec<u8>)| {
                 charge(&mut guest, bytes.len() as u64)?;
-                let log = &mut guest.data_mut().log;
-                if stream.rep() == STDERR {
-                    log.stderr(&bytes);
-                } else {
-                    log.stdout(&bytes);
+                let World { log, handles, .. } = guest.data_mut();
+                match handles.thing(&stream) {
+                    Some(STDERR) => log.stderr(&bytes),
+                    _ => log.stdout(&bytes),
                 }
                 Ok((Ok::<_, StreamError>(()),))
             },
@@ -205,9 +206,9 @@ fn output(linker: &mut LinkerInstance<'_, World>) -> wasmtime::Result<()> {
     define(
         linker,
         "[method]output-stream.subscribe",
-        |mut guest: Caller<'_>, (_,): (Resource<OutputStream>,)| {
+        move |mut guest: Caller<'_>, (_,): (Resource<OutputStream>,)| {
             charge(&mut guest, 0)?;
-            Ok((guest.data_mut().subscribe(0)?,))
+            Ok((guest.data_mut().subscribe(origin, 0)?,))
         },
     )
 }
