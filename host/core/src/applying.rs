@@ -188,6 +188,10 @@ impl Group {
         if self.applying.pop_front_if(is_it).is_some() {
             self.applied = index;
             self.sizes.memory = memory;
+            self.beginning = None;
+            if matches!(self.health, Health::Damaged { .. }) {
+                self.health = Health::Healthy;
+            }
             self.complete_idle();
         }
     }

@@ -94,15 +94,10 @@ impl Group {
         self.applying.push_back(applying);
     }
 
-    /// A quarantined replica, or one that cannot go on from its snapshot, applies nothing, and waits for another. But it learns who the members are: Raft lets nobody
+    /// A quarantined replica applies nothing, and waits for a snapshot. But it learns who the members are: Raft lets nobody
     /// campaign who has a committed change before it, and the group may have nobody else that can be elected.
     fn pass_over_changes(&mut self) -> bool {
-        let waits = matches!(
-            self.health,
-            Health::Quarantined { .. } | Health::Damaged { .. }
-        );
-        // Who has lost its snapshot takes the members from the next one.
-        if !waits || self.lost.is_some() {
+        if !matches!(self.health, Health::Quarantined { .. }) {
             return false;
         }
         let is_change = |entry: &Entry| entry.entry_type != EntryType::EntryNormal;

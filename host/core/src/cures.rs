@@ -152,6 +152,8 @@ impl Group {
             return false;
         };
         self.superseded_through = self.superseded_through.max(self.processed);
+        // Its machine may be about to try once more to go on from an image.
+        self.abandon_applying();
         while let Some(entry) = self
             .committed
             .pop_front_if(|entry| entry.index <= name.index.0)

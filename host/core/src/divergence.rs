@@ -235,6 +235,7 @@ impl Group {
             self.compare();
             self.ask_for_snapshot();
         }
+        self.try_to_resume();
     }
 
     fn ask_for_attestations(&mut self) {
@@ -425,6 +426,8 @@ impl Group {
     /// What this replica has is wrong: nobody gets it any more, and it takes the state of the majority.
     pub(crate) fn quarantine(&mut self, index: LogIndex) {
         self.health = Health::Quarantined { index };
+        // Before it asks: nobody is given what it has.
+        self.raft.log_mut().distrust_snapshot();
         self.stop_applying();
     }
 }

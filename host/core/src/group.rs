@@ -20,7 +20,7 @@ use crate::effect::Effect;
 use crate::election;
 use crate::form::Barriers;
 use crate::handover::Handover;
-use crate::healing::Restraint;
+use crate::healing::{Beginning, Restraint};
 use crate::id::{LogIndex, NodeId, ReplicaId, Term};
 use crate::impasse::{Deliberation, Impasse};
 use crate::input::Input;
@@ -77,6 +77,8 @@ pub struct Group {
     /// A barrier whose image is being written.
     pub(crate) imaging: Option<Imaging>,
     pub(crate) sizes: Sizes,
+    /// The snapshot that the machine is to begin with.
+    pub(crate) beginning: Option<Beginning>,
     /// An activation that is not done; nothing behind it is processed.
     pub(crate) activation: Option<Activation>,
     /// The command at which the machine of this life stopped, if no life has ever applied it.

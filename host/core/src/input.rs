@@ -167,7 +167,8 @@ pub enum Input {
         /// As in `Snapshotted`.
         memory: Option<u64>,
     },
-    /// The snapshot holds an image, and this node's machine cannot go on from that. It has its former state.
+    /// The snapshot holds an image, and this node's machine cannot go on from that. It does nothing before it has another; this is
+    /// also the answer to whatever else it is given.
     NotResumed {
         /// Index of the snapshot.
         index: LogIndex,

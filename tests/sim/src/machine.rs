@@ -11,7 +11,9 @@ use skep_core::id::ComponentId;
 use skep_core::outcome::{
     ChangeKind, ConfChange, EntryContext, GuestFault, LeaderChanged, Outcome,
 };
-use skep_drive::{Descriptor, ImageTaken, LocalCode, MachineError, Running, StateMachine};
+use skep_drive::{
+    Descriptor, ImageTaken, LocalCode, MachineError, ReadImage, Running, StateMachine,
+};
 
 use crate::trace::digest;
 
@@ -350,9 +352,11 @@ impl Machine {
 struct Taken(Bytes);
 
 impl ImageTaken for Taken {
-    fn finish(self: Box<Self>) -> Result<Bytes, MachineError> {
-        Ok(self.0)
+    fn finish(&mut self) -> Result<Bytes, MachineError> {
+        Ok(self.0.clone())
     }
+
+    fn kept(self: Box<Self>, _: ReadImage) {}
 }
 
 /// The state that a query was answered with.

@@ -100,6 +100,7 @@ fn all_are_one(cluster: &mut Cluster) {
     }
 }
 
+// P-21
 #[test]
 fn a_machine_goes_on_as_it_is_behind_an_image_here_and_wherever_it_is_restored() {
     let mut cluster = cluster();
@@ -133,6 +134,7 @@ fn a_machine_goes_on_as_it_is_behind_an_image_here_and_wherever_it_is_restored()
     all_are_one(&mut cluster);
 }
 
+// P-44
 #[test]
 fn entries_behind_an_image_are_answered_before_it_is_written() {
     let mut cluster = cluster();
@@ -158,6 +160,7 @@ fn entries_behind_an_image_are_answered_before_it_is_written() {
     all_are_one(&mut cluster);
 }
 
+// P-22
 #[test]
 fn what_a_machine_did_behind_an_image_is_compared_although_the_image_came_late() {
     let mut cluster = cluster();
@@ -233,6 +236,7 @@ fn a_new_leader_knows_what_was_saved_and_takes_images_at_once() {
     assert_eq!(form, Form::Image);
 }
 
+// P-44
 #[test]
 fn a_replica_that_has_no_image_goes_on_and_the_next_barrier_is_saved() {
     for unable in [1, 3] {
@@ -270,6 +274,7 @@ fn a_replica_that_has_no_image_goes_on_and_the_next_barrier_is_saved() {
     }
 }
 
+// P-22
 #[test]
 fn a_replica_without_an_image_is_found_out_all_the_same() {
     let mut cluster = cluster();
@@ -300,6 +305,38 @@ fn a_replica_without_an_image_is_found_out_all_the_same() {
     assert_eq!(cluster.node(3).machine.heap.to_string(), heap);
 }
 
+/// There may be nobody who has another snapshot: what a node lacks it may come to have.
+#[test]
+fn a_replica_that_could_not_go_on_from_an_image_tries_again() {
+    let mut cluster = cluster();
+    until(&mut cluster, Form::Saved);
+    until(&mut cluster, Form::Image);
+    let heap = cluster.node(1).machine.heap;
+    for id in 1..=3 {
+        cluster.crash(id);
+        cluster.node(id).machine.unable = true;
+    }
+    for id in 1..=3 {
+        cluster.boot(id);
+    }
+    cluster.tick(60);
+    for id in 1..=3 {
+        let health = status(&mut cluster, id).health;
+        assert!(matches!(health, Health::Damaged { .. }), "{health:?}");
+        cluster.node(id).machine.unable = false;
+    }
+    cluster.until("all are well", |cluster| {
+        (1..=3).all(|id| status(cluster, id).health == Health::Healthy)
+    });
+    cluster.tick(60);
+    for id in 1..=3 {
+        assert_eq!(cluster.node(id).machine.heap, heap, "node {id}");
+    }
+    commands(&mut cluster, 4);
+    all_are_one(&mut cluster);
+}
+
+// P-44
 #[test]
 fn a_replica_that_cannot_go_on_from_an_image_gets_what_the_others_save() {
     // It has the image itself, or takes it from the leader.

@@ -16,7 +16,7 @@ use skep_core::proposal::ProposalError;
 use skep_core::state::HostState;
 use skep_drive::{
     Applied, CanonicalPoint, Descriptor, Done, Driver, Failed, ImageTaken, Imaging, Listener,
-    LocalCode, MachineError, Running, Source, StateMachine, Stored, ToEnd, no_image,
+    LocalCode, MachineError, ReadImage, Running, Source, StateMachine, Stored, ToEnd, no_image,
 };
 
 use crate::cluster::Disk;
@@ -192,7 +192,7 @@ impl Machine {
 
     /// Takes an image to its end, if one is being taken.
     pub fn finish_image(&mut self, disk: &mut Disk) -> Option<Input> {
-        let (image, state, memory) = self.imaging.take().filter(|_| !self.has_failed)?;
+        let (mut image, state, memory) = self.imaging.take().filter(|_| !self.has_failed)?;
         let index = image.index();
         Some(match image.finish() {
             Ok(point) => self.settle(point, state, memory, disk),
@@ -453,9 +453,11 @@ impl StateMachine for Model {
 struct Taken(Bytes);
 
 impl ImageTaken for Taken {
-    fn finish(self: Box<Self>) -> Result<Bytes, MachineError> {
-        Ok(self.0)
+    fn finish(&mut self) -> Result<Bytes, MachineError> {
+        Ok(self.0.clone())
     }
+
+    fn kept(self: Box<Self>, _: ReadImage) {}
 }
 
 fn unable(call: &'static str) -> MachineError {

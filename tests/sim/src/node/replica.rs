@@ -224,7 +224,7 @@ impl Replica {
             return Ok(None);
         };
         let Taking {
-            image,
+            mut image,
             state,
             component,
             memory,
