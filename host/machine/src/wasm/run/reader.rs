@@ -28,7 +28,7 @@ use crate::{LocalCode, MachineError, Reader, Running};
 ///
 /// # In a second instance
 ///
-/// A component without images, and a machine that holds handles of the host's which [cannot be had](crate::wasm::world::handles) by
+/// A component without images, and a machine that holds handles of the host's which cannot be had by
 /// another instance, are asked in an instance fed from the machine's journal. Each query first runs the calls that the machine has made since the last one. The instance goes on over barriers from
 /// the state it has. It begins anew, from the machine's newest base, if it was left behind further than the journal keeps calls for
 /// it, if a call fails or *answers differently* than it did in the machine, after a query that failed, and after
