@@ -8,6 +8,7 @@ mod faults;
 mod fuzz_corpus;
 mod group_commit;
 mod hostile;
+mod images;
 mod lifecycle;
 mod load;
 mod membership;

@@ -77,7 +77,8 @@ impl Cluster {
         .await
     }
 
-    async fn create(&self, at: u64, request: Value) -> GroupId {
+    /// Creates a group as this request asks for; its id.
+    pub async fn create(&self, at: u64, request: Value) -> GroupId {
         let answer = self
             .http(at, "POST", "/v1/groups", request.to_string())
             .await;
