@@ -112,9 +112,13 @@ impl Attestations {
         own.copied().collect()
     }
 
-    /// A member speaks to this leader.
+    /// A member speaks to this leader. Of a barrier that this leader has not come to itself, the member is asked again then.
     fn hear(&mut self, replica: ReplicaId, said: Vec<Attestation>, disputed: Option<LogIndex>) {
+        let newest = self.own.back().map_or(LogIndex(0), |own| own.index);
         for said in said.into_iter().take(KEPT) {
+            if said.index > newest && disputed != Some(said.index) {
+                continue;
+            }
             let heard = self.heard.entry(replica).or_default();
             *heard = said.index.max(*heard);
             if disputed == Some(said.index) || self.own_on(said.index).is_some() {
@@ -484,6 +488,24 @@ mod tests {
         assert_eq!(due.len(), 1);
         attestations.note_proposed(BARRIER, due[0].reports.len());
         assert!(attestations.compare(view(&membership, 99)).is_empty());
+    }
+
+    #[test]
+    fn what_a_member_says_before_its_leader_has_come_so_far_is_asked_for_again() {
+        let membership = membership();
+        let mut attestations = Attestations::default();
+        let earlier = Attestation {
+            index: LogIndex(BARRIER.0 - 1),
+            ..said(1, Some(1))
+        };
+        attestations.speak(earlier, None);
+        attestations.hear(ReplicaId(2), vec![earlier, said(1, Some(1))], None);
+        attestations.speak(said(1, Some(1)), None);
+        let after = attestations.is_owed_by(ReplicaId(2));
+        assert_eq!(after, Some(earlier.index));
+        attestations.hear(ReplicaId(2), vec![said(1, Some(1))], None);
+        assert!(attestations.compare(view(&membership, 1)).is_empty());
+        assert_eq!(attestations.verified, BARRIER);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Runs the machine of one group: an actor with a queue of its own, so that a slow or stuck machine delays only its
 //! own group.
 
+mod exercise;
 mod guard;
 mod in_hand;
 mod owner;
@@ -31,6 +32,7 @@ use skep_drive::{Descriptor, Done, Driver, Failed, StateMachine};
 use skep_types::shared::lock;
 use tokio::sync::oneshot;
 
+use self::exercise::Exercise;
 use self::recent::Recent;
 use self::results::Results;
 use self::snapshots::{Left, Passed, Unwritten};
@@ -97,6 +99,7 @@ struct Actor {
     broken: AtomicBool,
     /// What the machine waits for, if it waits for something that this node lacks at the moment.
     waits: Mutex<Option<Arc<str>>>,
+    exercise: Mutex<Exercise>,
     /// Locked only by the one task that runs.
     hand: Mutex<Hand>,
 }
@@ -158,6 +161,7 @@ impl Worker {
             recent: Mutex::default(),
             broken: AtomicBool::new(false),
             waits: Mutex::default(),
+            exercise: Mutex::default(),
             hand: Mutex::default(),
         };
         actor.lock().queries = actor.queries_of(&*machine);
@@ -224,6 +228,11 @@ impl Worker {
     /// What the machine waits for, if it waits for something that this node lacks at the moment.
     pub(crate) fn waits(&self) -> Option<Arc<str>> {
         lock(&self.actor.waits).clone()
+    }
+
+    /// Why the machine could be exchanged no more, if that was found out.
+    pub(crate) fn defect(&self) -> Option<Arc<str>> {
+        self.actor.defect()
     }
 
     /// What holds back its commands and queries, beside what the replica knows of.
@@ -371,12 +380,10 @@ impl Actor {
         state: Bytes,
         memory: Option<u64>,
     ) {
-        let deployment = machine.deployment();
-        let component = deployment.map_or(self.owner.component, |it| it.component);
         self.settle(Passed {
             left,
             state,
-            component,
+            deployment: machine.deployment().cloned(),
             memory,
         });
     }

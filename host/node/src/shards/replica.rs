@@ -273,7 +273,7 @@ impl Replica {
             return;
         };
         let (health, is_paused, upgrade) = (group.health(), group.is_paused(), group.overdue());
-        let waits = self.worker.waits();
+        let waits = self.worker.waits().or_else(|| self.worker.defect());
         let shown = &self.shown;
         if &shown.health == health
             && shown.is_paused == is_paused

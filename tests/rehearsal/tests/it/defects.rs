@@ -158,10 +158,11 @@ const EXPECTED: [Expected; 17] = {
 };
 
 /// Machines without a mistake that anybody could see.
-const HARMLESS: [(&str, &[&str]); 3] = [
+const HARMLESS: [(&str, &[&str]); 4] = [
     ("counter", &[]),
     ("draws", &["?show", "draw", "draw"]),
     ("nan", &["nan 0", "nan 7", "nan 1048575"]),
+    ("prints", &[]),
 ];
 
 /// Puts, gets and pings, with these commands among them.

@@ -12,7 +12,7 @@ use skep_core::outcome::Outcome;
 use skep_machine::wasm::{Component, Probe, Profile, WasmMachine, WasmReader};
 use skep_machine::{Reader, StateMachine, ToEnd};
 use skep_rehearsal_tests::{
-    ADDRESSES, DISPATCHER, DRAWS, GROWS, HASH_MAP, HIDDEN_QUERY, HIDDEN_STATE, LEAKS,
+    ADDRESSES, DISPATCHER, DRAWS, GROWS, HASH_MAP, HIDDEN_QUERY, HIDDEN_STATE, LEAKS, PRINTS,
     QUERY_MUTATES, RANDOM, STALE_CACHE, imageless,
 };
 
@@ -21,6 +21,9 @@ use crate::support::{Random, compile, context, machine, on_apply_thread};
 /// Entries of each run, and the distance of barriers. `SKEP_EXACT=20000` runs as many commands.
 const ENTRIES: u64 = 300;
 const BARRIER: u64 = 40;
+
+/// Of so many barriers one is of the saved form; the others leave images.
+const SAVED: u64 = 3;
 
 /// One case: a machine, and how to talk to it.
 struct Case {
@@ -143,6 +146,13 @@ const CASES: &[Case] = &[
         command: |random| format!("put k{} {}", random.below(9), random.below(9)),
         queries: &["len"],
     },
+    // It holds streams, and whether it has them already shows in what a query takes.
+    Case {
+        name: "prints",
+        component: PRINTS,
+        command: |random| format!("put k{} {}", random.below(9), random.below(9)),
+        queries: &["get k1", "ping"],
+    },
     Case {
         name: "grows",
         component: GROWS,
@@ -170,6 +180,17 @@ struct Replica {
 struct Log {
     barrier: Option<(u64, Bytes)>,
     since: Vec<Entry>,
+    /// The last image since the barrier.
+    image: Option<Image>,
+    /// The last entry, or barrier.
+    last: u64,
+}
+
+struct Image {
+    index: u64,
+    bytes: Bytes,
+    /// How many of the entries were before it.
+    before: usize,
 }
 
 struct Entry {
@@ -189,13 +210,25 @@ impl Replica {
     /// As after a restart: from the last barrier, and the entries since.
     fn restart(component: &Arc<Component>, log: &Log) -> Self {
         let mut replica = Self::start(component);
-        if let Some((index, bytes)) = &log.barrier {
+        let mut since = &log.since[..];
+        if let Some(image) = &log.image {
+            let context = context(image.index);
+            let resumed = replica.machine.resume(&context, image.bytes.clone());
+            resumed.to_end().unwrap();
+            since = &since[image.before..];
+        } else if let Some((index, bytes)) = &log.barrier {
             replica.restore(*index, bytes);
         }
-        for entry in &log.since {
+        for entry in since {
             replica.apply(entry.index, &entry.commands);
         }
         replica
+    }
+
+    /// The image at this entry; none if the machine can have none.
+    fn image(&mut self, index: u64) -> Option<Bytes> {
+        let begun = self.machine.image(&context(index)).to_end().unwrap();
+        begun.map(|mut begun| begun.finish().unwrap())
     }
 
     fn restore(&mut self, index: u64, bytes: &Bytes) {
@@ -232,14 +265,12 @@ fn reference(component: &Component, log: &Log, query: &Bytes) -> Outcome {
         }
     };
     let mut probe = probe.unwrap();
-    let mut last = log.barrier.as_ref().map_or(0, |(index, _)| *index);
     for Entry {
         index,
         commands,
         failed,
     } in &log.since
     {
-        last = *index;
         let context = context(*index);
         let batch = component.inspection().interfaces.batch;
         if batch && failed.is_empty() && commands.len() > 1 {
@@ -253,7 +284,7 @@ fn reference(component: &Component, log: &Log, query: &Bytes) -> Outcome {
             }
         }
     }
-    probe.query(&context(last), query).unwrap()
+    probe.query(&context(log.last), query).unwrap()
 }
 
 /// Runs a case for so many entries.
@@ -264,7 +295,15 @@ fn run(case: &Case, entries: u64) -> Compared {
     let mut replicas = [(); 3].map(|()| Replica::start(&component));
     let mut compared = Compared::default();
     for index in 1..=entries {
-        if index.is_multiple_of(BARRIER) {
+        if index.is_multiple_of(BARRIER) && !index.is_multiple_of(SAVED * BARRIER) {
+            let [one, others @ ..] = replicas.each_mut().map(|replica| replica.image(index));
+            assert!(others.iter().all(|other| *other == one), "{}", case.name);
+            log.image = one.map(|bytes| Image {
+                index,
+                bytes,
+                before: log.since.len(),
+            });
+        } else if index.is_multiple_of(BARRIER) {
             let bytes = replicas[0].save(index);
             assert!(
                 replicas[1..]
@@ -273,7 +312,7 @@ fn run(case: &Case, entries: u64) -> Compared {
             );
             log = Log {
                 barrier: Some((index, bytes.clone())),
-                since: Vec::new(),
+                ..Log::default()
             };
             for replica in &mut replicas {
                 replica.restore(index, &bytes);
@@ -300,6 +339,7 @@ fn run(case: &Case, entries: u64) -> Compared {
                 commands,
             });
         }
+        log.last = index;
         match random.below(40) {
             0 => replicas[1] = Replica::restart(&component, &log),
             // As one that was away, and is given a snapshot.

@@ -512,6 +512,8 @@ impl StateMachine for WasmMachine {
         context: &'a EntryContext,
     ) -> Running<'a, Option<Box<dyn ImageTaken>>> {
         Box::pin(async move {
+            // Queries are asked behind the barrier, with an image and without.
+            self.present.journal.publish(context);
             let taking = Taking::begin(&self.present, context).await;
             let taking = taking.map_err(|failure| failure.into_error("image"))?;
             Ok(taking.map(|taking| Box::new(taking) as Box<dyn ImageTaken>))

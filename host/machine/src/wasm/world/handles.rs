@@ -123,6 +123,8 @@ impl Handles {
     fn pass(&mut self, event: Event) {
         match &mut self.lent {
             None => self.table.pass(event),
+            // Of more than can be found out it is enough to know that there were too many.
+            Some(lent) if lent.beside.len() > MAX_BESIDE => {}
             Some(lent) => lent.beside.push(event),
         }
     }

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::{Arc, MutexGuard};
 
 use bytes::Bytes;
+use skep_core::deployment::Deployment;
 use skep_core::id::{ComponentId, LogIndex};
 use skep_core::input::Input;
 use skep_core::message::SnapshotName;
@@ -41,7 +42,8 @@ pub(super) struct Passed {
     pub(super) left: Left,
     /// The host's section of the snapshot.
     pub(super) state: Bytes,
-    pub(super) component: ComponentId,
+    /// What the machine is of; none if that is never exchanged.
+    pub(super) deployment: Option<Deployment>,
     /// Bytes of the memory that an image would be of, for the core.
     pub(super) memory: Option<u64>,
 }
@@ -67,7 +69,8 @@ impl Actor {
         }
         let actor = Arc::clone(self);
         self.pool.run(move || {
-            let settled = actor.write_down(passed);
+            let deployment = passed.deployment.clone();
+            let (settled, image) = actor.write_down(passed);
             match is_image {
                 true => actor.results().push(settled),
                 false => actor.results().settle(settled),
@@ -77,15 +80,20 @@ impl Actor {
             queue.settling -= 1;
             // For what had to wait.
             actor.schedule(queue);
+            match (image, deployment) {
+                (Some(image), Some(deployment)) => actor.exercise_if_due(&deployment, &image),
+                _ if is_image => {}
+                _ => actor.was_exercised(),
+            }
         });
     }
 
-    /// Takes the rest of an image, and writes the snapshot.
-    fn write_down(&self, passed: Passed) -> Input {
+    /// Takes the rest of an image, and writes the snapshot; with the image.
+    fn write_down(&self, passed: Passed) -> (Input, Option<CanonicalPoint>) {
         let Passed {
             left,
             state,
-            component,
+            deployment,
             memory,
         } = passed;
         let (point, image) = match left {
@@ -96,18 +104,20 @@ impl Actor {
                     let (group, name, index) =
                         (self.owner.key.group, &self.owner.name, image.index());
                     tracing::warn!(group, name, index = index.0, %error, "no image of the machine: the group goes on, and its log grows until the next snapshot");
-                    return no_image(index, &error);
+                    return (no_image(index, &error), None);
                 }
             },
         };
         let index = point.context.index;
         self.supersede_unwritten(index);
+        let component = deployment.map_or(self.owner.component, |it| it.component);
+        let kept = image.is_some().then(|| point.clone());
         let saved = Saved {
             point,
             state,
             component,
         };
-        match self.disk.seal_snapshot(self.owner.key, saved) {
+        let input = match self.disk.seal_snapshot(self.owner.key, saved) {
             Ok(sealed) => self.write(index, sealed, image, memory),
             // The host's own section is too large, which it is on every replica alike.
             Err(error) => {
@@ -119,7 +129,8 @@ impl Actor {
                     memory,
                 }
             }
-        }
+        };
+        (input, kept)
     }
 
     fn write(

@@ -255,6 +255,20 @@ fn what_a_handle_is_lent_for_and_nothing_else_leaves_no_trace() {
 }
 
 #[test]
+fn what_is_noted_beside_a_lent_handle_is_bounded() {
+    let mut handles = Handles::default();
+    handles.lend();
+    for _ in 0..10_000 {
+        let number = handles.give::<Pollable>(0, 0).rep();
+        handles.take_back(number);
+    }
+    let noted = handles.lent.as_ref().map(|lent| lent.beside.len());
+    assert_eq!(noted, Some(MAX_BESIDE + 1));
+    handles.end_call();
+    assert!(handles.unsettled().is_none() && !handles.can_be_had(|_| true));
+}
+
+#[test]
 fn handles_come_back_from_what_was_kept_of_them() {
     let mut seed = 5;
     for _ in 0..200 {
