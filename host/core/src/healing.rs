@@ -8,6 +8,7 @@ use raft::eraftpb::{ConfChange as RaftChange, ConfChangeType, ConfState, Entry, 
 use crate::applying::Applying;
 use crate::config::{ConfigError, GroupConfig};
 use crate::effect::{Effect, Work};
+use crate::form::Form;
 use crate::founding::Recovered;
 use crate::group::Group;
 use crate::id::{LogIndex, ReplicaId, Term};
@@ -184,6 +185,11 @@ impl Group {
             beginning.pause = (2 * beginning.pause).clamp(first, 64 * first);
             beginning.again = self.ticks + beginning.pause;
         }
+    }
+
+    /// Whether the machine is to begin with an image: if it cannot, nothing behind it must have been taken for done.
+    pub(crate) fn begins_with_image(&self) -> bool {
+        self.beginning.is_some() && self.state.form == Form::Image
     }
 
     /// Lets a machine try again that could not go on from an image: what this node lacked, it may have by now.
