@@ -25,7 +25,8 @@ fn short_logs() -> Settings {
 /// A group that leaves an image at every barrier at which it can have one.
 async fn create(cluster: &Cluster, component: &[u8]) -> GroupId {
     let component = cluster.upload(1, component).await.to_string();
-    let request = json!({"name": "images", "component": component, "members": ALL, "barriers": "image"});
+    let request =
+        json!({"name": "images", "component": component, "members": ALL, "barriers": "image"});
     cluster.create(1, request).await
 }
 
@@ -40,12 +41,13 @@ fn has_image(cluster: &Cluster, id: u64, group: GroupId) -> bool {
 
 async fn until_images(cluster: &Cluster, group: GroupId, nodes: &[u64]) {
     for id in nodes {
-        eventually(&format!("node {id} has an image"), async || {
-            match has_image(cluster, *id, group) {
+        eventually(
+            &format!("node {id} has an image"),
+            async || match has_image(cluster, *id, group) {
                 true => Ok(()),
-                false => Err("not yet"),
-            }
-        })
+                false => Err("not yet".to_owned()),
+            },
+        )
         .await;
     }
 }
@@ -61,15 +63,18 @@ async fn until_verified(cluster: &Cluster, group: GroupId) {
                 return Err(format!("node {id}: {trouble}"));
             }
         }
-        match before.verified {
-            verified if verified.0 > 0 && verified == before.snapshot => Ok(()),
-            verified => Err(format!("verified {verified} of {}", before.snapshot)),
+        match before.replica.verified {
+            verified if verified.0 > 0 && verified == before.replica.snapshot => Ok(()),
+            verified => Err(format!(
+                "verified {verified} of {}",
+                before.replica.snapshot
+            )),
         }
     })
     .await;
 }
 
-// P-21, P-44
+// P-21
 #[tokio::test(flavor = "multi_thread")]
 async fn a_group_that_leaves_images_loses_and_doubles_nothing_whatever_happens_to_its_nodes() {
     let mut cluster = Cluster::start(&short_logs()).await;
@@ -97,6 +102,7 @@ async fn a_group_that_leaves_images_loses_and_doubles_nothing_whatever_happens_t
     cluster.assert_no_panic();
 }
 
+// P-27
 #[tokio::test(flavor = "multi_thread")]
 async fn other_code_goes_on_from_what_a_group_that_leaves_images_saves() {
     let cluster = Cluster::start(&short_logs()).await;
@@ -127,6 +133,7 @@ async fn other_code_goes_on_from_what_a_group_that_leaves_images_saves() {
     until_verified(&cluster, group).await;
 }
 
+// P-27
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_that_can_no_longer_be_restored_is_degraded_although_its_group_leaves_images() {
     let cluster = Cluster::start(&Settings {
