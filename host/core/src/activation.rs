@@ -215,6 +215,8 @@ impl Group {
             self.state.paused = false;
             self.faults_in_a_row = 0;
             self.proposals.suspects.forget_fullness();
+            // Of the other machine nothing is known yet.
+            self.sizes.memory = None;
             // So that no replica needs the former code for long.
             self.since_barrier.wanted = true;
         }

@@ -188,8 +188,18 @@ impl Group {
         if self.applying.pop_front_if(is_it).is_some() {
             self.applied = index;
             self.sizes.memory = memory;
+            self.beginning = None;
+            if matches!(self.health, Health::Damaged { .. }) {
+                self.health = Health::Healthy;
+            }
             self.complete_idle();
         }
+    }
+
+    /// Whether the machine is to begin with the snapshot at this index.
+    pub(crate) fn is_restoring(&self, index: LogIndex) -> bool {
+        let front = self.applying.front();
+        front.is_some_and(|front| front.index == index && matches!(front.what, What::Restore))
     }
 
     /// The machine has done what was decided on an activation.

@@ -19,6 +19,7 @@ use crate::log_view::Snapshotted;
 use crate::message::SnapshotName;
 use crate::outcome::EntryContext;
 use crate::pending::AskerId;
+use crate::planted::{self, Defect};
 use crate::state::HostState;
 use crate::status::Health;
 
@@ -125,10 +126,11 @@ impl Group {
             }
         }
         let state = self.state.encode(&context);
+        let rebuilds = self.leads() && planted::has(Defect::RebuildsAtImage);
         self.out.machine(Work::Barrier {
             context,
             state,
-            form,
+            form: if rebuilds { Form::Saved } else { form },
         });
     }
 

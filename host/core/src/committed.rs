@@ -26,7 +26,7 @@ impl Group {
         moved |= self.pass_over_changes();
         self.look_for_decision();
         // What follows an activation depends on what is decided.
-        while self.serves() && !self.awaits_decision() {
+        while self.serves() && !self.awaits_decision() && !self.begins_with_image() {
             let Some(entry) = self.committed.front() else {
                 break;
             };

@@ -191,6 +191,12 @@ pub struct Limits {
     pub catch_up_share_percent: u32,
     /// Fuel since the last barrier that makes the leader propose one: the cost of a rebuild.
     pub barrier_fuel: u64,
+    /// Bytes of a snapshot of the saved form from which on a leader would rather have images: saving and restoring them takes
+    /// long.
+    pub barrier_image_bytes: u64,
+    /// Bytes of memory above which it is worth a barrier of the saved form to have it compacted, if it is more than four times
+    /// the snapshot of that form.
+    pub barrier_compaction_bytes: u64,
     /// Rebuilds of the leader's machine since the last barrier that make the leader propose one: each runs again what came since.
     pub barrier_rebuilds: u64,
     /// Commands in a row on which the machine fails that make the leader pause the group; 0 is never.
@@ -219,6 +225,8 @@ impl Default for Limits {
             catch_up_ticks: 300,
             catch_up_share_percent: 25,
             barrier_fuel: 20_000_000_000,
+            barrier_image_bytes: 4 << 20,
+            barrier_compaction_bytes: 64 << 20,
             barrier_rebuilds: 4,
             pause_faults: 1000,
         }
@@ -281,6 +289,7 @@ mod tests {
                     component: Default::default(),
                     profile: vec![0; PROFILE_BYTES_MAX + 1].into(),
                     quota: Default::default(),
+                    barriers: Default::default(),
                 });
             }),
         ];

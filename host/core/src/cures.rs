@@ -6,6 +6,7 @@ use raft::eraftpb::{self, Entry, MessageType};
 
 use crate::effect::Effect;
 use crate::entry::{self, Order};
+use crate::form::Form;
 use crate::group::Group;
 use crate::id::{LogIndex, NodeId, ReplicaId};
 use crate::log_view::Snapshotted;
@@ -60,7 +61,7 @@ impl Group {
         let is_barrier =
             |entry: &Entry| matches!(entry::read(entry), Ok(Some((_, Order::Barrier(..)))));
         if self.may_propose() && !self.in_flight(is_barrier) {
-            self.propose_barrier(None);
+            self.propose_barrier(Form::Saved, None);
         }
     }
 
@@ -151,6 +152,8 @@ impl Group {
             return false;
         };
         self.superseded_through = self.superseded_through.max(self.processed);
+        // Its machine may be about to try once more to go on from an image.
+        self.abandon_applying();
         while let Some(entry) = self
             .committed
             .pop_front_if(|entry| entry.index <= name.index.0)

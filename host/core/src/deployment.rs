@@ -4,6 +4,7 @@ use bytes::Bytes;
 use prost::Message;
 pub use skep_types::deployment::{DEPLOYMENT_BYTES_MAX, Deployment, PROFILE_BYTES_MAX, Quota};
 
+use crate::form::Barriers;
 use crate::id::ComponentId;
 
 /// A [`Deployment`] in the log and in snapshots.
@@ -24,6 +25,9 @@ pub struct DeploymentRecord {
     /// See [`Quota`].
     #[prost(uint64, tag = "5")]
     pub bytes_per_second: u64,
+    /// A [`Barriers`].
+    #[prost(uint32, tag = "6")]
+    pub barriers: u32,
 }
 
 impl From<&Deployment> for DeploymentRecord {
@@ -34,12 +38,14 @@ impl From<&Deployment> for DeploymentRecord {
             commands_per_second: deployment.quota.commands_per_second,
             in_flight_bytes: deployment.quota.in_flight_bytes,
             bytes_per_second: deployment.quota.bytes_per_second,
+            barriers: deployment.barriers.code(),
         }
     }
 }
 
 impl DeploymentRecord {
-    /// What it says; none if the component's name has not 32 bytes, or the profile more than [`PROFILE_BYTES_MAX`].
+    /// What it says; none if the component's name has not 32 bytes, the profile has more than [`PROFILE_BYTES_MAX`], or the
+    /// setting of its barriers is not known.
     pub fn read(self) -> Option<Deployment> {
         if self.profile.len() > PROFILE_BYTES_MAX {
             return None;
@@ -53,6 +59,7 @@ impl DeploymentRecord {
                 in_flight_bytes: self.in_flight_bytes,
                 bytes_per_second: self.bytes_per_second,
             },
+            barriers: Barriers::from_code(self.barriers)?,
         })
     }
 }

@@ -71,6 +71,15 @@ impl<'a> View<'a> {
 }
 
 impl Attestations {
+    /// Whether somebody could take no image at the newest barrier, as far as this replica has heard.
+    pub(crate) fn lacks_images(&self) -> bool {
+        let Some(own) = self.own.back() else {
+            return false;
+        };
+        let mut others = self.reports.get(&own.index).into_iter().flatten();
+        own.is_without_image() || others.any(|(_, said)| said.is_without_image())
+    }
+
     /// This replica speaks of a barrier.
     fn speak(&mut self, said: Attestation, disputed: Option<LogIndex>) {
         self.own.push_back(said);
@@ -230,6 +239,7 @@ impl Group {
             self.compare();
             self.ask_for_snapshot();
         }
+        self.try_to_resume();
     }
 
     fn ask_for_attestations(&mut self) {
@@ -420,11 +430,9 @@ impl Group {
     /// What this replica has is wrong: nobody gets it any more, and it takes the state of the majority.
     pub(crate) fn quarantine(&mut self, index: LogIndex) {
         self.health = Health::Quarantined { index };
-        self.unwritten = None;
-        self.abandon_applying();
-        self.refuse_reads(&ProposalError::Faulted);
+        // Before it asks: nobody is given what it has.
         self.raft.log_mut().distrust_snapshot();
-        self.ask_for_snapshot();
+        self.stop_applying();
     }
 }
 

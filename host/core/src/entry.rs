@@ -188,7 +188,7 @@ fn order(kind: Option<Kind>) -> Result<Order, Unreadable> {
         Some(Kind::Pause(pause)) => Order::Pause(pause.on),
         Some(Kind::Activate(record)) => Order::Activate(record.read().ok_or_else(|| {
             Unreadable::Unknown(
-                "a component's name that has not 32 bytes, or limits of too many bytes".to_owned(),
+                "a component's name that has not 32 bytes, limits of too many bytes, or another setting of barriers".to_owned(),
             )
         })?),
         Some(Kind::Confirm(confirm)) => Order::Decide(LogIndex(confirm.index), Decision::Confirmed),

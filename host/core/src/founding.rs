@@ -7,16 +7,15 @@ use raft::eraftpb::{self, EntryType, HardState};
 
 use crate::addresses::Addresses;
 use crate::allowance::Allowance;
-use crate::applying::Applying;
 use crate::barrier::Sizes;
 use crate::catch_up::CatchUp;
 use crate::config::{ConfigError, GroupConfig};
 use crate::cures::Cures;
 use crate::divergence::Attestations;
-use crate::effect::{Effect, Persist, Work};
+use crate::effect::Persist;
 use crate::group::{Group, SinceBarrier};
 use crate::handover::Handover;
-use crate::healing::Restraint;
+use crate::healing::{Beginning, Restraint};
 use crate::id::{LogIndex, NodeId, ReplicaId, Term};
 use crate::impasse::Deliberation;
 use crate::liveness::Liveness;
@@ -115,12 +114,7 @@ impl Group {
                 let before = LogIndex(name.index.0.saturating_sub(3));
                 group.processed = before.max(recovered.truncated.0);
             }
-            group.out.push(Effect::Machine(Work::Restore {
-                context,
-                snapshot: name.clone(),
-                deployment: group.state.deployment.clone(),
-            }));
-            group.applying.push_back(Applying::restore(context));
+            group.restore(Beginning::at(context, name.clone()));
             group.storage.marked = Some(name.clone());
             snapshot = Some(Snapshotted { name, conf_state });
         }
@@ -182,6 +176,7 @@ impl Group {
             attestations: Attestations::default(),
             cures: Cures::default(),
             imaging: None,
+            beginning: None,
             sizes: Sizes::default(),
             activation: None,
             impasse: None,

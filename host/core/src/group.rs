@@ -18,8 +18,9 @@ use crate::deployment::Quota;
 use crate::divergence::Attestations;
 use crate::effect::Effect;
 use crate::election;
+use crate::form::Barriers;
 use crate::handover::Handover;
-use crate::healing::Restraint;
+use crate::healing::{Beginning, Restraint};
 use crate::id::{LogIndex, NodeId, ReplicaId, Term};
 use crate::impasse::{Deliberation, Impasse};
 use crate::input::Input;
@@ -76,6 +77,8 @@ pub struct Group {
     /// A barrier whose image is being written.
     pub(crate) imaging: Option<Imaging>,
     pub(crate) sizes: Sizes,
+    /// The snapshot that the machine is to begin with.
+    pub(crate) beginning: Option<Beginning>,
     /// An activation that is not done; nothing behind it is processed.
     pub(crate) activation: Option<Activation>,
     /// The command at which the machine of this life stopped, if no life has ever applied it.
@@ -367,6 +370,7 @@ impl Group {
             Input::Written { index } => self.snapshot_written(index),
             Input::SnapshotUnreadable { index, reason } => self.snapshot_unreadable(index, reason),
             Input::Restored { index, memory } => self.machine_restored(index, memory),
+            Input::NotResumed { index } => self.machine_not_resumed(index),
             Input::MachineFailed { reason, at } => self.machine_failed(reason, at),
             Input::Unreachable { node } => {
                 if let Some(replica) = self.state.membership.replica_on(node) {
@@ -429,6 +433,14 @@ impl Group {
         let deployment = self.state.deployment.as_ref();
         deployment
             .map(|deployment| deployment.quota)
+            .unwrap_or_default()
+    }
+
+    /// Which form its barriers have.
+    pub(crate) fn barriers(&self) -> Barriers {
+        let deployment = self.state.deployment.as_ref();
+        deployment
+            .map(|deployment| deployment.barriers)
             .unwrap_or_default()
     }
 

@@ -1,16 +1,21 @@
-//! Snapshots that cannot be written or read on this node, and what the replica does without them.
+//! Snapshots that cannot be written, read or used on this node, and what the replica does without them.
 //!
 //! The canonical point of a barrier is never skipped: a machine goes on from the bytes it saved, wherever they are. Only the
 //! log is kept for as long as they are in no file.
 
 use raft::eraftpb::{ConfChange as RaftChange, ConfChangeType, ConfState, Entry, HardState};
 
+use crate::applying::Applying;
 use crate::config::{ConfigError, GroupConfig};
+use crate::effect::{Effect, Work};
+use crate::form::Form;
 use crate::founding::Recovered;
 use crate::group::Group;
 use crate::id::{LogIndex, ReplicaId, Term};
 use crate::log_view::Snapshotted;
 use crate::message::SnapshotName;
+use crate::outcome::EntryContext;
+use crate::proposal::ProposalError;
 use crate::status::Health;
 
 /// What a node's disk holds of a replica: enough to begin it again, with [`Group::recover`], as after a crash.
@@ -30,6 +35,27 @@ pub struct Parked {
     pub untried_from: LogIndex,
     /// The newest snapshot that a record names, whatever its file is like.
     pub snapshot: Option<SnapshotName>,
+}
+
+/// The snapshot that a machine is to begin with.
+#[derive(Debug)]
+pub(crate) struct Beginning {
+    context: EntryContext,
+    snapshot: SnapshotName,
+    /// The tick at which it is tried again, where it could not be done, and how many ticks that were.
+    again: u64,
+    pause: u64,
+}
+
+impl Beginning {
+    pub(crate) fn at(context: EntryContext, snapshot: SnapshotName) -> Self {
+        Self {
+            context,
+            snapshot,
+            again: 0,
+            pause: 0,
+        }
+    }
 }
 
 /// Keeps a leader from taking one snapshot after the other that come to nothing.
@@ -131,6 +157,63 @@ impl Group {
         self.degrade(index, reason);
     }
 
+    /// The machine is to begin with a snapshot.
+    pub(crate) fn restore(&mut self, beginning: Beginning) {
+        let Beginning {
+            context, snapshot, ..
+        } = &beginning;
+        self.applying.push_back(Applying::restore(*context));
+        self.out.push(Effect::Machine(Work::Restore {
+            context: *context,
+            snapshot: snapshot.clone(),
+            deployment: self.state.deployment.clone(),
+        }));
+        self.beginning = Some(beginning);
+    }
+
+    /// This node's machine cannot go on from the image that its newest snapshot is. The log and the image are right, so the
+    /// replica stores and votes, tries again later, and asks for a later snapshot: as long as it does, barriers are of the
+    /// saved form.
+    pub(crate) fn machine_not_resumed(&mut self, index: LogIndex) {
+        if !self.is_restoring(index) {
+            return;
+        }
+        self.health = Health::Damaged { index };
+        self.stop_applying();
+        if let Some(beginning) = &mut self.beginning {
+            let first = u64::from(self.config.election_ticks);
+            beginning.pause = (2 * beginning.pause).clamp(first, 64 * first);
+            beginning.again = self.ticks + beginning.pause;
+        }
+    }
+
+    /// Whether the machine is to begin with an image: if it cannot, nothing behind it must have been taken for done.
+    pub(crate) fn begins_with_image(&self) -> bool {
+        self.beginning.is_some() && self.state.form == Form::Image
+    }
+
+    /// Lets a machine try again that could not go on from an image: what this node lacked, it may have by now.
+    pub(crate) fn try_to_resume(&mut self) {
+        let waits = self.applying.is_empty() && self.lost.is_none();
+        let is_damaged = matches!(self.health, Health::Damaged { .. });
+        let ticks = self.ticks;
+        let is_due = |beginning: &mut Beginning| ticks >= beginning.again;
+        if waits
+            && is_damaged
+            && let Some(beginning) = self.beginning.take_if(is_due)
+        {
+            self.restore(beginning);
+        }
+    }
+
+    /// The machine is of no use before it begins with another snapshot.
+    pub(crate) fn stop_applying(&mut self) {
+        self.unwritten = None;
+        self.abandon_applying();
+        self.refuse_reads(&ProposalError::Faulted);
+        self.ask_for_snapshot();
+    }
+
     /// As much work as a snapshot is, and nobody has one: the next one is taken later.
     pub(crate) fn snapshot_came_to_nothing(&mut self) {
         let first = u64::from(self.config.election_ticks);
@@ -152,8 +235,9 @@ impl Group {
     pub(crate) fn needs_snapshot_after(&self) -> Option<LogIndex> {
         match &self.health {
             Health::Quarantined { .. } => Some(self.processed),
-            // The lost one will do.
-            Health::Damaged { index } => Some(LogIndex(index.0 - 1)),
+            // The lost one will do; but not an image that the machine cannot go on from.
+            Health::Damaged { index } if self.lost.is_some() => Some(LogIndex(index.0 - 1)),
+            Health::Damaged { .. } => Some(self.processed),
             _ => None,
         }
     }

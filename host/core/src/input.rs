@@ -167,6 +167,12 @@ pub enum Input {
         /// As in `Snapshotted`.
         memory: Option<u64>,
     },
+    /// The snapshot holds an image, and this node's machine cannot go on from that. It does nothing before it has another; this is
+    /// also the answer to whatever else it is given.
+    NotResumed {
+        /// Index of the snapshot.
+        index: LogIndex,
+    },
     /// The machine of this replica can no longer be run.
     MachineFailed {
         /// For the operator.

@@ -19,7 +19,8 @@
 //! * [`standing`]: what is believed of other replicas; `handover`: a leader whose machine failed.
 //! * [`deployment`]: what a group runs; [`activation`]: how it comes to run something else; [`impasse`]: commands that no member
 //!   can run.
-//! * `barrier`: barriers on their way through the machine, in either [`form`]. [`healing`]: snapshots that cannot be written or read here; `spacing`: how far barriers are apart.
+//! * `barrier`: barriers on their way through the machine, in either [`form`]. [`healing`]: snapshots that cannot be written or read here; `spacing`: how far barriers are apart; `compaction`:
+//!   in which form they are.
 //! * [`sessions`], [`state`]: what is replicated beside the machine's state.
 //! * `raft_node`: raft-rs, whether it runs yet or not. `log_view`: the log as Raft reads it; `read_back`: entries that are not in memory.
 //! * `catch_up`: members that are behind, and what of the log is kept for them.
@@ -43,6 +44,7 @@ mod barrier;
 mod catch_up;
 mod changes;
 mod committed;
+mod compaction;
 pub mod config;
 mod cures;
 pub mod deployment;

@@ -120,7 +120,7 @@ impl Group {
             Proposal::AbortActivation => self.propose_abort(asker),
             Proposal::Resume => self.propose_order(Kind::Pause(Pause { on: false }), asker),
             Proposal::Trust { node } => self.propose_trust(asker, node),
-            _ => self.propose_barrier(Some(asker)),
+            _ => self.propose_barrier(Form::Saved, Some(asker)),
         }
         true
     }
@@ -210,9 +210,11 @@ impl Group {
             .is_ok()
     }
 
-    pub(crate) fn propose_barrier(&mut self, asker: Option<AskerId>) {
+    /// Who asks for a snapshot may want to have it elsewhere, or everything gone that was deleted: a form that anybody can go on
+    /// from, and that holds nothing but what the machine keeps.
+    pub(crate) fn propose_barrier(&mut self, form: Form, asker: Option<AskerId>) {
         let barrier = Barrier {
-            form: Form::Saved.code(),
+            form: form.code(),
             saved_bytes: self.sizes.saved,
         };
         match self.propose_entry(Kind::Barrier(barrier), asker.as_slice()) {
@@ -243,7 +245,7 @@ impl Group {
             || since.fuel >= limits.barrier_fuel
             || since.rebuilds >= limits.barrier_rebuilds;
         if due {
-            self.propose_barrier(None);
+            self.propose_barrier(self.form_of_next_barrier(), None);
         }
         due && self.since_barrier.proposed
     }

@@ -46,11 +46,13 @@ pub enum Defect {
     GivesUpByMajority,
     /// A replica vouches for what it has not applied in this life, as if it had had no other.
     VouchesForFormerLives,
+    /// A leader rebuilds its machine at a barrier that leaves an image.
+    RebuildsAtImage,
 }
 
 impl Defect {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::SendBeforeSync,
         Self::AckBeforeSync,
         Self::VoteNotPersisted,
@@ -69,6 +71,7 @@ impl Defect {
         Self::LastDecisionCounts,
         Self::GivesUpByMajority,
         Self::VouchesForFormerLives,
+        Self::RebuildsAtImage,
     ];
 }
 

@@ -6,8 +6,9 @@ use raft::eraftpb::{self, HardState, MessageType};
 
 use crate::applying::Applying;
 use crate::barrier::Sizes;
-use crate::effect::{Effect, Persist, Work};
+use crate::effect::{Effect, Persist};
 use crate::group::Group;
+use crate::healing::Beginning;
 use crate::id::{LogIndex, ReplicaId, Term};
 use crate::log_view::Snapshotted;
 use crate::message::{Body, SnapshotName};
@@ -264,12 +265,7 @@ impl Group {
         ) {
             self.health = Health::Healthy;
         }
-        self.applying.push_back(Applying::restore(context));
-        self.out.push(Effect::Machine(Work::Restore {
-            context,
-            snapshot,
-            deployment: self.state.deployment.clone(),
-        }));
+        self.restore(Beginning::at(context, snapshot));
     }
 
     /// Records a snapshot of this replica's own, and forgets the log below it.

@@ -8,7 +8,8 @@ use crate::group::SinceBarrier;
 const LARGE_STATE: u64 = 4;
 
 /// Between two barriers that the length of the log asks for there is this many times what the last one took, unless the log
-/// is twice as long by then.
+/// is twice as long by then. What it took ends with the file: an image stops nobody, but to write one after the other would keep
+/// the disk busy.
 const REST: u64 = 4;
 
 /// So much log is worth a barrier. The machine stands still for it, so that barriers of a large state are further apart: by bytes

@@ -280,7 +280,7 @@ impl HostState {
             .map(|record| {
                 record
                     .read()
-                    .ok_or_else(|| wrong("a component's name has not 32 bytes"))
+                    .ok_or_else(|| wrong("what the group runs makes no sense"))
             })
             .transpose()?;
         let state = Self {
@@ -361,6 +361,7 @@ struct MemberRecord {
 mod tests {
     use super::*;
     use crate::deployment::PROFILE_BYTES_MAX;
+    use crate::form::Barriers;
 
     #[test]
     fn replica_ids_are_never_used_again_and_the_last_voter_stays() {
@@ -432,6 +433,7 @@ mod tests {
                     in_flight_bytes: u64::MAX,
                     bytes_per_second: u64::MAX,
                 },
+                barriers: Barriers::Image,
             }),
             ..HostState::default()
         };

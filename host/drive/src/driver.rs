@@ -26,6 +26,8 @@ pub struct Driver<M> {
     pub(crate) successor: Option<Successor<M>>,
     /// It was given work.
     begun: bool,
+    /// The snapshot whose image the machine could not go on from: before it has another, it does nothing.
+    void: Option<LogIndex>,
     /// Of the machine, when it was looked at last.
     costs: Costs,
 }
@@ -83,6 +85,7 @@ impl<M: StateMachine> Driver<M> {
             applied: LogIndex(0),
             successor: None,
             begun: false,
+            void: None,
             costs: Costs::default(),
         }
     }
@@ -121,6 +124,11 @@ impl<M: StateMachine> Driver<M> {
         self.applied
     }
 
+    /// Whether the machine waits for a snapshot that it can go on from.
+    pub fn waits_for_snapshot(&self) -> bool {
+        self.void.is_some()
+    }
+
     /// Version of the bytes that the machine saves.
     pub(crate) fn schema(&self) -> u32 {
         self.machine.describe().schema
@@ -136,6 +144,16 @@ impl<M: StateMachine> Driver<M> {
         source: &mut impl Source<M>,
         listener: &mut impl Listener<M>,
     ) -> Result<Done, Failed> {
+        if let (Some(index), false) = (self.void, matches!(work, Work::Restore { .. })) {
+            return Ok(match work {
+                Work::Query { waiter, index, .. } => Done::Answer {
+                    waiter,
+                    answer: Err(MachineError::without_state()),
+                    index,
+                },
+                _ => Done::Tell(Input::NotResumed { index }),
+            });
+        }
         self.begin(&work, source, listener)?;
         Ok(match work {
             Work::Apply {
@@ -200,6 +218,11 @@ impl<M: StateMachine> Driver<M> {
                     guest,
                 };
                 let restored = self.restore(&point, listener).await;
+                if let (Form::Image, Err(error @ MachineError::Local { .. })) = (form, &restored) {
+                    listener.not_resumed(&point.context, error);
+                    self.void = Some(index);
+                    return Ok(Done::Tell(Input::NotResumed { index }));
+                }
                 restored.map_err(|error| {
                     let failed = Failed::from(error);
                     let reason = format!("snapshot {index} is not taken: {}", failed.reason);
@@ -272,7 +295,7 @@ impl<M: StateMachine> Driver<M> {
             Form::Image => self.machine.resume(context, guest).await?,
         }
         self.applied = point.context.index;
-        self.successor = None;
+        (self.successor, self.void) = (None, None);
         listener.restored(point);
         listener.goes_on_from(Some(point).filter(|point| point.form == Form::Saved));
         Ok(())
@@ -284,6 +307,9 @@ impl<M: StateMachine> Driver<M> {
     /// # Errors
     /// [`MachineError::Local`]: this query alone could not be run, and nothing has changed.
     pub async fn query(&mut self, request: &Bytes) -> Result<Outcome, MachineError> {
+        if self.void.is_some() {
+            return Err(MachineError::without_state());
+        }
         match self.machine.query(request).await {
             Err(MachineError::Guest { fault, .. }) => Ok(Outcome::Fault(fault)),
             answer => answer,

@@ -36,6 +36,10 @@ pub trait Listener<M> {
     /// This node could take no image of the machine at a barrier. The machine goes on as it is.
     fn no_image(&mut self, context: &EntryContext, error: &MachineError) {}
 
+    /// This node's machine cannot go on from the image that a snapshot is. It does nothing before it has
+    /// another.
+    fn not_resumed(&mut self, context: &EntryContext, error: &MachineError) {}
+
     /// The other machine of an activation was made, and has the state. Told once.
     fn prepared(&mut self, context: &EntryContext, deployment: &Deployment) {}
 

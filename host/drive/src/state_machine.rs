@@ -158,6 +158,15 @@ impl MachineError {
         }
     }
 
+    /// The machine waits for a snapshot that it can go on from.
+    pub(crate) fn without_state() -> Self {
+        Self::Local {
+            call: "query",
+            code: LocalCode::Missing,
+            reason: "the machine waits for a snapshot that it can go on from".to_owned(),
+        }
+    }
+
     /// The machine's own words, if it had any.
     pub fn detail(&self) -> Option<&str> {
         match self {

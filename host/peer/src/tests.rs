@@ -6,6 +6,7 @@ use prost::Message as _;
 use raft::eraftpb::{self, EntryType, MessageType};
 use skep_core::activation::Refusal;
 use skep_core::deployment::{Deployment, Quota};
+use skep_core::form::Barriers;
 use skep_core::id::{ComponentId, RequestId, SessionId};
 use skep_core::outcome::{GuestFault, Outcome};
 use skep_core::proposal::{Change, ChangeRefusal, Command, Proposal, ProposalError, Response};
@@ -281,6 +282,7 @@ fn every_proposal_survives() {
                 in_flight_bytes: 1 << 40,
                 bytes_per_second: 1 << 41,
             },
+            barriers: Barriers::Image,
         }),
         Proposal::Resume,
         Proposal::AbortActivation,

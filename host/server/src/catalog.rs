@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use skep_core::deployment::{Deployment, Quota};
+use skep_core::form::Barriers;
 use skep_core::id::{ComponentId, GroupId, Incarnation, LogIndex, NodeId};
 use skep_machine::wasm::Profile;
 use skep_types::admin::GroupInfo;
@@ -79,7 +80,10 @@ pub struct GroupRecord {
     /// What it takes of its clients.
     #[serde(default)]
     pub quota: Quota,
-    /// Index of the entry of its log that activated these three; 0 if it was created with them.
+    /// Which form its barriers have.
+    #[serde(default)]
+    pub barriers: Barriers,
+    /// Index of the entry of its log that activated these four; 0 if it was created with them.
     #[serde(default)]
     pub deployed_at: LogIndex,
     /// What it was created with, if it runs something else now: its log begins with that.
@@ -101,6 +105,9 @@ pub struct Deployed {
     pub profile: Profile,
     /// What it takes of its clients.
     pub quota: Quota,
+    /// Which form its barriers have.
+    #[serde(default)]
+    pub barriers: Barriers,
 }
 
 impl Deployed {
@@ -113,6 +120,7 @@ impl Deployed {
             component: self.component,
             profile,
             quota: self.quota,
+            barriers: self.barriers,
         }
     }
 
@@ -122,6 +130,7 @@ impl Deployed {
             component: deployment.component,
             profile: serde_json::from_slice(&deployment.profile)?,
             quota: deployment.quota,
+            barriers: deployment.barriers,
         })
     }
 }
@@ -140,6 +149,7 @@ impl GroupRecord {
             component: self.component,
             profile: self.profile.clone(),
             quota: self.quota,
+            barriers: self.barriers,
         }
     }
 
@@ -456,6 +466,7 @@ impl Catalog {
             init: new.init,
             profile: new.profile,
             quota: new.quota,
+            barriers: new.barriers,
             deployed_at: LogIndex(0),
             founding: None,
             used: [new.component].into(),
@@ -513,6 +524,7 @@ impl Catalog {
             group.component = deployed.component;
             group.profile = deployed.profile;
             group.quota = deployed.quota;
+            group.barriers = deployed.barriers;
         }
         Ok(Reply::Group(group.clone()))
     }

@@ -486,6 +486,7 @@ mod tests {
             init: Vec::new(),
             profile: Default::default(),
             quota: Default::default(),
+            barriers: Default::default(),
         };
         let mut catalog = Catalog::default();
         let first = [Command::PutNode(node), Command::PutComponent(uploaded)];

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::deployment::Quota;
+use crate::form::Barriers;
 use crate::id::{ComponentId, GroupId, Incarnation, LogIndex, NodeId, Term};
 use crate::machine::{Descriptor, Memory};
 use crate::node_status::Rehearsal;
@@ -76,9 +77,11 @@ pub struct CreateGroup {
     pub profile: Profile,
     /// What the group takes of its clients.
     pub quota: Quota,
+    /// Which form its barriers have: `auto`, `saved` or `image`.
+    pub barriers: Barriers,
 }
 
-/// Asks for another component, profile or quota of a group; what is absent stays.
+/// Asks for another component, profile, quota or form of barriers of a group; what is absent stays.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Upgrade {
@@ -90,6 +93,8 @@ pub struct Upgrade {
     pub profile: Option<Profile>,
     /// What the group takes of its clients.
     pub quota: QuotaChange,
+    /// Which form its barriers have: `auto`, `saved` or `image`.
+    pub barriers: Option<Barriers>,
     /// Only try it, on the node that is asked, and change nothing.
     pub dry_run: bool,
 }

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use crate::form::Barriers;
 use crate::id::ComponentId;
 
 /// Bytes of a machine's limits. They are a few numbers.
@@ -19,6 +20,8 @@ pub struct Deployment {
     pub profile: Bytes,
     /// What the group takes from its clients.
     pub quota: Quota,
+    /// Which form its barriers have.
+    pub barriers: Barriers,
 }
 
 /// What a group takes from its clients. Held by its leader.

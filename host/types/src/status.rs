@@ -36,8 +36,8 @@ pub enum Health {
         /// What is in the way.
         reason: String,
     },
-    /// The replica's snapshot cannot be read, and its log does not reach back to before it. It stores and votes, answers
-    /// nothing, and fetches the snapshot, or a newer one.
+    /// The replica's snapshot cannot be read, or is an image that its machine cannot go on from, and its log does not reach back
+    /// to before it. It stores and votes, answers nothing, and fetches the snapshot, or a newer one.
     Damaged {
         /// The snapshot.
         index: LogIndex,

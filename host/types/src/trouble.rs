@@ -23,7 +23,7 @@ pub enum Kind {
     Suspended,
     /// A majority contradicts this replica, which takes their state.
     Quarantined,
-    /// The file of its snapshot cannot be read. The replica stores and votes, and takes the snapshot of the leader.
+    /// Its snapshot cannot be read, or its machine cannot go on from it. The replica stores and votes, and takes the snapshot of the leader.
     Damaged,
     /// The group cannot be brought up on this node yet.
     Starting,
@@ -150,7 +150,7 @@ impl Trouble {
             ),
             Health::Damaged { index } => (
                 Kind::Damaged,
-                format!("its snapshot at {index} cannot be read"),
+                format!("its snapshot at {index} cannot be read or used"),
             ),
             Health::Healthy | Health::Degraded { .. } if waits.is_some() => {
                 (Kind::Degraded, waits.unwrap_or_default().to_owned())

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use skep_types::deployment::{Deployment, Quota};
+use skep_types::form::Barriers;
 use skep_types::id::{ComponentId, LogIndex, NodeId, RequestId, SessionId, Term};
 use skep_types::outcome::{GuestFault, Outcome};
 use skep_types::proposal::{Change, ChangeRefusal, Command, Proposal, ProposalError, Response};
@@ -30,6 +31,7 @@ impl From<Proposal> for proto::Proposal {
                 commands_per_second: deployment.quota.commands_per_second,
                 in_flight_bytes: deployment.quota.in_flight_bytes,
                 bytes_per_second: deployment.quota.bytes_per_second,
+                barriers: deployment.barriers.code(),
             }),
             Proposal::Change(change) => {
                 let (kind, node, data) = match change {
@@ -75,6 +77,8 @@ impl TryFrom<proto::Proposal> for Proposal {
                         in_flight_bytes: deployment.in_flight_bytes,
                         bytes_per_second: deployment.bytes_per_second,
                     },
+                    barriers: Barriers::from_code(deployment.barriers)
+                        .ok_or(WireError::unknown("form of barriers", deployment.barriers))?,
                 }),
                 proposal::Body::Change(change) => {
                     let (node, data) = (NodeId(change.node), own(&change.data));

@@ -1,4 +1,5 @@
-//! The replicated machine of a simulation: a few cells, a count, and a hash of everything it was ever told.
+//! The replicated machine of a simulation: a few cells, a count, and a hash of everything it was ever told. It also has a heap, which
+//! it does not save and which decides what it answers: where one replica is rebuilt and another goes on as it is, they differ.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -10,7 +11,9 @@ use skep_core::id::ComponentId;
 use skep_core::outcome::{
     ChangeKind, ConfChange, EntryContext, GuestFault, LeaderChanged, Outcome,
 };
-use skep_drive::{Descriptor, LocalCode, MachineError, Running, StateMachine};
+use skep_drive::{
+    Descriptor, ImageTaken, LocalCode, MachineError, ReadImage, Running, StateMachine,
+};
 
 use crate::trace::digest;
 
@@ -69,10 +72,25 @@ pub struct Machine {
     pub sick: bool,
     /// The command of the last entry that was too much.
     stopped_at: Option<usize>,
+    /// Its node can take no image now, and use none.
+    pub unable: bool,
     count: u64,
     hash: u64,
     cells: BTreeMap<u64, u64>,
+    heap: Heap,
 }
+
+/// What a machine does not save: it is as new where it was rebuilt.
+#[derive(Clone, Copy, Hash, Debug, Default)]
+struct Heap {
+    /// Commands since then, each of which leaves something behind.
+    commands: u64,
+    /// Of these commands.
+    hash: u64,
+}
+
+/// Bytes of memory of a new machine, and those that each command needs, and nobody frees.
+const MEMORY: (u64, u64) = (600, 40);
 
 /// What one entry did to a machine.
 #[derive(Debug)]
@@ -208,7 +226,13 @@ impl Machine {
 
     /// What it is and everything it ever saw, as one number.
     pub fn state(&self) -> u64 {
-        digest((self.component.0, self.count, self.hash, &self.cells))
+        digest((
+            self.component.0,
+            self.count,
+            self.hash,
+            &self.cells,
+            self.heap,
+        ))
     }
 
     /// It is another from now on.
@@ -221,9 +245,11 @@ impl Machine {
         self.hash = digest((self.hash, Entry::of(context), told));
     }
 
-    /// The reply is the count and the cell after the command.
+    /// The reply is the count, the cell after the command, and what is on the heap.
     fn command(&mut self, bytes: &[u8]) -> Outcome {
         self.count += 1;
+        self.heap.commands += 1;
+        self.heap.hash = digest((self.heap.hash, bytes));
         let Some(command) = Command::decode(bytes) else {
             return Outcome::Rejected {
                 code: 0,
@@ -232,9 +258,10 @@ impl Machine {
         };
         let cell = self.cells.entry(command.cell).or_default();
         *cell = cell.wrapping_add(command.add);
-        let mut reply = BytesMut::with_capacity(16);
+        let mut reply = BytesMut::with_capacity(24);
         reply.put_u64_le(self.count);
         reply.put_u64_le(*cell);
+        reply.put_u64_le(self.heap.hash);
         Outcome::Reply(reply.freeze())
     }
 
@@ -264,7 +291,7 @@ impl Machine {
         bytes.freeze()
     }
 
-    fn read(&mut self, mut from: Bytes) -> Result<(), MachineError> {
+    fn read(&mut self, from: Bytes) -> Result<(), MachineError> {
         let is_strange = from.len() < 16 || !from.len().is_multiple_of(16);
         if is_strange || Nature::of(self.component) == Nature::Refuses {
             return Err(MachineError::Guest {
@@ -273,20 +300,63 @@ impl Machine {
                 detail: is_strange.then(|| "the bytes are strange".to_owned()),
             });
         }
+        self.build(from, Heap::default());
+        Ok(())
+    }
+
+    /// It is as it was saved, beside what is on its heap.
+    fn build(&mut self, mut from: Bytes, heap: Heap) {
         *self = Self {
             component: self.component,
             sick: self.sick,
+            unable: self.unable,
             stopped_at: None,
             count: from.get_u64_le(),
             hash: from.get_u64_le(),
             cells: BTreeMap::new(),
+            heap,
         };
         while from.has_remaining() {
             let cell = from.get_u64_le();
             self.cells.insert(cell, from.get_u64_le());
         }
+    }
+
+    fn has_images(&self) -> bool {
+        !self.component.0[1].is_multiple_of(4) || self.component == ComponentId::default()
+    }
+
+    fn image(&self) -> Bytes {
+        let mut image = BytesMut::new();
+        image.put_u64_le(self.heap.commands);
+        image.put_u64_le(self.heap.hash);
+        image.extend_from_slice(&self.saved());
+        image.freeze()
+    }
+
+    fn resume_from(&mut self, mut image: Bytes) -> Result<(), MachineError> {
+        let is_strange = image.len() < 32 || !image.len().is_multiple_of(16);
+        if self.unable || is_strange || !self.has_images() {
+            return Err(local("resume", LocalCode::Missing, "there are no images"));
+        }
+        let heap = Heap {
+            commands: image.get_u64_le(),
+            hash: image.get_u64_le(),
+        };
+        self.build(image, heap);
         Ok(())
     }
+}
+
+/// An image of it.
+struct Taken(Bytes);
+
+impl ImageTaken for Taken {
+    fn finish(&mut self) -> Result<Bytes, MachineError> {
+        Ok(self.0.clone())
+    }
+
+    fn kept(self: Box<Self>, _: ReadImage) {}
 }
 
 /// The state that a query was answered with.
@@ -364,6 +434,26 @@ impl StateMachine for Machine {
 
     fn restore(&mut self, _: &EntryContext, _: u32, from: Bytes) -> Running<'_, ()> {
         Box::pin(async { self.read(from) })
+    }
+
+    fn image_bytes(&self) -> Option<u64> {
+        let (new, command) = MEMORY;
+        self.has_images()
+            .then(|| new + command * self.heap.commands)
+    }
+
+    fn image(&mut self, _: &EntryContext) -> Running<'_, Option<Box<dyn ImageTaken>>> {
+        Box::pin(async {
+            if self.unable {
+                return Err(local("image", LocalCode::Memory, "there is no room for it"));
+            }
+            let taken: Box<dyn ImageTaken> = Box::new(Taken(Self::image(self)));
+            Ok(self.has_images().then_some(taken))
+        })
+    }
+
+    fn resume(&mut self, _: &EntryContext, image: Bytes) -> Running<'_, ()> {
+        Box::pin(async { self.resume_from(image) })
     }
 }
 

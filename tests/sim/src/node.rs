@@ -90,6 +90,8 @@ pub struct Context<'a> {
     pub out: &'a mut Vec<Out>,
     /// The machines of the node cannot run some of the commands.
     pub sick: bool,
+    /// How often the node can take no image, or use none, of a thousand times.
+    pub unable: u64,
     /// Seconds that a component is on its way, at the most.
     pub fetch_seconds: u64,
 }

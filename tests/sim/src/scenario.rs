@@ -2,6 +2,7 @@
 
 use skep_core::GroupConfig;
 use skep_core::deployment::{Deployment, Quota};
+use skep_core::form::Barriers;
 use skep_core::id::ComponentId;
 use skep_log::GroupKey;
 
@@ -61,6 +62,12 @@ pub struct Scenario {
     pub activation_ticks: u32,
     /// Seconds that a component is on its way to a node, at the most.
     pub fetch_seconds: u64,
+    /// Which form the barriers of each group have that nobody asked for.
+    pub barriers: Barriers,
+    /// How often a node can take no image, or use none, of a thousand times.
+    pub unable: u64,
+    /// Bytes of what is saved from which on images are preferred, and of memory above which it is compacted.
+    pub images: (u64, u64),
 }
 
 impl Scenario {
@@ -93,6 +100,7 @@ impl Scenario {
             faults.push(Fault::Crash);
         }
         let clients = if groups > 12 { 1 } else { random.range(1, 8) };
+        let mut forms = Random::new(seed, 3);
         Self {
             seed,
             nodes,
@@ -145,6 +153,16 @@ impl Scenario {
                 0 => 1 << 30,
                 _ => random.range(0, 64 << 10),
             },
+            barriers: match forms.below(8) {
+                0 => Barriers::Saved,
+                1 => Barriers::Image,
+                _ => Barriers::Auto,
+            },
+            unable: match forms.below(2) {
+                0 => 0,
+                _ => forms.range(1, 300),
+            },
+            images: (forms.range(0, 4 << 10), forms.range(0, 8 << 10)),
         }
     }
 
@@ -159,7 +177,9 @@ impl Scenario {
         config.limits.activation_ticks = self.activation_ticks;
         config.limits.log_memory_bytes = self.log_memory_bytes;
         config.limits.log_retained_bytes = self.log_retained_bytes;
-        if self.bytes_per_second != 0 {
+        config.limits.barrier_image_bytes = self.images.0;
+        config.limits.barrier_compaction_bytes = self.images.1;
+        if self.bytes_per_second != 0 || self.barriers != Barriers::Auto {
             config.deployment = Some(Deployment {
                 component: ComponentId::default(),
                 profile: bytes::Bytes::new(),
@@ -167,6 +187,7 @@ impl Scenario {
                     bytes_per_second: self.bytes_per_second,
                     ..Quota::default()
                 },
+                barriers: self.barriers,
             });
         }
         config
@@ -176,7 +197,7 @@ impl Scenario {
     pub fn short(&self) -> String {
         format!(
             "seed {}: {} nodes, {} groups of ≤ {} voters, {} clients each, {} s; loss {} ‰, duplicates {} ‰, delay {} \
-             µs, disk {} µs, a fault each {:.1} s of {:?}",
+             µs, disk {} µs, barriers {}, without images {} ‰, a fault each {:.1} s of {:?}",
             self.seed,
             self.nodes,
             self.groups,
@@ -187,6 +208,8 @@ impl Scenario {
             self.duplicates,
             self.delay,
             self.disk,
+            self.barriers,
+            self.unable,
             self.fault as f64 / SECOND as f64,
             self.faults
         )

@@ -64,6 +64,9 @@ fn candidates(scenario: &Scenario) -> Vec<Scenario> {
     if scenario.duplicates > 0 {
         offer(&|smaller| smaller.duplicates = 0);
     }
+    if scenario.unable > 0 {
+        offer(&|smaller| smaller.unable = 0);
+    }
     if scenario.delay > 1000 {
         offer(&|smaller| smaller.delay = 1000);
     }

@@ -51,6 +51,7 @@ impl Sum {
         sum.acknowledged += more.acknowledged;
         sum.reads += more.reads;
         sum.snapshots += more.snapshots;
+        sum.images += more.images;
         sum.read_back += more.read_back;
         sum.given_up += more.given_up;
     }

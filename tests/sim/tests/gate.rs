@@ -26,6 +26,11 @@ fn a_few_hours_break_no_promise() {
         counts.acknowledged > 1000 && counts.reads > 100 && counts.elections > 50,
         "nothing happened: {counts:?}"
     );
+    let saved = counts.snapshots - counts.images;
+    assert!(
+        saved > 100 && counts.images > 100,
+        "barriers are of one form: {counts:?}"
+    );
     assert!(
         sum.restarts > 20 && sum.faults.len() > 10,
         "{:?}",

@@ -97,6 +97,7 @@ fn commands(text: &[u8]) {
         init: Vec::new(),
         profile: Profile::default(),
         quota: Default::default(),
+        barriers: Default::default(),
     });
     let taken = states.borrow().find("the-last-one").is_some();
     let line = serde_json::to_vec(&create).expect("plain values");
@@ -152,6 +153,7 @@ fn prelude() -> Vec<Command> {
         init: b"a".to_vec(),
         profile: Profile::default(),
         quota: Default::default(),
+        barriers: Default::default(),
     }));
     commands
 }

@@ -72,6 +72,11 @@ impl Telling<'_> {
                     self.teller.lack.take().unwrap_or_default(),
                 )));
             }
+            Done::Tell(Input::NotResumed { .. }) => {
+                return Err(stopped(Failed::local(
+                    self.teller.lack.take().unwrap_or_default(),
+                )));
+            }
             Done::Tell(input) => Some(input),
             Done::Passed { point, .. } => Some(self.passed(&point)),
             Done::Imaging { mut image, .. } => {
@@ -164,7 +169,7 @@ impl Source<Box<dyn StateMachine>> for Shelf<'_> {
 pub(super) struct Teller<'a> {
     /// The component that wrote the snapshot in the beginning.
     pub(super) wrote: ComponentId,
-    /// Why the other machine of an activation is not to be had.
+    /// Why the other machine of an activation is not to be had, or an image cannot be used.
     pub(super) lack: Option<String>,
     pub(super) visit: &'a mut dyn FnMut(Happened),
 }
@@ -225,6 +230,10 @@ impl Listener<Box<dyn StateMachine>> for Teller<'_> {
 
     fn no_image(&mut self, context: &EntryContext, error: &MachineError) {
         self.no_bytes(context, Form::Image, error);
+    }
+
+    fn not_resumed(&mut self, _: &EntryContext, error: &MachineError) {
+        self.lack = Some(error.to_string());
     }
 
     fn lacks(&mut self, _: &EntryContext, _: &Deployment, lack: &Lack) {

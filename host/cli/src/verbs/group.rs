@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use skep::{GroupId, NodeId, Rehearsal, Verdict};
 use skep_core::deployment::Quota;
+use skep_core::form::Barriers;
 use skep_core::status::{AwaitedDecision, CatchingUp, HeldBack, Status};
 use skep_machine::state_machine::Memory;
 use skep_machine::wasm::Profile;
@@ -54,7 +55,7 @@ enum Verb {
         /// The node that is to lead
         node: u64,
     },
-    /// Goes on with another component, profile or quota, while the group serves
+    /// Goes on with another component, profile, quota or form of barriers, while the group serves
     Upgrade(Upgrade),
     /// Gives up an upgrade that the group waits for; it goes on with what it ran
     AbortUpgrade {
@@ -120,6 +121,10 @@ struct Limits {
     /// Bytes of commands and replies in a second, above which they wait; if 0, each node limits those longer than 64 KiB
     #[arg(long, value_name = "BYTES")]
     bytes_per_second: Option<u64>,
+    /// What barriers leave of the machine that nobody asks for: what it saves (`saved`), an image of its memory whenever it can have one
+    /// (`image`), or either, as sizes tell (`auto`)
+    #[arg(long, value_name = "auto|saved|image")]
+    barriers: Option<Barriers>,
 }
 
 impl Limits {
@@ -241,6 +246,7 @@ async fn upgrade(upgrade: Upgrade) -> anyhow::Result<()> {
         component,
         profile: upgrade.limits.profile()?,
         quota: upgrade.limits.quota(),
+        barriers: upgrade.limits.barriers,
         dry_run: upgrade.dry_run,
     };
     if request.dry_run {
@@ -331,6 +337,7 @@ async fn create(create: Create) -> anyhow::Result<()> {
         init: create.init,
         profile: create.limits.profile()?.unwrap_or_default(),
         quota: create.limits.quota().of(Quota::default()),
+        barriers: create.limits.barriers.unwrap_or_default(),
     };
     let group: GroupInfo = connection.call(method::GROUP_CREATE, &request).await?;
     if let Some(problem) = &group.problem {

@@ -24,6 +24,8 @@ pub struct Node {
     pub machine: Machine,
     /// Work waits while this is set.
     pub machine_stuck: bool,
+    /// Images are not taken to their ends while this is set.
+    pub images_stuck: bool,
     work: VecDeque<Work>,
     pub replies: BTreeMap<Waiter, Result<Response, ProposalError>>,
     pub query_replies: BTreeMap<Waiter, Result<Vec<Bytes>, ProposalError>>,
@@ -113,6 +115,7 @@ impl Cluster {
             unsynced: VecDeque::new(),
             machine: Machine::default(),
             machine_stuck: false,
+            images_stuck: false,
             work: VecDeque::new(),
             replies: BTreeMap::new(),
             query_replies: BTreeMap::new(),
@@ -450,6 +453,14 @@ impl Cluster {
                 group.handle(input);
             }
         }
+        // Behind everything else that there is to do.
+        if !moved && !node.images_stuck {
+            let input = node.machine.finish_image(&mut node.disk);
+            if let (Some(input), Some(group)) = (input, &mut node.group) {
+                group.handle(input);
+                moved = true;
+            }
+        }
         moved
     }
 
@@ -530,6 +541,7 @@ pub fn activate(component: u8) -> Proposal {
         component: ComponentId([component; 32]),
         profile: Bytes::from_static(b"limits"),
         quota: Quota::default(),
+        barriers: Default::default(),
     })
 }
 

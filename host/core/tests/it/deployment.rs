@@ -14,6 +14,7 @@ fn deployment(component: u8, quota: Quota) -> Deployment {
         component: ComponentId([component; 32]),
         profile: Bytes::from_static(b"limits"),
         quota,
+        barriers: Default::default(),
     }
 }
 

@@ -8,15 +8,15 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use sha2::{Digest as _, Sha256};
 use skep_core::deployment::{Deployment, Quota};
 use skep_core::effect::{Call, Work};
-use skep_core::form::Form;
 use skep_core::id::{ComponentId, LogIndex};
 use skep_core::input::{Input, Waiter};
 use skep_core::message::SnapshotName;
 use skep_core::outcome::{ConfChange, EntryContext, GuestFault, LeaderChanged, Outcome};
 use skep_core::proposal::ProposalError;
+use skep_core::state::HostState;
 use skep_drive::{
-    Applied, CanonicalPoint, Descriptor, Done, Driver, Failed, Listener, LocalCode, MachineError,
-    Running, Source, StateMachine, Stored, ToEnd,
+    Applied, CanonicalPoint, Descriptor, Done, Driver, Failed, ImageTaken, Imaging, Listener,
+    LocalCode, MachineError, ReadImage, Running, Source, StateMachine, Stored, ToEnd, no_image,
 };
 
 use crate::cluster::Disk;
@@ -39,6 +39,12 @@ pub struct Machine {
     pub lacks: bool,
     /// No other machine takes its state.
     pub refuses: bool,
+    /// How much memory an image of it is of; none if it can have no image.
+    pub memory: Option<u64>,
+    /// Its node can take no image, and use none.
+    pub unable: bool,
+    /// An image that is being taken.
+    imaging: Option<(Imaging, Bytes, Option<u64>)>,
     /// Its node has no room for the files of its snapshots.
     pub cannot_write: bool,
     /// It cannot run commands that begin so.
@@ -68,6 +74,10 @@ pub struct Model {
     sick: Sick,
     stops_at: Option<&'static str>,
     stopped_at: Option<usize>,
+    /// Commands since it was built: it saves nothing of that.
+    pub heap: u64,
+    memory: Option<u64>,
+    unable: bool,
     refuses: bool,
 }
 
@@ -77,6 +87,7 @@ impl Default for Machine {
             component: ComponentId::default(),
             profile: Bytes::new(),
             quota: Quota::default(),
+            barriers: Default::default(),
         };
         Self {
             driver: Driver::exchangeable(Model::default(), founding.clone(), founding),
@@ -88,6 +99,9 @@ impl Default for Machine {
             sick: Sick::Healthy,
             lacks: false,
             refuses: false,
+            memory: None,
+            unable: false,
+            imaging: None,
             cannot_write: false,
             stops_at: None,
             has_failed: false,
@@ -104,9 +118,11 @@ impl Deref for Machine {
 }
 
 impl Machine {
-    /// Its process ends. What its node cannot run stays.
+    /// Its process ends. What its node can do and cannot do stays.
     pub fn after_a_crash(&self) -> Self {
         Self {
+            memory: self.memory,
+            unable: self.unable,
             stops_at: self.stops_at,
             ..Self::default()
         }
@@ -123,6 +139,10 @@ impl Machine {
         }
         let model = self.driver.machine_mut();
         (model.words, model.sick, model.stops_at) = (self.words, self.sick, self.stops_at);
+        (model.memory, model.unable) = (self.memory, self.unable);
+        if matches!(work, Work::Restore { .. }) {
+            self.imaging = None;
+        }
         let mut shelf = Shelf {
             disk,
             lacks: self.lacks,
@@ -135,8 +155,20 @@ impl Machine {
         };
         match self.driver.drive(work, &mut shelf, &mut told).to_end() {
             Ok(Done::Tell(input)) => Some(input),
-            Ok(Done::Passed { point, state, .. }) => Some(self.settle(point, state, disk)),
-            Ok(Done::Imaging { .. }) => panic!("it has no images"),
+            Ok(Done::Passed {
+                point,
+                state,
+                memory,
+            }) => Some(self.settle(point, state, memory, disk)),
+            Ok(Done::Imaging {
+                image,
+                state,
+                memory,
+            }) => {
+                assert!(self.imaging.is_none(), "one is taken at a time");
+                self.imaging = Some((image, state, memory));
+                None
+            }
             Ok(Done::Answer {
                 waiter,
                 answer,
@@ -158,8 +190,24 @@ impl Machine {
         }
     }
 
+    /// Takes an image to its end, if one is being taken.
+    pub fn finish_image(&mut self, disk: &mut Disk) -> Option<Input> {
+        let (mut image, state, memory) = self.imaging.take().filter(|_| !self.has_failed)?;
+        let index = image.index();
+        Some(match image.finish() {
+            Ok(point) => self.settle(point, state, memory, disk),
+            Err(error) => no_image(index, &error),
+        })
+    }
+
     /// Writes the snapshot of a barrier.
-    fn settle(&self, point: CanonicalPoint, state: Bytes, disk: &mut Disk) -> Input {
+    fn settle(
+        &self,
+        point: CanonicalPoint,
+        state: Bytes,
+        memory: Option<u64>,
+        disk: &mut Disk,
+    ) -> Input {
         let CanonicalPoint { context, guest, .. } = point;
         let mut hash = Sha256::new();
         hash.update(&state);
@@ -176,13 +224,13 @@ impl Machine {
             true => Input::Unwritten {
                 index,
                 snapshot: name,
-                memory: None,
+                memory,
                 reason: "no room".into(),
             },
             false => Input::Snapshotted {
                 index,
                 snapshot: Some(name),
-                memory: None,
+                memory,
             },
         }
     }
@@ -214,10 +262,12 @@ impl Source<Model> for Shelf<'_> {
     }
 
     fn snapshot(&mut self, name: &SnapshotName) -> Result<Stored, Failed> {
+        let (_, state, guest) = &self.disk.files[&name.index];
+        let (state, _) = HostState::decode(state.clone()).expect("the host's section");
         Ok(Stored {
-            form: Form::Saved,
+            form: state.form,
             schema: 1,
-            guest: self.disk.files[&name.index].2.clone(),
+            guest: guest.clone(),
         })
     }
 }
@@ -261,6 +311,10 @@ impl Model {
                 message: self.words.into(),
             };
         }
+        if &command[..] == b"heap" {
+            return Outcome::Reply(self.heap.to_string().into());
+        }
+        self.heap += 1;
         if command.starts_with(b"echo ") {
             return Outcome::Reply(command.clone());
         }
@@ -363,8 +417,54 @@ impl StateMachine for Model {
                 });
             }
             self.commands = unpacked(from);
+            self.heap = 0;
             Ok(())
         })
+    }
+
+    fn image_bytes(&self) -> Option<u64> {
+        self.memory
+    }
+
+    fn image(&mut self, _: &EntryContext) -> Running<'_, Option<Box<dyn ImageTaken>>> {
+        Box::pin(async {
+            if self.unable {
+                return Err(unable("image"));
+            }
+            let image = [&self.heap.to_le_bytes()[..], &packed(&self.commands)].concat();
+            let taken: Box<dyn ImageTaken> = Box::new(Taken(image.into()));
+            Ok(self.memory.map(|_| taken))
+        })
+    }
+
+    fn resume(&mut self, _: &EntryContext, mut image: Bytes) -> Running<'_, ()> {
+        Box::pin(async move {
+            if self.unable {
+                return Err(unable("resume"));
+            }
+            self.heap = image.get_u64_le();
+            self.commands = unpacked(image);
+            Ok(())
+        })
+    }
+}
+
+/// An image of it.
+struct Taken(Bytes);
+
+impl ImageTaken for Taken {
+    fn finish(&mut self) -> Result<Bytes, MachineError> {
+        Ok(self.0.clone())
+    }
+
+    fn kept(self: Box<Self>, _: ReadImage) {}
+}
+
+fn unable(call: &'static str) -> MachineError {
+    MachineError::Local {
+        call,
+        code: LocalCode::Missing,
+        reason: "this node cannot".into(),
     }
 }
 

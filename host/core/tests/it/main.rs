@@ -10,6 +10,7 @@ mod divergence;
 mod durability;
 mod entries;
 mod healing;
+mod images;
 mod impasse;
 mod machine;
 mod membership;

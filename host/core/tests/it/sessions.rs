@@ -164,6 +164,7 @@ fn the_words_of_the_host_are_in_no_hash_and_no_snapshot() {
         component: ComponentId([REFUSED; 32]),
         profile: Bytes::new(),
         quota: Quota::default(),
+        barriers: Default::default(),
     });
     let activated = cluster.ask(1, activation).expect("applied").outcome;
     assert!(matches!(activated, Outcome::Refused { code: 422, .. }));

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use skep_core::effect::Work;
 use skep_core::form::Form;
-use skep_core::id::LogIndex;
+use skep_core::id::{LogIndex, Term};
 use skep_core::input::Input;
 use skep_drive::{CanonicalPoint, Done};
 
@@ -34,6 +34,15 @@ fn a_machine_goes_on_from_the_bytes_that_it_saved() {
     assert_eq!(stage.model().rebuilt, 1);
     assert_eq!(stage.driver.applied(), LogIndex(2));
     assert_eq!(stage.seen()[1..], ["saved 1", "goes on from Some(2)"]);
+}
+
+fn query(index: u64) -> Work {
+    Work::Query {
+        waiter: 1,
+        request: Bytes::new(),
+        index: LogIndex(index),
+        term: Term(1),
+    }
 }
 
 /// A barrier that leaves an image.
@@ -108,8 +117,23 @@ fn a_node_that_can_take_no_image_goes_on_and_says_so() {
     // Nor can it begin with one; that is of this node.
     stage.node.form = Form::Image;
     stage.node.snapshot = Some((0, Bytes::from_static(b"\x01a")));
-    let failed = stage.drive(restore(2, None)).expect_err("it cannot");
-    assert!(!failed.is_broken, "{failed}");
+    let Input::NotResumed { index } = stage.tell(restore(2, None)) else {
+        panic!("it cannot");
+    };
+    assert_eq!(index, LogIndex(2));
+    assert_eq!(stage.seen().pop().as_deref(), Some("not resumed"));
+    // It has no state that anything could be done to or asked of, until it has one.
+    let told = stage.tell(apply(3, vec![commands(&["c"])]));
+    assert!(matches!(told, Input::NotResumed { index } if index == LogIndex(2)));
+    let Ok(Done::Answer { answer, .. }) = stage.drive(query(7)) else {
+        panic!("it is answered");
+    };
+    assert!(answer.is_err());
+    assert_eq!(stage.seen(), [""; 0]);
+    stage.node.form = Form::Saved;
+    stage.tell(restore(5, None));
+    stage.tell(apply(6, vec![commands(&["d"])]));
+    assert_eq!(stage.model().state, b"\x01ad");
 }
 
 #[test]

@@ -318,6 +318,10 @@ impl Listener<Model> for Seen {
         self.0.push(format!("no image: {error}"));
     }
 
+    fn not_resumed(&mut self, _: &EntryContext, _: &MachineError) {
+        self.0.push("not resumed".into());
+    }
+
     fn prepared(&mut self, _: &EntryContext, _: &Deployment) {
         self.0.push("prepared".into());
     }
@@ -409,6 +413,7 @@ pub fn deployment(component: u8) -> Deployment {
         component: ComponentId([component; 32]),
         profile: Bytes::new(),
         quota: Quota::default(),
+        barriers: Default::default(),
     }
 }
 

@@ -118,6 +118,8 @@ struct Queue {
     queries: Option<Queries>,
     /// Jobs that change the state and are not done: queued, or in hand.
     unapplied: usize,
+    /// The machine waits for a snapshot that it can go on from.
+    void: bool,
     /// Snapshots of barriers that are being made durable, each by a task of its own.
     settling: u32,
     /// The snapshot of the last barrier, if it could not be written.
@@ -188,7 +190,9 @@ impl Worker {
             return;
         }
         match (job, &queue.queries) {
-            (Job::Query(query), Some(queries)) if queue.unapplied == 0 => queries.push(query),
+            (Job::Query(query), Some(queries)) if queue.unapplied == 0 && !queue.void => {
+                queries.push(query)
+            }
             (job, _) => {
                 queue.unapplied += usize::from(job.changes_state());
                 queue.jobs.push_back(job);
@@ -335,7 +339,11 @@ impl Actor {
                             self.recent().add(context, calls, outcomes, *fuel);
                         }
                     }
-                    Input::Restored { index, .. } => self.supersede_unwritten(*index),
+                    Input::Restored { index, .. } => {
+                        self.supersede_unwritten(*index);
+                        self.lock().void = false;
+                    }
+                    Input::NotResumed { .. } => self.lock().void = true,
                     _ => {}
                 }
                 self.push(input);

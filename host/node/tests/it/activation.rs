@@ -65,6 +65,7 @@ fn deployment(component: ComponentId) -> Deployment {
         component,
         profile: Bytes::new(),
         quota: Quota::default(),
+        barriers: Default::default(),
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use skep_core::deployment::Quota;
+use skep_core::form::Barriers;
 use skep_core::id::{ComponentId, GroupId, Incarnation, LogIndex, NodeId};
 use skep_machine::wasm::Profile;
 use skep_types::code::Code;
@@ -90,6 +91,9 @@ pub struct NewGroup {
     /// What it takes of its clients.
     #[serde(default)]
     pub quota: Quota,
+    /// Which form its barriers have.
+    #[serde(default)]
+    pub barriers: Barriers,
 }
 
 /// What a command did.

@@ -204,6 +204,7 @@ mod tests {
             init: vec![0, 255, 16],
             profile: Profile::default(),
             quota: Default::default(),
+            barriers: Default::default(),
         })
     }
 

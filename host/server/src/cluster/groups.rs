@@ -93,6 +93,7 @@ impl Host {
             init: request.init.unwrap_or_default().into_bytes(),
             profile: request.profile,
             quota: request.quota,
+            barriers: request.barriers,
         };
         self.check_new_group(&new)?;
         let record = self.change_group(&Command::CreateGroup(new)).await?;

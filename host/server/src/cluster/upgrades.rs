@@ -114,6 +114,7 @@ impl Host {
             component,
             profile: request.profile.unwrap_or_else(|| record.profile.clone()),
             quota: request.quota.of(record.quota),
+            barriers: request.barriers.unwrap_or(record.barriers),
         })
     }
 

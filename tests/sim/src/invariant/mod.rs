@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use skep_core::Recovered;
 use skep_core::config::Limits;
 use skep_core::effect::Persist;
+use skep_core::form::Form;
 use skep_core::input::LogRead;
 use skep_core::message::{Body, PeerMessage};
 use skep_core::status::Status;
@@ -315,6 +316,26 @@ impl Checker {
         Ok(())
     }
 
+    /// A machine has passed a barrier of this form and is in `state`.
+    pub fn passed(
+        &mut self,
+        place: Place,
+        index: u64,
+        form: Form,
+        state: u64,
+    ) -> Result<(), Violation> {
+        if self.may_differ(place.key) {
+            return Ok(());
+        }
+        let step = Step {
+            input: digest(form),
+            outcomes: 0,
+            state,
+        };
+        let first = self.machines.check(place.key, index, step);
+        first.map(drop).breaks("state machine safety", place)
+    }
+
     /// A machine was rebuilt from a snapshot.
     pub fn restored(&self, place: Place, index: u64, state: u64) -> Result<(), Violation> {
         match self.machines.state(place.key, index) {
@@ -331,13 +352,14 @@ impl Checker {
         &mut self,
         place: Place,
         index: u64,
+        form: Form,
         digest: [u8; 32],
     ) -> Result<(), Violation> {
         if self.may_differ(place.key) {
             return Ok(());
         }
         self.machines
-            .check_snapshot(place.key, index, digest)
+            .check_snapshot(place.key, index, (form, digest))
             .breaks("equal snapshots", place)
     }
 
@@ -463,6 +485,7 @@ impl Checker {
             acknowledged,
             reads,
             snapshots: self.machines.snapshots() as u64,
+            images: self.machines.images() as u64,
             read_back: self.read_back,
             given_up: self.given_up.len() as u64,
         }
@@ -486,6 +509,8 @@ pub struct Counts {
     pub reads: u64,
     /// Snapshots, each counted once.
     pub snapshots: u64,
+    /// Those of them that are images.
+    pub images: u64,
     /// Entries read back from the files of logs.
     pub read_back: u64,
     /// Commands that no member could run, whose clients were told.

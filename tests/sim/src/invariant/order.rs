@@ -35,9 +35,11 @@ impl Order {
         let purged = status.first.0.saturating_sub(1);
         let (snapshot, applied) = (status.snapshot.0, status.applied.0);
         let (commit, last) = (status.commit.0, status.last.0);
+        // Its machine cannot go on from the image.
+        let is_damaged = matches!(status.health, Health::Damaged { .. });
         // An entry can be applied before its commit index is recorded, never before it is known.
         let in_order = (purged <= snapshot || has_lost(status) || (restoring && snapshot == 0))
-            && (snapshot <= applied || restoring)
+            && (snapshot <= applied || restoring || is_damaged)
             && applied <= commit
             && snapshot <= commit
             && commit <= last;

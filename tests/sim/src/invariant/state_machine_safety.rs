@@ -3,13 +3,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use skep_core::form::Form;
 use skep_log::GroupKey;
 
 /// What was applied at each index of each life of a group.
 #[derive(Debug, Default)]
 pub struct StateMachineSafety {
     groups: HashMap<GroupKey, BTreeMap<u64, Step>>,
-    snapshots: HashMap<(GroupKey, u64), [u8; 32]>,
+    snapshots: HashMap<(GroupKey, u64), (Form, [u8; 32])>,
 }
 
 /// What one entry did.
@@ -44,10 +45,10 @@ impl StateMachineSafety {
         &mut self,
         key: GroupKey,
         index: u64,
-        digest: [u8; 32],
+        file: (Form, [u8; 32]),
     ) -> Result<(), String> {
-        let known = self.snapshots.entry((key, index)).or_insert(digest);
-        if *known == digest {
+        let known = self.snapshots.entry((key, index)).or_insert(file);
+        if *known == file {
             Ok(())
         } else {
             Err(format!("two different snapshots at {index}"))
@@ -63,6 +64,12 @@ impl StateMachineSafety {
     /// Entries applied, each counted once.
     pub fn entries(&self) -> usize {
         self.groups.values().map(BTreeMap::len).sum()
+    }
+
+    /// Snapshots that are images, each counted once.
+    pub fn images(&self) -> usize {
+        let forms = self.snapshots.values().map(|(form, _)| *form);
+        forms.filter(|form| *form == Form::Image).count()
     }
 
     /// Snapshots taken, each counted once.

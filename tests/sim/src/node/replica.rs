@@ -13,7 +13,8 @@ use skep_core::message::SnapshotName;
 use skep_core::outcome::EntryContext;
 use skep_core::proposal::ProposalError;
 use skep_drive::{
-    CanonicalPoint, Done, Driver, Failed, Listener, LocalCode, MachineError, Source, Stored, ToEnd,
+    CanonicalPoint, Done, Driver, Failed, Imaging, Listener, LocalCode, MachineError, Source,
+    Stored, ToEnd, no_image,
 };
 use skep_log::{LogPosition, SealedSnapshot, SnapshotMeta, SnapshotStore};
 use skep_store::convert;
@@ -21,6 +22,7 @@ use skep_store::convert;
 use super::{Context, Out, violation};
 use crate::invariant::{Place, Queues, Violation};
 use crate::machine::{Applied, Machine, Nature, local, state_in};
+use crate::trace::digest;
 
 /// A replica, its machine, and what that still has to do.
 pub(super) struct Replica {
@@ -36,8 +38,18 @@ pub(super) struct Replica {
     pub(super) snapshot: LogIndex,
     /// The snapshot of the last barrier, if it could not be written.
     pub(super) unwritten: Option<(LogIndex, SealedSnapshot)>,
+    /// The image that its machine leaves at a barrier, while it is taken.
+    pub(super) imaging: Option<Taking>,
     /// Numbers of the last record asked for, and of the last known here to be durable.
     pub(super) records: (u64, u64),
+}
+
+/// An image on its way into a file.
+pub(super) struct Taking {
+    image: Imaging,
+    state: Bytes,
+    component: [u8; 32],
+    memory: Option<u64>,
 }
 
 impl Replica {
@@ -91,7 +103,8 @@ impl Replica {
     }
 
     pub(super) fn request_work(&mut self, context: &mut Context<'_>) {
-        if !self.work.is_empty() && !self.working {
+        let has_work = !self.work.is_empty() || self.imaging.is_some();
+        if has_work && !self.working {
             self.working = true;
             context.out.push(Out::Work {
                 group: GroupId(self.place.key.group),
@@ -118,7 +131,17 @@ impl Replica {
             }
             return Ok(None);
         };
-        driver.machine_mut().sick = context.sick;
+        let machine = driver.machine_mut();
+        machine.sick = context.sick;
+        let chance = digest((place.node, place.key.group, context.now));
+        machine.unable = chance % 1000 < context.unable;
+        if matches!(work, Work::Restore { .. }) {
+            self.imaging = None;
+        }
+        let barrier = match &work {
+            Work::Barrier { context, form, .. } => Some((context.index, *form)),
+            _ => None,
+        };
         let mut shelf = Shelf {
             place,
             now: context.now,
@@ -137,22 +160,51 @@ impl Replica {
                 return Ok(Some(failed.input()));
             }
         };
+        if let Some((index, form)) = barrier {
+            let state = driver.machine().state();
+            context.checker.passed(place, index.0, form, state)?;
+        }
         match done {
             Done::Tell(input) => {
                 watch.show(&input, place, driver.machine().state(), context)?;
                 Ok(Some(input))
             }
-            Done::Passed { point, state, .. } => {
+            Done::Passed {
+                point,
+                state,
+                memory,
+            } => {
                 let component = driver.deployment().map_or([0; 32], |it| it.component.0);
-                self.settle(point, state, component, snapshots, context)
+                self.settle(point, state, (component, memory), snapshots, context)
                     .map(Some)
             }
-            Done::Imaging { .. } => unreachable!("it has no images"),
+            Done::Imaging {
+                image,
+                state,
+                memory,
+            } => {
+                let component = driver.deployment().map_or([0; 32], |it| it.component.0);
+                self.imaging = Some(Taking {
+                    image,
+                    state,
+                    component,
+                    memory,
+                });
+                Ok(None)
+            }
             Done::Answer {
                 waiter,
                 answer,
                 index,
             } => {
+                if answer.is_err() && driver.waits_for_snapshot() {
+                    context.out.push(Out::Answer {
+                        place,
+                        waiter,
+                        result: Err(ProposalError::Faulted),
+                    });
+                    return Ok(None);
+                }
                 let answer = answer.map_err(|error| error.to_string());
                 let state = answer.as_ref().ok().and_then(state_in);
                 let state = state.ok_or_else(|| {
@@ -168,17 +220,47 @@ impl Replica {
         }
     }
 
+    /// Takes an image to its end now and then, beside what the machine does.
+    pub(super) fn finish_image(
+        &mut self,
+        snapshots: &SnapshotStore,
+        context: &mut Context<'_>,
+    ) -> Result<Option<Input>, Violation> {
+        let chance = digest((self.place.node, context.now, "image"));
+        let is_done = self.driver.is_none() || chance.is_multiple_of(4);
+        let Some(taking) = self.imaging.take_if(|_| is_done) else {
+            return Ok(None);
+        };
+        let Taking {
+            mut image,
+            state,
+            component,
+            memory,
+        } = taking;
+        // Nobody asks any more for what a machine did that has failed.
+        if self.driver.is_none() {
+            return Ok(None);
+        }
+        let index = image.index();
+        match image.finish() {
+            Ok(point) => self
+                .settle(point, state, (component, memory), snapshots, context)
+                .map(Some),
+            Err(error) => Ok(Some(no_image(index, &error))),
+        }
+    }
+
     /// Makes the snapshot of a barrier durable, or keeps it for later.
     fn settle(
         &mut self,
         point: CanonicalPoint,
         state: Bytes,
-        component: [u8; 32],
+        (component, memory): ([u8; 32], Option<u64>),
         snapshots: &SnapshotStore,
         context: &mut Context<'_>,
     ) -> Result<Input, Violation> {
         let place = self.place;
-        let index = point.context.index;
+        let (index, form) = (point.context.index, point.form);
         // Only a new barrier makes it needless.
         self.unwritten = None;
         let meta = SnapshotMeta {
@@ -196,19 +278,21 @@ impl Replica {
             .seal(meta, point.guest)
             .map_err(|error| violation("snapshots are taken", place, error.to_string()))?;
         let name = convert::name(sealed.mark());
-        context.checker.snapshotted(place, index.0, name.digest)?;
+        context
+            .checker
+            .snapshotted(place, index.0, form, name.digest)?;
         Ok(match sealed.place() {
             Ok(_) => Input::Snapshotted {
                 index,
                 snapshot: Some(name),
-                memory: None,
+                memory,
             },
             Err(error) => {
                 self.unwritten = Some((index, sealed));
                 Input::Unwritten {
                     index,
                     snapshot: name,
-                    memory: None,
+                    memory,
                     reason: error.to_string(),
                 }
             }

@@ -115,6 +115,7 @@ impl Running {
             component: ComponentId::default(),
             profile: Bytes::new(),
             quota: Quota::default(),
+            barriers: Default::default(),
         });
         let machine = Machine::new(founding.component);
         let driver = Driver::exchangeable(machine, founding.clone(), founding);
@@ -174,6 +175,7 @@ impl Running {
                 marks: VecDeque::new(),
                 snapshot,
                 unwritten: None,
+                imaging: None,
                 records: (0, 0),
             },
         );
@@ -518,17 +520,18 @@ impl Running {
             return Ok(());
         };
         replica.working = false;
-        let Some(work) = replica.work.pop_front() else {
-            return Ok(());
-        };
         let had_failed = replica.driver.is_none();
-        let input = replica.run(work, &self.snapshots, context)?;
+        let input = match replica.work.pop_front() {
+            Some(work) => replica.run(work, &self.snapshots, context)?,
+            None => None,
+        };
+        let image = replica.finish_image(&self.snapshots, context)?;
         if replica.driver.is_none() && !had_failed {
             context.out.push(Out::Failed { group, life });
         }
         let written = replica.write_again();
         replica.request_work(context);
-        for input in input.into_iter().chain(written) {
+        for input in input.into_iter().chain(image).chain(written) {
             self.handle(group, input, context)?;
         }
         Ok(())

@@ -186,6 +186,7 @@ impl World {
                 bytes_per_second: self.scenario.bytes_per_second,
                 ..Quota::default()
             },
+            barriers: self.scenario.barriers,
         };
         self.trace.line(self.now, || {
             let nature = Nature::of(deployment.component);

@@ -19,6 +19,7 @@ impl World {
         self.healing = true;
         // A network slower than the election timeout, or a disk, is a fault too; and where components come from.
         self.scenario.fetch_seconds = 2;
+        self.scenario.unable = 0;
         self.scenario.delay = self.scenario.delay.min(5_000);
         self.scenario.disk = self.scenario.disk.min(5_000);
         self.scenario.loss = 0;

@@ -39,6 +39,7 @@ impl World {
             trace: &mut self.trace,
             out: &mut out,
             sick: self.sick.contains(&id),
+            unable: self.scenario.unable,
             fetch_seconds: self.scenario.fetch_seconds,
         };
         let result = work(node, &self.scenario, &mut context);

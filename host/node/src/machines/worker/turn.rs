@@ -168,7 +168,10 @@ impl Actor {
                 InHand::new(call, wake)
             }
             Job::Query(query) => {
-                let queries = self.lock().queries.clone();
+                let queries = {
+                    let queue = self.lock();
+                    queue.queries.clone().filter(|_| !queue.void)
+                };
                 if let Some(queries) = queries {
                     queries.push(query);
                     hand.machine = Some(machine);

@@ -109,6 +109,11 @@ impl Listener<Box<dyn StateMachine>> for Watch<'_> {
         tracing::warn!(group, name, index, reason = %error, "no image of the machine at a barrier: the group goes on, this node keeps its log, and the next snapshot is of what the machine saves");
     }
 
+    fn not_resumed(&mut self, context: &EntryContext, error: &MachineError) {
+        let (group, name, index) = (self.group(), self.name(), context.index.0);
+        tracing::warn!(group, name, index, reason = %error, "the machine cannot go on from the image in its snapshot: this replica waits for the next snapshot, which is of what the machine saves");
+    }
+
     fn prepared(&mut self, context: &EntryContext, deployment: &Deployment) {
         let (group, name, index) = (self.group(), self.name(), context.index.0);
         tracing::info!(group, name, index, component = %deployment.component, "the new machine has the state, and waits for the decision");
