@@ -124,6 +124,11 @@ impl<M: StateMachine> Driver<M> {
         self.applied
     }
 
+    /// Whether the machine waits for a snapshot that it can go on from.
+    pub fn waits_for_snapshot(&self) -> bool {
+        self.void.is_some()
+    }
+
     /// Version of the bytes that the machine saves.
     pub(crate) fn schema(&self) -> u32 {
         self.machine.describe().schema

@@ -197,6 +197,14 @@ impl Replica {
                 answer,
                 index,
             } => {
+                if answer.is_err() && driver.waits_for_snapshot() {
+                    context.out.push(Out::Answer {
+                        place,
+                        waiter,
+                        result: Err(ProposalError::Faulted),
+                    });
+                    return Ok(None);
+                }
                 let answer = answer.map_err(|error| error.to_string());
                 let state = answer.as_ref().ok().and_then(state_in);
                 let state = state.ok_or_else(|| {
