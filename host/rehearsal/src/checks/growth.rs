@@ -86,7 +86,7 @@ pub(crate) fn check(
         result.find(Severity::Warning, None, reason);
     } else if steps >= 2 && costs.memory_growth >= MEMORY_BYTES && last.1 - first.1 >= MEMORY_MIN {
         let reason = format!(
-            "the memory grows by {:.1} bytes with each command though the state does not: a leak. Each barrier frees it, on every replica",
+            "the memory grows by {:.1} bytes with each command though the state does not: a leak. Only a saved barrier frees it, on every replica",
             costs.memory_growth
         );
         result.find(Severity::Warning, None, reason);
