@@ -351,9 +351,11 @@ impl Group {
 
     /// Forgets what is kept for members, even if they need it: the log's files hold too much for its sake, and it would be copied
     /// forward whole otherwise. Who needed it is sent a snapshot.
-    pub(crate) fn release_all_log(&mut self) {
+    /// A leader also takes a snapshot: of what it keeps before that.
+    pub(crate) fn log_crowded(&mut self) {
         self.catch_up.needs.clear();
         self.release_log();
+        self.since_barrier.wanted |= self.leads();
     }
 
     /// The last entry at or below a snapshot that nobody needs.

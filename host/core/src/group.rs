@@ -335,7 +335,7 @@ impl Group {
                 }
             }
             Input::Persisted { number } => self.persisted(number),
-            Input::LogCrowded => self.release_all_log(),
+            Input::LogCrowded => self.log_crowded(),
             Input::LogRead { from, read } => self.log_read(from, read),
             Input::Applied {
                 index,

@@ -81,7 +81,8 @@ pub enum Input {
         /// Number of the `Effect::Persist`.
         number: u64,
     },
-    /// The files of the log hold too much for the sake of this group: what it keeps behind its snapshot for other members goes.
+    /// The files of the log hold too much for the sake of this group: what it keeps behind its snapshot for other members goes, and
+    /// a leader takes a newer snapshot.
     LogCrowded,
     /// An `Effect::ReadLog` has ended.
     LogRead {

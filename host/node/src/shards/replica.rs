@@ -74,8 +74,6 @@ pub(crate) struct Replica {
     ticks: u64,
     /// It is to be given up as soon as nothing is on its way to the disk; takes nothing in meanwhile.
     pub(crate) parking: Option<oneshot::Sender<Result<(), Error>>>,
-    /// A barrier the log asked for is on its way.
-    pub(crate) heavy: Option<Waiter>,
     /// Stands in the shard's list of what is to be polled.
     pub(crate) touched: bool,
     /// How it was when it was brought up.
@@ -130,7 +128,6 @@ impl Replica {
             unsent: Vec::new(),
             ticks: 0,
             parking: None,
-            heavy: None,
             touched: false,
             first: Box::new(group.status()),
             shown: Shown::default(),
@@ -394,9 +391,6 @@ impl Replica {
 
     /// Answers a proposal; whoever has left is not missed.
     pub(crate) fn reply(&mut self, waiter: Waiter, result: Result<Response, ProposalError>) {
-        if self.heavy == Some(waiter) {
-            self.heavy = None;
-        }
         let group = self.group();
         if let Some(Waiting::Response(asked)) = self.waiters.remove(&waiter) {
             asked.answer(result.map_err(|source| Error::proposal(group, source)));

@@ -11,7 +11,6 @@ use skep_core::effect::Effect;
 use skep_core::healing::Parked;
 use skep_core::id::GroupId;
 use skep_core::input::Input;
-use skep_core::proposal::Proposal;
 use tokio::sync::oneshot;
 
 use crate::error::Error;
@@ -143,18 +142,7 @@ impl Shard {
             Event::Persisted { number } => replica.persisted(number),
             Event::Broken { reason } => replica.halt(reason),
             Event::NotSent(reporter) => replica.not_sent(reporter),
-            Event::Heavy => {
-                replica.handle(Input::LogCrowded);
-                // Only the leader's request makes a barrier; its followers have the same log, so they ask it in vain.
-                if replica.route.leader() == self.router.node && replica.heavy.is_none() {
-                    let waiter = self.router.next_waiter();
-                    replica.heavy = Some(waiter);
-                    replica.handle(Input::Propose {
-                        waiter,
-                        proposal: Proposal::Barrier,
-                    });
-                }
-            }
+            Event::Heavy => replica.handle(Input::LogCrowded),
         }
     }
 
