@@ -1,4 +1,4 @@
-//! What commands that fail take from those that do not: one group on one node, a state of 16 MiB.
+//! What commands that fail take from those that do not: one group on one node.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -19,9 +19,11 @@ use skep_tests::clock::eventually;
 
 const GROUP: GroupId = GroupId(1);
 
-/// Bytes of one value, and how many of them make 16 MiB.
+/// Bytes of one value.
 const VALUE: usize = 1 << 10;
-const VALUES: usize = 16 << 10;
+
+/// States.
+const MEBIBYTES: [usize; 2] = [16, 200];
 
 /// Clients without fault, each with one command under way.
 const CLIENTS: u64 = 9;
@@ -64,28 +66,31 @@ pub fn run(component: &Arc<Component>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    println!("\npoison: {CLIENTS} clients with {COMMANDS} good commands each, state 16 MiB");
-    println!("                              good/s   poison    state");
-    let mut clean = None;
-    for (name, poison) in [
-        ("no poison", Poison::Nobody),
-        ("one client, poison only", Poison::OneClient),
-        ("each tenth of everybody", Poison::OneInTen),
-    ] {
-        let component = Arc::clone(component);
-        let (rate, poisoned, state) = runtime.block_on(case(component, poison))?;
-        let clean = clean.get_or_insert_with(|| state.clone());
-        anyhow::ensure!(
-            *clean == state,
-            "the state differs: {clean:?} and {state:?}"
-        );
-        println!("{name:<24} {rate:>11.0} {poisoned:>8}    equal");
+    println!("\npoison: {CLIENTS} clients with {COMMANDS} good commands each");
+    println!("   state                             good/s   poison    answers");
+    for mebibytes in MEBIBYTES {
+        let mut clean = None;
+        for (name, poison) in [
+            ("no poison", Poison::Nobody),
+            ("one client, poison only", Poison::OneClient),
+            ("each tenth of everybody", Poison::OneInTen),
+        ] {
+            let case = case(Arc::clone(component), (mebibytes << 20) / VALUE, poison);
+            let (rate, poisoned, state) = runtime.block_on(case)?;
+            let clean = clean.get_or_insert_with(|| state.clone());
+            anyhow::ensure!(
+                *clean == state,
+                "the state differs: {clean:?} and {state:?}"
+            );
+            println!("{mebibytes:>4} MiB  {name:<24} {rate:>9.0} {poisoned:>8}    equal");
+        }
     }
     Ok(())
 }
 
 async fn case(
     component: Arc<Component>,
+    values: usize,
     poison: Poison,
 ) -> anyhow::Result<(f64, u64, Vec<String>)> {
     let dir = tempfile::tempdir()?;
@@ -112,7 +117,7 @@ async fn case(
         leader.ok_or_else(|| "none".to_owned())
     })
     .await;
-    fill(&node).await?;
+    fill(&node, values).await?;
     let ended = AtomicBool::new(false);
     let poisoned = AtomicU64::new(0);
     let watch = Stopwatch::start();
@@ -164,9 +169,9 @@ async fn case(
     Ok((rate, poisoned.load(SeqCst), state))
 }
 
-async fn fill(node: &MultiNode) -> anyhow::Result<()> {
+async fn fill(node: &MultiNode, values: usize) -> anyhow::Result<()> {
     let value = "x".repeat(VALUE);
-    for first in (0..VALUES).step_by(512) {
+    for first in (0..values).step_by(512) {
         let puts = (first..first + 512).map(|key| {
             let put = Bytes::from(format!("put key-{key} {value}"));
             node.propose(GROUP, put)
