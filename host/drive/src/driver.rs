@@ -228,6 +228,11 @@ impl<M: StateMachine> Driver<M> {
                     let reason = format!("snapshot {index} is not taken: {}", failed.reason);
                     Failed { reason, ..failed }
                 })?;
+                if form == Form::Image
+                    && let Some(read) = source.read_again(&snapshot)
+                {
+                    self.machine.image_kept(read);
+                }
                 let memory = self.machine.image_bytes();
                 Done::Tell(Input::Restored { index, memory })
             }

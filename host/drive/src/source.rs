@@ -6,7 +6,7 @@ use skep_core::form::Form;
 use skep_core::message::SnapshotName;
 
 use crate::failed::Failed;
-use crate::state_machine::MachineError;
+use crate::state_machine::{MachineError, ReadImage};
 
 /// The machine's part of a snapshot.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -41,4 +41,11 @@ pub trait Source<M> {
     /// # Errors
     /// [`Failed`]: the snapshot is damaged or gone.
     fn snapshot(&mut self, name: &SnapshotName) -> Result<Stored, Failed>;
+
+    /// Reads the image in a snapshot again, whenever it is wanted, as long as there is no newer snapshot; none if that cannot be
+    /// done.
+    fn read_again(&mut self, name: &SnapshotName) -> Option<ReadImage> {
+        let _ = name;
+        None
+    }
 }

@@ -321,6 +321,11 @@ pub trait StateMachine: Send {
         })
     }
 
+    /// What it was [resumed](Self::resume) from just now can be read again, so it need not keep that in memory.
+    fn image_kept(&mut self, read: ReadImage) {
+        drop(read);
+    }
+
     /// The memory it has and may have, if it keeps its state in a sandbox. Asked between calls.
     fn memory(&self) -> Option<Memory> {
         None
@@ -413,6 +418,10 @@ impl<M: StateMachine + ?Sized> StateMachine for Box<M> {
 
     fn resume<'a>(&'a mut self, context: &'a EntryContext, image: Bytes) -> Running<'a, ()> {
         (**self).resume(context, image)
+    }
+
+    fn image_kept(&mut self, read: ReadImage) {
+        (**self).image_kept(read);
     }
 
     fn memory(&self) -> Option<Memory> {

@@ -251,3 +251,24 @@ fn machines_without_images_say_so() {
         assert_eq!(holds.image(&context(1)).to_end().unwrap().is_some(), can);
     });
 }
+
+#[test]
+fn a_machine_that_began_at_an_image_is_built_from_where_that_is_kept() {
+    on_apply_thread(|| {
+        let [case, _] = cases();
+        let mut veteran = case.machine();
+        case.run(&mut veteran, 0..9);
+        let written = image(&mut veteran, 9);
+        let mut newcomer = case.machine();
+        resume(&mut newcomer, 9, &written);
+        let reads = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&reads);
+        newcomer.image_kept(Box::new(move || {
+            counted.fetch_add(1, Relaxed);
+            Ok(written.clone())
+        }));
+        let [one, two] = [&mut veteran, &mut newcomer].map(|machine| case.run(machine, 10..30));
+        assert_eq!(one, two);
+        assert!(reads.load(Relaxed) > 0);
+    });
+}

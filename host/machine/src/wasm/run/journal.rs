@@ -90,6 +90,14 @@ impl Base {
     }
 }
 
+impl Base {
+    fn keep_elsewhere(&mut self, read: ReadImage) {
+        if let Origin::Image(image) = &self.origin {
+            self.origin = Origin::Kept(Arc::new(Kept::new(image, read)));
+        }
+    }
+}
+
 /// A moment of a journal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Moment {
@@ -225,12 +233,14 @@ impl Journal {
     /// The image that this base begins with is kept elsewhere, unless there is another base by now.
     pub(crate) fn keep_elsewhere(&self, moment: Moment, read: ReadImage) {
         let mut inner = self.lock();
-        if inner.bases == moment.bases + 1
-            && let Origin::Image(image) = &inner.base.origin
-        {
-            let kept = Kept::new(image, read);
-            inner.base.origin = Origin::Kept(Arc::new(kept));
+        if inner.bases == moment.bases + 1 {
+            inner.base.keep_elsewhere(read);
         }
+    }
+
+    /// The image that the machine begins with is kept elsewhere.
+    pub(crate) fn keep_base_elsewhere(&self, read: ReadImage) {
+        self.lock().base.keep_elsewhere(read);
     }
 
     /// Starts from another base, which is the state of this moment. Nothing changes if there was another base since then. No

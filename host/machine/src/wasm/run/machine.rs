@@ -24,8 +24,8 @@ use crate::wasm::engine::budget::Purpose;
 use crate::wasm::fault::Failure;
 use crate::wasm::world::logbook::{Logbook, MachineLabel};
 use crate::{
-    Applied, Costs, Descriptor, ImageTaken, MachineError, Memory, Reader, Running, StateMachine,
-    ToEnd,
+    Applied, Costs, Descriptor, ImageTaken, MachineError, Memory, ReadImage, Reader, Running,
+    StateMachine, ToEnd,
 };
 use skep_types::profile::Profile;
 
@@ -535,6 +535,10 @@ impl StateMachine for WasmMachine {
             };
             resumed.map_err(|failure| failure.into_error("resume"))
         })
+    }
+
+    fn image_kept(&mut self, read: ReadImage) {
+        self.present.journal.keep_base_elsewhere(read);
     }
 }
 

@@ -8,7 +8,7 @@ use skep_core::deployment::Deployment;
 use skep_core::id::{ComponentId, LogIndex};
 use skep_core::input::Input;
 use skep_core::message::SnapshotName;
-use skep_drive::{CanonicalPoint, Imaging, no_image};
+use skep_drive::{CanonicalPoint, Imaging, ReadImage, no_image};
 use skep_log::SealedSnapshot;
 use skep_store::convert;
 
@@ -172,12 +172,18 @@ impl Actor {
 
     /// The image of the machine is in a file, so it need not be in memory as well.
     fn keep_in_file(&self, image: Option<Imaging>, snapshot: &SnapshotName) {
-        let Some(image) = image else { return };
+        if let Some(image) = image {
+            image.kept(self.image_in(snapshot));
+        }
+    }
+
+    /// Reads the image in a snapshot.
+    pub(super) fn image_in(&self, snapshot: &SnapshotName) -> ReadImage {
         let (disk, key, snapshot) = (Arc::clone(&self.disk), self.owner.key, snapshot.clone());
-        image.kept(Box::new(move || {
+        Box::new(move || {
             let stored = disk.read_snapshot(key, &snapshot);
             Ok(stored.map_err(io::Error::other)?.guest)
-        }));
+        })
     }
 
     /// Unless a later barrier, or a restore, has taken its place meanwhile.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use skep_core::deployment::Deployment;
 use skep_core::message::SnapshotName;
-use skep_drive::{Failed, MachineError, Source, StateMachine, Stored};
+use skep_drive::{Failed, MachineError, ReadImage, Source, StateMachine, Stored};
 use skep_types::shared::lock;
 
 use super::Actor;
@@ -47,6 +47,10 @@ impl Source<Box<dyn StateMachine>> for Supply<'_> {
     ) -> Result<Box<dyn StateMachine>, MachineError> {
         let exchange = self.0.exchange.as_ref().ok_or_else(MachineError::fixed)?;
         exchange.factory.make(deployment)
+    }
+
+    fn read_again(&mut self, name: &SnapshotName) -> Option<ReadImage> {
+        Some(self.0.image_in(name))
     }
 
     /// What the system has no room for now is asked for again; a file that is damaged or gone is the end of this start of the
