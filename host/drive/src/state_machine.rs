@@ -212,6 +212,15 @@ pub trait ImageTaken: Send {
     fn kept(self: Box<Self>, read: ReadImage);
 }
 
+/// The image of a machine that writes it down at once.
+impl ImageTaken for Bytes {
+    fn finish(&mut self) -> Result<Bytes, MachineError> {
+        Ok(self.clone())
+    }
+
+    fn kept(self: Box<Self>, _: ReadImage) {}
+}
+
 /// A replicated state machine (`StateMachine` of the seed package).
 ///
 /// # Concurrency

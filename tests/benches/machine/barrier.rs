@@ -8,11 +8,11 @@ use bytes::Bytes;
 use skep::StateMachine;
 use skep::clock::Stopwatch;
 use skep_core::form::Form;
-use skep_core::outcome::Outcome;
 use skep_log::{DiskVfs, GroupKey, LogPosition, SnapshotMeta, SnapshotStore};
 use skep_machine::ToEnd;
 use skep_machine::wasm::WasmMachine;
 
+use crate::queries::replies;
 use crate::{context, machine};
 
 /// Bytes of one value.
@@ -99,12 +99,7 @@ fn put(machine: &mut WasmMachine, index: u64, values: usize) -> anyhow::Result<(
         .map(|at| Bytes::from(format!("put key-{} {value}", key(at))))
         .collect();
     let applied = machine.apply(&context(index), &commands).to_end()?;
-    let refused = applied
-        .outcomes
-        .iter()
-        .find(|outcome| !matches!(outcome, Outcome::Reply(_)));
-    anyhow::ensure!(refused.is_none(), "a command failed: {refused:?}");
-    Ok(())
+    replies(applied.outcomes)
 }
 
 pub(crate) fn fill(machine: &mut WasmMachine, values: usize) -> anyhow::Result<u64> {
@@ -116,11 +111,7 @@ pub(crate) fn fill(machine: &mut WasmMachine, values: usize) -> anyhow::Result<u
             .map(|key| Bytes::from(format!("put key-{key} {value}")))
             .collect();
         let applied = machine.apply(&context(index), &commands).to_end()?;
-        let refused = applied
-            .outcomes
-            .iter()
-            .find(|outcome| !matches!(outcome, Outcome::Reply(_)));
-        anyhow::ensure!(refused.is_none(), "a command failed: {refused:?}");
+        replies(applied.outcomes)?;
     }
     Ok(index)
 }

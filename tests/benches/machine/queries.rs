@@ -114,7 +114,7 @@ fn ask(reader: &mut dyn Reader, request: &str) -> anyhow::Result<()> {
     replies(vec![answer.outcome])
 }
 
-fn replies(outcomes: Vec<Outcome>) -> anyhow::Result<()> {
+pub(crate) fn replies(outcomes: Vec<Outcome>) -> anyhow::Result<()> {
     let refused = outcomes
         .iter()
         .find(|outcome| !matches!(outcome, Outcome::Reply(_)));

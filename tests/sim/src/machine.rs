@@ -11,9 +11,7 @@ use skep_core::id::ComponentId;
 use skep_core::outcome::{
     ChangeKind, ConfChange, EntryContext, GuestFault, LeaderChanged, Outcome,
 };
-use skep_drive::{
-    Descriptor, ImageTaken, LocalCode, MachineError, ReadImage, Running, StateMachine,
-};
+use skep_drive::{Descriptor, ImageTaken, LocalCode, MachineError, Running, StateMachine};
 
 use crate::trace::digest;
 
@@ -348,17 +346,6 @@ impl Machine {
     }
 }
 
-/// An image of it.
-struct Taken(Bytes);
-
-impl ImageTaken for Taken {
-    fn finish(&mut self) -> Result<Bytes, MachineError> {
-        Ok(self.0.clone())
-    }
-
-    fn kept(self: Box<Self>, _: ReadImage) {}
-}
-
 /// The state that a query was answered with.
 pub fn state_in(answer: &Outcome) -> Option<u64> {
     match answer {
@@ -447,7 +434,7 @@ impl StateMachine for Machine {
             if self.unable {
                 return Err(local("image", LocalCode::Memory, "there is no room for it"));
             }
-            let taken: Box<dyn ImageTaken> = Box::new(Taken(Self::image(self)));
+            let taken: Box<dyn ImageTaken> = Box::new(Self::image(self));
             Ok(self.has_images().then_some(taken))
         })
     }

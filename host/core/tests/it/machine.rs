@@ -16,7 +16,7 @@ use skep_core::proposal::ProposalError;
 use skep_core::state::HostState;
 use skep_drive::{
     Applied, CanonicalPoint, Descriptor, Done, Driver, Failed, ImageTaken, Imaging, Listener,
-    LocalCode, MachineError, ReadImage, Running, Source, StateMachine, Stored, ToEnd, no_image,
+    LocalCode, MachineError, Running, Source, StateMachine, Stored, ToEnd, no_image,
 };
 
 use crate::cluster::Disk;
@@ -432,7 +432,7 @@ impl StateMachine for Model {
                 return Err(unable("image"));
             }
             let image = [&self.heap.to_le_bytes()[..], &packed(&self.commands)].concat();
-            let taken: Box<dyn ImageTaken> = Box::new(Taken(image.into()));
+            let taken: Box<dyn ImageTaken> = Box::new(Bytes::from(image));
             Ok(self.memory.map(|_| taken))
         })
     }
@@ -447,17 +447,6 @@ impl StateMachine for Model {
             Ok(())
         })
     }
-}
-
-/// An image of it.
-struct Taken(Bytes);
-
-impl ImageTaken for Taken {
-    fn finish(&mut self) -> Result<Bytes, MachineError> {
-        Ok(self.0.clone())
-    }
-
-    fn kept(self: Box<Self>, _: ReadImage) {}
 }
 
 fn unable(call: &'static str) -> MachineError {

@@ -17,8 +17,7 @@ use skep_core::outcome::{
 };
 use skep_drive::{
     Answer, Applied, CanonicalPoint, Descriptor, Done, Driver, Failed, ImageTaken, Lack, Listener,
-    LocalCode, MachineError, Memory, ReadImage, Reader, Running, Source, StateMachine, Stored,
-    ToEnd,
+    LocalCode, MachineError, Memory, Reader, Running, Source, StateMachine, Stored, ToEnd,
 };
 
 /// What a call does instead of what it is for.
@@ -184,7 +183,7 @@ impl StateMachine for Model {
         Box::pin(async {
             unless(self.image, "image")?;
             let image = [&[self.heap], &self.state[..]].concat();
-            let taken: Box<dyn ImageTaken> = Box::new(Taken(image.into()));
+            let taken: Box<dyn ImageTaken> = Box::new(Bytes::from(image));
             Ok(self.has_images.then_some(taken))
         })
     }
@@ -197,17 +196,6 @@ impl StateMachine for Model {
             Ok(())
         })
     }
-}
-
-/// An image of it.
-struct Taken(Bytes);
-
-impl ImageTaken for Taken {
-    fn finish(&mut self) -> Result<Bytes, MachineError> {
-        Ok(self.0.clone())
-    }
-
-    fn kept(self: Box<Self>, _: ReadImage) {}
 }
 
 /// Is pending once.

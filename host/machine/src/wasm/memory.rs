@@ -26,8 +26,9 @@ use std::pin::pin;
 use std::sync::atomic::{
     AtomicPtr, AtomicUsize, Ordering::AcqRel, Ordering::Acquire, Ordering::Release,
 };
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
+use skep_types::shared::lock;
 use wasmtime::{LinearMemory, MemoryCreator, MemoryType};
 
 #[cfg(test)]
@@ -147,7 +148,7 @@ impl Memory {
     }
 
     fn place(&self) -> MutexGuard<'_, Place> {
-        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.place)
     }
 
     fn base(&self) -> *mut u8 {

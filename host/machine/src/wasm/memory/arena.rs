@@ -3,7 +3,9 @@
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use skep_types::shared::lock;
 
 use super::mapping::{Access, Reservation, Sharing, memory_file, punch};
 
@@ -36,7 +38,7 @@ struct Free {
 
 impl Slots {
     fn free(&self) -> MutexGuard<'_, Free> {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.free)
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use skep_core::attestation::Deed;
 use skep_core::id::ComponentId;
 use skep_core::outcome::EntryContext;
+use skep_types::shared::lock;
 
 use super::call::{Call, Ran};
 use super::image::Image;
@@ -292,7 +293,7 @@ impl Journal {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -1,10 +1,11 @@
 //! How many log lines one machine may write, in all of its instances together. Nothing of it comes back to a guest, so it may
 //! follow the clock of this node.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use skep_core::id::GroupId;
+use skep_types::shared::lock;
 
 use crate::clock;
 
@@ -63,7 +64,7 @@ impl Logbook {
     }
 
     fn take(&self, now: Instant) -> (bool, Option<u64>) {
-        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut window = lock(&self.window);
         let mut told = None;
         if now.saturating_duration_since(window.since) >= SECOND {
             told = Some(window.dropped).filter(|dropped| *dropped > 0);
