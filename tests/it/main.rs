@@ -3,6 +3,7 @@
 mod bad_input;
 mod components;
 mod demo;
+mod deploy;
 mod disk_damage;
 mod faults;
 mod founding;

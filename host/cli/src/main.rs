@@ -6,6 +6,7 @@ mod allocator;
 mod demo;
 mod local_cluster;
 mod replay;
+mod systemd;
 mod verbs;
 
 use std::process::ExitCode;

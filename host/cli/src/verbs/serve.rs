@@ -17,6 +17,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::failure::{Exit, Failure};
 use super::private;
 use super::reload::{reload, tell};
+use crate::systemd;
 use crate::telemetry::Telemetry;
 
 /// Pause between two looks at whether the node is ready, at start only.
@@ -103,9 +104,10 @@ pub async fn run(arguments: Arguments, telemetry: &Telemetry) -> anyhow::Result<
         tokio::spawn(async move { client_port::serve(host, &clients, stop).await })
     };
     let web = {
-        let host = host.clone();
+        let (host, stop) = (host.clone(), stop.clone());
         tokio::spawn(async move { server::serve(host, &web, stop).await })
     };
+    tokio::spawn(systemd::tell(host.clone(), stop));
     tracing::info!(client = %client_address, http = %http_address, peer = host.config().listen_peer(), "node started");
     let mut fatal = std::pin::pin!(host.failed());
     let mut ready = std::pin::pin!(announce(&host));
