@@ -1,6 +1,7 @@
 //! A machine as the log drives it: instances that can be built again, and readers that follow them.
 
 pub(super) mod call;
+pub(super) mod checkpoint;
 mod fork;
 mod guard;
 mod image;
