@@ -22,7 +22,7 @@ const PROTECT_COST: u64 = 2_500;
 const COPY_COST: u64 = 15_000;
 
 /// Blocks of a memory that are copied for a checkpoint at the most, or a quarter of them, if that is more.
-pub(crate) const CHECKPOINT_BLOCKS: usize = 256;
+pub(crate) const CHECKPOINT_BLOCKS: usize = 384;
 
 /// Bytes of memory from which on to build a machine anew takes so long that there is a checkpoint wherever it begins anew, and at
 /// each image. One that is smaller has its first when it has done some work.

@@ -1,19 +1,15 @@
 //! What the instances of a machine are built from: a base, and the calls since.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use bytes::Bytes;
 use skep_core::attestation::Deed;
-use skep_core::id::ComponentId;
 use skep_core::outcome::EntryContext;
 use skep_types::shared::lock;
 
+use super::base::Base;
 use super::call::{Call, Ran};
-use super::image::Image;
-use crate::wasm::fault::Failure;
-use crate::{LocalCode, ReadImage};
+use crate::ReadImage;
 
 /// Records handed out at once, so that the lock is short: some 20 µs of copying for entries of many commands.
 const READ_MAX: usize = 256;
@@ -28,76 +24,6 @@ pub(crate) const LAG_FUEL_MAX: u64 = 4_000_000_000;
 
 /// Bytes a record takes beside its commands.
 const RECORD_BYTES: u64 = 160;
-
-/// Where a journal starts.
-#[derive(Clone, Debug)]
-pub(crate) struct Base {
-    /// The entry whose state it is.
-    pub(crate) context: EntryContext,
-    pub(crate) origin: Origin,
-}
-
-/// What an instance comes to the state of a base from.
-#[derive(Clone, Debug)]
-pub(crate) enum Origin {
-    /// Nothing: the group begins.
-    Founding,
-    /// What a machine has saved, under this schema.
-    Saved(u32, Bytes),
-    Image(Image),
-    /// An image that is kept elsewhere.
-    Kept(Arc<Kept>),
-}
-
-/// An image that can be read again.
-pub(crate) struct Kept {
-    component: ComponentId,
-    start: EntryContext,
-    read: ReadImage,
-}
-
-impl Kept {
-    pub(crate) fn new(image: &Image, read: ReadImage) -> Self {
-        Self {
-            component: image.component(),
-            start: image.start(),
-            read,
-        }
-    }
-
-    pub(crate) fn read(&self) -> Result<Image, Failure> {
-        let bytes = (self.read)().map_err(|error| {
-            let reason = format!("the newest image of the machine cannot be read: {error}");
-            Failure::local(LocalCode::Io, reason)
-        })?;
-        Image::read(self.component, bytes)
-    }
-}
-
-impl fmt::Debug for Kept {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Kept").finish_non_exhaustive()
-    }
-}
-
-impl Base {
-    /// The context under which its instance starts.
-    pub(crate) fn start(&self) -> EntryContext {
-        match &self.origin {
-            Origin::Founding | Origin::Saved(..) => self.context,
-            Origin::Image(image) => image.start(),
-            Origin::Kept(kept) => kept.start,
-        }
-    }
-}
-
-impl Base {
-    fn keep_elsewhere(&mut self, read: ReadImage) {
-        if let Origin::Image(image) = &self.origin {
-            self.origin = Origin::Kept(Arc::new(Kept::new(image, read)));
-        }
-    }
-}
 
 /// A moment of a journal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -438,9 +364,11 @@ fn answers(ran: &Ran) -> Deed {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use skep_core::id::LogIndex;
 
     use super::*;
+    use crate::wasm::run::base::Origin;
 
     fn context(index: u64) -> EntryContext {
         EntryContext {

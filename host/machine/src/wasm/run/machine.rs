@@ -8,12 +8,13 @@ use bytes::Bytes;
 use skep_core::id::LogIndex;
 use skep_core::outcome::{ConfChange, EntryContext, GuestFault, LeaderChanged, Outcome};
 
+use super::base::{Base, Origin};
 use super::call::{Call, MAX_ENTRY_REPLY_BYTES, Ran, rejected};
 use super::fork::Fork;
 use super::guard::Guard;
 use super::image::Image;
 use super::instance::Instance;
-use super::journal::{Base, Journal, Origin, Record};
+use super::journal::{Journal, Record};
 use super::present::Present;
 use super::reader::WasmReader;
 use super::rebuild::{ATTEMPTS, Guest, again, no_attempt};

@@ -5,9 +5,10 @@ use std::sync::atomic::AtomicU64;
 
 use skep_core::outcome::EntryContext;
 
+use super::base::{Base, Origin};
 use super::checkpoint::Checkpoint;
 use super::instance::Instance;
-use super::journal::{Base, Journal, Origin, Record};
+use super::journal::{Journal, Record};
 use crate::LocalCode;
 use crate::wasm::code::component::Component;
 use crate::wasm::engine::budget::Purpose;

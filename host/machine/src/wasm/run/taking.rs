@@ -5,9 +5,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use skep_core::outcome::EntryContext;
 
+use super::base::{Base, Origin};
 use super::checkpoint::is_large;
 use super::image::Image;
-use super::journal::{Base, Moment, Origin};
+use super::journal::Moment;
 use super::present::Present;
 use crate::wasm::engine::budget::Purpose;
 use crate::wasm::fault::Failure;

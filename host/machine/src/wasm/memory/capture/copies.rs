@@ -49,6 +49,7 @@ impl Copies {
     /// Adds the copy of a block, of which there is none yet. Fit for a signal handler.
     pub(super) fn add(&self, block: usize, bytes: &[u8]) {
         let place = self.count.fetch_add(1, AcqRel);
+        self.to.find(place * BLOCK_BYTES, bytes.len());
         let to = self.to.at(place * BLOCK_BYTES);
         // SAFETY: there is room for each block, and this place is this call's alone.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
