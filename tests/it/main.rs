@@ -5,6 +5,7 @@ mod components;
 mod demo;
 mod disk_damage;
 mod faults;
+mod founding;
 mod fuzz_corpus;
 mod group_commit;
 mod hostile;

@@ -1,6 +1,7 @@
 //! Somebody who speaks to the port for nodes without being one: frames by hand, in whatever name.
 
 use bytes::{Bytes, BytesMut};
+use skep_core::founders::ClusterIdentity;
 use skep_log::StoreId;
 use skep_peer::frame;
 use skep_wire::codec::{Decoder, Encoder};
@@ -21,10 +22,12 @@ pub struct Claim {
     pub node: u64,
     /// Its store.
     pub store: [u8; 16],
+    /// The identity of its cluster.
+    pub identity: ClusterIdentity,
 }
 
 impl Claim {
-    /// What a stranger gets to know over HTTP: the name of the cluster, and the store of each node.
+    /// What a stranger gets to know over HTTP: name and identity of the cluster, and the store of each node.
     ///
     /// # Panics
     /// If node 1 does not say it.
@@ -35,7 +38,10 @@ impl Claim {
             .iter()
             .find(|known| known["id"].to_string().trim_matches('"') == node.to_string());
         let store = known.and_then(|known| StoreId::parse(known["store"].as_str()?));
+        let identity = status["identity"].as_str();
+        let identity = identity.and_then(ClusterIdentity::parse);
         Self {
+            identity: identity.expect("a cluster that was founded"),
             cluster: status["cluster"].as_str().expect("a name").to_owned(),
             node,
             store: store.map_or([node as u8; 16], |store| store.0),
@@ -91,6 +97,8 @@ impl Forger {
             to,
             store: Bytes::copy_from_slice(&claim.store),
             lane: lane.into(),
+            identity: Bytes::copy_from_slice(&claim.identity.0),
+            list: Vec::new(),
         };
         write(&mut stream, peer_frame::Body::Hello(hello)).await;
         let mut forger = Self {
@@ -103,7 +111,7 @@ impl Forger {
             Some(peer_frame::Body::HelloAck(ack)) => match ack.body {
                 Some(hello_ack::Body::Welcome(_)) => Ok(forger),
                 Some(hello_ack::Body::Refusal(refusal)) => Err(refusal),
-                None => panic!("an empty answer to the handshake"),
+                other => panic!("no answer to the handshake: {other:?}"),
             },
             other => panic!("no answer to the handshake: {other:?}"),
         }

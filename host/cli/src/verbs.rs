@@ -1,5 +1,6 @@
 //! The command line: one file for each verb. stdout is data, stderr is everything else.
 
+mod cluster;
 mod compile_child;
 mod completions;
 mod component;
@@ -59,6 +60,8 @@ enum Verb {
     Dev(dev::Arguments),
     /// Loads real data into three nodes, kills one, and checks every byte
     Demo(demo::Arguments),
+    /// Founds a cluster of one node
+    Cluster(cluster::Arguments),
     /// Creates, lists, shows, removes and steers groups
     Group(group::Arguments),
     /// Uploads, lists and removes components
@@ -134,6 +137,7 @@ pub async fn run(cli: Cli, telemetry: &Telemetry) -> anyhow::Result<()> {
         Verb::Serve(arguments) => serve::run(arguments, telemetry).await,
         Verb::Dev(arguments) => dev::run(arguments).await,
         Verb::Demo(arguments) => demo::run(arguments).await,
+        Verb::Cluster(arguments) => cluster::run(arguments).await,
         Verb::Group(arguments) => group::run(arguments).await,
         Verb::Component(arguments) => component::run(arguments).await,
         Verb::Member(arguments) => member::run(arguments).await,
@@ -169,6 +173,7 @@ mod tests {
             "skep dev machine.wasm --nodes 5 --base-port 9000 --dir /tmp/x",
             "skep demo --groups 8 --keys 70000 --keep",
             "skep demo /usr/share",
+            "skep cluster init --config skep.toml",
             "skep group create orders",
             "skep group create orders --component m.wasm --members 1,2,3 --init x",
             "skep group list -o json --at 127.0.0.1:1",

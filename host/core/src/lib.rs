@@ -25,6 +25,7 @@
 //! * `raft_node`: raft-rs, whether it runs yet or not. `log_view`: the log as Raft reads it; `read_back`: entries that are not in memory.
 //! * `catch_up`: members that are behind, and what of the log is kept for them.
 //! * `election`: timeouts without randomness.
+//! * [`founders`]: how a cluster is founded, which is no matter of any group.
 //! * [`config`], [`id`], [`status`], [`printable`]: limits, names, what a replica shows of itself, text of strangers fit to be shown.
 //! * [`planted`]: defects that a simulation switches on.
 //!
@@ -53,6 +54,7 @@ pub mod effect;
 mod election;
 pub mod entry;
 mod forwards;
+pub mod founders;
 mod founding;
 mod fullness;
 pub mod group;

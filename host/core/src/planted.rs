@@ -48,10 +48,16 @@ pub enum Defect {
     VouchesForFormerLives,
     /// A leader rebuilds its machine at a barrier that leaves an image.
     RebuildsAtImage,
+    /// A founder adopts what it would found, whether or not the others agree to it.
+    FoundsUnagreed,
+    /// A founder counts what others agreed to before it heard something else.
+    AgreementsOutlast,
+    /// A founder agrees to something else while it adopts.
+    AdopterAgreesAnew,
 }
 
 impl Defect {
-    /// All of them.
+    /// Those of a replica.
     pub const ALL: [Self; 19] = [
         Self::SendBeforeSync,
         Self::AckBeforeSync,
@@ -72,6 +78,13 @@ impl Defect {
         Self::GivesUpByMajority,
         Self::VouchesForFormerLives,
         Self::RebuildsAtImage,
+    ];
+
+    /// Those of founding a cluster, which is no matter of any group.
+    pub const OF_FOUNDERS: [Self; 3] = [
+        Self::FoundsUnagreed,
+        Self::AgreementsOutlast,
+        Self::AdopterAgreesAnew,
     ];
 }
 

@@ -145,6 +145,20 @@ pub enum LogError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The data directory belongs to a cluster already.
+    #[error("{} says that the data directory has been used for a cluster already. Choose an empty directory for another one", .file.display())]
+    Founded {
+        /// The identity file.
+        file: PathBuf,
+    },
+    /// The data directory has a log and belongs to no cluster.
+    #[error(
+        "{} belongs to no cluster, but there is a log: it was written before clusters had an identity, which no release did. Begin with an empty directory", .file.display()
+    )]
+    Unfounded {
+        /// The identity file.
+        file: PathBuf,
+    },
     /// A cluster id or node id that cannot be stored.
     #[error("bad identity: {reason}")]
     InvalidIdentity {
@@ -222,6 +236,8 @@ impl LogError {
             LogError::WrongNode { .. } => Code::StoreWrongNode,
             LogError::WrongGroup { .. } => Code::StoreWrongGroup,
             LogError::BadIdentity { .. } => Code::StoreBadIdentity,
+            LogError::Founded { .. } => Code::StoreFounded,
+            LogError::Unfounded { .. } => Code::StoreUnfounded,
             LogError::InvalidIdentity { .. } => Code::StoreInvalidIdentity,
             LogError::PeerChanged { .. } => Code::PeerStoreChanged,
             LogError::TooManyPeers { .. } => Code::PeerLimit,

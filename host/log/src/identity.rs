@@ -1,10 +1,13 @@
 //! The data directory: its lock, and the identity that says whose disk this is.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use skep_types::founding::{ClusterIdentity, FOUNDERS_MAX, Founding};
+use skep_types::id::NodeId;
 use skep_vfs::{Vfs, VfsLock, replace};
 
 use crate::error::LogError;
@@ -26,6 +29,8 @@ pub struct Identity {
     pub node: u64,
     /// Drawn once, when the directory was first used.
     pub store: StoreId,
+    /// How the cluster was founded that the directory belongs to, once it belongs to one.
+    pub founding: Option<Founding>,
 }
 
 /// An open data directory: locked against other processes until this value is dropped.
@@ -92,6 +97,7 @@ impl Store {
                     cluster: cluster.to_owned(),
                     node,
                     store,
+                    founding: None,
                 };
                 replace(vfs, &path, 0, &[identity.render().as_bytes()])?;
                 (identity, true)
@@ -139,11 +145,7 @@ impl Store {
     ) -> Result<(Log, Recovered), LogError> {
         let wal = self.wal_dir();
         let marker = self.dir.join("has-log");
-        let had_log = match vfs.open(&marker) {
-            Ok(_) => true,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
-            Err(error) => return Err(LogError::io("open", &marker)(error)),
-        };
+        let had_log = self.marked(&**vfs)?;
         if had_log && !has_segments(&**vfs, &wal)? {
             return Err(LogError::MissingSegment {
                 file: SegmentName::Segment(1).path(&wal),
@@ -161,6 +163,51 @@ impl Store {
                 .map_err(LogError::io("sync", &self.dir))?;
         }
         Ok(opened)
+    }
+
+    /// Notes the cluster that this directory belongs to from now on, durably: before its node takes part in anything. The
+    /// same may be said again.
+    ///
+    /// # Errors
+    /// [`LogError::Founded`] if it belongs to another one; [`LogError::InvalidIdentity`]; [`LogError::Io`], after which nothing is
+    /// known of it until the directory is opened again.
+    pub fn found(&mut self, vfs: &Arc<dyn Vfs>, founding: &Founding) -> Result<(), LogError> {
+        let path = self.dir.join("identity");
+        match &self.identity.founding {
+            Some(known) if known == founding => return Ok(()),
+            Some(_) => return Err(LogError::Founded { file: path }),
+            None => {}
+        }
+        if founding.cluster != self.identity.cluster || founding.founders.len() > FOUNDERS_MAX {
+            let reason = format!(
+                "a founding has at most {FOUNDERS_MAX} founders and the directory's cluster"
+            );
+            return Err(LogError::InvalidIdentity { reason });
+        }
+        let identity = Identity {
+            founding: Some(founding.clone()),
+            ..self.identity.clone()
+        };
+        replace(vfs, &path, 0, &[identity.render().as_bytes()])?;
+        self.identity = identity;
+        Ok(())
+    }
+
+    /// Whether a log was ever opened here, or is here.
+    ///
+    /// # Errors
+    /// [`LogError::Io`].
+    pub fn has_log(&self, vfs: &dyn Vfs) -> Result<bool, LogError> {
+        Ok(self.marked(vfs)? || has_segments(vfs, &self.wal_dir())?)
+    }
+
+    fn marked(&self, vfs: &dyn Vfs) -> Result<bool, LogError> {
+        let marker = self.dir.join("has-log");
+        match vfs.open(&marker) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(LogError::io("open", &marker)(error)),
+        }
     }
 
     /// The data directory.
@@ -189,10 +236,13 @@ impl Store {
     }
 }
 
-/// An identity file is some hundred bytes; anything larger is not one.
-const IDENTITY_BYTES: u64 = 4096;
+/// An identity file has a line for each founder; anything larger is not one.
+const IDENTITY_BYTES: u64 = 1024 + 64 * FOUNDERS_MAX as u64;
 
+/// A directory that belongs to no cluster yet.
 const MAGIC: &str = "skep store, format 1";
+/// One that does. A release that knows nothing of foundings must not open it.
+const MAGIC_FOUNDED: &str = "skep store, format 2";
 
 fn check(cluster: &str, node: u64) -> Result<(), LogError> {
     let refuse = |reason: &str| {
@@ -243,10 +293,22 @@ impl Identity {
     }
 
     fn render(&self) -> String {
-        seal(&format!(
-            "{MAGIC}\ncluster {}\nnode {}\nstore {}\n",
+        let magic = match &self.founding {
+            None => MAGIC,
+            Some(_) => MAGIC_FOUNDED,
+        };
+        let mut text = format!(
+            "{magic}\ncluster {}\nnode {}\nstore {}\n",
             self.cluster, self.node, self.store
-        ))
+        );
+        if let Some(founding) = &self.founding {
+            text.push_str(&format!("incarnation {}\n", founding.incarnation));
+            for (node, store) in &founding.founders {
+                text.push_str(&format!("founder {node} {}\n", StoreId(*store)));
+            }
+            text.push_str(&format!("identity {}\n", founding.identity()));
+        }
+        seal(&text)
     }
 
     fn parse(content: &[u8], file: &Path) -> Result<Identity, LogError> {
@@ -256,9 +318,11 @@ impl Identity {
         };
         let text = unseal(content).map_err(bad)?;
         let mut lines = text.lines();
-        if lines.next() != Some(MAGIC) {
-            return Err(bad("it is not an identity file of this format"));
-        }
+        let is_founded = match lines.next() {
+            Some(MAGIC) => false,
+            Some(MAGIC_FOUNDED) => true,
+            _ => return Err(bad("it is not an identity file of this format")),
+        };
         let mut field = |name: &str| {
             lines
                 .next()
@@ -268,13 +332,39 @@ impl Identity {
         let node = field("node").and_then(|node| node.parse().ok());
         let store = field("store").and_then(StoreId::parse);
         match (cluster, node, store) {
-            (Some(cluster), Some(node), Some(store)) => Ok(Identity {
-                cluster,
-                node,
-                store,
-            }),
+            (Some(cluster), Some(node), Some(store)) => {
+                let founding = is_founded.then(|| {
+                    founding(&cluster, lines).ok_or_else(|| bad("the founding is malformed"))
+                });
+                Ok(Identity {
+                    cluster,
+                    node,
+                    store,
+                    founding: founding.transpose()?,
+                })
+            }
             _ => Err(bad("a field is missing or malformed")),
         }
+    }
+}
+
+/// The founding that stands in the last lines of an identity file, if its identity is what they say.
+fn founding<'a>(cluster: &str, mut lines: impl Iterator<Item = &'a str>) -> Option<Founding> {
+    let incarnation = lines.next()?.strip_prefix("incarnation ")?.parse().ok()?;
+    let mut founders = BTreeMap::new();
+    loop {
+        let line = lines.next()?;
+        if let Some(identity) = line.strip_prefix("identity ") {
+            let founding = Founding {
+                cluster: cluster.to_owned(),
+                incarnation,
+                founders,
+            };
+            let is_whole = ClusterIdentity::parse(identity) == Some(founding.identity());
+            return (is_whole && lines.next().is_none()).then_some(founding);
+        }
+        let (node, store) = line.strip_prefix("founder ")?.split_once(' ')?;
+        founders.insert(NodeId(node.parse().ok()?), StoreId::parse(store)?.0);
     }
 }
 

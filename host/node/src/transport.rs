@@ -5,6 +5,7 @@
 
 mod accept;
 mod connection;
+mod founding;
 mod handshake;
 mod lane;
 mod requests;
@@ -22,6 +23,7 @@ use skep_log::{SnapshotFile, SnapshotReceiver};
 
 pub use accept::INTRODUCTIONS;
 pub use connection::{Connection, FrameReader, FrameWriter};
+pub use founding::{FoundingConfig, found, look_around};
 pub use handshake::{HandshakeError, PeerCheck, PeerRefused};
 pub use requests::RequestHandler;
 pub use requests::{fitting, size as size_of_request};

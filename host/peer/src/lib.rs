@@ -7,12 +7,13 @@ mod raft_message;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use raft::eraftpb::MessageType;
 use skep_core::activation::Readiness;
 use skep_core::attestation::Attestation;
+use skep_core::founders::{ClusterIdentity, FOUNDERS_MAX, Founding, Statement};
 use skep_core::id::{GroupId, Incarnation, LogIndex, NodeId, ReplicaId, Term};
 use skep_core::impasse::{Impasse, Word};
 use skep_core::message::{Answer, Batch, Body, Forward, PeerMessage, Priority, SnapshotName};
@@ -36,6 +37,10 @@ pub struct Hello {
     pub store: [u8; 16],
     /// What the connection is for.
     pub purpose: Purpose,
+    /// Identity of the cluster it belongs to; a founder belongs to none.
+    pub identity: Option<ClusterIdentity>,
+    /// Whom the list of a founder names.
+    pub list: BTreeSet<NodeId>,
 }
 
 /// What a connection is for.
@@ -46,6 +51,8 @@ pub enum Purpose {
     Lane(Priority),
     /// Requests from the side that dialled, and their answers.
     Requests,
+    /// A founder asks for the listener's statement about the founding of a cluster, which takes the place of a welcome.
+    Founding,
 }
 
 fn impasse(impasse: proto::Impasse) -> Result<Impasse, WireError> {
@@ -69,8 +76,11 @@ impl From<Hello> for proto::Hello {
             lane: match hello.purpose {
                 Purpose::Lane(priority) => lane(priority),
                 Purpose::Requests => Lane::Requests,
+                Purpose::Founding => Lane::Founding,
             }
             .into(),
+            identity: identity_to_wire(hello.identity),
+            list: hello.list.iter().map(|node| node.0).collect(),
         }
     }
 }
@@ -85,18 +95,100 @@ impl TryFrom<proto::Hello> for Hello {
                 hello.protocol,
             ));
         }
+        let purpose = match Lane::try_from(hello.lane) {
+            Ok(Lane::Requests) => Purpose::Requests,
+            Ok(Lane::Founding) => Purpose::Founding,
+            _ => Purpose::Lane(priority(hello.lane)?),
+        };
+        let identity = identity_from_wire(&hello.identity)?;
+        if identity.is_none() && purpose != Purpose::Founding {
+            return Err(WireError::Missing("identity of the cluster"));
+        }
         Ok(Self {
             protocol: hello.protocol,
             cluster: hello.cluster,
             from: node(hello.from, "the dialling node's id")?,
             to: node(hello.to, "the listening node's id")?,
             store: fixed("a store UUID", &hello.store)?,
-            purpose: match Lane::try_from(hello.lane) {
-                Ok(Lane::Requests) => Purpose::Requests,
-                _ => Purpose::Lane(priority(hello.lane)?),
-            },
+            purpose,
+            identity,
+            list: list_from_wire(&hello.list)?,
         })
     }
+}
+
+/// Turns a statement about the founding of a cluster into what is sent.
+pub fn statement_to_wire(statement: Statement) -> proto::Statement {
+    let founded = statement.founded.map(|founding| proto::Founding {
+        cluster: founding.cluster,
+        incarnation: founding.incarnation,
+        founders: founding
+            .founders
+            .iter()
+            .map(|(node, store)| proto::Founder {
+                node: node.0,
+                store: Bytes::copy_from_slice(store),
+            })
+            .collect(),
+    });
+    proto::Statement {
+        store: Bytes::copy_from_slice(&statement.store),
+        list: statement.list.iter().map(|node| node.0).collect(),
+        agrees: identity_to_wire(statement.agrees),
+        founded,
+    }
+}
+
+/// Understands a statement about the founding of a cluster.
+///
+/// # Errors
+/// If it makes no sense.
+pub fn statement_from_wire(statement: proto::Statement) -> Result<Statement, WireError> {
+    Ok(Statement {
+        store: store_uuid(&statement.store)?,
+        list: list_from_wire(&statement.list)?,
+        agrees: identity_from_wire(&statement.agrees)?,
+        founded: statement.founded.map(founding_from_wire).transpose()?,
+    })
+}
+
+fn founding_from_wire(founding: proto::Founding) -> Result<Founding, WireError> {
+    if founding.founders.len() > FOUNDERS_MAX {
+        return Err(TOO_MANY_FOUNDERS);
+    }
+    let founder = |founder: proto::Founder| {
+        let id = node(founder.node, "the id of a founder")?;
+        Ok::<_, WireError>((id, store_uuid(&founder.store)?))
+    };
+    Ok(Founding {
+        cluster: founding.cluster,
+        incarnation: founding.incarnation,
+        founders: founding
+            .founders
+            .into_iter()
+            .map(founder)
+            .collect::<Result<_, _>>()?,
+    })
+}
+
+const TOO_MANY_FOUNDERS: WireError =
+    WireError::Misplaced("there are more founders than a cluster may have");
+
+fn list_from_wire(list: &[u64]) -> Result<BTreeSet<NodeId>, WireError> {
+    if list.len() > FOUNDERS_MAX {
+        return Err(TOO_MANY_FOUNDERS);
+    }
+    let named = list.iter().map(|id| node(*id, "the id of a founder"));
+    named.collect()
+}
+
+fn identity_to_wire(identity: Option<ClusterIdentity>) -> Bytes {
+    identity.map_or_else(Bytes::new, |identity| Bytes::copy_from_slice(&identity.0))
+}
+
+fn identity_from_wire(bytes: &[u8]) -> Result<Option<ClusterIdentity>, WireError> {
+    let some = (!bytes.is_empty()).then(|| fixed("a cluster's identity", bytes));
+    Ok(some.transpose()?.map(ClusterIdentity))
 }
 
 /// Turns a batch into what is sent. A message that must not travel is left out and its error pushed to `refused`, so
@@ -444,7 +536,9 @@ fn priority(lane: i32) -> Result<Priority, WireError> {
         Ok(Lane::Low) => Ok(Priority::Low),
         Ok(Lane::Normal) => Ok(Priority::Normal),
         Ok(Lane::High) => Ok(Priority::High),
-        Ok(Lane::Unspecified | Lane::Requests) | Err(_) => Err(WireError::unknown("lane", lane)),
+        Ok(Lane::Unspecified | Lane::Requests | Lane::Founding) | Err(_) => {
+            Err(WireError::unknown("lane", lane))
+        }
     }
 }
 

@@ -4,6 +4,7 @@ pub(crate) mod call;
 pub mod client_port;
 pub mod door;
 pub mod doors;
+pub mod front;
 pub mod http;
 mod origin;
 mod pot;

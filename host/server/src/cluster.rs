@@ -3,6 +3,7 @@
 
 mod collection;
 mod disk;
+mod founding;
 mod groups;
 mod machines;
 mod members;
@@ -26,6 +27,7 @@ use skep::clock::{self, Stopwatch};
 use skep::status::Consistency;
 use skep::transport::TcpTransport;
 use skep::trouble::{Kind, Trouble, Troubled};
+use skep_core::founders::Founding;
 use skep_core::id::{GroupId, Incarnation, NodeId};
 use skep_core::outcome::Outcome;
 use skep_log::StoreId;
@@ -45,6 +47,7 @@ use crate::error::HostError;
 use crate::metrics::Metrics;
 use crate::peers::Peers;
 
+pub use founding::{Beginning, Founded, Waiting, init};
 pub use requests::{Place, Reach};
 pub use upgrades::Activate;
 
@@ -67,6 +70,8 @@ pub struct Host {
 
 struct Inner {
     config: Config,
+    /// How the cluster was founded that this node belongs to.
+    founding: Founding,
     node: MultiNode,
     transport: Arc<TcpTransport>,
     store: StoreId,
@@ -116,8 +121,9 @@ enum Hosted {
 }
 
 impl Host {
-    /// Starts the node of a configuration: opens its store, its group 0 and its ports for other nodes. Groups come up
-    /// in the background as the catalogue names them.
+    /// Starts the node of a configuration: opens its store and its port for other nodes, founds its cluster with those that the
+    /// configuration lists unless it belongs to one, and opens its group 0. Groups come up in the background as the catalogue
+    /// names them. Waits for the other founders as long as it takes; see [`Beginning`].
     ///
     /// # Errors
     ///
@@ -135,7 +141,20 @@ impl Host {
         config: Config,
         compiler: Arc<dyn Compiler>,
     ) -> Result<Self, HostError> {
-        start::start(config, compiler).await
+        let founded = Beginning::open(config).await?.founded().await?;
+        Self::start_founded(founded, compiler).await
+    }
+
+    /// Starts a node that belongs to its cluster.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start).
+    pub async fn start_founded(
+        founded: Founded,
+        compiler: Arc<dyn Compiler>,
+    ) -> Result<Self, HostError> {
+        start::start(founded, compiler).await
     }
 
     /// Stops everything in order. Idempotent; afterwards every request is answered `stopped`.
@@ -277,7 +296,7 @@ impl Host {
         let catalog = self.catalog();
         let is_the_only_one = match catalog.group(group) {
             Some(record) => record.members.iter().all(|node| *node == self.id()),
-            None => group == catalog::GROUP && self.inner.config.cluster.nodes.len() == 1,
+            None => group == catalog::GROUP && self.inner.founding.founders.len() == 1,
         };
         match is_the_only_one {
             true => trouble.of_the_only_one(),
@@ -297,6 +316,7 @@ impl Host {
             id: self.id(),
             name: self.inner.config.node_name(),
             cluster: self.inner.config.cluster.id.clone(),
+            identity: Some(self.inner.founding.identity().to_string()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ready: waiting_for.is_empty(),
             waiting_for,
@@ -505,6 +525,11 @@ mod tests {
         let mut config = Config::parse(text, Path::new("skep.toml"), []).unwrap();
         config.node.data_dir = dir.path().join("data");
         config.listen.peer = Some("127.0.0.1:0".to_owned());
+        // Alone, so that it waits for no other founder.
+        config
+            .cluster
+            .nodes
+            .retain(|node| node.id == config.node.id);
         let host = Host::start(config).await.unwrap();
         let catalog = catalog_of(LIST_MAX + 7);
         let listed = async |after, limit| {

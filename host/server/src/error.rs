@@ -148,6 +148,14 @@ pub enum HostError {
         /// The time allowed.
         milliseconds: u64,
     },
+    /// The node belongs to no cluster yet.
+    #[error("node {node} belongs to no cluster yet; it waits for {waits}")]
+    Unfounded {
+        /// The node.
+        node: NodeId,
+        /// For whom it waits, and why.
+        waits: String,
+    },
     /// An address cannot be listened on.
     #[error(
         "cannot listen on {address} for {what}; stop what uses the port, or change it in [cluster.nodes] or [listen]"
@@ -208,6 +216,7 @@ impl HostError {
             Self::Store(error) => error.code(),
             Self::TimedOut { .. } => Code::OutcomeUnknown,
             Self::Unanswered { .. } => Code::TimedOut,
+            Self::Unfounded { .. } => Code::Unfounded,
             Self::Listen { .. } => Code::CannotListen,
             Self::Remote { code, .. } => *code,
             Self::Internal(_) => Code::Internal,

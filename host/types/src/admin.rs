@@ -283,8 +283,11 @@ pub struct NodeInfo {
     pub id: NodeId,
     /// Its name.
     pub name: String,
-    /// The cluster it belongs to.
+    /// The name of its cluster.
     pub cluster: String,
+    /// The identity of its cluster, once it belongs to one.
+    #[serde(default)]
+    pub identity: Option<String>,
     /// Version of the program.
     pub version: String,
     /// Whether it can serve: the catalogue has a leader, and every group that belongs here was brought up, or is in trouble.

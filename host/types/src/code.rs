@@ -118,6 +118,7 @@ codes! {
     OutOfBudget = 113, "out-of-budget", 507, Failed, Refused, "there is no room for it on the disk, or under the key of `[limits]` that is named";
     AboveCeiling = 114, "above-ceiling", 400, Failed, Refused, "the profile asks for more than `[limits] profile_*` allow";
     CatalogueFull = 115, "catalogue-full", 507, Failed, Refused, "the catalogue holds as many as it may";
+    Unfounded = 116, "unfounded", 503, Unavailable, Retry, "the node belongs to no cluster yet; its log and `/readyz` say for whom it waits";
 
     // What is wrong with a request.
     InvalidRequest = 200, "invalid-request", 400, Failed, Refused, "the request makes no sense";
@@ -177,6 +178,8 @@ codes! {
     SnapshotCorrupt = 518, "snapshot-corrupt", 500, Failed, Refused, "a snapshot is damaged";
     SnapshotTooLarge = 519, "snapshot-too-large", 500, Failed, Refused, "a snapshot is above its limit";
     SnapshotChunk = 520, "snapshot-chunk", 500, Failed, Refused, "a piece of a snapshot does not follow the one before it";
+    StoreUnfounded = 521, "store-unfounded", 500, Failed, Refused, "the data directory has a log and belongs to no cluster, as before clusters had an identity";
+    StoreFounded = 522, "store-founded", 500, Failed, Refused, "the data directory has been used; it belongs to a cluster, or may be part of a founding";
 
     // What is wrong with a message or a connection.
     EmptyMessage = 600, "empty-message", 400, Failed, Refused, "a message is empty";

@@ -1,6 +1,6 @@
 //! The words that nodes, clients and the command line of Skep share: what can be asked, and what is answered.
 //!
-//! * [`id`]: names of things; [`priority`]: how urgent messages are.
+//! * [`id`]: names of things; [`founding`]: what tells a cluster from others; [`priority`]: how urgent messages are.
 //! * [`proposal`], [`outcome`]: what can be put into a group's log, and what becomes of it.
 //! * [`retry`]: how whoever sends commands names them and waits; [`shared`]: what threads share.
 //! * [`deployment`], [`profile`], [`machine`], [`activation`]: what a group runs, within which limits, and how it comes to
@@ -18,6 +18,7 @@ pub mod admin;
 pub mod code;
 pub mod deployment;
 pub mod form;
+pub mod founding;
 pub mod held_back;
 pub mod id;
 pub mod machine;

@@ -11,6 +11,7 @@ use skep_client::GroupId;
 use skep_tests::clock::{Stopwatch, eventually, until};
 use skep_tests::cluster::{Cluster, Settings};
 use skep_tests::forger::{Claim, Forger};
+use skep_types::founding::Founding;
 use skep_wire::proto::Lane;
 
 use crate::load::propose;
@@ -279,6 +280,7 @@ async fn a_stranger_writes_no_log_lines() {
         cluster: forged.to_owned(),
         node: 2,
         store: [7; 16],
+        identity: Founding::unfounded(forged).identity(),
     };
     let refused = Forger::introduce(&cluster.node(1).peer, &claim, 1, Lane::High).await;
     refused.expect_err("another cluster");

@@ -9,6 +9,7 @@
 
 pub mod catalogue;
 pub mod client;
+pub mod founding;
 pub mod invariant;
 pub mod machine;
 pub mod nemesis;

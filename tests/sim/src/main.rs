@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use skep_sim::founding::Tally;
 use skep_sim::scenario::SECOND;
 use skep_sim::{Failure, Scenario, soak};
 
@@ -29,6 +30,9 @@ struct Arguments {
     /// defect that can be planted found.
     #[arg(long)]
     gate: bool,
+    /// Founds clusters only, and looks for the defects of that.
+    #[arg(long)]
+    founding: bool,
     /// Looks for the smallest scenario in which the seed still fails.
     #[arg(long)]
     shrink: bool,
@@ -57,6 +61,7 @@ fn main() -> ExitCode {
     }
     let ok = match arguments.seed {
         Some(seed) => replay(seed, &arguments),
+        None if arguments.founding => founding(arguments.first),
         None if arguments.gate => gate(&arguments),
         None => many(&arguments),
     };
@@ -104,11 +109,47 @@ fn gate(arguments: &Arguments) -> bool {
         show(&hunt);
         ok &= hunt.found > 0;
     }
+    ok &= founding(arguments.first);
     println!(
         "gate {} after {:.0} s",
         if ok { "passed" } else { "FAILED" },
         start.elapsed().as_secs_f64()
     );
+    ok
+}
+
+/// Foundings of clusters that the gate runs.
+const FOUNDINGS: u64 = 20_000;
+
+/// Founds clusters; none may be broken, and each planted defect has to be found.
+fn founding(first: u64) -> bool {
+    let mut tally = Tally::default();
+    let mut ok = true;
+    for seed in first..first + FOUNDINGS {
+        match skep_sim::founding::run(seed) {
+            Ok(run) => tally.add(run),
+            Err(broken) => {
+                println!("founding {seed} FAILED: {broken}");
+                ok = false;
+            }
+        }
+    }
+    println!("{tally:?}");
+    #[cfg(feature = "planted")]
+    for defect in skep_core::planted::Defect::OF_FOUNDERS {
+        skep_core::planted::plant(Some(defect));
+        let seeds = first..first + FOUNDINGS;
+        let found: Vec<_> = seeds
+            .filter(|seed| skep_sim::founding::run(*seed).is_err())
+            .collect();
+        skep_core::planted::plant(None);
+        println!(
+            "{defect:?}: {} of {FOUNDINGS} seeds, the first {:?}",
+            found.len(),
+            found.first()
+        );
+        ok &= !found.is_empty();
+    }
     ok
 }
 

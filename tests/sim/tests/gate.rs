@@ -1,9 +1,12 @@
 //! The short form of the gate, without planted defects.
 
+use skep_sim::founding::{self, Tally};
 use skep_sim::{Scenario, soak};
 
 /// About two simulated hours.
 const SEEDS: u64 = 16;
+/// Foundings of clusters.
+const FOUNDINGS: u64 = 1000;
 
 // P-15
 #[test]
@@ -47,4 +50,27 @@ fn equal_seeds_give_equal_traces_and_others_do_not() {
     };
     assert_eq!(digest(3), digest(3));
     assert_ne!(digest(3), digest(4));
+}
+
+/// Never two clusters over one list, whatever happens meanwhile; and in quiet times whoever can be in a cluster is.
+// P-74
+#[test]
+fn a_founding_is_whole_or_is_none() {
+    let mut tally = Tally::default();
+    for seed in 0..FOUNDINGS {
+        match founding::run(seed) {
+            Ok(run) => tally.add(run),
+            Err(broken) => panic!("seed {seed}: {broken}"),
+        }
+    }
+    assert_eq!(tally.runs, FOUNDINGS);
+    let happened = [
+        tally.foundings,
+        tally.half_way,
+        tally.wiped,
+        tally.put_back,
+        tally.differing,
+        tally.waiting,
+    ];
+    assert!(happened.iter().all(|count| *count > 50), "{tally:?}");
 }

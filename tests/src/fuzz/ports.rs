@@ -283,8 +283,10 @@ async fn start(home: &Path) -> (Host, SocketAddr, SocketAddr, SocketAddr) {
     let config = Config::parse(&text, Path::new("skep.toml"), []).expect("a good configuration");
     let host = Host::start(config).await.expect("it starts");
     let stop = host.stopping();
-    tokio::spawn(client_port::serve(host.clone(), clients, stop.clone()));
-    tokio::spawn(server::serve(host.clone(), web, stop));
+    let (front, ends) = (host.clone(), stop.clone());
+    tokio::spawn(async move { client_port::serve(front, &clients, ends).await });
+    let front = host.clone();
+    tokio::spawn(async move { server::serve(front, &web, stop).await });
     until("the node is ready", || host.waiting_for().is_empty()).await;
     create(&host).await;
     (host, http, client, peer)

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use skep::clock;
-use skep_server::api::{client_port, server};
-use skep_server::cluster::Host;
+use skep_server::api::{client_port, front, server};
+use skep_server::cluster::{Beginning, Host};
 use skep_server::components::compiler;
 use skep_server::config::{Config, ConfigError};
 use skep_server::descriptors;
@@ -40,6 +40,15 @@ pub struct Arguments {
 }
 
 impl Arguments {
+    /// Those of another verb about the same node.
+    pub fn of(config: PathBuf, data_dir: Option<PathBuf>) -> Self {
+        Self {
+            config,
+            data_dir,
+            insecure_plaintext: false,
+        }
+    }
+
     /// The configuration, with the flags over it.
     pub fn load(&self) -> anyhow::Result<Config> {
         let mut config = Config::load(&self.config, environment(self)).map_err(HostError::from)?;
@@ -78,11 +87,25 @@ pub async fn run(arguments: Arguments, telemetry: &Telemetry) -> anyhow::Result<
         .map_err(failure)?;
     let mut running = config.clone();
     let compiler = compiler::of_this_program(config.compiling());
-    let host = Host::start_with(config, compiler).await.map_err(failure)?;
+    let beginning = Beginning::open(config).await.map_err(failure)?;
+    let founded = tokio::select! {
+        founded = front::founded(beginning, &clients, &web) => founded.map_err(failure)?,
+        _ = interrupt.recv() => return Ok(()),
+        _ = terminate.recv() => return Ok(()),
+    };
+    let host = Host::start_founded(founded, compiler)
+        .await
+        .map_err(failure)?;
     host.metrics().count_log_lines(telemetry.lines.clone());
     let stop = host.stopping();
-    let clients = tokio::spawn(client_port::serve(host.clone(), clients, stop.clone()));
-    let web = tokio::spawn(server::serve(host.clone(), web, stop.clone()));
+    let clients = {
+        let (host, stop) = (host.clone(), stop.clone());
+        tokio::spawn(async move { client_port::serve(host, &clients, stop).await })
+    };
+    let web = {
+        let host = host.clone();
+        tokio::spawn(async move { server::serve(host, &web, stop).await })
+    };
     tracing::info!(client = %client_address, http = %http_address, peer = host.config().listen_peer(), "node started");
     let mut fatal = std::pin::pin!(host.failed());
     let mut ready = std::pin::pin!(announce(&host));

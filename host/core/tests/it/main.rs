@@ -9,6 +9,7 @@ mod disk;
 mod divergence;
 mod durability;
 mod entries;
+mod founders;
 mod healing;
 mod images;
 mod impasse;

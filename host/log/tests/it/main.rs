@@ -5,6 +5,7 @@ mod crash;
 mod damage;
 mod files;
 mod flips;
+mod founding;
 mod model;
 mod node;
 mod points;

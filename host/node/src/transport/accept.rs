@@ -9,7 +9,7 @@ use std::time::Duration;
 use dashmap::DashMap;
 use skep_core::id::NodeId;
 use skep_core::message::Priority;
-use skep_peer::{Purpose, batch_from_wire};
+use skep_peer::{Hello, Purpose, batch_from_wire};
 use skep_types::code::Code;
 use skep_types::shared::lock;
 use skep_wire::WireError;
@@ -25,7 +25,7 @@ use super::{requests, snapshot};
 use crate::clock::sleep;
 
 /// Pause after an `accept` that failed, most likely because the process has no file descriptor left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Accepts until the transport stops.
 pub(super) async fn run(shared: Arc<Shared>, listener: TcpListener) {
@@ -100,11 +100,29 @@ async fn serve(shared: &Arc<Shared>, stream: TcpStream) -> Result<(), HandshakeE
         }
         Purpose::Lane(priority) => lane(shared, hello.from, priority, connection).await,
         Purpose::Requests => requests::serve(shared, hello.from, connection).await,
+        Purpose::Founding => {
+            founds_elsewhere(shared, &hello);
+            shared.identity.tell(&mut connection).await
+        }
     };
     if let Err(error) = ended {
         tracing::debug!(node = %hello.from, %error, "a connection from a node was lost");
     }
     Ok(())
+}
+
+/// Says so if a founder that is none of this cluster's would found one with this node.
+fn founds_elsewhere(shared: &Shared, hello: &Hello) {
+    let founders = &shared.identity.founding.founders;
+    if founders.get(&hello.from) == Some(&hello.store) {
+        return;
+    }
+    let text = format_args!(
+        "node {} would found a cluster with this node, which belongs to one; it is told so, and has to be added as a new node",
+        hello.from
+    );
+    let subject = format!("the founder {}", hello.from);
+    shared.complaints.raise(subject, Code::WrongCluster, &text);
 }
 
 /// Connections that have not said who they are. Beyond so many the oldest gives way: a node says it within a round trip, and

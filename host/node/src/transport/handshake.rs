@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use skep_core::founders::Statement;
 use skep_core::id::NodeId;
 use skep_core::message::Priority;
 use skep_log::{LogError, PeerPins, StoreId};
-use skep_peer::{Hello, Purpose, store_uuid};
+use skep_peer::{Hello, Purpose, statement_to_wire, store_uuid};
 use skep_types::code::Code;
+use skep_types::founding::{ClusterIdentity, Founding};
 use skep_types::shared::lock;
 use skep_wire::proto::{self, RefusalReason, hello_ack, peer_frame};
-use skep_wire::{MAX_CHUNK, MAX_CLIENT_FRAME, MAX_FRAME, PEER_PROTOCOL, WireError};
+use skep_wire::{MAX_CHUNK, MAX_CLIENT_FRAME, MAX_FRAME, MAX_HELLO, PEER_PROTOCOL, WireError};
 use tokio::net::{TcpStream, lookup_host};
 
 use super::connection::Connection;
@@ -21,10 +23,10 @@ use crate::clock::timeout;
 
 /// From the first byte of a connection to the end of its handshake. Generous: it only bounds how long a silent
 /// stranger holds a connection.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// To resolve a name and to connect; a host that does not answer at all would hold a dial for minutes.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// To ask other nodes about one that is not known here; its own patience is longer.
 const INQUIRY_TIMEOUT: Duration = Duration::from_secs(3);
@@ -79,7 +81,9 @@ pub enum PeerRefused {
 
 /// What this node is to others, and whom it trusts.
 pub(super) struct Identity {
-    pub cluster: String,
+    pub founding: Founding,
+    /// That of the founding.
+    pub cluster: ClusterIdentity,
     pub node: NodeId,
     pub store: [u8; 16],
     pub peers: Arc<dyn PeerCheck>,
@@ -148,6 +152,7 @@ fn code_of(reason: RefusalReason) -> Code {
         RefusalReason::UnknownNode => Code::UnknownNode,
         RefusalReason::BadHello => Code::BadHello,
         RefusalReason::Busy => Code::Busy,
+        RefusalReason::Unfounded => Code::Unfounded,
     }
 }
 
@@ -175,7 +180,7 @@ impl Identity {
         address: &str,
         purpose: Purpose,
     ) -> Result<Connection, HandshakeError> {
-        let stream = timeout(CONNECT_TIMEOUT, self.connect(address))
+        let stream = timeout(CONNECT_TIMEOUT, connect(address, self.insecure_plaintext))
             .await
             .ok_or(HandshakeError::TimedOut)??;
         let mut connection = Connection::new(stream)?;
@@ -189,24 +194,6 @@ impl Identity {
         Ok(connection)
     }
 
-    async fn connect(&self, address: &str) -> Result<TcpStream, HandshakeError> {
-        let mut failure = HandshakeError::Connect(std::io::Error::new(
-            std::io::ErrorKind::NotFound,
-            format!("`{address}` resolves to no address"),
-        ));
-        for address in lookup_host(address).await? {
-            if !address.ip().is_loopback() && !self.insecure_plaintext {
-                failure = HandshakeError::Plaintext(address);
-                continue;
-            }
-            match TcpStream::connect(address).await {
-                Ok(stream) => return Ok(stream),
-                Err(error) => failure = error.into(),
-            }
-        }
-        Err(failure)
-    }
-
     async fn introduce(
         &self,
         connection: &mut Connection,
@@ -215,69 +202,34 @@ impl Identity {
     ) -> Result<(), HandshakeError> {
         let hello = Hello {
             protocol: PEER_PROTOCOL,
-            cluster: self.cluster.clone(),
+            cluster: self.founding.cluster.clone(),
             from: self.node,
             to,
             store: self.store,
             purpose,
+            identity: Some(self.cluster),
+            list: Default::default(),
         };
-        connection
-            .writer
-            .send(peer_frame::Body::Hello(hello.into()))
-            .await?;
-        let answer = connection
-            .reader
-            .next(None)
-            .await?
-            .ok_or(HandshakeError::Closed)?;
-        let peer_frame::Body::HelloAck(ack) = answer else {
-            return Err(
-                WireError::Misplaced("a frame came before the answer to the handshake").into(),
-            );
-        };
-        match ack
-            .body
-            .ok_or(WireError::Missing("answer to the handshake"))?
-        {
+        match greet(connection, hello).await? {
             hello_ack::Body::Welcome(welcome) => self.check(to, store_uuid(&welcome.store)?).await,
-            hello_ack::Body::Refusal(refusal) => Err(HandshakeError::RefusedByPeer {
-                reason: refusal.reason(),
-                text: refusal.text,
-            }),
+            other => Err(not_welcome(other)),
         }
     }
 
     /// Hears out who has connected. The answer is for `welcome` or `refuse` to give.
     pub(super) async fn hear(&self, connection: &mut Connection) -> Result<Hello, HandshakeError> {
-        let first = timeout(HANDSHAKE_TIMEOUT, connection.reader.next(None))
-            .await
-            .ok_or(HandshakeError::TimedOut)??;
-        let Some(peer_frame::Body::Hello(hello)) = first else {
-            return Err(
-                WireError::Misplaced("the connection does not begin with a handshake").into(),
-            );
-        };
-        let refused = |reason, text| HandshakeError::Refused { reason, text };
-        if hello.protocol != PEER_PROTOCOL {
-            let text = format!(
-                "protocol version {} is not spoken here, but version {PEER_PROTOCOL}; run the same release on all nodes",
-                hello.protocol
-            );
-            return Err(refused(RefusalReason::Protocol, text));
+        let hello = hear(connection, &self.founding.cluster, self.node).await?;
+        if hello.purpose == Purpose::Founding {
+            return Ok(hello);
         }
-        let hello = Hello::try_from(hello)
-            .map_err(|error| refused(RefusalReason::BadHello, error.to_string()))?;
-        if hello.cluster != self.cluster {
-            // Who does not know the name of the cluster does not learn it here.
-            let text = "this node belongs to another cluster; check the addresses and cluster names of both";
-            return Err(refused(RefusalReason::Cluster, text.to_owned()));
-        }
-        if hello.to != self.node || hello.from == self.node {
+        if hello.identity != Some(self.cluster) {
             let text = format!(
-                "here is node {}, not node {}, and the caller is node {}; check the address book of the caller",
-                self.node, hello.to, hello.from
+                "node {} belongs to another cluster of the same name ({}): the two were founded apart, and have nothing in \
+                 common; check the addresses, or give one of them another cluster.id when it is founded",
+                self.node,
+                self.cluster.short(),
             );
-            return Err(refused(RefusalReason::WrongNode, text));
+            return Err(refused(RefusalReason::Cluster, text));
         }
         if let Err(HandshakeError::Refused {
             reason: RefusalReason::UnknownNode,
@@ -302,6 +254,15 @@ impl Identity {
             store: Bytes::copy_from_slice(&self.store),
         };
         answer(connection, hello_ack::Body::Welcome(welcome)).await
+    }
+
+    /// Tells a founder to which cluster this node belongs.
+    pub(super) async fn tell(&self, connection: &mut Connection) -> Result<(), WireError> {
+        tell(
+            connection,
+            Statement::founded(self.store, self.founding.clone()),
+        )
+        .await
     }
 
     async fn check(&self, node: NodeId, store: [u8; 16]) -> Result<(), HandshakeError> {
@@ -332,7 +293,115 @@ pub(super) fn frame_limit(purpose: Purpose) -> usize {
         Purpose::Lane(Priority::Low) => MAX_CHUNK + ENVELOPE,
         Purpose::Lane(_) => MAX_FRAME,
         Purpose::Requests => MAX_CLIENT_FRAME,
+        Purpose::Founding => MAX_HELLO,
     }
+}
+
+/// Connects to an address, if what is sent there may be sent as it is.
+pub(super) async fn connect(
+    address: &str,
+    insecure_plaintext: bool,
+) -> Result<TcpStream, HandshakeError> {
+    let mut failure = HandshakeError::Connect(std::io::Error::new(
+        std::io::ErrorKind::NotFound,
+        format!("`{address}` resolves to no address"),
+    ));
+    for address in lookup_host(address).await? {
+        if !address.ip().is_loopback() && !insecure_plaintext {
+            failure = HandshakeError::Plaintext(address);
+            continue;
+        }
+        match TcpStream::connect(address).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failure = error.into(),
+        }
+    }
+    Err(failure)
+}
+
+/// Introduces this node; what it is answered.
+pub(super) async fn greet(
+    connection: &mut Connection,
+    hello: Hello,
+) -> Result<hello_ack::Body, HandshakeError> {
+    connection
+        .writer
+        .send(peer_frame::Body::Hello(hello.into()))
+        .await?;
+    let answer = connection
+        .reader
+        .next(None)
+        .await?
+        .ok_or(HandshakeError::Closed)?;
+    let peer_frame::Body::HelloAck(ack) = answer else {
+        return Err(WireError::Misplaced("a frame came before the answer to the handshake").into());
+    };
+    Ok(ack
+        .body
+        .ok_or(WireError::Missing("answer to the handshake"))?)
+}
+
+/// Why an answer is not the one that was hoped for.
+pub(super) fn not_welcome(answer: hello_ack::Body) -> HandshakeError {
+    match answer {
+        hello_ack::Body::Refusal(refusal) => HandshakeError::RefusedByPeer {
+            reason: refusal.reason(),
+            text: refusal.text,
+        },
+        hello_ack::Body::Welcome(_) | hello_ack::Body::Statement(_) => {
+            WireError::Misplaced("the answer is to another kind of handshake").into()
+        }
+    }
+}
+
+/// Hears out who has connected to the node of a cluster's name, and refuses whoever means another one.
+pub(super) async fn hear(
+    connection: &mut Connection,
+    cluster: &str,
+    node: NodeId,
+) -> Result<Hello, HandshakeError> {
+    let first = timeout(HANDSHAKE_TIMEOUT, connection.reader.next(None))
+        .await
+        .ok_or(HandshakeError::TimedOut)??;
+    let Some(peer_frame::Body::Hello(hello)) = first else {
+        return Err(WireError::Misplaced("the connection does not begin with a handshake").into());
+    };
+    if hello.protocol != PEER_PROTOCOL {
+        let text = format!(
+            "protocol version {} is not spoken here, but version {PEER_PROTOCOL}; run the same release on all nodes",
+            hello.protocol
+        );
+        return Err(refused(RefusalReason::Protocol, text));
+    }
+    let hello = Hello::try_from(hello)
+        .map_err(|error| refused(RefusalReason::BadHello, error.to_string()))?;
+    if hello.cluster != cluster {
+        // Who does not know the name of the cluster does not learn it here.
+        let text =
+            "this node belongs to another cluster; check the addresses and cluster names of both";
+        return Err(refused(RefusalReason::Cluster, text.to_owned()));
+    }
+    if hello.to != node || hello.from == node {
+        let text = format!(
+            "here is node {node}, not node {}, and the caller is node {}; check the address book of the caller",
+            hello.to, hello.from
+        );
+        return Err(refused(RefusalReason::WrongNode, text));
+    }
+    Ok(hello)
+}
+
+fn refused(reason: RefusalReason, text: String) -> HandshakeError {
+    HandshakeError::Refused { reason, text }
+}
+
+/// Tells a founder what this node has to say.
+pub(super) async fn tell(connection: &mut Connection, said: Statement) -> Result<(), WireError> {
+    answer(
+        connection,
+        hello_ack::Body::Statement(statement_to_wire(said)),
+    )
+    .await
 }
 
 /// Tells the other end why it is not let in.

@@ -12,6 +12,7 @@ use skep_core::message::{Batch, PeerMessage, Priority};
 use skep_log::{SnapshotFile, Store};
 use skep_peer::Purpose;
 use skep_types::code::Code;
+use skep_types::founding::Founding;
 use skep_types::shared::lock;
 use tokio::net::{TcpListener, lookup_host};
 use tokio::runtime::Handle;
@@ -30,8 +31,8 @@ use crate::supervisor::Supervisor;
 
 /// How a node takes part in a cluster over TCP.
 pub struct TcpConfig {
-    /// Name of the cluster; nodes of another one are refused.
-    pub cluster: String,
+    /// The cluster; nodes of another one are refused, also of one with the same name.
+    pub founding: Founding,
     /// This node. Not 0.
     pub node: NodeId,
     /// UUID of this node's store.
@@ -51,11 +52,13 @@ pub struct TcpConfig {
 }
 
 impl TcpConfig {
-    /// The node of a store, with the defaults: it answers no requests of clients and stays on the loopback.
+    /// The node of a store, with the defaults: it answers no requests of clients and stays on the loopback. Where the store
+    /// belongs to no cluster that was founded, what counts is the cluster's name.
     pub fn new(store: &Store, peers: Vec<(NodeId, String)>, check: Arc<dyn PeerCheck>) -> Self {
         let identity = store.identity();
+        let founding = identity.founding.clone();
         Self {
-            cluster: identity.cluster.clone(),
+            founding: founding.unwrap_or_else(|| Founding::unfounded(&identity.cluster)),
             node: NodeId(identity.node),
             store: identity.store.0,
             peers,
@@ -243,7 +246,8 @@ impl TcpTransport {
         let limits = config.limits;
         let shared = Arc::new(Shared {
             identity: Identity {
-                cluster: config.cluster,
+                cluster: config.founding.identity(),
+                founding: config.founding,
                 node: config.node,
                 store: config.store,
                 peers: config.check,

@@ -16,6 +16,7 @@ use skep::{
     Batch, ConfChange, Config, Consistency, EntryContext, Error, GroupConfig, GroupId,
     LeaderChanged, MachineError, MultiNode, NodeId, Outcome, Peer, Running, StateMachine, Ticker,
 };
+use skep_core::founders::Founding;
 use skep_core::message::{PeerMessage, SnapshotName};
 use skep_log::{SnapshotFile, SnapshotReceiver};
 use skep_machine::state_machine::{Applied, Descriptor, LocalCode};
@@ -266,7 +267,7 @@ impl Net {
         let mut nodes = self.nodes.lock().expect("no panic");
         let known = nodes.iter().filter(|(other, _)| **other != node);
         let config = TcpConfig {
-            cluster: "test".to_owned(),
+            founding: Founding::unfounded("test"),
             node,
             store: [1; 16],
             peers: known

@@ -151,6 +151,8 @@ fn a_hello_is_complete_or_refused() {
         to: NodeId(2),
         store: [9; 16],
         purpose: Purpose::Lane(Priority::Low),
+        identity: Some(Founding::unfounded("bees").identity()),
+        list: Default::default(),
     };
     for purpose in Priority::ALL
         .map(Purpose::Lane)
@@ -184,8 +186,57 @@ fn a_hello_is_complete_or_refused() {
             store: Bytes::from_static(b"short"),
             ..wire.clone()
         },
+        proto::Hello {
+            identity: Bytes::from_static(b"short"),
+            ..wire.clone()
+        },
+        // Only a founder belongs to no cluster.
+        proto::Hello {
+            identity: Bytes::new(),
+            ..wire.clone()
+        },
+        proto::Hello {
+            list: vec![1; FOUNDERS_MAX + 1],
+            ..wire.clone()
+        },
         proto::Hello { lane: 0, ..wire },
     ] {
         assert!(Hello::try_from(wrong).is_err());
     }
+}
+
+#[test]
+fn a_founder_and_its_answer_survive_the_wire() {
+    let founders = [(NodeId(1), [7; 16]), (NodeId(2), [8; 16])];
+    let founding = Founding::new("bees", founders.into());
+    let hello = Hello {
+        protocol: PEER_PROTOCOL,
+        cluster: "bees".into(),
+        from: NodeId(1),
+        to: NodeId(2),
+        store: [7; 16],
+        purpose: Purpose::Founding,
+        identity: None,
+        list: founding.founders.keys().copied().collect(),
+    };
+    let wire = proto::Hello::from(hello.clone());
+    assert_eq!(Hello::try_from(wire).unwrap(), hello);
+    let undecided = Statement {
+        store: [8; 16],
+        list: hello.list,
+        agrees: Some(founding.identity()),
+        founded: None,
+    };
+    for said in [undecided, Statement::founded([8; 16], founding.clone())] {
+        assert_eq!(
+            statement_from_wire(statement_to_wire(said.clone())).unwrap(),
+            said
+        );
+    }
+    let mut wrong = statement_to_wire(Statement::founded([8; 16], founding));
+    let founded = wrong.founded.as_mut().unwrap();
+    founded.founders[0].store = Bytes::from_static(b"short");
+    assert!(statement_from_wire(wrong.clone()).is_err());
+    wrong.founded.as_mut().unwrap().founders = vec![proto::Founder::default(); FOUNDERS_MAX + 1];
+    assert!(statement_from_wire(wrong).is_err());
 }

@@ -20,11 +20,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use super::call::Caller;
-use super::requests::{self, wire};
+use super::front::Front;
+use super::requests::wire;
 use crate::api::door::{self, Visit};
 use crate::api::pot::Portion;
-use crate::cluster::Host;
 use crate::error::HostError;
 
 /// Bytes of requests in flight on one connection; above it nothing more is read until some are answered.
@@ -39,32 +38,34 @@ const HELLO_WITHIN: Duration = Duration::from_secs(5);
 const WRITE_WITHIN: Duration = Duration::from_secs(30);
 
 /// Serves until the token is cancelled.
-pub async fn serve(host: Host, listener: TcpListener, stop: CancellationToken) {
-    let accepting = host
+pub async fn serve<F: Front>(front: F, listener: &TcpListener, stop: CancellationToken) {
+    let accepting = front
         .supervisor()
-        .keep("client-accept", || accept(&host, &listener, &stop));
+        .keep("client-accept", || accept(&front, listener, &stop));
     stop.run_until_cancelled(accepting).await;
 }
 
-async fn accept(host: &Host, listener: &TcpListener, stop: &CancellationToken) {
+async fn accept<F: Front>(front: &F, listener: &TcpListener, stop: &CancellationToken) {
     loop {
         let (stream, remote) = door::accept(listener, "clients").await;
-        let visit = match host.doors().clients.admit(remote.ip()).await {
+        let visit = match front.doors().clients.admit(remote.ip()).await {
             Ok(visit) => visit,
             Err(full) => {
-                host.metrics()
+                front
+                    .metrics()
                     .client_connections_refused
                     .fetch_add(1, Ordering::Relaxed);
                 refuse(stream, Code::Busy, &full.to_string());
                 continue;
             }
         };
-        let (host, stop) = (host.clone(), stop.clone());
+        let (front, stop) = (front.clone(), stop.clone());
         tokio::spawn(async move {
-            let served = Connection::new(host.clone(), stream).run(&visit);
-            let served = host.supervisor().once("client-connection", served);
+            let served = Connection::new(front.clone(), stream).run(&visit);
+            let served = front.supervisor().once("client-connection", served);
             if let Some(Some(Err(error))) = stop.run_until_cancelled(served).await {
-                host.metrics()
+                front
+                    .metrics()
                     .client_connections_refused
                     .fetch_add(1, Ordering::Relaxed);
                 tracing::debug!(error = %error.chain(), "a client connection was closed");
@@ -73,8 +74,8 @@ async fn accept(host: &Host, listener: &TcpListener, stop: &CancellationToken) {
     }
 }
 
-struct Connection {
-    host: Host,
+struct Connection<F> {
+    front: F,
     stream: TcpStream,
     decoder: Decoder<proto::ClientFrame>,
     encoder: Encoder<proto::ServerFrame>,
@@ -85,13 +86,13 @@ struct Connection {
     begun: Option<Stopwatch>,
 }
 
-impl Connection {
-    fn new(host: Host, stream: TcpStream) -> Self {
+impl<F: Front> Connection<F> {
+    fn new(front: F, stream: TcpStream) -> Self {
         // Only latency is lost if the system refuses.
         let _ = stream.set_nodelay(true);
-        let half = host.doors().client_frames.portion();
+        let half = front.doors().client_frames.portion();
         Self {
-            host,
+            front,
             stream,
             decoder: Decoder::new(MAX_HELLO),
             encoder: Encoder::new(MAX_CLIENT_FRAME),
@@ -115,7 +116,7 @@ impl Connection {
             return Ok(());
         }
         self.decoder.set_limit(MAX_CLIENT_FRAME);
-        let limits = &self.host.config().limits;
+        let limits = &self.front.config().limits;
         let most = limits.requests_per_connection;
         let idle = Duration::from_millis(limits.client_idle_ms);
         let whole = Duration::from_millis(limits.frame_ms);
@@ -134,8 +135,8 @@ impl Connection {
                 let size = size_of_request(&request);
                 bytes += size;
                 self.begun = None;
-                let host = self.host.clone();
-                in_flight.push(async move { (answer(&host, request).await, size) });
+                let front = self.front.clone();
+                in_flight.push(async move { (answer(&front, request).await, size) });
             }
             let full = in_flight.len() >= most || bytes >= IN_FLIGHT_BYTES;
             if busy == in_flight.is_empty() {
@@ -211,7 +212,7 @@ impl Connection {
                 "a connection begins with a hello".into(),
             ));
         };
-        let cluster = self.host.config().cluster.id.clone();
+        let cluster = self.front.config().cluster.id.clone();
         let refused = if hello.protocol != CLIENT_PROTOCOL {
             let message = format!(
                 "this node speaks version {CLIENT_PROTOCOL} of the client protocol; use a client that does"
@@ -229,7 +230,7 @@ impl Connection {
         let goes_on = refused.is_none();
         // Who does not know the name of the cluster does not learn it by guessing wrong.
         let told = if goes_on { cluster } else { String::new() };
-        let frame = server_hello(told, self.host.config().node.id, refused);
+        let frame = server_hello(told, self.front.config().node.id, refused);
         self.put(&frame)?;
         self.flush().await?;
         Ok(goes_on)
@@ -271,8 +272,8 @@ fn server_hello(cluster: String, node: u64, refused: Option<(Code, String)>) -> 
 }
 
 /// Carries out one request; every request has exactly one answer.
-async fn answer(host: &Host, request: proto::Request) -> proto::ServerFrame {
-    let response = fitting(requests::answer(host, Caller::Client, request).await);
+async fn answer<F: Front>(front: &F, request: proto::Request) -> proto::ServerFrame {
+    let response = fitting(front.answer(request).await);
     proto::ServerFrame {
         body: Some(server_frame::Body::Response(response)),
     }

@@ -132,7 +132,10 @@ pub fn router(host: Host) -> Router {
             let detail = "this path does not take this method";
             Problem::of(Code::MethodNotAllowed, detail)
         })
-        .layer(middleware::from_fn_with_state(host.clone(), origin::check))
+        .layer(middleware::from_fn_with_state(
+            host.clone(),
+            origin::check::<Host>,
+        ))
         .with_state(host)
 }
 

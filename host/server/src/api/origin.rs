@@ -7,24 +7,24 @@ use axum::middleware::Next;
 use axum::response::Response;
 use skep_types::code::Code;
 
+use super::front::Front;
 use super::problem::Problem;
-use crate::cluster::Host;
 use crate::config::{Config, HttpSection, is_loopback};
 
 const SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 
 /// Lets a request pass, or refuses it.
-pub(super) async fn check(
-    State(host): State<Host>,
+pub(super) async fn check<F: Front>(
+    State(front): State<F>,
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    let settings = host.doors().settings();
+    let settings = front.doors().settings();
     let (method, uri, headers) = (request.method(), request.uri(), request.headers());
     let named = named(uri, headers)?;
     if let Some(named) = &named {
-        is_ours(named, host.config(), &settings)?;
+        is_ours(named, front.config(), &settings)?;
     }
     is_no_other_page(method, headers, named.as_deref(), &settings)?;
     Ok(next.run(request).await)

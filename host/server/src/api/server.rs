@@ -25,48 +25,47 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::http::router;
+use super::front::Front;
 use super::problem::Problem;
 use crate::api::door::{self, Full, Visit};
-use crate::cluster::Host;
 
 const HEAD_BYTES: usize = 64 << 10;
 /// Pause between two looks at how long a connection has taken, at the most.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-struct Server {
-    host: Host,
+struct Server<F> {
+    front: F,
     router: Router,
     stop: CancellationToken,
     connections: TaskTracker,
 }
 
 /// Serves until the token is cancelled; requests in flight are finished first.
-pub async fn serve(host: Host, listener: TcpListener, stop: CancellationToken) {
+pub async fn serve<F: Front>(front: F, listener: &TcpListener, stop: CancellationToken) {
     let server = Arc::new(Server {
-        router: router(host.clone()),
-        host,
+        router: front.router(),
+        front,
         stop,
         connections: TaskTracker::new(),
     });
     let accepting = server
-        .host
+        .front
         .supervisor()
-        .keep("http-accept", || accept(&server, &listener));
+        .keep("http-accept", || accept(&server, listener));
     server.stop.run_until_cancelled(accepting).await;
     server.connections.close();
     server.connections.wait().await;
 }
 
-async fn accept(server: &Arc<Server>, listener: &TcpListener) {
+async fn accept<F: Front>(server: &Arc<Server<F>>, listener: &TcpListener) {
     loop {
         let (stream, remote) = door::accept(listener, "HTTP").await;
-        match server.host.doors().http.admit(remote.ip()).await {
+        match server.front.doors().http.admit(remote.ip()).await {
             Ok(visit) => {
                 let server = Arc::clone(server);
                 let tracker = server.connections.clone();
                 tracker.spawn(async move {
-                    let supervisor = server.host.supervisor().clone();
+                    let supervisor = server.front.supervisor().clone();
                     let served = connection(&server, stream, visit);
                     supervisor.once("http-connection", served).await
                 });
@@ -95,10 +94,10 @@ fn refuse(stream: TcpStream, full: Full) {
     door::refuse(stream, answer.as_bytes());
 }
 
-async fn connection(server: &Server, stream: TcpStream, visit: Visit) {
+async fn connection<F: Front>(server: &Server<F>, stream: TcpStream, visit: Visit) {
     // Only latency is lost if the system refuses.
     let _ = stream.set_nodelay(true);
-    let settings = server.host.doors().settings();
+    let settings = server.front.doors().settings();
     let (head, idle) = (
         Duration::from_millis(settings.header_ms),
         Duration::from_millis(settings.idle_ms),
@@ -113,7 +112,7 @@ async fn connection(server: &Server, stream: TcpStream, visit: Visit) {
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let answering = routes.call(request.map(|body| coming(body, pace)));
         async move {
-            let supervisor = server.host.supervisor();
+            let supervisor = server.front.supervisor();
             let answered = supervisor.once("http-request", answering).await;
             pace.set(Step::Idle);
             Ok::<_, Infallible>(match answered {

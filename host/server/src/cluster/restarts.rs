@@ -10,7 +10,8 @@ use futures::stream::FuturesUnordered;
 use skep::clock::{self, Stopwatch};
 use skep::trouble::Kind;
 use skep::{Error, GroupConfig, Peer};
-use skep_core::id::{GroupId, NodeId};
+use skep_core::founders::Founding;
+use skep_core::id::GroupId;
 use skep_core::impasse::DECIDED;
 
 use super::{Host, reconcile};
@@ -125,7 +126,7 @@ async fn try_restart(host: &Host, group: GroupId, number: u32) -> GroupId {
 async fn restart(host: &Host, group: GroupId) -> Result<bool, HostError> {
     let (node, config) = (&host.inner.node, &host.inner.config);
     let with = if group == catalog::GROUP {
-        catalogue(config, &host.inner.published)
+        catalogue(config, &host.inner.founding, &host.inner.published)
     } else {
         let record = host.catalog().group(group).cloned();
         let record = record.ok_or(Error::NoSuchGroup {
@@ -159,14 +160,13 @@ async fn restart(host: &Host, group: GroupId) -> Result<bool, HostError> {
 }
 
 /// The configuration of group 0, with a machine that publishes what it is.
-pub(super) fn catalogue(config: &Config, published: &watch::Sender<Arc<Catalog>>) -> GroupConfig {
+pub(super) fn catalogue(
+    config: &Config,
+    founding: &Founding,
+    published: &watch::Sender<Arc<Catalog>>,
+) -> GroupConfig {
     let machine = CatalogMachine::publishing(published.clone());
-    let founders = config
-        .cluster
-        .nodes
-        .iter()
-        .map(|node| Peer::new(NodeId(node.id)))
-        .collect();
+    let founders = founding.founders.keys().copied().map(Peer::new).collect();
     let group = GroupConfig::new(catalog::GROUP, "catalogue", Box::new(machine), founders);
     config.tuned(group)
 }

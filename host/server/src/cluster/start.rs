@@ -5,16 +5,17 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use skep::DiskRoom;
-use skep::Supervisor;
 use skep::transport::{PeerCheck, RequestHandler, TcpConfig, TcpLimits, TcpTransport};
 use skep::{Inbound, MultiNode, Ticker, Transport, clock};
+use skep_core::founders::Founding;
 use skep_core::id::NodeId;
-use skep_log::{DiskVfs, PeerPins, Store, StoreId, Vfs};
+use skep_log::StoreId;
 use skep_machine::wasm::Compiler;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::blocking;
+use super::founding::Founded;
 use super::roster::{Owner, Roster};
 use super::{Host, Inner, collection, disk, reconcile, restarts};
 use crate::api::doors::Doors;
@@ -28,8 +29,12 @@ use crate::error::HostError;
 use crate::metrics::Metrics;
 use crate::peers::Peers;
 
-pub(super) async fn start(config: Config, compiler: Arc<dyn Compiler>) -> Result<Host, HostError> {
-    let supervisor = Supervisor::default();
+pub(super) async fn start(
+    founded: Founded,
+    compiler: Arc<dyn Compiler>,
+) -> Result<Host, HostError> {
+    let (config, founding) = (founded.config.clone(), founded.founding.clone());
+    let supervisor = founded.supervisor.clone();
     let data = config.node.data_dir.clone();
     let (dir, reserve) = (data.clone(), config.limits.disk_reserve_bytes);
     // Before the log is opened, which needs some of it.
@@ -44,7 +49,7 @@ pub(super) async fn start(config: Config, compiler: Arc<dyn Compiler>) -> Result
         store,
         roster,
         owner,
-    } = node(&config, &supervisor).await?;
+    } = node(founded).await?;
     // From here on a failure must not leave the node running.
     let build = || async {
         let components = ComponentStore::open(data.join("components"))?
@@ -53,7 +58,7 @@ pub(super) async fn start(config: Config, compiler: Arc<dyn Compiler>) -> Result
         let room = Some(Arc::clone(&room));
         let machines = Machines::open(data.join("compiled"), compiler, room, most)?;
         let published = watch::Sender::new(Arc::new(Catalog::default()));
-        node.create_group(restarts::catalogue(&config, &published))
+        node.create_group(restarts::catalogue(&config, &founding, &published))
             .await?;
         let peers = Peers::new(transport.clone(), supervisor.clone());
         Ok::<_, HostError>((components, machines, published, peers))
@@ -70,6 +75,7 @@ pub(super) async fn start(config: Config, compiler: Arc<dyn Compiler>) -> Result
     let host = Host {
         inner: Arc::new(Inner {
             config,
+            founding,
             node,
             transport,
             store,
@@ -160,39 +166,32 @@ struct Started {
     owner: Arc<Owner>,
 }
 
-/// The library's node on a transport of its own. The port comes first: a taken one must be found before the store is
-/// touched.
-async fn node(config: &Config, supervisor: &Supervisor) -> Result<Started, HostError> {
-    let insecure_plaintext = config.listen.insecure_plaintext;
-    let listener = TcpTransport::bind(config.listen_peer(), insecure_plaintext).await?;
-    let (dir, cluster, id) = (
-        config.node.data_dir.clone(),
-        config.cluster.id.clone(),
-        config.node_id(),
-    );
-    let opened = blocking(move || {
-        let vfs: Arc<dyn Vfs> = Arc::new(DiskVfs);
-        let store = Store::open(&vfs, &dir, &cluster, id.0)?;
-        let pins = PeerPins::open(vfs, &dir)?;
-        Ok((store, pins))
-    });
-    let (store, pins) = opened.await?.map_err(skep::Error::Storage)?;
+/// The library's node on a transport of its own.
+async fn node(founded: Founded) -> Result<Started, HostError> {
+    let Founded {
+        config,
+        supervisor,
+        listener,
+        store,
+        pins,
+        founding,
+    } = founded;
+    let id = config.node_id();
     let own_store = store.identity().store;
     let owner = Arc::<Owner>::default();
-    let configured = config.cluster.nodes.iter().map(|node| NodeId(node.id));
-    let roster = Arc::new(Roster::new(configured.collect(), pins, owner.clone()));
-    let peers = config.cluster.nodes.iter();
-    let peers = peers.map(|node| (NodeId(node.id), node.peer.clone()));
+    let founders = founding.founders.keys().copied();
+    let roster = Arc::new(Roster::new(founders.collect(), pins, owner.clone()));
+    let peers = addresses(&config, &founding);
     let check = Arc::clone(&roster) as Arc<dyn PeerCheck>;
     let tcp = TcpConfig {
         requests: Some(Arc::clone(&owner) as Arc<dyn RequestHandler>),
-        insecure_plaintext,
+        insecure_plaintext: config.listen.insecure_plaintext,
         limits: TcpLimits {
             connections: descriptors::of_peers(config.cluster.nodes.len()),
             ..TcpLimits::default()
         },
         supervisor: supervisor.clone(),
-        ..TcpConfig::new(&store, peers.collect(), check)
+        ..TcpConfig::new(&store, peers, check)
     };
     let mut settings = skep::Config::new(
         id,
@@ -205,7 +204,7 @@ async fn node(config: &Config, supervisor: &Supervisor) -> Result<Started, HostE
     settings.shards = config.raft.shards;
     settings.store = Some(store);
     settings.disk_reserve = config.limits.disk_reserve_bytes;
-    settings.supervisor = supervisor.clone();
+    settings.supervisor = supervisor;
     let mut transport = None;
     let send = |inbound: Arc<dyn Inbound>| {
         let started = TcpTransport::start(tcp, listener, inbound)?;
@@ -231,4 +230,13 @@ async fn node(config: &Config, supervisor: &Supervisor) -> Result<Started, HostE
             "the node started without a transport".into(),
         )),
     }
+}
+
+/// Where the other founders are, as far as the file says so. Whoever else it names is none of the cluster's for that.
+fn addresses(config: &Config, founding: &Founding) -> Vec<(NodeId, String)> {
+    let named = config.cluster.nodes.iter();
+    named
+        .map(|node| (NodeId(node.id), node.peer.clone()))
+        .filter(|(node, _)| founding.founders.contains_key(node))
+        .collect()
 }

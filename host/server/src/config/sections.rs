@@ -72,9 +72,9 @@ pub struct NodeSection {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClusterSection {
-    /// Name of the cluster; nodes of different clusters refuse each other.
+    /// Name of the cluster; nodes of different clusters refuse each other, also where the names are the same.
     pub id: String,
-    /// The nodes the cluster starts with, the same list in the same order in every node's file.
+    /// The nodes that found the cluster, the same in every node's file; afterwards it only says where they are reached.
     pub nodes: Vec<ClusterNode>,
 }
 

@@ -13,7 +13,8 @@ use skep_core::id::ComponentId;
 use skep_core::message::Batch;
 use skep_core::proposal::Command;
 use skep_peer::{
-    Hello, SnapshotOffer, batch_from_wire, batch_to_wire, message_to_wire, store_uuid,
+    Hello, SnapshotOffer, batch_from_wire, batch_to_wire, message_to_wire, statement_from_wire,
+    statement_to_wire, store_uuid,
 };
 use skep_wire::codec::{Decoder, Encoder, header_check};
 use skep_wire::proto::{
@@ -192,13 +193,17 @@ fn stays<W, T: PartialEq + Debug + Clone>(
 fn peer(frame: proto::PeerFrame) {
     match frame.body {
         Some(peer_frame::Body::Hello(hello)) => stays(hello, Hello::try_from, Into::into),
-        Some(peer_frame::Body::HelloAck(ack)) => {
-            if let Some(hello_ack::Body::Welcome(welcome)) = ack.body
-                && let Err(error) = store_uuid(&welcome.store)
-            {
-                assert_eq!(known(&error), "bad-length");
+        Some(peer_frame::Body::HelloAck(ack)) => match ack.body {
+            Some(hello_ack::Body::Welcome(welcome)) => {
+                if let Err(error) = store_uuid(&welcome.store) {
+                    assert_eq!(known(&error), "bad-length");
+                }
             }
-        }
+            Some(hello_ack::Body::Statement(said)) => {
+                stays(said, statement_from_wire, statement_to_wire);
+            }
+            Some(hello_ack::Body::Refusal(_)) | None => {}
+        },
         Some(peer_frame::Body::Batch(batch)) => drop(understood(batch)),
         Some(peer_frame::Body::Request(request)) => asked(request),
         Some(peer_frame::Body::Response(response)) => answered(response),

@@ -176,6 +176,14 @@ fn peer_frames() -> Vec<(String, Vec<u8>)> {
             to: 2,
             store: Bytes::from_static(&[7; 16]),
             lane: lane.into(),
+            identity: match lane {
+                Lane::Founding => Bytes::new(),
+                _ => Bytes::from_static(&[8; 32]),
+            },
+            list: match lane {
+                Lane::Founding => vec![1, 2, 3],
+                _ => Vec::new(),
+            },
         })
     };
     vec![
@@ -183,6 +191,25 @@ fn peer_frames() -> Vec<(String, Vec<u8>)> {
         frame("hello-normal", hello(Lane::Normal)),
         frame("hello-high", hello(Lane::High)),
         frame("hello-requests", hello(Lane::Requests)),
+        frame("hello-founding", hello(Lane::Founding)),
+        frame(
+            "statement",
+            peer_frame::Body::HelloAck(proto::HelloAck {
+                body: Some(hello_ack::Body::Statement(proto::Statement {
+                    store: Bytes::from_static(&[7; 16]),
+                    list: vec![1, 2],
+                    agrees: Bytes::from_static(&[8; 32]),
+                    founded: Some(proto::Founding {
+                        cluster: "bees".into(),
+                        incarnation: 1,
+                        founders: vec![proto::Founder {
+                            node: 1,
+                            store: Bytes::from_static(&[7; 16]),
+                        }],
+                    }),
+                })),
+            }),
+        ),
         frame("ping", peer_frame::Body::Ping(nothing)),
         frame(
             "request",

@@ -1,3 +1,5 @@
+use skep_types::founding::Founding;
+
 use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -50,12 +52,50 @@ async fn a_peer_that_moves_is_followed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn another_cluster_is_refused() {
     let (one, two) = refused(
-        Setup::new(1).with(|config| config.cluster = "wasps".into()),
+        Setup::new(1).with(|config| config.founding = Founding::unfounded("wasps")),
         Setup::new(2),
     )
     .await;
     counted(&two.transport.stats().refused, 1).await;
     counted(&one.transport.stats().refused_by_peer, 1).await;
+}
+
+/// Two clusters were founded under one name: they speak of nothing, though ids and name are right.
+// P-75
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_of_the_same_name_is_refused() {
+    let founded = |store: u8| Founding::new("bees", [(NodeId(1), [store; 16])].into());
+    let (one, two) = refused(
+        Setup::new(1).with(|config| config.founding = founded(1)),
+        Setup::new(2).with(|config| config.founding = founded(2)),
+    )
+    .await;
+    counted(&two.transport.stats().refused, 1).await;
+    counted(&one.transport.stats().refused_by_peer, 1).await;
+}
+
+/// Whoever would found a cluster is told of the one that is there, and gets nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_founder_is_told_of_the_cluster() {
+    let founding = Founding::new("bees", [(NodeId(2), [2; 16])].into());
+    let known = founding.clone();
+    let two = Setup::new(2)
+        .with(|config| config.founding = known)
+        .start()
+        .await;
+    let (mut connection, answer) =
+        introduce(&two.address(), PEER_PROTOCOL, Purpose::Founding).await;
+    let proto::hello_ack::Body::Statement(said) = answer else {
+        panic!("no statement");
+    };
+    let said = skep_peer::statement_from_wire(said).unwrap();
+    assert_eq!((said.store, said.founded), ([2; 16], Some(founding)));
+    assert!(
+        within(connection.reader.next(None))
+            .await
+            .unwrap()
+            .is_none()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -195,6 +235,8 @@ async fn introduce(
         to: NodeId(2),
         store: [1; 16],
         purpose,
+        identity: Some(Founding::unfounded("bees").identity()),
+        list: Default::default(),
     };
     connection
         .writer
@@ -297,6 +339,8 @@ async fn introduce_as(address: &str, from: u64, cluster: &str) -> proto::hello_a
         to: NodeId(2),
         store: [7; 16],
         purpose: Purpose::Lane(Priority::High),
+        identity: Some(Founding::unfounded(cluster).identity()),
+        list: Default::default(),
     };
     connection
         .writer
@@ -312,7 +356,7 @@ async fn introduce_as(address: &str, from: u64, cluster: &str) -> proto::hello_a
 fn reason(answer: &proto::hello_ack::Body) -> Option<proto::RefusalReason> {
     match answer {
         proto::hello_ack::Body::Refusal(refusal) => Some(refusal.reason()),
-        proto::hello_ack::Body::Welcome(_) => None,
+        proto::hello_ack::Body::Welcome(_) | proto::hello_ack::Body::Statement(_) => None,
     }
 }
 

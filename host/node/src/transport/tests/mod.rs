@@ -17,6 +17,7 @@ use skep_log::{
     DiskVfs, GroupKey, LogPosition, PeerPins, SnapshotMark, SnapshotMeta, SnapshotStore,
 };
 use skep_peer::{Hello, Purpose, batch_from_wire, batch_to_wire};
+use skep_types::founding::Founding;
 use skep_wire::PEER_PROTOCOL;
 use skep_wire::proto::{self, peer_frame};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -128,7 +129,7 @@ struct Setup {
 impl Setup {
     fn new(node: u64) -> Self {
         let config = TcpConfig {
-            cluster: "bees".to_owned(),
+            founding: Founding::unfounded("bees"),
             node: NodeId(node),
             store: [node as u8; 16],
             peers: Vec::new(),

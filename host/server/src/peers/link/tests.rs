@@ -7,6 +7,7 @@ use futures::future::BoxFuture;
 use skep_client::link::{Failure, SILENT_AFTER};
 use skep_core::message::{PeerMessage, SnapshotName};
 use skep_log::{SnapshotFile, SnapshotReceiver};
+use skep_types::founding::Founding;
 use skep_wire::proto::{request, response};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -64,7 +65,7 @@ async fn transport(
     requests: Option<Arc<dyn RequestHandler>>,
 ) -> Arc<TcpTransport> {
     let config = TcpConfig {
-        cluster: "test".to_owned(),
+        founding: Founding::unfounded("test"),
         node: NodeId(node),
         store: [node as u8; 16],
         peers,
