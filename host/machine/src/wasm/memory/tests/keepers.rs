@@ -194,3 +194,21 @@ fn what_is_put_back_and_what_a_fork_gives_are_writes_as_others_are() {
         assert_eq!((guest.get(5), guest.get(PAGE - 2)), (Ok(0), Ok(0)));
     }
 }
+
+#[test]
+fn a_capture_that_is_still_read_keeps_its_copies_when_another_begins() {
+    for engine in engines() {
+        let mut guest = Guest::start(&engine);
+        guest.set(8, 1).unwrap();
+        let one = guest.capture();
+        let _kept = one.keeper(100);
+        guest.set(8, 2).unwrap();
+        let two = guest.capture();
+        let _kept = two.keeper(100);
+        guest.set(PAGE + 8, 3).unwrap();
+        guest.set(8, 3).unwrap();
+        let [one, two] = [read(one), read(two)];
+        assert_eq!((one[8], one[PAGE as usize + 8]), (1, 0));
+        assert_eq!((two[8], two[PAGE as usize + 8]), (2, 0));
+    }
+}

@@ -276,7 +276,7 @@ fn a_machine_that_writes_more_than_is_kept_is_built_from_its_base() {
         // What a memory has grown by since is not copied, so it grows before.
         let long = format!("put long {}", "x".repeat(500_000));
         for machine in [&mut machine, &mut other] {
-            (0..4).for_each(|_| drop(apply(machine, 0, &[long.clone()])));
+            (0..4).for_each(|_| drop(apply(machine, 0, std::slice::from_ref(&long))));
         }
         for index in 1..40 {
             machine.keep().to_end().unwrap();
