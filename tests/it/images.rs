@@ -5,12 +5,14 @@ use std::path::PathBuf;
 
 use serde_json::json;
 use skep::trouble::Kind;
-use skep_client::{GroupId, Outcome};
+use skep_client::{Consistency, GroupId, Outcome};
 use skep_tests::clock::eventually;
 use skep_tests::cluster::{Cluster, Settings};
 use skep_tests::guests;
+#[cfg(target_os = "linux")]
+use skep_tests::heap::Heap;
 
-use crate::load::{Load, propose};
+use crate::load::{Load, propose, reply};
 use crate::upgrades::version;
 
 const ALL: [u64; 3] = [1, 2, 3];
@@ -99,6 +101,73 @@ async fn a_group_that_leaves_images_loses_and_doubles_nothing_whatever_happens_t
     load.verify(&cluster).await;
     until_verified(&cluster, group).await;
     assert_eq!(cluster.metric(leader, "skep_divergences_total").await, 0);
+    cluster.assert_no_panic();
+}
+
+/// In the memory of the machine that answers, and in nothing else: not in the log, which every replica has alike.
+// P-22
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn one_bit_that_flips_in_the_memory_of_a_machine_is_found_and_mended() {
+    const VALUE: &str = "a-value-that-stands-nowhere-else";
+    let cluster = Cluster::start(&short_logs()).await;
+    let group = create(&cluster, skep_examples::KV).await;
+    let client = cluster.client().await;
+    // A leader that is quarantined does not know what becomes of what it has taken.
+    let session = client.session(group).await.expect("a session");
+    let put = async |key: &str| {
+        reply(&session, &format!("put {key} {VALUE}-{key}")).await;
+    };
+    let until_a_barrier = async || {
+        for number in 0..250 {
+            put(&format!("key-{number}")).await;
+        }
+    };
+    put("ray").await;
+    until_a_barrier().await;
+    until_images(&cluster, group, &ALL).await;
+    let leader = cluster.leader(group).await;
+    for victim in [cluster.others(&[leader])[0], leader] {
+        let divergences = async || {
+            let mut found = 0;
+            for id in ALL {
+                found += cluster.metric(id, "skep_divergences_total").await;
+            }
+            found
+        };
+        let before = divergences().await;
+        let asked = cluster.client_at(&[victim]).await;
+        // While it is quarantined it answers nothing.
+        let read = async || {
+            let query = asked.query(group, "get ray".into(), Consistency::Stale);
+            query.await.map(|answer| answer.outcome)
+        };
+        let right = read().await.expect("a healthy replica answers");
+        eventually("a bit of what it answers is turned over", async || {
+            // The mappings change while captures begin and end, and may be read in between. The bytes also stand where the guest
+            // keeps nothing any more.
+            let places =
+                Heap::of(cluster.process_id(victim)).find(format!("{VALUE}-ray").as_bytes());
+            for at in &places {
+                at.flip();
+                if read().await.expect("nothing was compared yet") != right {
+                    return Ok(());
+                }
+                at.flip();
+            }
+            Err(format!("it answers from none of {} places", places.len()))
+        })
+        .await;
+        until_a_barrier().await;
+        eventually("the replica is mended", async || match read().await {
+            Ok(answer) if answer == right => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await;
+        assert!(divergences().await > before, "node {victim}");
+    }
+    until_a_barrier().await;
+    until_verified(&cluster, group).await;
     cluster.assert_no_panic();
 }
 

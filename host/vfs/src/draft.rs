@@ -10,6 +10,10 @@ use crate::vfs::{Vfs, VfsFile};
 /// Bytes are handed to the system in pieces of this size.
 const WRITE_STEP: usize = 1 << 20;
 
+/// What was written is made durable after so many bytes. A file system may write all of it before the next sync of any other file
+/// returns: after 200 MiB in one piece the log's syncs waited for 0.2 s.
+const SYNC_STEP: u64 = 8 << 20;
+
 /// A step on the way of a file to its name that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} {}: {source}", .path.display())]
@@ -50,6 +54,10 @@ pub struct Draft {
     temporary: PathBuf,
     file: Arc<dyn VfsFile>,
     len: u64,
+    /// Of these bytes so many are durable.
+    synced: u64,
+    /// A sync failed, so the system may have dropped what was written, and no later sync would say so.
+    lost: bool,
     placed: bool,
 }
 
@@ -83,6 +91,8 @@ impl Draft {
             temporary,
             file: file.into(),
             len: 0,
+            synced: 0,
+            lost: false,
             placed: false,
         })
     }
@@ -90,7 +100,7 @@ impl Draft {
     /// Adds to the content. After an error it may be called again with the same bytes.
     ///
     /// # Errors
-    /// The bytes cannot be written.
+    /// The bytes cannot be written; or they cannot be made durable, and then the draft can only be dropped.
     pub fn write(&mut self, data: &[u8]) -> Result<(), FileError> {
         let mut end = self.len;
         for piece in data.chunks(WRITE_STEP) {
@@ -98,9 +108,22 @@ impl Draft {
                 .write_all_at(end, piece)
                 .map_err(FileError::of("write", &self.temporary))?;
             end += piece.len() as u64;
+            if end - self.synced >= SYNC_STEP {
+                self.sync()?;
+                self.synced = end;
+            }
         }
         self.len = end;
         Ok(())
+    }
+
+    fn sync(&mut self) -> Result<(), FileError> {
+        let synced = match self.lost {
+            false => self.file.sync_data(),
+            true => Err(io::Error::other("an earlier sync of it has failed")),
+        };
+        self.lost |= synced.is_err();
+        synced.map_err(FileError::of("sync", &self.temporary))
     }
 
     /// Bytes written so far.
@@ -129,9 +152,7 @@ impl Draft {
     /// If only the directory could not be synced, the file has its name, and may lose it in a crash. After any other error it
     /// is as if there had been no draft.
     pub fn place(mut self) -> Result<Arc<dyn VfsFile>, FileError> {
-        self.file
-            .sync_data()
-            .map_err(FileError::of("sync", &self.temporary))?;
+        self.sync()?;
         place(&*self.vfs, &self.temporary, &self.path)?;
         self.placed = true;
         Ok(Arc::clone(&self.file))
@@ -203,6 +224,22 @@ mod tests {
             assert_eq!(disk.content(path).as_ref(), Some(&new));
             assert_eq!(disk.files(), [path]);
         });
+    }
+
+    /// The system reports a failed write to the disk once, and takes the bytes for written from then on.
+    #[test]
+    fn a_draft_that_could_not_be_synced_never_gets_its_name() {
+        let disk = SimVfs::new(1);
+        disk.create_dir_all(Path::new("/data")).unwrap();
+        let vfs: Arc<dyn Vfs> = Arc::new(disk.clone());
+        let mut draft = Draft::create(&vfs, "/data/file".into(), 7).unwrap();
+        let content = vec![1; SYNC_STEP as usize];
+        let writes = (content.len() / WRITE_STEP) as u64;
+        disk.fail_call(disk.calls() + writes + 1, io::ErrorKind::Other);
+        assert_eq!(draft.write(&content).unwrap_err().action, "sync");
+        assert_eq!(draft.write(&content).unwrap_err().action, "sync");
+        assert_eq!(draft.place().unwrap_err().action, "sync");
+        assert!(disk.files().is_empty());
     }
 
     #[test]

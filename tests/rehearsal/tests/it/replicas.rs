@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
-use skep_core::outcome::{GuestFault, Outcome};
+use skep_core::outcome::{EntryContext, GuestFault, Outcome};
 use skep_machine::wasm::{Component, Profile, WasmMachine};
 use skep_machine::{Applied, StateMachine, ToEnd};
 use skep_rehearsal_tests::HASH_MAP;
@@ -21,6 +21,8 @@ const COMMANDS: u64 = 6_000;
 const COMMANDS_WITHOUT: u64 = 4_000;
 /// Entries between two barriers.
 const BARRIER_EVERY: u64 = 40;
+/// Of so many barriers one is of the saved form, where there are images.
+const SAVED: u64 = 3;
 /// Entries between two moments at which something may happen to a replica.
 const ROUND: u64 = 20;
 const REPLICAS: usize = 3;
@@ -73,12 +75,30 @@ fn log(commands: u64, spins: std::ops::Range<u64>) -> Vec<Entry> {
     entries
 }
 
+/// What a replica does at a barrier.
+#[derive(Clone, Copy, PartialEq)]
+enum Barriers {
+    /// It saves, and goes on from the bytes.
+    Saved,
+    /// It takes an image and goes on as it is, but for one of [`SAVED`].
+    Images,
+    /// It saves and goes on as it is, which is the mistake.
+    Uncanonical,
+}
+
+/// What a replica has on its disk.
+#[derive(Clone, PartialEq)]
+struct Snapshot {
+    image: bool,
+    bytes: Bytes,
+}
+
 /// The first replica to apply an entry says what is right; all others are compared with it.
 #[derive(Default)]
 struct Record {
     applied: Vec<Option<Applied>>,
-    /// Bytes of the newest barriers, and digests of all.
-    snapshots: BTreeMap<u64, Bytes>,
+    /// The newest barriers, and digests of all.
+    snapshots: BTreeMap<u64, Snapshot>,
     digests: BTreeMap<u64, [u8; 32]>,
     figures: Figures,
 }
@@ -93,6 +113,8 @@ struct Figures {
     over_memory: u64,
     restarts: u64,
     caught_up: u64,
+    /// Replicas that began with an image.
+    by_image: u64,
     queries: u64,
     other_replies: u64,
     other_fuel: u64,
@@ -128,12 +150,12 @@ impl Record {
         }
     }
 
-    fn note_snapshot(&mut self, index: u64, bytes: Bytes) {
-        let digest: [u8; 32] = Sha256::digest(&bytes).into();
+    fn note_snapshot(&mut self, index: u64, snapshot: Snapshot) {
+        let digest: [u8; 32] = Sha256::digest(&snapshot.bytes).into();
         match self.digests.insert(index, digest) {
             None => {
                 self.figures.barriers += 1;
-                self.snapshots.insert(index, bytes);
+                self.snapshots.insert(index, snapshot);
             }
             Some(right) => {
                 self.figures.compared_snapshots += 1;
@@ -152,20 +174,33 @@ struct Replica {
     /// The entry it applies next.
     next: u64,
     /// The barrier it has a snapshot of, on its own disk.
-    own: Option<(u64, Bytes)>,
+    own: Option<(u64, Snapshot)>,
+}
+
+impl Replica {
+    fn image(&mut self, context: &EntryContext) -> Bytes {
+        let begun = self.machine.image(context).to_end().unwrap();
+        begun.expect("it has images").finish().unwrap()
+    }
+
+    fn save(&mut self, context: &EntryContext) -> Bytes {
+        let mut bytes = Vec::new();
+        self.machine.save(context, &mut bytes).to_end().unwrap();
+        bytes.into()
+    }
 }
 
 struct Run {
     component: Arc<Component>,
     entries: Vec<Entry>,
-    canonical: bool,
+    barriers: Barriers,
     replicas: Vec<Replica>,
     record: Record,
     random: Random,
 }
 
 impl Run {
-    fn new(component: Arc<Component>, entries: Vec<Entry>, canonical: bool) -> Self {
+    fn new(component: Arc<Component>, entries: Vec<Entry>, barriers: Barriers) -> Self {
         let replica = |_| Replica {
             machine: machine(&component, &profile()),
             next: 0,
@@ -179,7 +214,7 @@ impl Run {
             replicas: (0..REPLICAS).map(replica).collect(),
             component,
             entries,
-            canonical,
+            barriers,
             record,
             random: Random(7),
         }
@@ -214,22 +249,27 @@ impl Run {
     /// The log that the replica lacks is gone: it gets the newest snapshot of its peers.
     fn catch_up(&mut self, at: usize) {
         let newest = self.record.snapshots.last_key_value();
-        let Some((index, bytes)) = newest.map(|(index, bytes)| (*index, bytes.clone())) else {
+        let Some((index, snapshot)) = newest.map(|(index, newest)| (*index, newest.clone())) else {
             return;
         };
         if index >= self.replicas[at].next {
             self.record.figures.caught_up += 1;
-            self.start(at, Some((index, bytes)));
+            self.start(at, Some((index, snapshot)));
         }
     }
 
-    fn start(&mut self, at: usize, from: Option<(u64, Bytes)>) {
+    fn start(&mut self, at: usize, from: Option<(u64, Snapshot)>) {
         let mut machine = machine(&self.component, &profile());
-        if let Some((index, bytes)) = &from {
-            machine
-                .restore(&context(*index + 1), 1, bytes.clone())
-                .to_end()
-                .unwrap();
+        if let Some((index, Snapshot { image, bytes })) = &from {
+            let context = context(*index + 1);
+            if *image {
+                self.record.figures.by_image += 1;
+                let resumed = machine.resume(&context, bytes.clone());
+                resumed.to_end().unwrap();
+            } else {
+                let restored = machine.restore(&context, 1, bytes.clone());
+                restored.to_end().unwrap();
+            }
         }
         self.replicas[at] = Replica {
             machine,
@@ -245,18 +285,19 @@ impl Run {
             replica.next += 1;
             let (context, entry) = (context(index + 1), &self.entries[index as usize]);
             if entry.is_empty() {
-                let mut bytes = Vec::new();
-                replica.machine.save(&context, &mut bytes).to_end().unwrap();
-                let bytes = Bytes::from(bytes);
-                if self.canonical {
-                    replica
-                        .machine
-                        .restore(&context, 1, bytes.clone())
-                        .to_end()
-                        .unwrap();
+                let saved = (index / BARRIER_EVERY).is_multiple_of(SAVED);
+                let image = self.barriers == Barriers::Images && !saved;
+                let bytes = match image {
+                    true => replica.image(&context),
+                    false => replica.save(&context),
+                };
+                if !image && self.barriers != Barriers::Uncanonical {
+                    let restored = replica.machine.restore(&context, 1, bytes.clone());
+                    restored.to_end().unwrap();
                 }
-                replica.own = Some((index, bytes.clone()));
-                self.record.note_snapshot(index, bytes);
+                let snapshot = Snapshot { image, bytes };
+                replica.own = Some((index, snapshot.clone()));
+                self.record.note_snapshot(index, snapshot);
                 // Like the log, snapshots before the last few are not kept.
                 while self.record.snapshots.len() > 3 {
                     self.record.snapshots.pop_first();
@@ -318,12 +359,23 @@ fn commands() -> u64 {
 // P-21
 #[test]
 fn replicas_agree_in_everything_whatever_happens_to_each() {
-    let figures = on_apply_thread(|| {
+    agree(Barriers::Saved);
+}
+
+// P-21
+#[test]
+fn replicas_with_images_agree_in_everything_whatever_happens_to_each() {
+    let figures = agree(Barriers::Images);
+    assert!(figures.by_image >= 5, "too few: {figures:?}");
+}
+
+fn agree(barriers: Barriers) -> Figures {
+    let figures = on_apply_thread(move || {
         let component = compile(HASH_MAP);
         let entries = log(commands(), marginal_spins(&component));
-        Run::new(component, entries, true).run()
+        Run::new(component, entries, barriers).run()
     });
-    println!("with canonical points: {figures:#?}");
+    println!("{figures:#?}");
     assert!(figures.commands >= commands());
     for (what, count) in [
         ("out of fuel", figures.out_of_fuel),
@@ -337,6 +389,7 @@ fn replicas_agree_in_everything_whatever_happens_to_each() {
     }
     let differences = figures.other_replies + figures.other_fuel + figures.other_snapshots;
     assert_eq!(differences, 0, "{figures:?}");
+    figures
 }
 
 // P-21
@@ -350,7 +403,7 @@ fn replicas_diverge_without_canonical_points() {
             made += entry.len() as u64;
             made <= COMMANDS_WITHOUT
         });
-        Run::new(component, entries, false).run()
+        Run::new(component, entries, Barriers::Uncanonical).run()
     });
     println!("without canonical points: {figures:#?}");
     assert!(figures.other_replies > 0, "{figures:?}");
