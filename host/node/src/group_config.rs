@@ -72,6 +72,9 @@ pub struct GroupConfig {
     /// replica is recovered from disk: its log knows.
     #[doc(alias = "peers")]
     pub members: Vec<Peer>,
+    /// So many of the initial members vote, those with the lowest ids of nodes; the others begin as learners. Default 63, the
+    /// most there may be.
+    pub founding_voters: usize,
     /// The life of the group id; a group that is removed and created again needs a higher one. Default 1.
     pub incarnation: Incarnation,
     /// Bytes for the machine's `init`, called once in the group's life. Default empty.
@@ -116,6 +119,7 @@ impl GroupConfig {
             component: ComponentId::default(),
             exchange: None,
             members,
+            founding_voters: core.founding_voters,
             incarnation: core.incarnation,
             init: core.init,
             data_dir: None,
@@ -159,6 +163,7 @@ impl GroupConfig {
                     data: peer.data.clone(),
                 })
                 .collect(),
+            founding_voters: self.founding_voters,
             init: self.init.clone(),
             deployment: self
                 .exchange

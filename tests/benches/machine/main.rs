@@ -6,6 +6,7 @@
 
 mod barrier;
 mod detector;
+mod first_fault;
 mod poison;
 mod queries;
 
@@ -34,7 +35,10 @@ fn main() -> anyhow::Result<()> {
             match part {
                 "barrier" => barrier::run(&dir)?,
                 "queries" => queries::run()?,
-                "poison" => poison::run(&component()?)?,
+                "poison" => {
+                    poison::run(&component()?)?;
+                    first_fault::run()?;
+                }
                 _ => detector::run()?,
             }
         }

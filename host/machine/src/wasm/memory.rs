@@ -36,7 +36,7 @@ mod tests;
 
 pub(crate) use self::arena::Arena;
 use self::arena::Region;
-pub(crate) use self::capture::{BLOCK_BYTES, Capture, Captured};
+pub(crate) use self::capture::{BLOCK_BYTES, Capture, Captured, Keeper};
 pub(crate) use self::faults::{Watched, install};
 use self::mapping::{Access, Reservation, Sharing, page_bytes, protect, whole_pages};
 use self::own_pages::OwnPages;
@@ -106,10 +106,10 @@ impl Place {
         (self.reservation).map_zeroes(base + split, to - split)
     }
 
-    /// What is protected for a copy can be written again.
-    fn finish_capture(&self) -> io::Result<()> {
+    /// Nothing is copied from these addresses any more.
+    fn leave_capture(&self) -> io::Result<()> {
         match self.capture.upgrade() {
-            Some(capture) => capture.finish(),
+            Some(capture) => capture.leave(),
             None => Ok(()),
         }
     }
@@ -183,7 +183,7 @@ impl Memory {
 
     /// Finds other addresses for it, where it has room to grow.
     fn move_to(&self, place: &mut Place, bytes: usize) -> io::Result<()> {
-        place.finish_capture()?;
+        place.leave_capture()?;
         let capacity = whole_pages(bytes + place.shape.growth);
         let has = whole_pages(self.bytes());
         let moved = Place::reserve(place.shape, capacity)?;
@@ -302,7 +302,7 @@ impl Memory {
         let capture = to.place().capture.upgrade();
         let give = |page: usize| -> io::Result<()> {
             if let Some(capture) = &capture {
-                capture.take_at(page * page_bytes())?;
+                capture.open_at(page * page_bytes())?;
             }
             to.copy_page(self, page);
             Ok(())
@@ -332,7 +332,8 @@ impl Memory {
         unsafe { std::ptr::copy_nonoverlapping(from, to, page_bytes()) };
     }
 
-    /// Begins a copy of it as it is now. No call runs in it, and every later call [watches](Watched) the capture.
+    /// Begins a copy of it as it is now. No call runs in it, and every later call [watches](Watched) the capture. Nobody can go back
+    /// to a former one any more.
     ///
     /// # Errors
     /// The system gives no mapping; or it is a fork, of which nobody wants a copy.
@@ -341,23 +342,55 @@ impl Memory {
         if place.followed.is_some() {
             return Err(io::Error::other("a fork is not captured"));
         }
-        place.finish_capture()?;
-        let capture = Capture::begin(self, self.base(), self.bytes())?;
+        let former = place.capture.upgrade();
+        if let Some(former) = former.as_deref().filter(|former| former.is_read()) {
+            former.finish()?;
+        }
+        let (base, bytes) = (self.base(), self.bytes());
+        let capture = Capture::begin(self, base, bytes, former.as_deref())?;
         place.capture = Arc::downgrade(&capture);
         Ok(Captured::new(capture))
     }
 
-    /// Writes bytes that another memory had, into this one, of which there is no capture. No call runs in it. False if it is too small
-    /// for them.
+    /// Goes over to what another memory was. Nobody uses that one any more, and no call runs in this one, which is as at its start.
+    ///
+    /// An instance that has this memory must learn its size, and grow as far as the other had grown, by `memory.grow`, before it
+    /// reads or writes: see [`shrink`](Self::shrink).
+    ///
+    /// # Errors
+    /// More was written than is kept; or the system gives no mapping. This memory must be dropped then.
+    pub(crate) fn take_over(&self, was: &Keeper) -> io::Result<()> {
+        let (other, bytes) = was.put_back()?;
+        let mut place = self.place();
+        let region = Arc::clone(&other.place().region);
+        // What it has grown by since is as if it had never been.
+        region.clear(whole_pages(bytes))?;
+        place.region = region;
+        self.shrink(&place, bytes)?;
+        place.map(0, whole_pages(self.bytes()))
+    }
+
+    /// Writes bytes that another memory had, into this one. No call runs in it. False if it is too small for them.
     pub(crate) fn put(&self, offset: usize, bytes: &[u8]) -> bool {
-        let fits =
-            (offset.checked_add(bytes.len())).is_some_and(|end| end <= whole_pages(self.bytes()));
-        if fits {
-            let to = self.base().wrapping_add(offset);
-            // SAFETY: so many bytes are mapped for writing there, and nobody else looks at them.
-            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
+        let end = offset.checked_add(bytes.len());
+        let fits = end.is_some_and(|end| end <= whole_pages(self.bytes()));
+        if !fits || !self.open_for(offset, bytes.len()) {
+            return false;
         }
-        fits
+        let to = self.base().wrapping_add(offset);
+        // SAFETY: so many bytes are mapped for writing there, and nobody else looks at them.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
+        true
+    }
+
+    /// Prepares these bytes for being written, should they be captured.
+    fn open_for(&self, offset: usize, bytes: usize) -> bool {
+        let Some(capture) = self.place().capture.upgrade() else {
+            return true;
+        };
+        let blocks = offset / BLOCK_BYTES..(offset + bytes).div_ceil(BLOCK_BYTES);
+        let mut opened = blocks.map(|block| capture.open_at(block * BLOCK_BYTES));
+        opened.all(|opened| opened.is_ok())
     }
 
     /// The bytes of a block that it has, while no call runs in it.

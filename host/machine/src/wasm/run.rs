@@ -1,6 +1,8 @@
 //! A machine as the log drives it: instances that can be built again, and readers that follow them.
 
+mod base;
 pub(super) mod call;
+pub(super) mod checkpoint;
 mod fork;
 mod guard;
 mod image;

@@ -5,7 +5,9 @@ use std::sync::{Arc, LazyLock};
 use bytes::Bytes;
 use skep_core::id::{GroupId, LogIndex, Term};
 use skep_core::outcome::{EntryContext, Outcome};
-use skep_machine::wasm::{Component, Engine, MachineLabel, Profile, WasmMachine};
+use skep_machine::wasm::{
+    Component, Engine, Holdings, MachineLabel, Profile, Purpose, WasmMachine,
+};
 use skep_machine::{StateMachine, ToEnd};
 
 /// One engine for all tests, as in a node.
@@ -49,7 +51,11 @@ pub fn miscounting() -> String {
 }
 
 pub fn compile(text: &str) -> Arc<Component> {
-    Arc::new(Component::compile(&ENGINE, &wat::parse_str(text).unwrap()).unwrap())
+    compile_for(&ENGINE, text)
+}
+
+pub fn compile_for(engine: &Engine, text: &str) -> Arc<Component> {
+    Arc::new(Component::compile(engine, &wat::parse_str(text).unwrap()).unwrap())
 }
 
 /// Limits small enough for every attack to end at once.
@@ -80,7 +86,20 @@ pub fn machine(component: &Arc<Component>) -> WasmMachine {
         group: GroupId(7),
         name: "test".into(),
     };
-    WasmMachine::new(component.clone(), profile(), context(0), label).unwrap()
+    // Whatever the budget is of the engine that it is for.
+    let purpose = Purpose::Running;
+    WasmMachine::start(component.clone(), profile(), context(0), label, purpose).unwrap()
+}
+
+/// An engine whose machines may copy nothing, so that there are no checkpoints to go back to.
+pub fn without_checkpoints() -> Engine {
+    let most = Holdings {
+        mappings: 1,
+        ..Holdings::of_this_system()
+    };
+    Engine::with_budget(most)
+        .unwrap()
+        .made_for(Purpose::Running)
 }
 
 /// Applies an entry of these commands.

@@ -7,7 +7,10 @@ use bytes::Bytes;
 use skep_machine::wasm::{Component, WasmMachine};
 use skep_machine::{Applied, ImageTaken, LocalCode, MachineError, StateMachine, ToEnd};
 
-use crate::guest::{ENGINE, FULL, IMAGELESS, PLAIN, context, machine, on_apply_thread, save};
+use crate::guest::{
+    ENGINE, FULL, IMAGELESS, PLAIN, compile_for, context, full, machine, on_apply_thread, save,
+    without_checkpoints,
+};
 
 /// Commands of the guest, some of which fail, and of the key-value machine.
 struct Case {
@@ -143,7 +146,9 @@ fn an_image_is_of_its_entry_whatever_is_applied_while_it_is_taken() {
 #[test]
 fn a_machine_that_failed_is_built_from_its_newest_image() {
     on_apply_thread(|| {
+        let component = compile_for(&without_checkpoints(), &full());
         let [case, _] = cases();
+        let case = Case { component, ..case };
         let [mut with, mut without] = [case.machine(), case.machine()];
         let reads = Arc::new(AtomicU32::new(0));
         for index in (0..60).step_by(6) {
@@ -255,7 +260,9 @@ fn machines_without_images_say_so() {
 #[test]
 fn a_machine_that_began_at_an_image_is_built_from_where_that_is_kept() {
     on_apply_thread(|| {
+        let component = compile_for(&without_checkpoints(), &full());
         let [case, _] = cases();
+        let case = Case { component, ..case };
         let mut veteran = case.machine();
         case.run(&mut veteran, 0..9);
         let written = image(&mut veteran, 9);

@@ -350,7 +350,7 @@ impl Host {
     ) -> Result<Arc<GroupRecord>, HostError> {
         match self.change_catalog(command).await? {
             Reply::Group(record) => Ok(record),
-            Reply::Done | Reply::Collected(_) => Err(HostError::Internal(
+            Reply::Done | Reply::Node(_) | Reply::Collected(_) => Err(HostError::Internal(
                 "the catalogue answered without a group".into(),
             )),
         }

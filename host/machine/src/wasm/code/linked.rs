@@ -8,7 +8,7 @@ use super::expansion::Size;
 use super::freeze::{FREEZE, Follower, THAW};
 use crate::LocalCode;
 use crate::wasm::engine::Engine;
-use crate::wasm::engine::budget::{MachineBudget, Purpose, Share};
+use crate::wasm::engine::budget::{CopyShare, MachineBudget, Purpose, Share};
 use crate::wasm::engine::holdings::Holdings;
 use crate::wasm::engine::layout::Layout;
 use crate::wasm::error::ComponentError;
@@ -69,7 +69,7 @@ impl Linked {
         self.exports.images.len() as u64
     }
 
-    /// HandleFunctions what an instance of it needs under this profile from the node's budget.
+    /// Takes what an instance of it needs under this profile from the node's budget.
     pub(super) fn share(&self, profile: &Profile, purpose: Purpose) -> Result<Share, Failure> {
         let bytes = profile
             .memory_bytes
@@ -78,7 +78,12 @@ impl Linked {
         self.budget.take(cost, purpose)
     }
 
-    /// HandleFunctions memory from the node's budget for the copy that a query has of a machine.
+    /// What the copies for a checkpoint take of the node's budget.
+    pub(crate) fn copies(&self) -> CopyShare {
+        self.budget.copies()
+    }
+
+    /// Takes memory from the node's budget for the copy that a query has of a machine.
     pub(crate) fn room_for(&self, memory_bytes: u64) -> Result<Share, Failure> {
         let cost = Holdings {
             memory_bytes,

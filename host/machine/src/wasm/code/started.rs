@@ -11,7 +11,7 @@ use super::linked::{HandleFunctions, Image, Linked, unmapped};
 use crate::LocalCode;
 use crate::wasm::engine::budget::Purpose;
 use crate::wasm::fault::Failure;
-use crate::wasm::memory::{Capture, Captured, Given, Memory, Watched, collecting, running};
+use crate::wasm::memory::{Capture, Captured, Given, Keeper, Memory, Watched, collecting, running};
 use crate::wasm::world::World;
 use crate::wasm::world::handles::{Handles, KEEPS_A_PLACE, Origin, Step};
 use crate::wasm::world::limits::Limits;
@@ -441,6 +441,20 @@ impl Started {
             .map(|captured| Arc::clone(captured.capture()));
         self.captures = captures.collect();
         Ok(captured)
+    }
+
+    /// Whether somebody still reads copies of its memories.
+    pub(crate) fn is_read(&self) -> bool {
+        self.captures.iter().any(|capture| capture.is_read())
+    }
+
+    /// Goes over to what the memories of another instance of the same component were, which is used no more; it must be thawed.
+    pub(crate) fn take_over(&self, were: &[Keeper]) -> Result<(), Failure> {
+        if self.memories.len() != were.len() {
+            return Err(differs("it has other memories"));
+        }
+        let mut pairs = self.memories.iter().zip(were);
+        pairs.try_for_each(|(memory, was)| memory.take_over(was).map_err(unmapped))
     }
 
     /// Calls an export. Once that has failed, or was dropped before its end, there are no further calls.

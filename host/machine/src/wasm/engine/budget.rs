@@ -10,9 +10,14 @@ use super::holdings::Holdings;
 use super::layout::Layout;
 use crate::LocalCode;
 use crate::wasm::fault::Failure;
+use crate::wasm::memory::BLOCK_BYTES;
 
 /// Mappings of an instance beside those of its memories: its own allocations, where they are large.
 const MAPPINGS_PER_INSTANCE: u64 = 2;
+
+/// Of a node's machines, all that they write is copied for their checkpoints to this part at the most: of the memory that they may
+/// hold, and of the mappings, of which each copy may take two.
+const COPIES_SHARE: u64 = 8;
 
 /// The budget of one node; all of its machines share it.
 #[derive(Debug)]
@@ -21,6 +26,8 @@ pub struct MachineBudget {
     address_bytes: AtomicU64,
     mappings: AtomicU64,
     memory_bytes: AtomicU64,
+    /// Blocks of memory that are copied for checkpoints.
+    copies: AtomicU64,
 }
 
 /// Something of the budget is used up.
@@ -58,6 +65,7 @@ impl MachineBudget {
             address_bytes: AtomicU64::new(0),
             mappings: AtomicU64::new(0),
             memory_bytes: AtomicU64::new(0),
+            copies: AtomicU64::new(0),
         })
     }
 
@@ -72,6 +80,20 @@ impl MachineBudget {
             address_bytes: self.address_bytes.load(Relaxed),
             mappings: self.mappings.load(Relaxed),
             memory_bytes: self.memory_bytes.load(Relaxed),
+        }
+    }
+
+    /// Blocks of memory that may be copied for checkpoints.
+    fn copies_at_most(&self) -> u64 {
+        let blocks = self.most.memory_bytes / BLOCK_BYTES as u64;
+        blocks.min(self.most.mappings / 2) / COPIES_SHARE
+    }
+
+    /// What a checkpoint holds: nothing as yet.
+    pub(crate) fn copies(self: &Arc<Self>) -> CopyShare {
+        CopyShare {
+            budget: Arc::clone(self),
+            held: 0,
         }
     }
 
@@ -192,6 +214,32 @@ impl Drop for Share {
     }
 }
 
+/// What the copies for one checkpoint hold; given back when it goes.
+#[derive(Debug)]
+pub(crate) struct CopyShare {
+    budget: Arc<MachineBudget>,
+    held: u64,
+}
+
+impl CopyShare {
+    /// Whether there is room for so many blocks. They are there already.
+    pub(crate) fn hold(&mut self, blocks: u64) -> bool {
+        let more = blocks.saturating_sub(self.held);
+        if more == 0 {
+            return true;
+        }
+        self.held += more;
+        let before = self.budget.copies.fetch_add(more, Relaxed);
+        before + more <= self.budget.copies_at_most()
+    }
+}
+
+impl Drop for CopyShare {
+    fn drop(&mut self) {
+        self.budget.copies.fetch_sub(self.held, Relaxed);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -241,6 +289,26 @@ mod tests {
         assert!(budget.take(cost(0), Purpose::New).is_err());
         drop(machine);
         budget.take(cost(0), Purpose::New).unwrap();
+    }
+
+    #[test]
+    fn checkpoints_share_a_part_of_the_memory_and_of_the_mappings() {
+        let budget = |memory_blocks, mappings| {
+            MachineBudget::new(Holdings {
+                address_bytes: 0,
+                mappings,
+                memory_bytes: memory_blocks * BLOCK_BYTES as u64,
+            })
+        };
+        for budget in [budget(80, 1000), budget(1000, 160)] {
+            let [mut one, mut other] = [budget.copies(), budget.copies()];
+            assert!(one.hold(6) && one.hold(6) && other.hold(4));
+            assert!(!other.hold(5));
+            drop(one);
+            assert!(other.hold(10) && !other.hold(11));
+            drop(other);
+            assert!(budget.copies().hold(10));
+        }
     }
 
     #[cfg(target_os = "linux")]

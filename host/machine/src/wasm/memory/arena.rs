@@ -107,6 +107,16 @@ impl Region {
             access,
         )
     }
+
+    /// What is behind so many bytes reads as zeroes again.
+    pub(super) fn clear(&self, from: usize) -> io::Result<()> {
+        let from = (from as u64).min(SLOT_BYTES);
+        let offset = self.slot * SLOT_BYTES + from;
+        match SLOT_BYTES - from {
+            0 => Ok(()),
+            bytes => punch(&self.slots.file, offset, bytes),
+        }
+    }
 }
 
 impl Drop for Region {

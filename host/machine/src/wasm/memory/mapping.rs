@@ -179,6 +179,19 @@ impl Reservation {
         }
     }
 
+    /// Has the system find memory for zeroes there at once, and not page by page. Fit for a signal handler.
+    #[cfg(target_os = "linux")]
+    pub(super) fn find(&self, offset: usize, bytes: usize) {
+        let base = self.at(self.inside(offset, bytes));
+        // SAFETY: the range is within these addresses; its contents stay as they are. Where it fails, pages are found when they are
+        // written.
+        unsafe { libc::madvise(base.cast(), bytes, libc::MADV_POPULATE_WRITE) };
+    }
+
+    /// Pages are found when they are written.
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn find(&self, _: usize, _: usize) {}
+
     /// Writes a copy of every page there that is still a file's, so that it is this mapping's own.
     pub(super) fn populate(&self, offset: usize, bytes: usize) -> io::Result<()> {
         if bytes == 0 {

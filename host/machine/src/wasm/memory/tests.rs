@@ -4,6 +4,8 @@ use super::*;
 use crate::ToEnd;
 use crate::wasm::Engine;
 
+mod keepers;
+
 const PAGE: u32 = 64 << 10;
 
 const GUEST: &str = r#"(module (memory (export "m") 2 2000)

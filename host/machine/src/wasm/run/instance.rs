@@ -17,7 +17,7 @@ use crate::wasm::code::component::Component;
 use crate::wasm::code::started::{CALL_OVERHEAD, Started};
 use crate::wasm::engine::budget::Purpose;
 use crate::wasm::fault::Failure;
-use crate::wasm::memory::{Captured, Memory};
+use crate::wasm::memory::{Captured, Keeper, Memory};
 use crate::wasm::world::imports::MAX_CHUNK_BYTES;
 use crate::wasm::world::kept::Kept;
 use crate::wasm::world::logbook::Logbook;
@@ -249,20 +249,42 @@ impl Instance {
         Ok((captured, self.started.world().keep()))
     }
 
+    /// Whether an image of it is still being written.
+    pub(crate) fn is_read(&self) -> bool {
+        self.started.is_read()
+    }
+
     /// Becomes what the image is of. It was just started, as that was.
     pub(crate) async fn resume(&mut self, image: &Image) -> Result<(), Failure> {
-        // It may have grown while it was restored, beyond what it may grow to otherwise.
-        let headroom = self.profile.snapshot_headroom();
-        self.started.world_mut().limits.raise_memory(headroom);
         let fits = image.put(self.memories())?;
-        self.started.thaw().await?;
-        self.started.world_mut().limits.lower_memory(headroom);
+        self.thaw().await?;
         if !fits && !image.put(self.memories())? {
             let reason = "an image has pages where its machine has no memory";
             return Err(Failure::local(LocalCode::Differs, reason));
         }
-        self.started.follow_handles(&image.kept().handles()).await?;
-        self.started.world_mut().resume(image.kept());
+        self.go_on_from(image.kept()).await
+    }
+
+    /// Becomes what another instance was, which is used no more. It was just started, as that was.
+    pub(crate) async fn take_over(&mut self, were: &[Keeper], kept: &Kept) -> Result<(), Failure> {
+        self.started.take_over(were)?;
+        self.thaw().await?;
+        self.go_on_from(kept).await
+    }
+
+    async fn thaw(&mut self) -> Result<(), Failure> {
+        // It may have grown while it was restored, beyond what it may grow to otherwise.
+        let headroom = self.profile.snapshot_headroom();
+        self.started.world_mut().limits.raise_memory(headroom);
+        let thawed = self.started.thaw().await;
+        self.started.world_mut().limits.lower_memory(headroom);
+        thawed
+    }
+
+    /// The guest has what it had. Now the host's part.
+    async fn go_on_from(&mut self, kept: &Kept) -> Result<(), Failure> {
+        self.started.follow_handles(&kept.handles()).await?;
+        self.started.world_mut().resume(kept);
         Ok(())
     }
 

@@ -1,19 +1,15 @@
 //! What the instances of a machine are built from: a base, and the calls since.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use bytes::Bytes;
 use skep_core::attestation::Deed;
-use skep_core::id::ComponentId;
 use skep_core::outcome::EntryContext;
 use skep_types::shared::lock;
 
+use super::base::Base;
 use super::call::{Call, Ran};
-use super::image::Image;
-use crate::wasm::fault::Failure;
-use crate::{LocalCode, ReadImage};
+use crate::ReadImage;
 
 /// Records handed out at once, so that the lock is short: some 20 µs of copying for entries of many commands.
 const READ_MAX: usize = 256;
@@ -29,83 +25,15 @@ pub(crate) const LAG_FUEL_MAX: u64 = 4_000_000_000;
 /// Bytes a record takes beside its commands.
 const RECORD_BYTES: u64 = 160;
 
-/// Where a journal starts.
-#[derive(Clone, Debug)]
-pub(crate) struct Base {
-    /// The entry whose state it is.
-    pub(crate) context: EntryContext,
-    pub(crate) origin: Origin,
-}
-
-/// What an instance comes to the state of a base from.
-#[derive(Clone, Debug)]
-pub(crate) enum Origin {
-    /// Nothing: the group begins.
-    Founding,
-    /// What a machine has saved, under this schema.
-    Saved(u32, Bytes),
-    Image(Image),
-    /// An image that is kept elsewhere.
-    Kept(Arc<Kept>),
-}
-
-/// An image that can be read again.
-pub(crate) struct Kept {
-    component: ComponentId,
-    start: EntryContext,
-    read: ReadImage,
-}
-
-impl Kept {
-    pub(crate) fn new(image: &Image, read: ReadImage) -> Self {
-        Self {
-            component: image.component(),
-            start: image.start(),
-            read,
-        }
-    }
-
-    pub(crate) fn read(&self) -> Result<Image, Failure> {
-        let bytes = (self.read)().map_err(|error| {
-            let reason = format!("the newest image of the machine cannot be read: {error}");
-            Failure::local(LocalCode::Io, reason)
-        })?;
-        Image::read(self.component, bytes)
-    }
-}
-
-impl fmt::Debug for Kept {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Kept").finish_non_exhaustive()
-    }
-}
-
-impl Base {
-    /// The context under which its instance starts.
-    pub(crate) fn start(&self) -> EntryContext {
-        match &self.origin {
-            Origin::Founding | Origin::Saved(..) => self.context,
-            Origin::Image(image) => image.start(),
-            Origin::Kept(kept) => kept.start,
-        }
-    }
-}
-
-impl Base {
-    fn keep_elsewhere(&mut self, read: ReadImage) {
-        if let Origin::Image(image) = &self.origin {
-            self.origin = Origin::Kept(Arc::new(Kept::new(image, read)));
-        }
-    }
-}
-
 /// A moment of a journal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Moment {
     /// How many bases there were.
     bases: u64,
     /// Number of the next record.
-    next: u64,
+    pub(super) next: u64,
+    /// Of all records before it.
+    pub(super) fuel: u64,
 }
 
 /// A call that returned.
@@ -169,6 +97,10 @@ struct Inner {
     last: EntryContext,
     before_base: Weight,
     since_base: Weight,
+    /// Of all records there ever were.
+    fuel: u64,
+    /// Another base, from the moment on at which nobody builds an instance.
+    next_base: Option<(Moment, Base)>,
     /// Number of the next record for each place.
     places: BTreeMap<u64, u64>,
     next_place: u64,
@@ -192,6 +124,8 @@ impl Journal {
             published: 0,
             before_base: Weight::default(),
             since_base: Weight::default(),
+            fuel: 0,
+            next_base: None,
             places: BTreeMap::new(),
             next_place: 0,
         }))
@@ -200,15 +134,18 @@ impl Journal {
     /// Adds a call of the entry in hand.
     pub(crate) fn push(&self, record: Record) {
         let mut inner = self.lock();
+        inner.settle();
+        inner.fuel = inner.fuel.saturating_add(record.fuel);
         inner.since_base.add(record.weight());
         inner.records.push_back(record);
     }
 
-    /// The entry is whole: readers may see it.
-    pub(crate) fn publish(&self, context: &EntryContext) {
+    /// The entry is whole: readers may see it. Answers which moment it is.
+    pub(crate) fn publish(&self, context: &EntryContext) -> Moment {
         let mut inner = self.lock();
         inner.published = inner.end();
         inner.last = *context;
+        inner.moment()
     }
 
     /// How far readers may see, and the entry up to which that is.
@@ -224,18 +161,16 @@ impl Journal {
 
     /// Now, between two entries.
     pub(crate) fn moment(&self) -> Moment {
-        let inner = self.lock();
-        Moment {
-            bases: inner.bases,
-            next: inner.end(),
-        }
+        self.lock().moment()
     }
 
-    /// The image that this base begins with is kept elsewhere, unless there is another base by now.
+    /// The image of this moment is kept elsewhere, unless there is another base by now.
     pub(crate) fn keep_elsewhere(&self, moment: Moment, read: ReadImage) {
-        let mut inner = self.lock();
-        if inner.bases == moment.bases + 1 {
-            inner.base.keep_elsewhere(read);
+        let inner = &mut *self.lock();
+        match &mut inner.next_base {
+            Some((at, base)) if *at == moment => base.keep_elsewhere(read),
+            _ if inner.bases == moment.bases + 1 => inner.base.keep_elsewhere(read),
+            _ => {}
         }
     }
 
@@ -244,34 +179,28 @@ impl Journal {
         self.lock().base.keep_elsewhere(read);
     }
 
-    /// Starts from another base, which is the state of this moment. Nothing changes if there was another base since then. No
-    /// instance is being built from the journal.
+    /// Starts from another base, which is the state of this moment, as soon as nobody builds an instance. Nothing changes if there
+    /// was another base since then.
     pub(crate) fn rebase_at(&self, moment: Moment, base: Base) {
-        let mut inner = self.lock();
-        if inner.bases != moment.bases {
-            return;
-        }
-        let until = (moment.next - inner.first) as usize;
-        let from = (inner.base_at - inner.first) as usize;
-        let mut passed = Weight::default();
-        (inner.records.range(from..until)).for_each(|record| passed.add(record.weight()));
-        inner.since_base.subtract(passed);
-        inner.before_base.add(passed);
-        inner.base = base;
-        inner.bases += 1;
-        inner.base_at = moment.next;
-        inner.let_go();
+        self.lock().next_base = Some((moment, base));
     }
 
-    /// The base, and the number of the first record after it.
+    /// Nobody builds an instance.
+    pub(crate) fn settle(&self) {
+        self.lock().settle();
+    }
+
+    /// The base, and the number of the first record after it. Whoever asks is the only one to build an instance.
     pub(crate) fn base(&self) -> (Base, u64) {
-        let inner = self.lock();
+        let mut inner = self.lock();
+        inner.settle();
         (inner.base.clone(), inner.base_at)
     }
 
     /// Starts from another base. If it `follows`, being the state that the records lead to, places keep theirs.
     pub(crate) fn rebase(&self, base: Base, follows: bool) {
         let mut inner = self.lock();
+        inner.next_base = None;
         inner.last = base.context;
         inner.base = base;
         inner.bases += 1;
@@ -300,6 +229,34 @@ impl Journal {
 impl Inner {
     fn end(&self) -> u64 {
         self.first + self.records.len() as u64
+    }
+
+    fn moment(&self) -> Moment {
+        Moment {
+            bases: self.bases,
+            next: self.end(),
+            fuel: self.fuel,
+        }
+    }
+
+    /// Goes over to the base that is next.
+    fn settle(&mut self) {
+        let Some((moment, base)) = self.next_base.take() else {
+            return;
+        };
+        if self.bases != moment.bases {
+            return;
+        }
+        let until = (moment.next - self.first) as usize;
+        let from = (self.base_at - self.first) as usize;
+        let mut passed = Weight::default();
+        (self.records.range(from..until)).for_each(|record| passed.add(record.weight()));
+        self.since_base.subtract(passed);
+        self.before_base.add(passed);
+        self.base = base;
+        self.bases += 1;
+        self.base_at = moment.next;
+        self.let_go();
     }
 
     fn copy(&self, from: u64, to: u64) -> Vec<Record> {
@@ -354,15 +311,19 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// A place at the base, with the base.
+    /// A place at the base, or the one that is next, with that base.
     pub(crate) fn at_base(journal: &Arc<Journal>) -> (Self, Base) {
         let mut inner = journal.lock();
         let id = inner.next_place;
         inner.next_place += 1;
-        let base_at = inner.base_at;
+        let (base_at, base) = match &inner.next_base {
+            Some((moment, base)) if moment.bases == inner.bases => (moment.next, base),
+            _ => (inner.base_at, &inner.base),
+        };
+        let base = base.clone();
         inner.places.insert(id, base_at);
         let journal = Arc::clone(journal);
-        (Self { journal, id }, inner.base.clone())
+        (Self { journal, id }, base)
     }
 
     /// The next records before number `to`, a batch at most, and empty when there are none; the place then stands behind
@@ -403,9 +364,11 @@ fn answers(ran: &Ran) -> Deed {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use skep_core::id::LogIndex;
 
     use super::*;
+    use crate::wasm::run::base::Origin;
 
     fn context(index: u64) -> EntryContext {
         EntryContext {
@@ -524,6 +487,32 @@ mod tests {
         let (mut anew, from) = Place::at_base(&journal);
         assert_eq!(from.context.index.0, 50);
         assert_eq!(all(&mut anew, journal.published().0), Some(vec![]));
+    }
+
+    #[test]
+    fn a_base_that_is_next_is_the_base_once_nobody_builds_an_instance() {
+        let journal = journal();
+        (1..=3).for_each(|index| push(&journal, index, 10, 5));
+        let moment = journal.moment();
+        (4..=5).for_each(|index| push(&journal, index, 10, 5));
+        // Somebody builds an instance from the base before.
+        let (from, number) = journal.base();
+        journal.rebase_at(moment, base(3));
+        assert_eq!((from.context.index.0, journal.read(number).len()), (0, 5));
+        // Who begins now begins at the new one.
+        let (mut place, from) = Place::at_base(&journal);
+        assert_eq!(from.context.index.0, 3);
+        assert_eq!(all(&mut place, 5), Some(vec![4, 5]));
+        let (from, number) = journal.base();
+        assert_eq!((from.context.index.0, number), (3, 3));
+        assert_eq!(kept(&journal), (2, 0, 0));
+        // One of before a restore is none.
+        let moment = journal.moment();
+        journal.rebase_at(moment, base(5));
+        journal.rebase(base(50), false);
+        journal.rebase_at(moment, base(5));
+        push(&journal, 51, 10, 5);
+        assert_eq!(journal.base().0.context.index.0, 50);
     }
 
     // P-20

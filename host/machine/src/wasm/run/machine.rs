@@ -8,12 +8,13 @@ use bytes::Bytes;
 use skep_core::id::LogIndex;
 use skep_core::outcome::{ConfChange, EntryContext, GuestFault, LeaderChanged, Outcome};
 
+use super::base::{Base, Origin};
 use super::call::{Call, MAX_ENTRY_REPLY_BYTES, Ran, rejected};
 use super::fork::Fork;
 use super::guard::Guard;
 use super::image::Image;
 use super::instance::Instance;
-use super::journal::{Base, Journal, Origin, Record};
+use super::journal::{Journal, Record};
 use super::present::Present;
 use super::reader::WasmReader;
 use super::rebuild::{ATTEMPTS, Guest, again, no_attempt};
@@ -38,6 +39,9 @@ use skep_types::profile::Profile;
 /// the two, and is after a fault, which ends a WebAssembly instance for good. Replicas agree in
 /// everything a guest can see, down to the addresses on its heap, because each of them gets there by these same calls.
 /// A rebuilt instance that answers differently, or uses other fuel, than the first did is a failure of this node.
+///
+/// After a fault that is not all run again: the machine goes back to its newest [checkpoint](super::checkpoint), if there is one, which
+/// is what it was when it had run a part of the journal.
 ///
 /// The journal shares the bytes of the commands and grows until the next [`restore`](StateMachine::restore): the host
 /// bounds it by the distance of barriers, in fuel and in bytes of log.
@@ -136,6 +140,27 @@ impl WasmMachine {
         &self.present.guest.profile
     }
 
+    /// Has a checkpoint taken now: a fault sends the machine back to it, and what came since runs again. A machine does so by itself
+    /// where that costs little; this is for those who test it.
+    ///
+    /// # Errors
+    /// [`MachineError::Local`]: the machine must be dropped.
+    pub async fn keep(&mut self) -> Result<(), MachineError> {
+        let mut present = self.present.writing().await;
+        let place = present.get_mut();
+        let Some(instance) = place else {
+            return Ok(());
+        };
+        let kept = self.present.keep(instance).await;
+        let kept = kept.inspect_err(|_| *place = None);
+        kept.map_err(|failure| failure.into_error("keep"))
+    }
+
+    /// How often a fault has sent it back to a checkpoint, and not to its base.
+    pub fn returns(&self) -> u64 {
+        self.present.returns()
+    }
+
     /// A reader of this machine: see [`StateMachine::reader`].
     pub fn wasm_reader(&self) -> WasmReader {
         WasmReader::new(Arc::clone(&self.present))
@@ -150,14 +175,17 @@ impl WasmMachine {
         let mut present = self.present.writing().await;
         self.live = present.get_mut().take();
         let ran = calls(self).await;
-        let live = self.live.take();
+        let mut live = self.live.take();
         if let Some(live) = &live {
             self.note(live);
         }
-        *present.get_mut() = live;
         if ran.is_ok() {
-            self.present.journal.publish(context);
+            let now = self.present.journal.publish(context);
+            if let Some(instance) = live.take() {
+                live = self.present.pass(now, instance).await;
+            }
         }
+        *present.get_mut() = live;
         ran
     }
 
@@ -178,12 +206,14 @@ impl WasmMachine {
         for _ in 0..ATTEMPTS {
             let guest = &self.present.guest;
             match guest.start(&base, false, Purpose::Running).await {
-                Ok(instance) => {
+                Ok(mut instance) => {
                     let mut present = self.present.writing().await;
                     self.present.journal.rebase(base, follows);
                     self.note(&instance);
                     self.fork = None;
-                    *present.get_mut() = Some(instance);
+                    let begun = self.present.begin(&mut instance).await;
+                    // Otherwise it is built from the base again.
+                    *present.get_mut() = begun.is_ok().then_some(instance);
                     return Ok(());
                 }
                 Err(local @ Failure::Local { .. }) => last = Some(local),
@@ -555,6 +585,9 @@ fn without_initializer(config: &Bytes) -> Applied {
         fuel: 0,
     }
 }
+
+#[cfg(test)]
+mod checkpoints;
 
 #[cfg(test)]
 mod handles;

@@ -5,8 +5,10 @@ use std::sync::atomic::AtomicU64;
 
 use skep_core::outcome::EntryContext;
 
+use super::base::{Base, Origin};
+use super::checkpoint::Checkpoint;
 use super::instance::Instance;
-use super::journal::{Base, Journal, Origin, Record};
+use super::journal::{Journal, Record};
 use crate::LocalCode;
 use crate::wasm::code::component::Component;
 use crate::wasm::engine::budget::Purpose;
@@ -64,15 +66,41 @@ impl Guest {
     }
 }
 
-/// The instance that a machine would have if none of its calls had failed.
+/// The instance that a machine would have if none of its calls had failed, from its base.
 pub(crate) async fn rebuild(guest: &Guest, journal: &Journal) -> Result<Instance, Failure> {
-    let (base, mut number) = journal.base();
+    let (base, number) = journal.base();
     tracing::debug!(
         target: "skep::machine", group = %guest.logbook.label.group, base = %base.context.index,
         "rebuilding the machine's instance"
     );
     let started = guest.start(&base, true, Purpose::Running).await;
+    let instance = started.map_err(again)?;
+    catch_up(instance, journal, number).await
+}
+
+/// The same, from what the machine was at a checkpoint.
+pub(crate) async fn go_back(
+    guest: &Guest,
+    journal: &Journal,
+    checkpoint: Checkpoint,
+) -> Result<Instance, Failure> {
+    let Checkpoint {
+        keepers, kept, at, ..
+    } = &checkpoint;
+    let started = guest.instance(&journal.start(), Purpose::Running).await;
     let mut instance = started.map_err(again)?;
+    instance.mute(true);
+    let taken_over = instance.take_over(keepers, kept).await;
+    taken_over.map_err(Failure::made_local)?;
+    catch_up(instance, journal, at.next).await
+}
+
+/// Has a muted instance run the calls from a number on.
+async fn catch_up(
+    mut instance: Instance,
+    journal: &Journal,
+    mut number: u64,
+) -> Result<Instance, Failure> {
     loop {
         let records = journal.read(number);
         if records.is_empty() {

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use skep_core::outcome::EntryContext;
 
+use super::base::{Base, Origin};
+use super::checkpoint::is_large;
 use super::image::Image;
-use super::journal::{Base, Moment, Origin};
+use super::journal::Moment;
 use super::present::Present;
 use crate::wasm::engine::budget::Purpose;
 use crate::wasm::fault::Failure;
@@ -41,15 +43,15 @@ impl Taking {
         if !instance.can_be_forked() {
             return Ok(None);
         }
-        let captured = instance.capture().await;
-        // Nobody knows what it is now.
-        let captured = captured.inspect_err(|_| *place = None)?;
+        let stays = is_large(instance);
+        let captured = present.capture(instance, stays).await;
+        let (moment, captured, kept) = captured.inspect_err(|_| *place = None)?;
         Ok(Some(Self {
             present: Arc::clone(present),
             context: *context,
-            moment: present.journal.moment(),
+            moment,
             start: present.journal.start(),
-            captured: Some(captured),
+            captured: Some((captured, kept)),
         }))
     }
 
@@ -67,9 +69,8 @@ impl Taking {
             context: self.context,
             origin: Origin::Image(image),
         };
-        // The machine is built from the journal only by who has its instance.
-        let _writing = self.present.writing().to_end();
         self.present.journal.rebase_at(self.moment, base);
+        self.present.settle();
         Ok(bytes)
     }
 }

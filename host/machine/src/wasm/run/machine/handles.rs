@@ -26,6 +26,26 @@ const VERBS: &str = r#"
     (if (call $is (local.get $verb) (i32.const 75)) (then ;; K: waits for a pollable
       (call $block (local.get $pollable))
       (return (call $number (call $now)))))
+    (if (call $is (local.get $verb) (i32.const 71)) (then ;; G: takes a page and writes to it; fails then, if told more
+      (local.set $pollable (i32.mul (memory.grow (i32.const 1)) (i32.const 65536)))
+      (i64.store offset=8 (local.get $pollable) (call $now))
+      (if (i32.gt_u (local.get $len) (i32.const 1)) (then unreachable))
+      (return (call $number (i64.load offset=16 (local.get $pollable))))))
+    (if (call $is (local.get $verb) (i32.const 87)) (then ;; W: writes to a page; fails then, if told more
+      (local.set $pollable (i32.mul (local.get $pollable) (i32.const 65536)))
+      (i64.store offset=4096 (local.get $pollable)
+        (i64.add (i64.load offset=4096 (local.get $pollable)) (local.get $index)))
+      (if (i32.gt_u (local.get $len) (i32.const 2)) (then
+        (drop (call $stdout)) (global.set $counter (i64.const 77)) unreachable))
+      (return (call $number (i64.load offset=4096 (local.get $pollable))))))
+    (if (call $is (local.get $verb) (i32.const 88)) (then ;; X: adds up all that it has
+      (local.set $pollable (i32.const 2048))
+      (i64.store (i32.const 64) (i64.extend_i32_u (memory.size)))
+      (loop $more
+        (i64.store (i32.const 64) (i64.add (i64.mul (i64.load (i32.const 64)) (i64.const 31)) (i64.load (local.get $pollable))))
+        (local.set $pollable (i32.add (local.get $pollable) (i32.const 8)))
+        (br_if $more (i32.lt_u (local.get $pollable) (i32.mul (memory.size) (i32.const 65536)))))
+      (return (call $number (i64.load (i32.const 64))))))
     (call $rejected (i32.const 0) (i32.const 1024) (i32.const 0)))
 
     (func $trap-if"#;
@@ -98,9 +118,9 @@ fn holder(restore: &str) -> Vec<u8> {
     })
 }
 
-const READS: &str = "(call $read (local.get $source)";
+pub(super) const READS: &str = "(call $read (local.get $source)";
 
-fn component(restore: &str) -> Arc<Component> {
+pub(super) fn component(restore: &str) -> Arc<Component> {
     let component = Component::compile(&Engine::new().unwrap(), &holder(restore));
     Arc::new(component.unwrap())
 }
