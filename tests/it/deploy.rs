@@ -7,9 +7,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
+use skep_client::Outcome;
 use skep_tests::clock::{eventually, pause};
 use skep_tests::cluster::{Cluster, Settings};
 use skep_tests::process::Process;
+
+use crate::load::{answer, propose};
 
 const UNIT: &str = include_str!("../../host/deploy/skep.service");
 const ALERTS: &str = include_str!("../../host/deploy/alerts.yml");
@@ -113,6 +116,12 @@ async fn the_unit_and_the_image_start_a_node() {
 #[tokio::test(flavor = "multi_thread")]
 async fn alerts_and_the_dashboard_ask_for_what_is_counted() {
     let cluster = Cluster::start(&Settings::one_node("")).await;
+    // Counters by outcome are there once there was one.
+    let group = cluster.create_kv(1, "kv", &[1]).await;
+    let client = cluster.client().await;
+    let put = propose(&client, group, "put a 1").await;
+    assert!(matches!(put, Outcome::Reply(_)), "{put:?}");
+    answer(&client, group, "get a").await;
     let metrics = cluster.http(1, "GET", "/metrics", "").await.text();
     let counted = |name: &str| {
         let name = name.strip_suffix("_bucket").unwrap_or(name);
