@@ -2,12 +2,14 @@
 
 mod bad_input;
 mod components;
+mod creation;
 mod demo;
 mod disk_damage;
 mod faults;
 mod founding;
 mod fuzz_corpus;
 mod group_commit;
+mod handover;
 mod hostile;
 mod images;
 mod lifecycle;

@@ -30,6 +30,9 @@ pub struct GroupConfig {
     /// The initial voters, identical on each of them; their order does not matter. Empty on a node that joins later
     /// and waits to be contacted. Ignored when the replica is recovered: its log knows.
     pub members: Vec<Member>,
+    /// The initial voter that stands for election as soon as the group is founded, the same on each of them. None where they
+    /// wait for the first timeout to end.
+    pub first_leader: Option<NodeId>,
     /// Replicas of this life of the group up to here were removed from this node. A joiner takes no id from among them:
     /// a late message to a former replica must not make a new one of its name.
     pub removed_through: ReplicaId,
@@ -63,6 +66,7 @@ impl GroupConfig {
             incarnation,
             node,
             members: Vec::new(),
+            first_leader: None,
             removed_through: ReplicaId(0),
             init: Bytes::new(),
             deployment: None,
@@ -130,7 +134,13 @@ impl GroupConfig {
         if nodes.windows(2).any(|pair| pair[0] == pair[1]) {
             return wrong("members", "a node is named twice".into());
         }
-        if !nodes.is_empty() && nodes.binary_search(&self.node).is_err() {
+        let is_no_member = |node: &NodeId| nodes.binary_search(node).is_err();
+        if let Some(first) = self.first_leader.filter(is_no_member)
+            && !nodes.is_empty()
+        {
+            return wrong("first_leader", format!("node {first} is no initial voter"));
+        }
+        if !nodes.is_empty() && is_no_member(&self.node) {
             return wrong(
                 "members",
                 format!(
@@ -261,7 +271,8 @@ mod tests {
         };
         assert_eq!(good().validate(), Ok(()));
         type Spoil = fn(&mut GroupConfig);
-        let spoils: [(&str, Spoil); 11] = [
+        let spoils: [(&str, Spoil); 12] = [
+            ("first_leader", |c| c.first_leader = Some(NodeId(2))),
             ("incarnation", |c| c.incarnation = Incarnation(0)),
             ("node", |c| c.node = NodeId(0)),
             ("heartbeat_ticks", |c| c.heartbeat_ticks = 0),

@@ -72,6 +72,9 @@ pub struct GroupConfig {
     /// replica is recovered from disk: its log knows.
     #[doc(alias = "peers")]
     pub members: Vec<Peer>,
+    /// The initial voter that stands for election as soon as the group is founded, so that the group has a leader at once; the
+    /// same on each of them. Default none: the first timeout to end decides.
+    pub first_leader: Option<NodeId>,
     /// The life of the group id; a group that is removed and created again needs a higher one. Default 1.
     pub incarnation: Incarnation,
     /// Bytes for the machine's `init`, called once in the group's life. Default empty.
@@ -116,6 +119,7 @@ impl GroupConfig {
             component: ComponentId::default(),
             exchange: None,
             members,
+            first_leader: None,
             incarnation: core.incarnation,
             init: core.init,
             data_dir: None,
@@ -159,6 +163,7 @@ impl GroupConfig {
                     data: peer.data.clone(),
                 })
                 .collect(),
+            first_leader: self.first_leader,
             init: self.init.clone(),
             deployment: self
                 .exchange

@@ -5,6 +5,7 @@
 //! state machine and publishes each new state to a watch channel.
 
 pub mod command;
+mod creation;
 mod hex;
 pub mod machine;
 
@@ -20,7 +21,7 @@ use skep_machine::wasm::Profile;
 use skep_types::admin::GroupInfo;
 pub use skep_types::record::{ComponentRecord, NodeRecord};
 
-use command::{Command, NewGroup, Refusal, Reply};
+use command::{Command, Refusal, Reply};
 
 /// The group whose state is the catalogue.
 pub const GROUP: GroupId = GroupId(0);
@@ -50,6 +51,10 @@ pub struct Catalog {
     nodes: BTreeMap<NodeId, Arc<NodeRecord>>,
     groups: BTreeMap<GroupId, Arc<GroupRecord>>,
     components: BTreeMap<ComponentId, Arc<ComponentRecord>>,
+    /// The commands that put joiners into groups, by their index; none of those that were asked for again since. Whoever asked for
+    /// one, and whose change the group refused, may take it back.
+    #[serde(default)]
+    added: BTreeMap<GroupId, BTreeMap<NodeId, LogIndex>>,
     /// From name to group; not stored, because it follows from the groups.
     #[serde(skip)]
     names: BTreeMap<String, GroupId>,
@@ -168,6 +173,12 @@ impl GroupRecord {
         }
     }
 
+    /// The founder that stands for election at once. Ids follow each other, so the founders take turns.
+    pub fn first_leader(&self) -> Option<NodeId> {
+        let turn = self.id.0 % (self.founders.len() as u64).max(1);
+        self.founders.iter().nth(turn as usize).copied()
+    }
+
     /// Whether a replica of it may ask for this component.
     pub fn uses(&self, component: ComponentId) -> bool {
         self.component == component
@@ -192,6 +203,7 @@ impl Default for Catalog {
             nodes: BTreeMap::new(),
             groups: BTreeMap::new(),
             components: BTreeMap::new(),
+            added: BTreeMap::new(),
             names: BTreeMap::new(),
         }
     }
@@ -279,26 +291,13 @@ impl Catalog {
         unused.cloned().collect()
     }
 
-    /// The nodes a new group of `size` members should be put on: those with the fewest replicas, lower ids first.
-    pub fn least_loaded(&self, size: usize) -> BTreeSet<NodeId> {
-        let mut load: BTreeMap<NodeId, usize> = self.nodes.keys().map(|node| (*node, 0)).collect();
-        for node in self.groups.values().flat_map(|group| &group.members) {
-            load.entry(*node).and_modify(|replicas| *replicas += 1);
-        }
-        let mut nodes: Vec<_> = load
-            .into_iter()
-            .map(|(node, replicas)| (replicas, node))
-            .collect();
-        nodes.sort_unstable();
-        nodes.into_iter().take(size).map(|(_, node)| node).collect()
-    }
-
     /// Carries out one command, the entry of `index`. A refusal leaves everything as it was.
     pub fn apply(&mut self, index: LogIndex, command: Command) -> Result<Reply, Refusal> {
         let reply = match command {
             Command::PutNode(node) => self.put_node(node),
             Command::PutComponent(component) => self.put_component(component),
-            Command::CreateGroup(group) => self.create_group(index, group),
+            Command::CreateGroup(group) => self.create_group(index, group).map(Reply::Group),
+            Command::CreateGroups { like, each } => self.create_groups(index, &like, each),
             Command::Deploying {
                 group,
                 incarnation,
@@ -324,7 +323,16 @@ impl Catalog {
                 node,
             } => {
                 self.check_life(group, incarnation)?;
-                self.add_member(group, node)
+                self.add_member(index, group, node)
+            }
+            Command::TakeBackMember {
+                group,
+                incarnation,
+                node,
+                added,
+            } => {
+                self.check_life(group, incarnation)?;
+                self.take_back_member(group, node, added)
             }
             Command::RemoveMember {
                 group,
@@ -402,93 +410,10 @@ impl Catalog {
         Reply::Collected(unused.iter().map(|of| (**of).clone()).collect())
     }
 
-    fn create_group(&mut self, index: LogIndex, new: NewGroup) -> Result<Reply, Refusal> {
-        check_name("group", &new.name)?;
-        if new.name.bytes().all(|byte| byte.is_ascii_digit()) {
-            let message = format!(
-                "a group cannot be called `{}`: it would be taken for an id; add a letter",
-                new.name
-            );
-            return Err(Refusal::Invalid(message));
-        }
-        if new.init.len() > INIT_MAX {
-            let message = format!(
-                "the machine's configuration has {} bytes, the limit is {INIT_MAX}",
-                new.init.len()
-            );
-            return Err(Refusal::Invalid(message));
-        }
-        let id = new.id.unwrap_or_else(|| self.free_id());
-        if id == GROUP {
-            return Err(Refusal::Invalid(
-                "group id 0 is the catalogue's own; use 1 or more".into(),
-            ));
-        }
-        if self.names.contains_key(&new.name) {
-            return Err(Refusal::Exists(format!(
-                "a group named `{}` exists already",
-                new.name
-            )));
-        }
-        if self.groups.contains_key(&id) {
-            return Err(Refusal::Exists(format!("group {id} exists already")));
-        }
-        if self.groups.len() >= GROUPS_MAX {
-            return Err(Refusal::Full(format!(
-                "the cluster has {GROUPS_MAX} groups, the most it may"
-            )));
-        }
-        self.check_component(new.component)?;
-        if new.members.is_empty() || new.members.len() > MEMBERS_MAX {
-            let message = format!(
-                "a group has 1 to {MEMBERS_MAX} members, not {}",
-                new.members.len()
-            );
-            return Err(Refusal::Invalid(message));
-        }
-        if let Some(node) = new
-            .members
-            .iter()
-            .find(|node| !self.nodes.contains_key(node))
-        {
-            return Err(Refusal::NotFound(format!(
-                "node {node} is not part of the cluster; see `skep status`"
-            )));
-        }
-        let group = Arc::new(GroupRecord {
-            id,
-            name: new.name,
-            incarnation: Incarnation(index.0),
-            component: new.component,
-            founders: new.members.clone(),
-            members: new.members,
-            joiners: BTreeSet::new(),
-            init: new.init,
-            profile: new.profile,
-            quota: new.quota,
-            barriers: new.barriers,
-            deployed_at: LogIndex(0),
-            founding: None,
-            used: [new.component].into(),
-        });
-        self.next_group = self.next_group.max(id.0.saturating_add(1));
-        self.names.insert(group.name.clone(), id);
-        self.groups.insert(id, group.clone());
-        Ok(Reply::Group(group))
-    }
-
-    /// The id of the next group that names none: above all that were ever used, or, where the largest of all is taken,
-    /// the lowest that is free. At most [`GROUPS_MAX`] are not.
-    fn free_id(&self) -> GroupId {
-        let ids = (self.next_group..=u64::MAX).chain(1..self.next_group);
-        ids.map(GroupId)
-            .find(|id| !self.groups.contains_key(id))
-            .unwrap_or(GroupId(self.next_group))
-    }
-
     fn remove_group(&mut self, id: GroupId) -> Result<Reply, Refusal> {
         let group = self.groups.remove(&id).ok_or_else(|| no_such_group(id))?;
         self.names.remove(&group.name);
+        self.added.remove(&id);
         Ok(Reply::Group(group))
     }
 
@@ -539,7 +464,7 @@ impl Catalog {
         )))
     }
 
-    fn add_member(&mut self, id: GroupId, node: NodeId) -> Result<Reply, Refusal> {
+    fn add_member(&mut self, index: LogIndex, id: GroupId, node: NodeId) -> Result<Reply, Refusal> {
         if !self.nodes.contains_key(&node) {
             return Err(Refusal::NotFound(format!(
                 "node {node} is not part of the cluster; see `skep status`"
@@ -551,13 +476,32 @@ impl Catalog {
                 "group {id} has {MEMBERS_MAX} members, the most it may"
             )));
         }
-        if !group.members.contains(&node) {
+        if group.members.contains(&node) {
+            // Two have asked, and neither may take back what the other one needs.
+            self.forget_added(id, node);
+        } else {
             let group = Arc::make_mut(group);
             group.members.insert(node);
             // A founder that comes back is a joiner too: its former replica is gone for ever.
             group.joiners.insert(node);
+            self.added.entry(id).or_default().insert(node, index);
         }
+        let group = self.groups.get(&id).ok_or_else(|| no_such_group(id))?;
         Ok(Reply::Group(group.clone()))
+    }
+
+    fn take_back_member(
+        &mut self,
+        id: GroupId,
+        node: NodeId,
+        added: LogIndex,
+    ) -> Result<Reply, Refusal> {
+        let group = self.groups.get(&id).ok_or_else(|| no_such_group(id))?;
+        let of = self.added.get(&id).and_then(|added| added.get(&node));
+        match of == Some(&added) {
+            true => self.remove_member(id, node),
+            false => Ok(Reply::Group(group.clone())),
+        }
     }
 
     fn remove_member(&mut self, id: GroupId, node: NodeId) -> Result<Reply, Refusal> {
@@ -567,7 +511,18 @@ impl Catalog {
             group.members.remove(&node);
             group.joiners.remove(&node);
         }
-        Ok(Reply::Group(group.clone()))
+        let group = group.clone();
+        self.forget_added(id, node);
+        Ok(Reply::Group(group))
+    }
+
+    fn forget_added(&mut self, id: GroupId, node: NodeId) {
+        if let Some(added) = self.added.get_mut(&id) {
+            added.remove(&node);
+            if added.is_empty() {
+                self.added.remove(&id);
+            }
+        }
     }
 }
 

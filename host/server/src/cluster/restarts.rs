@@ -167,7 +167,8 @@ pub(super) fn catalogue(
 ) -> GroupConfig {
     let machine = CatalogMachine::publishing(published.clone());
     let founders = founding.founders.keys().copied().map(Peer::new).collect();
-    let group = GroupConfig::new(catalog::GROUP, "catalogue", Box::new(machine), founders);
+    let mut group = GroupConfig::new(catalog::GROUP, "catalogue", Box::new(machine), founders);
+    group.first_leader = founding.founders.keys().min().copied();
     config.tuned(group)
 }
 
