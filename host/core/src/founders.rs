@@ -138,7 +138,7 @@ impl Founders {
     /// A node of the list answered what it was asked in this round. What is returned has to be made durable before anything else
     /// is done with it; [`adopted`](Self::adopted) is called then.
     pub fn heard(&mut self, from: NodeId, asked: Round, statement: Statement) -> Option<Founding> {
-        if self.adopts.is_some() {
+        if self.adopts.is_some() && !planted::has(Defect::AdopterAgreesAnew) {
             return None;
         }
         let now = asked.0 == self.round || planted::has(Defect::AgreementsOutlast);
@@ -171,6 +171,7 @@ impl Founders {
             founding.cluster == self.cluster
                 && founding.founders.get(&self.own) == Some(&self.store)
         };
+        let shown = shown.filter(|_| self.adopts.is_none());
         if let Some(founding) = shown.filter(mine).cloned() {
             self.adopts = Some((founding.clone(), false));
             return Some(founding);

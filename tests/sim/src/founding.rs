@@ -16,9 +16,9 @@ use crate::random::Random;
 const DIR: &str = "/data";
 const CLUSTER: &str = "bees";
 /// Messages on their way at once, at the most; more are lost.
-const IN_FLIGHT: usize = 64;
+const IN_FLIGHT: usize = 32;
 /// Steps in which nothing goes wrong any more: enough for each to ask each other one some thirty times.
-const QUIET_STEPS: usize = 1500;
+const QUIET_STEPS: usize = 3000;
 
 /// What happened in some runs.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -64,7 +64,7 @@ impl Tally {
 /// What was promised and is not so.
 pub fn run(seed: u64) -> Result<Tally, String> {
     let mut world = World::draw(seed);
-    let steps = world.random.range(50, 600);
+    let steps = world.random.range(50, 1000);
     for _ in 0..steps {
         world.step()?;
     }
@@ -73,8 +73,60 @@ pub fn run(seed: u64) -> Result<Tally, String> {
     Ok(world.tally)
 }
 
+/// What may happen next.
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Ask,
+    Deliver,
+    Lose,
+    Note,
+    NoteHalf,
+    Start,
+    Kill,
+    Wipe,
+    Copy,
+    PutBack,
+    Tick,
+}
+
+/// How often each of them happens, in this run.
+struct Odds(Vec<(Event, u64)>);
+
+impl Odds {
+    fn of_seed(random: &mut Random, copying: bool) -> Self {
+        let mut odd = |event, from, to| (event, random.range(from, to));
+        let mut odds = vec![
+            odd(Event::Ask, 60, 120),
+            odd(Event::Deliver, 100, 200),
+            odd(Event::Lose, 0, 4),
+            odd(Event::Note, 2, 20),
+            odd(Event::NoteHalf, 0, 2),
+            odd(Event::Start, 8, 24),
+            odd(Event::Kill, 0, 4),
+            odd(Event::Wipe, 0, 4),
+            odd(Event::Tick, 1, 2),
+        ];
+        if copying {
+            odds.extend([odd(Event::Copy, 1, 2), odd(Event::PutBack, 1, 2)]);
+        }
+        Self(odds)
+    }
+
+    fn draw(&self, random: &mut Random) -> Event {
+        let mut left = random.below(self.0.iter().map(|(_, odds)| odds).sum());
+        for (event, odds) in &self.0 {
+            match left.checked_sub(*odds) {
+                None => return *event,
+                Some(rest) => left = rest,
+            }
+        }
+        Event::Tick
+    }
+}
+
 struct World {
     random: Random,
+    odds: Odds,
     nodes: BTreeMap<NodeId, Node>,
     messages: Vec<InFlight>,
     /// Copies of directories that somebody made.
@@ -128,7 +180,7 @@ enum InFlight {
 impl World {
     fn draw(seed: u64) -> Self {
         let mut random = Random::new(seed, 14);
-        let size = random.range(1, 5);
+        let size = *random.pick(&[1, 2, 2, 2, 3, 3, 4, 5]).expect("sizes");
         let ids: BTreeSet<NodeId> = (1..=size).map(NodeId).collect();
         let differ = random.one_in(4);
         let mut nodes = BTreeMap::new();
@@ -152,8 +204,10 @@ impl World {
             );
         }
         let differing = nodes.values().any(|node| node.list != ids);
+        let copying = random.one_in(4);
         Self {
-            copying: random.one_in(4),
+            copying,
+            odds: Odds::of_seed(&mut random, copying),
             random,
             nodes,
             messages: Vec::new(),
@@ -171,22 +225,22 @@ impl World {
     fn step(&mut self) -> Result<(), String> {
         let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
         let id = *self.random.pick(&ids).expect("there are nodes");
-        match self.random.below(100) {
-            0..40 => self.ask(id),
-            40..76 => self.deliver()?,
-            76..80 => drop(self.take_message()),
-            80..88 => self.note(id, None)?,
-            88..92 => self.start(id)?,
-            92..95 => self.kill(id),
-            95 => {
+        match self.odds.draw(&mut self.random) {
+            Event::Ask => self.ask(id),
+            Event::Deliver => self.deliver()?,
+            Event::Lose => drop(self.take_message()),
+            Event::Note => self.note(id, None)?,
+            Event::NoteHalf => {
                 // Anywhere while it notes what it adopts.
                 let call = self.random.below(8);
                 self.note(id, Some(call))?;
             }
-            96 => self.wipe(id),
-            97 if self.copying => self.copy(id),
-            98 if self.copying => return self.put_back(),
-            _ => self.tick(id),
+            Event::Start => self.start(id)?,
+            Event::Kill => self.kill(id),
+            Event::Wipe => self.wipe(id),
+            Event::Copy => self.copy(id),
+            Event::PutBack => return self.put_back(),
+            Event::Tick => self.tick(id),
         }
         Ok(())
     }
@@ -215,9 +269,15 @@ impl World {
         }
     }
 
+    /// Mostly the newest, so that a founding comes about; now and then any, which may be of a time long gone.
     fn take_message(&mut self) -> Option<InFlight> {
         let count = self.messages.len() as u64;
-        (count > 0).then(|| self.messages.swap_remove(self.random.below(count) as usize))
+        let newest = count.checked_sub(1)?;
+        let at = match self.random.one_in(8) {
+            true => self.random.below(count),
+            false => newest,
+        };
+        Some(self.messages.remove(at as usize))
     }
 
     fn deliver(&mut self) -> Result<(), String> {
@@ -268,7 +328,7 @@ impl World {
                 };
                 // A connection ends with the process that dialled it.
                 if running.life == life
-                    && let Stage::Founds(founders) = &mut running.stage
+                    && let Stage::Founds(founders) | Stage::Adopts(founders, _) = &mut running.stage
                     && let Some(founding) = founders.heard(from, round, said)
                 {
                     self.adopts(to, founding);
@@ -466,8 +526,9 @@ impl World {
         for _ in 0..QUIET_STEPS {
             let id = *self.random.pick(&ids).expect("there are nodes");
             match self.random.below(10) {
-                0..4 => self.ask(id),
-                4..8 => self.deliver()?,
+                // More answers than questions, so that none is late.
+                0..2 => self.ask(id),
+                2..8 => self.deliver()?,
                 8 => self.note(id, None)?,
                 _ => self.start(id)?,
             }

@@ -119,7 +119,7 @@ fn gate(arguments: &Arguments) -> bool {
 }
 
 /// Foundings of clusters that the gate runs.
-const FOUNDINGS: u64 = 20_000;
+const FOUNDINGS: u64 = 60_000;
 
 /// Founds clusters; none may be broken, and each planted defect has to be found.
 fn founding(first: u64) -> bool {
@@ -139,9 +139,11 @@ fn founding(first: u64) -> bool {
     for defect in skep_core::planted::Defect::OF_FOUNDERS {
         skep_core::planted::plant(Some(defect));
         let seeds = first..first + FOUNDINGS;
-        let found: Vec<_> = seeds
-            .filter(|seed| skep_sim::founding::run(*seed).is_err())
-            .collect();
+        let two = |seed: &u64| {
+            let run = skep_sim::founding::run(*seed);
+            run.is_err_and(|broken| broken.starts_with("two clusters"))
+        };
+        let found: Vec<_> = seeds.filter(two).collect();
         skep_core::planted::plant(None);
         println!(
             "{defect:?}: {} of {FOUNDINGS} seeds, the first {:?}",
