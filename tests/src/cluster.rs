@@ -16,7 +16,7 @@ use crate::clock::{Stopwatch, eventually};
 use crate::http;
 use crate::process::{self, Process};
 use crate::proxy::Proxy;
-use settings::toml;
+use settings::{joining, toml};
 
 pub use files::files;
 pub use node::Node;
@@ -35,8 +35,9 @@ impl<T: std::fmt::Debug + Send> Guard for T {}
 #[derive(Debug)]
 pub struct Cluster {
     nodes: Vec<Node>,
+    fixed_addresses: bool,
     kept: Vec<Box<dyn Guard>>,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Cluster {
@@ -50,13 +51,15 @@ impl Cluster {
     /// As [`prepare`](Self::prepare), and what nodes say to each other goes through a proxy: each is told that the
     /// others are where the proxy listens for it.
     pub async fn prepare_behind_proxy(settings: &Settings) -> (Self, Proxy) {
-        let cluster = Self::lay_out(settings);
+        let mut cluster = Self::lay_out(settings);
         let addresses = cluster
             .nodes
             .iter()
             .map(|node| (node.id, node.peer.clone()))
             .collect();
         let proxy = Proxy::start(&addresses).await;
+        // What nodes say of their own addresses would lead around the proxy.
+        cluster.fixed_addresses = true;
         cluster.configure(settings, |from, to| {
             if from == to.id {
                 to.peer.clone()
@@ -73,35 +76,49 @@ impl Cluster {
             .prefix("skep-test-")
             .tempdir()
             .expect("a temporary directory");
-        let address = || format!("127.0.0.1:{}", free_port());
-        let nodes: Vec<Node> = (1..=settings.nodes)
-            .map(|id| {
-                let home = dir.path().join(format!("node-{id}"));
-                std::fs::create_dir(&home).expect("a directory for the node");
-                Node {
-                    id,
-                    peer: address(),
-                    client: address(),
-                    http: address(),
-                    home,
-                    environment: Vec::new(),
-                    descriptors: None,
-                    stderr: None,
-                    process: None,
-                }
-            })
-            .collect();
+        let nodes = (1..=settings.nodes).map(|id| Node::lay_out(dir.path(), id));
         Self {
-            nodes,
+            nodes: nodes.collect(),
+            fixed_addresses: false,
             kept: Vec::new(),
-            _dir: dir,
+            dir,
         }
+    }
+
+    /// Adds a node that is none of those the cluster starts with, and joins it by these, with a token that it finds in its
+    /// environment. The cluster will give it this id.
+    pub fn newcomer(&mut self, settings: &Settings, id: u64, by: &[u64], token: &str) {
+        let mut node = Node::lay_out(self.dir.path(), id);
+        let by = by.iter().map(|id| self.node(*id).client.as_str());
+        let text = joining(settings, &node, &by.collect::<Vec<_>>());
+        std::fs::write(node.config(), text).expect("a configuration");
+        node.environment.push(("SKEP_JOIN_TOKEN", token.into()));
+        self.nodes.push(node);
+    }
+
+    /// Gives a node that does not run other addresses, of which only its own configuration says anything.
+    pub fn moves(&mut self, id: u64) {
+        let node = self.node_mut(id);
+        assert!(node.process.is_none(), "node {id} runs");
+        let mut text = std::fs::read_to_string(node.config()).expect("a configuration");
+        for address in [&mut node.peer, &mut node.client, &mut node.http] {
+            let another = port::free_address();
+            text = text.replace(address.as_str(), &another);
+            *address = another;
+        }
+        std::fs::write(node.config(), text).expect("a configuration");
     }
 
     /// Writes the configurations; `peer` says where one node finds another.
     fn configure(&self, settings: &Settings, peer: impl Fn(u64, &Node) -> String) {
         for node in &self.nodes {
-            let text = toml(settings, &self.nodes, node.id, |other| peer(node.id, other));
+            let text = toml(
+                settings,
+                self.fixed_addresses,
+                &self.nodes,
+                node.id,
+                |other| peer(node.id, other),
+            );
             std::fs::write(node.config(), text).expect("a configuration");
         }
     }

@@ -13,6 +13,7 @@ use tokio::process::{Child, ChildStdout, Command};
 use skep::clock;
 use skep_server::config::{
     ClusterNode, ClusterSection, Config, ListenSection, NodeSection, RaftSection,
+    replace_voter_seconds,
 };
 
 /// How long a node may take to be ready: it elects, and compiles what its groups run.
@@ -122,10 +123,17 @@ impl LocalCluster {
                     id,
                     name: None,
                     data_dir: "data".into(),
+                    peer: None,
+                    client: None,
+                    http: None,
                 },
                 cluster: ClusterSection {
                     id: name.to_owned(),
                     nodes: cluster.clone(),
+                    join: Vec::new(),
+                    join_token_file: None,
+                    fixed_addresses: false,
+                    replace_voter_seconds: replace_voter_seconds(),
                 },
                 listen: ListenSection::default(),
                 raft: raft.clone(),

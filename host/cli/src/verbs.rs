@@ -12,6 +12,7 @@ pub mod failure;
 mod group;
 mod inspect;
 mod member;
+mod node;
 mod output;
 mod private;
 mod propose;
@@ -68,6 +69,8 @@ enum Verb {
     Component(component::Arguments),
     /// Changes who hosts a group
     Member(member::Arguments),
+    /// Lists, invites, removes and cordons the nodes of the cluster
+    Node(node::Arguments),
     /// Proposes a command to a group and prints the machine's reply
     Propose(propose::Arguments),
     /// Asks a group's machine without changing anything
@@ -141,6 +144,7 @@ pub async fn run(cli: Cli, telemetry: &Telemetry) -> anyhow::Result<()> {
         Verb::Group(arguments) => group::run(arguments).await,
         Verb::Component(arguments) => component::run(arguments).await,
         Verb::Member(arguments) => member::run(arguments).await,
+        Verb::Node(arguments) => node::run(arguments).await,
         Verb::Propose(arguments) => propose::run(arguments).await,
         Verb::Query(arguments) => query::run(arguments).await,
         Verb::Status(arguments) => status::run(arguments).await,
@@ -183,6 +187,14 @@ mod tests {
             "skep component list",
             "skep component collect --older-than 0",
             "skep member add orders 4",
+            "skep node list",
+            "skep node status 4 -o json",
+            "skep node invite --seconds 600",
+            "skep node remove 4",
+            "skep node cordon 4",
+            "skep node uncordon 4",
+            "skep serve --join 127.0.0.1:7401 --data-dir d --peer a:1 --client a:2 --http a:3",
+            "skep serve --config skep.toml --join a:1,b:1 --join-token-file token",
             "skep propose orders put",
             "skep query orders get --stale",
             "skep status",

@@ -4,7 +4,7 @@
 use prost::Message;
 use raft::eraftpb::{ConfChange as RaftChange, ConfChangeType, Entry, EntryType};
 
-use crate::config::MEMBERS_MAX;
+use crate::config::{MEMBERS_MAX, VOTERS_MAX};
 use crate::entry::may_stop;
 use crate::group::Group;
 use crate::id::{NodeId, ReplicaId};
@@ -66,6 +66,8 @@ impl Group {
             Change::Add { node, data } => (ChangeKind::AddLearner, *node, data, true),
             Change::AddLearner { node, data } => (ChangeKind::AddLearner, *node, data, false),
             Change::Remove { node, data } => (ChangeKind::Remove, *node, data, false),
+            Change::Promote { node } => return self.check_role(*node, Role::Voter),
+            Change::Demote { node } => return self.check_role(*node, Role::Learner),
         };
         if node == NodeId(0) {
             return refuse(ChangeRefusal::ZeroId);
@@ -104,6 +106,68 @@ impl Group {
             promote,
             ..ChangeRecord::default()
         })
+    }
+
+    /// Whether a member may become a voter, or a learner.
+    fn check_role(&self, node: NodeId, role: Role) -> Result<ChangeRecord, ProposalError> {
+        let refuse = |refusal| Err(ProposalError::ChangeRefused(refusal));
+        if self.change_in_flight() {
+            return Err(ProposalError::ChangeInProgress);
+        }
+        let membership = &self.state.membership;
+        let replica = membership.replica_on(node);
+        let Some((replica, member)) =
+            replica.and_then(|replica| Some((replica, membership.member(replica)?)))
+        else {
+            return refuse(ChangeRefusal::NotMember);
+        };
+        if (member.role == Role::Voter) == (role == Role::Voter) {
+            return refuse(ChangeRefusal::SameRole);
+        }
+        let kind = match role {
+            Role::Voter => {
+                self.check_promotion(replica)?;
+                ChangeKind::Promote
+            }
+            _ => {
+                self.check_removal(replica)?;
+                ChangeKind::AddLearner
+            }
+        };
+        Ok(ChangeRecord {
+            kind: kind as u32,
+            node: node.0,
+            replica: replica.0,
+            data: member.data.clone(),
+            ..ChangeRecord::default()
+        })
+    }
+
+    fn check_promotion(&self, replica: ReplicaId) -> Result<(), ProposalError> {
+        let refuse = |refusal| Err(ProposalError::ChangeRefused(refusal));
+        let voters: Vec<_> = self.state.membership.voters().collect();
+        if voters.len() >= VOTERS_MAX {
+            return refuse(ChangeRefusal::TooManyVoters);
+        }
+        if !self.has_caught_up(replica) {
+            return refuse(ChangeRefusal::NotCaughtUp);
+        }
+        let alive = 1 + voters
+            .iter()
+            .filter(|voter| self.is_active(**voter))
+            .count();
+        if alive < voters.len().div_ceil(2) + 1 {
+            return refuse(ChangeRefusal::QuorumAtRisk);
+        }
+        Ok(())
+    }
+
+    /// Whether a learner answers and has nearly all of the log.
+    fn has_caught_up(&self, replica: ReplicaId) -> bool {
+        let last = self.raft.last().0;
+        let is_near = |matched: u64| matched > 0 && matched + PROMOTION_LAG >= last;
+        let progress = self.raft.progress(replica);
+        self.is_active(replica) && progress.is_some_and(|progress| is_near(progress.matched))
     }
 
     fn check_removal(&self, replica: ReplicaId) -> Result<(), ProposalError> {
@@ -171,20 +235,10 @@ impl Group {
         if !self.may_propose() {
             return;
         }
-        let last = self.raft.last().0;
-        let ready = self
-            .state
-            .membership
-            .members()
-            .iter()
-            .find(|(replica, member)| {
-                member.role == Role::Joining
-                    && self.raft.progress(**replica).is_some_and(|progress| {
-                        self.is_active(**replica)
-                            && progress.matched > 0
-                            && progress.matched + PROMOTION_LAG >= last
-                    })
-            });
+        let mut members = self.state.membership.members().iter();
+        let ready = members.find(|(replica, member)| {
+            member.role == Role::Joining && self.has_caught_up(**replica)
+        });
         if let Some((replica, member)) = ready
             && !self.changes_must_wait()
         {

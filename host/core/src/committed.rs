@@ -354,6 +354,10 @@ impl Group {
                 return None;
             }
         }
+        if valid && kind == ChangeKind::AddLearner && replica == self.replica && self.leads() {
+            // It led only after this was proposed. Raft lets it lead on without a vote.
+            self.transfer_to_best_follower();
+        }
         if kind == ChangeKind::Remove && valid {
             self.addresses.note(replica, node);
             self.record_removal(index);

@@ -6,8 +6,10 @@ use crate::deployment::{Deployment, PROFILE_BYTES_MAX};
 use crate::id::{GroupId, Incarnation, NodeId, ReplicaId};
 use crate::state::MEMBER_DATA_BYTES_MAX;
 
-/// Most members a group may have; an argument against more is the quorum each commit waits for.
-pub const MEMBERS_MAX: usize = 63;
+/// Most members a group may have, learners included.
+pub const MEMBERS_MAX: usize = 256;
+/// Most of them that vote; an argument against more is the quorum each commit waits for.
+pub const VOTERS_MAX: usize = 63;
 
 /// One initial voter of a group (`Peer` of the seed package).
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -33,6 +35,9 @@ pub struct GroupConfig {
     /// The initial voter that stands for election as soon as the group is founded, the same on each of them. None where they
     /// wait for the first timeout to end.
     pub first_leader: Option<NodeId>,
+    /// So many of them vote from the beginning, those with the lowest ids of nodes; the others begin as learners. The same on
+    /// each of them.
+    pub founding_voters: usize,
     /// Replicas of this life of the group up to here were removed from this node. A joiner takes no id from among them:
     /// a late message to a former replica must not make a new one of its name.
     pub removed_through: ReplicaId,
@@ -67,6 +72,7 @@ impl GroupConfig {
             node,
             members: Vec::new(),
             first_leader: None,
+            founding_voters: VOTERS_MAX,
             removed_through: ReplicaId(0),
             init: Bytes::new(),
             deployment: None,
@@ -115,6 +121,9 @@ impl GroupConfig {
         }
         if self.members.len() > MEMBERS_MAX {
             return wrong("members", format!("at most {MEMBERS_MAX}"));
+        }
+        if !(1..=VOTERS_MAX).contains(&self.founding_voters) {
+            return wrong("founding_voters", format!("must be 1 to {VOTERS_MAX}"));
         }
         let is_long = |member: &Member| member.data.len() > MEMBER_DATA_BYTES_MAX;
         if self.members.iter().any(is_long) {
@@ -271,7 +280,7 @@ mod tests {
         };
         assert_eq!(good().validate(), Ok(()));
         type Spoil = fn(&mut GroupConfig);
-        let spoils: [(&str, Spoil); 12] = [
+        let spoils: [(&str, Spoil); 14] = [
             ("first_leader", |c| c.first_leader = Some(NodeId(2))),
             ("incarnation", |c| c.incarnation = Incarnation(0)),
             ("node", |c| c.node = NodeId(0)),
@@ -292,6 +301,8 @@ mod tests {
                 })
             }),
             ("members", |c| c.node = NodeId(2)),
+            ("founding_voters", |c| c.founding_voters = 0),
+            ("founding_voters", |c| c.founding_voters = VOTERS_MAX + 1),
             ("members", |c| {
                 c.members[0].data = vec![0; MEMBER_DATA_BYTES_MAX + 1].into();
             }),

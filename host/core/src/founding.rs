@@ -63,7 +63,13 @@ impl Group {
         members.sort_by_key(|member| member.node);
         let entries: Vec<_> = (1..)
             .zip(&members)
-            .map(|(index, member)| bootstrap_entry(index, member))
+            .map(|(index, member)| {
+                let kind = match index <= group.config.founding_voters as u64 {
+                    true => ChangeKind::AddVoter,
+                    false => ChangeKind::AddLearner,
+                };
+                bootstrap_entry(index, kind, member)
+            })
             .collect();
         let replica_on = |node| {
             let place = members.iter().position(|member| member.node == node);
@@ -256,10 +262,10 @@ impl Group {
 }
 
 /// The entry that makes an initial member known. The data stays empty: what Raft needs is made from the record.
-fn bootstrap_entry(index: u64, member: &crate::config::Member) -> eraftpb::Entry {
+fn bootstrap_entry(index: u64, kind: ChangeKind, member: &crate::config::Member) -> eraftpb::Entry {
     use prost::Message;
     let record = ChangeRecord {
-        kind: ChangeKind::AddVoter as u32,
+        kind: kind as u32,
         node: member.node.0,
         replica: index,
         data: member.data.clone(),

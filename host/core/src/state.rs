@@ -8,7 +8,7 @@ use prost::Message;
 use raft::eraftpb::ConfState;
 pub use skep_types::status::Role;
 
-use crate::config::MEMBERS_MAX;
+use crate::config::{MEMBERS_MAX, VOTERS_MAX};
 use crate::deployment::{DEPLOYMENT_BYTES_MAX, Deployment, DeploymentRecord};
 use crate::entry::{Unreadable, whole};
 use crate::form::Form;
@@ -123,7 +123,20 @@ impl Membership {
         data: &Bytes,
         promote: bool,
     ) -> bool {
+        let may_vote = self.voters().count() < VOTERS_MAX;
+        let is_last_voter = self.voters().eq([replica]);
         match kind {
+            // A member that is added as a learner once more votes no longer.
+            ChangeKind::AddLearner if self.members.contains_key(&replica) => {
+                match self.members.get_mut(&replica) {
+                    Some(member)
+                        if member.role == Role::Voter && member.node == node && !is_last_voter =>
+                    {
+                        member.role = Role::Learner;
+                    }
+                    _ => return false,
+                }
+            }
             ChangeKind::AddVoter | ChangeKind::AddLearner => {
                 let too_much =
                     self.members.len() >= MEMBERS_MAX || data.len() > MEMBER_DATA_BYTES_MAX;
@@ -131,6 +144,7 @@ impl Membership {
                     || self.replica_on(node).is_some()
                     || node.0 == 0
                     || too_much
+                    || (kind == ChangeKind::AddVoter && !may_vote)
                 {
                     return false;
                 }
@@ -151,12 +165,13 @@ impl Membership {
                 );
             }
             ChangeKind::Promote => match self.members.get_mut(&replica) {
-                Some(member) if member.role != Role::Voter => member.role = Role::Voter,
+                Some(member) if member.role != Role::Voter && may_vote => {
+                    member.role = Role::Voter;
+                }
                 _ => return false,
             },
             ChangeKind::Remove => {
-                let last_voter = self.voters().eq([replica]);
-                if last_voter || self.members.remove(&replica).is_none() {
+                if is_last_voter || self.members.remove(&replica).is_none() {
                     return false;
                 }
             }
@@ -442,7 +457,16 @@ mod tests {
         let first = u64::MAX - MEMBERS_MAX as u64;
         for id in first..u64::MAX {
             let (replica, node) = (ReplicaId(id), NodeId(id));
-            assert!(membership.apply(ChangeKind::AddVoter, replica, node, &data, false));
+            let is_voter = membership.voters().count() < VOTERS_MAX;
+            assert_eq!(
+                membership.apply(ChangeKind::AddVoter, replica, node, &data, false),
+                is_voter
+            );
+            if !is_voter {
+                assert!(membership.apply(ChangeKind::AddLearner, replica, node, &data, false));
+                let promoted = membership.apply(ChangeKind::Promote, replica, node, &data, false);
+                assert!(!promoted, "there are as many voters as there may be");
+            }
             membership.contradict(replica, LogIndex(u64::MAX));
         }
         let (replica, node) = (ReplicaId(u64::MAX), NodeId(u64::MAX));

@@ -75,6 +75,9 @@ pub struct GroupConfig {
     /// The initial voter that stands for election as soon as the group is founded, so that the group has a leader at once; the
     /// same on each of them. Default none: the first timeout to end decides.
     pub first_leader: Option<NodeId>,
+    /// So many of the initial members vote, those with the lowest ids of nodes; the others begin as learners. Default 63, the
+    /// most there may be.
+    pub founding_voters: usize,
     /// The life of the group id; a group that is removed and created again needs a higher one. Default 1.
     pub incarnation: Incarnation,
     /// Bytes for the machine's `init`, called once in the group's life. Default empty.
@@ -120,6 +123,7 @@ impl GroupConfig {
             exchange: None,
             members,
             first_leader: None,
+            founding_voters: core.founding_voters,
             incarnation: core.incarnation,
             init: core.init,
             data_dir: None,
@@ -164,6 +168,7 @@ impl GroupConfig {
                 })
                 .collect(),
             first_leader: self.first_leader,
+            founding_voters: self.founding_voters,
             init: self.init.clone(),
             deployment: self
                 .exchange

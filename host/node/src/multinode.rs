@@ -130,12 +130,10 @@ impl MultiNode {
         node: NodeId,
         data: Bytes,
     ) -> Result<Response, Error> {
-        self.submit(group, Proposal::Change(Change::Add { node, data }))
-            .await
+        self.change_members(group, Change::Add { node, data }).await
     }
 
-    /// Removes a node from a group; if it leads, leadership is handed over first. The removed replica deletes itself
-    /// when it learns of it.
+    /// Removes a node from a group; if it leads, it hands over first. The removed replica deletes itself when it hears.
     ///
     /// # Errors
     /// As [`MultiNode::add_node_to_group`].
@@ -145,8 +143,16 @@ impl MultiNode {
         node: NodeId,
         data: Bytes,
     ) -> Result<Response, Error> {
-        self.submit(group, Proposal::Change(Change::Remove { node, data }))
-            .await
+        let change = Change::Remove { node, data };
+        self.change_members(group, change).await
+    }
+
+    /// Changes who is a member of a group, or who votes.
+    ///
+    /// # Errors
+    /// As [`MultiNode::add_node_to_group`].
+    pub async fn change_members(&self, group: GroupId, change: Change) -> Result<Response, Error> {
+        self.submit(group, Proposal::Change(change)).await
     }
 
     /// Lets this node's replica stand for election now. Answers when it does, not when it has won.

@@ -273,6 +273,8 @@ fn every_proposal_survives() {
             data: data.clone(),
         }),
         Proposal::Change(Change::Remove { node, data }),
+        Proposal::Change(Change::Promote { node }),
+        Proposal::Change(Change::Demote { node }),
         Proposal::Barrier,
         Proposal::Activate(Deployment {
             component: ComponentId([9; 32]),

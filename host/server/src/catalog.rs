@@ -5,23 +5,27 @@
 //! state machine and publishes each new state to a watch channel.
 
 pub mod command;
+mod components;
 mod creation;
+mod groups;
 mod hex;
+mod invitations;
 pub mod machine;
+mod nodes;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use skep_core::deployment::{Deployment, Quota};
-use skep_core::form::Barriers;
-use skep_core::id::{ComponentId, GroupId, Incarnation, LogIndex, NodeId};
-use skep_machine::wasm::Profile;
-use skep_types::admin::GroupInfo;
-pub use skep_types::record::{ComponentRecord, NodeRecord};
+use skep_core::id::{ComponentId, GroupId, LogIndex, NodeId};
+use skep_core::outcome::EntryContext;
+pub use skep_types::record::{ComponentRecord, NodeRecord, NodeState};
 
 use command::{Command, Refusal, Reply};
+pub use groups::{Deployed, GroupRecord};
+pub use invitations::{INVITATION_SECONDS_MAX, INVITATIONS_MAX, TokenDigest};
+pub use nodes::ADDRESS_MAX;
 
 /// The group whose state is the catalogue.
 pub const GROUP: GroupId = GroupId(0);
@@ -31,8 +35,10 @@ pub const GROUPS_MAX: usize = 65_536;
 pub const COMPONENTS_MAX: usize = 4096;
 /// Most nodes the catalogue knows.
 pub const NODES_MAX: usize = 256;
-/// Most members of one group, as in the core.
-pub const MEMBERS_MAX: usize = skep_core::config::MEMBERS_MAX;
+/// Removed nodes that are remembered, so that they can be told: those with the highest ids.
+pub const REMOVED_MAX: usize = 1024;
+/// Most members of one group, as in the core: all of them vote.
+pub const MEMBERS_MAX: usize = skep_core::config::VOTERS_MAX;
 /// Longest name of a group, node or component, in bytes.
 pub const NAME_MAX: usize = 64;
 /// Most bytes of configuration a group's machine is created with.
@@ -41,6 +47,22 @@ pub const INIT_MAX: usize = 64 << 10;
 /// Bytes of a record in a snapshot, about, besides what differs a lot from one to another.
 const RECORD_BYTES: u64 = 512;
 
+/// The entry that a command stands in: where, and its time stamp in nanoseconds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct At {
+    /// Its index.
+    pub index: LogIndex,
+    /// Its time.
+    pub now: u64,
+}
+
+impl From<&EntryContext> for At {
+    fn from(context: &EntryContext) -> Self {
+        let (index, now) = (context.index, context.now);
+        Self { index, now }
+    }
+}
+
 /// Everything a cluster agrees on about itself. Cheap to clone: the records are shared.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Catalog {
@@ -48,7 +70,18 @@ pub struct Catalog {
     pub version: LogIndex,
     /// The id the next group gets that asks for none.
     next_group: u64,
+    /// The id the next node gets that joins: above all that ever were.
+    #[serde(default)]
+    next_node: u64,
     nodes: BTreeMap<NodeId, Arc<NodeRecord>>,
+    /// Nodes that were removed.
+    #[serde(default)]
+    removed: BTreeMap<NodeId, Arc<NodeRecord>>,
+    #[serde(default)]
+    invitations: BTreeMap<TokenDigest, invitations::Invitation>,
+    /// Which node came with which token.
+    #[serde(default)]
+    used: BTreeMap<TokenDigest, NodeId>,
     groups: BTreeMap<GroupId, Arc<GroupRecord>>,
     components: BTreeMap<ComponentId, Arc<ComponentRecord>>,
     /// The commands that put joiners into groups, by their index; none of those that were asked for again since. Whoever asked for
@@ -60,147 +93,16 @@ pub struct Catalog {
     names: BTreeMap<String, GroupId>,
 }
 
-/// A group.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct GroupRecord {
-    /// Its id, never 0.
-    pub id: GroupId,
-    /// Its name; never all digits, so that it cannot be taken for an id.
-    pub name: String,
-    /// Index of the catalogue command that created it: differs for every creation of the same id.
-    pub incarnation: Incarnation,
-    /// The component of its machine.
-    pub component: ComponentId,
-    /// The voters it was created with; the same for ever, because each of them starts from this list.
-    pub founders: BTreeSet<NodeId>,
-    /// The nodes that host a replica now, or are to.
-    pub members: BTreeSet<NodeId>,
-    /// Those of the members that were added later: they start empty and wait for a leader.
-    pub joiners: BTreeSet<NodeId>,
-    /// Bytes for the machine's `init`, in hexadecimal digits.
-    #[serde(with = "hex")]
-    pub init: Vec<u8>,
-    /// What its machine may use.
-    pub profile: Profile,
-    /// What it takes of its clients.
-    #[serde(default)]
-    pub quota: Quota,
-    /// Which form its barriers have.
-    #[serde(default)]
-    pub barriers: Barriers,
-    /// Index of the entry of its log that activated these four; 0 if it was created with them.
-    #[serde(default)]
-    pub deployed_at: LogIndex,
-    /// What it was created with, if it runs something else now: its log begins with that.
-    #[serde(default)]
-    pub founding: Option<Deployed>,
-    /// Every component that it was ever asked to run: a replica that is behind meets them in its log. All of them are in
-    /// the catalogue, so they are not more than [`COMPONENTS_MAX`].
-    #[serde(default)]
-    pub used: BTreeSet<ComponentId>,
-}
-
-/// What a group runs.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Deployed {
-    /// The component of its machine.
-    pub component: ComponentId,
-    /// What its machine may use.
-    pub profile: Profile,
-    /// What it takes of its clients.
-    pub quota: Quota,
-    /// Which form its barriers have.
-    #[serde(default)]
-    pub barriers: Barriers,
-}
-
-impl Deployed {
-    /// As a group's log has it: the same bytes for the same profile.
-    pub fn deployment(&self) -> Deployment {
-        let profile = serde_json::to_vec(&self.profile)
-            .expect("plain numbers always become JSON")
-            .into();
-        Deployment {
-            component: self.component,
-            profile,
-            quota: self.quota,
-            barriers: self.barriers,
-        }
-    }
-
-    /// From a group's log.
-    pub fn of(deployment: &Deployment) -> Result<Self, serde_json::Error> {
-        Ok(Self {
-            component: deployment.component,
-            profile: serde_json::from_slice(&deployment.profile)?,
-            quota: deployment.quota,
-            barriers: deployment.barriers,
-        })
-    }
-}
-
-impl GroupRecord {
-    /// Bytes that it takes in a snapshot of the catalogue, about.
-    fn bytes(&self) -> u64 {
-        let ids = self.used.len() * 67 + self.members.len() * 30;
-        let deployed = if self.founding.is_some() { 2 } else { 1 };
-        (self.init.len() * 2 + self.name.len() + ids) as u64 + deployed * RECORD_BYTES
-    }
-
-    /// What it runs, as far as the catalogue was told.
-    pub fn current(&self) -> Deployed {
-        Deployed {
-            component: self.component,
-            profile: self.profile.clone(),
-            quota: self.quota,
-            barriers: self.barriers,
-        }
-    }
-
-    /// What the catalogue alone says of it.
-    pub fn info(&self) -> GroupInfo {
-        GroupInfo {
-            id: self.id,
-            name: self.name.clone(),
-            incarnation: self.incarnation,
-            component: self.component,
-            members: self.members.clone(),
-            leader: None,
-            term: None,
-            memory: None,
-            problem: None,
-        }
-    }
-
-    /// The founder that stands for election at once. Ids follow each other, so the founders take turns.
-    pub fn first_leader(&self) -> Option<NodeId> {
-        let turn = self.id.0 % (self.founders.len() as u64).max(1);
-        self.founders.iter().nth(turn as usize).copied()
-    }
-
-    /// Whether a replica of it may ask for this component.
-    pub fn uses(&self, component: ComponentId) -> bool {
-        self.component == component
-            || self.used.contains(&component)
-            || self
-                .founding
-                .as_ref()
-                .is_some_and(|founding| founding.component == component)
-    }
-
-    /// What its log begins with.
-    pub fn founding(&self) -> Deployed {
-        self.founding.clone().unwrap_or_else(|| self.current())
-    }
-}
-
 impl Default for Catalog {
     fn default() -> Self {
         Self {
             version: LogIndex(0),
             next_group: 1,
+            next_node: 1,
             nodes: BTreeMap::new(),
+            removed: BTreeMap::new(),
+            invitations: BTreeMap::new(),
+            used: BTreeMap::new(),
             groups: BTreeMap::new(),
             components: BTreeMap::new(),
             added: BTreeMap::new(),
@@ -210,16 +112,6 @@ impl Default for Catalog {
 }
 
 impl Catalog {
-    /// The node of an id.
-    pub fn node(&self, id: NodeId) -> Option<&Arc<NodeRecord>> {
-        self.nodes.get(&id)
-    }
-
-    /// All nodes, by id.
-    pub fn nodes(&self) -> impl ExactSizeIterator<Item = &Arc<NodeRecord>> {
-        self.nodes.values()
-    }
-
     /// The group of an id.
     pub fn group(&self, id: GroupId) -> Option<&Arc<GroupRecord>> {
         self.groups.get(&id)
@@ -274,30 +166,24 @@ impl Catalog {
     /// Bytes that a snapshot of this has, about: each node writes one at every barrier.
     pub fn bytes(&self) -> u64 {
         let groups = self.groups.values().map(|group| group.bytes());
-        let others = self.nodes.len() + self.components.len();
+        let nodes = self.nodes.len() + self.removed.len() + self.invitations.len();
+        let others = nodes + self.components.len();
         groups.sum::<u64>() + others as u64 * RECORD_BYTES
     }
 
-    /// The components that no group uses or ever did and that were uploaded before this, by the wall clock in nanoseconds.
-    pub fn unused(&self, before: u64) -> Vec<Arc<ComponentRecord>> {
-        let mut used = BTreeSet::new();
-        for group in self.groups.values() {
-            used.insert(group.component);
-            used.extend(&group.used);
-            used.extend(group.founding.as_ref().map(|founding| founding.component));
-        }
-        let components = self.components.values();
-        let unused = components.filter(|of| of.uploaded < before && !used.contains(&of.id));
-        unused.cloned().collect()
-    }
-
-    /// Carries out one command, the entry of `index`. A refusal leaves everything as it was.
-    pub fn apply(&mut self, index: LogIndex, command: Command) -> Result<Reply, Refusal> {
+    /// Carries out one command of the entry. A refusal leaves everything as it was.
+    pub fn apply(&mut self, at: At, command: Command) -> Result<Reply, Refusal> {
         let reply = match command {
             Command::PutNode(node) => self.put_node(node),
+            Command::Invite { token, seconds } => self.invite(at.now, token, seconds),
+            Command::Join(join) => self.join(at.now, join),
+            Command::Cordon { node } => self.cordon(node),
+            Command::Uncordon { node } => self.uncordon(node),
+            Command::Retire { node } => self.retire(node),
+            Command::RemoveNode { node } => self.remove_node(node),
             Command::PutComponent(component) => self.put_component(component),
-            Command::CreateGroup(group) => self.create_group(index, group).map(Reply::Group),
-            Command::CreateGroups { like, each } => self.create_groups(index, &like, each),
+            Command::CreateGroup(group) => self.create_group(at.index, group).map(Reply::Group),
+            Command::CreateGroups { like, each } => self.create_groups(at.index, &like, each),
             Command::Deploying {
                 group,
                 incarnation,
@@ -323,7 +209,7 @@ impl Catalog {
                 node,
             } => {
                 self.check_life(group, incarnation)?;
-                self.add_member(index, group, node)
+                self.add_member(at.index, group, node)
             }
             Command::TakeBackMember {
                 group,
@@ -343,7 +229,7 @@ impl Catalog {
                 self.remove_member(group, node)
             }
         }?;
-        self.version = index;
+        self.version = at.index;
         Ok(reply)
     }
 
@@ -360,174 +246,12 @@ impl Catalog {
             .values()
             .map(|group| (group.name.clone(), group.id))
             .collect();
+        // One of before nodes could join names no next id.
+        let above = |id: &NodeId| id.0.saturating_add(1);
+        let next = catalog.nodes.keys().next_back().map_or(1, above);
+        catalog.next_node = catalog.next_node.max(next);
         Ok(catalog)
     }
-
-    fn put_node(&mut self, node: NodeRecord) -> Result<Reply, Refusal> {
-        if node.id == NodeId(0) {
-            return Err(Refusal::Invalid("node id 0 names no node".into()));
-        }
-        check_name("node", &node.name)?;
-        if !self.nodes.contains_key(&node.id) && self.nodes.len() >= NODES_MAX {
-            return Err(Refusal::Full(format!(
-                "the catalogue knows {NODES_MAX} nodes, the most it may"
-            )));
-        }
-        if self
-            .nodes
-            .get(&node.id)
-            .is_some_and(|known| known.store != node.store)
-        {
-            return Err(Refusal::Invalid(format!(
-                "node {} is known with another store: was its data directory wiped or replaced? Remove it from its groups and add it under a new id",
-                node.id
-            )));
-        }
-        self.nodes.insert(node.id, Arc::new(node));
-        Ok(Reply::Done)
-    }
-
-    fn put_component(&mut self, component: ComponentRecord) -> Result<Reply, Refusal> {
-        if !self.components.contains_key(&component.id) && self.components.len() >= COMPONENTS_MAX {
-            return Err(Refusal::Full(format!(
-                "the catalogue knows {COMPONENTS_MAX} components, the most it may"
-            )));
-        }
-        // Content-addressed, so a second one of the same id says nothing new but when.
-        match self.components.get_mut(&component.id) {
-            Some(known) if known.uploaded >= component.uploaded => {}
-            Some(known) => Arc::make_mut(known).uploaded = component.uploaded,
-            None => drop(self.components.insert(component.id, Arc::new(component))),
-        }
-        Ok(Reply::Done)
-    }
-
-    fn collect(&mut self, before: u64) -> Reply {
-        let unused = self.unused(before);
-        for component in &unused {
-            self.components.remove(&component.id);
-        }
-        Reply::Collected(unused.iter().map(|of| (**of).clone()).collect())
-    }
-
-    fn remove_group(&mut self, id: GroupId) -> Result<Reply, Refusal> {
-        let group = self.groups.remove(&id).ok_or_else(|| no_such_group(id))?;
-        self.names.remove(&group.name);
-        self.added.remove(&id);
-        Ok(Reply::Group(group))
-    }
-
-    fn deploying(&mut self, id: GroupId, component: ComponentId) -> Result<Reply, Refusal> {
-        self.check_component(component)?;
-        let group = self.groups.get_mut(&id).ok_or_else(|| no_such_group(id))?;
-        Arc::make_mut(group).used.insert(component);
-        Ok(Reply::Group(group.clone()))
-    }
-
-    fn check_component(&self, component: ComponentId) -> Result<(), Refusal> {
-        if self.components.contains_key(&component) {
-            return Ok(());
-        }
-        Err(Refusal::NotFound(format!(
-            "component {component} is not known; upload it first"
-        )))
-    }
-
-    /// The group's log decides, and here is only told; a late word of a former activation changes nothing.
-    fn deployed(
-        &mut self,
-        id: GroupId,
-        index: LogIndex,
-        deployed: Deployed,
-    ) -> Result<Reply, Refusal> {
-        let group = self.groups.get_mut(&id).ok_or_else(|| no_such_group(id))?;
-        if index > group.deployed_at {
-            let group = Arc::make_mut(group);
-            group.founding = Some(group.founding());
-            group.deployed_at = index;
-            group.used.insert(deployed.component);
-            group.component = deployed.component;
-            group.profile = deployed.profile;
-            group.quota = deployed.quota;
-            group.barriers = deployed.barriers;
-        }
-        Ok(Reply::Group(group.clone()))
-    }
-
-    fn check_life(&self, id: GroupId, incarnation: Incarnation) -> Result<(), Refusal> {
-        let group = self.groups.get(&id).ok_or_else(|| no_such_group(id))?;
-        if group.incarnation == incarnation {
-            return Ok(());
-        }
-        Err(Refusal::Invalid(format!(
-            "group {id} was removed and created anew meanwhile; look at it and decide again"
-        )))
-    }
-
-    fn add_member(&mut self, index: LogIndex, id: GroupId, node: NodeId) -> Result<Reply, Refusal> {
-        if !self.nodes.contains_key(&node) {
-            return Err(Refusal::NotFound(format!(
-                "node {node} is not part of the cluster; see `skep status`"
-            )));
-        }
-        let group = self.groups.get_mut(&id).ok_or_else(|| no_such_group(id))?;
-        if group.members.len() >= MEMBERS_MAX {
-            return Err(Refusal::Full(format!(
-                "group {id} has {MEMBERS_MAX} members, the most it may"
-            )));
-        }
-        if group.members.contains(&node) {
-            // Two have asked, and neither may take back what the other one needs.
-            self.forget_added(id, node);
-        } else {
-            let group = Arc::make_mut(group);
-            group.members.insert(node);
-            // A founder that comes back is a joiner too: its former replica is gone for ever.
-            group.joiners.insert(node);
-            self.added.entry(id).or_default().insert(node, index);
-        }
-        let group = self.groups.get(&id).ok_or_else(|| no_such_group(id))?;
-        Ok(Reply::Group(group.clone()))
-    }
-
-    fn take_back_member(
-        &mut self,
-        id: GroupId,
-        node: NodeId,
-        added: LogIndex,
-    ) -> Result<Reply, Refusal> {
-        let group = self.groups.get(&id).ok_or_else(|| no_such_group(id))?;
-        let of = self.added.get(&id).and_then(|added| added.get(&node));
-        match of == Some(&added) {
-            true => self.remove_member(id, node),
-            false => Ok(Reply::Group(group.clone())),
-        }
-    }
-
-    fn remove_member(&mut self, id: GroupId, node: NodeId) -> Result<Reply, Refusal> {
-        let group = self.groups.get_mut(&id).ok_or_else(|| no_such_group(id))?;
-        if group.members.contains(&node) {
-            let group = Arc::make_mut(group);
-            group.members.remove(&node);
-            group.joiners.remove(&node);
-        }
-        let group = group.clone();
-        self.forget_added(id, node);
-        Ok(Reply::Group(group))
-    }
-
-    fn forget_added(&mut self, id: GroupId, node: NodeId) {
-        if let Some(added) = self.added.get_mut(&id) {
-            added.remove(&node);
-            if added.is_empty() {
-                self.added.remove(&id);
-            }
-        }
-    }
-}
-
-fn no_such_group(id: GroupId) -> Refusal {
-    Refusal::NotFound(format!("there is no group {id}; see `skep group list`"))
 }
 
 fn check_name(of: &str, name: &str) -> Result<(), Refusal> {

@@ -8,12 +8,14 @@ mod groups;
 mod leaving;
 mod machines;
 mod members;
+mod nodes;
 mod reconcile;
 mod requests;
 mod restarts;
 mod roster;
 mod start;
 mod upgrades;
+mod voters;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -233,6 +235,9 @@ impl Host {
     /// on what it is asked for that one. See [`troubled`](Self::troubled).
     pub fn waiting_for(&self) -> Vec<String> {
         let mut reasons = Vec::new();
+        if let Some(removed) = self.inner.roster.removed() {
+            reasons.push(removed);
+        }
         match self.inner.node.leader(catalog::GROUP) {
             Ok(Some(_)) => {}
             Ok(None) => reasons.push("a leader of the catalogue".to_owned()),
@@ -304,7 +309,7 @@ impl Host {
         let catalog = self.catalog();
         let is_the_only_one = match catalog.group(group) {
             Some(record) => record.members.iter().all(|node| *node == self.id()),
-            None => group == catalog::GROUP && self.inner.founding.founders.len() == 1,
+            None => group == catalog::GROUP && self.is_alone(),
         };
         match is_the_only_one {
             true => trouble.of_the_only_one(),
@@ -403,6 +408,12 @@ impl Host {
         self.catalog().find(group).cloned().ok_or_else(unknown)
     }
 
+    /// Whether the cluster is this node, as far as is known here.
+    fn is_alone(&self) -> bool {
+        let nodes = self.catalog().nodes().len();
+        nodes.max(self.inner.founding.founders.len()) == 1
+    }
+
     fn id(&self) -> NodeId {
         self.inner.config.node_id()
     }
@@ -494,7 +505,7 @@ mod tests {
 
     use super::*;
     use crate::catalog::command::NewGroup;
-    use crate::catalog::{ComponentRecord, NodeRecord};
+    use crate::catalog::{At, ComponentRecord, NodeRecord, NodeState};
 
     /// A catalogue with so many groups, all of them on another node.
     fn catalog_of(groups: usize) -> Catalog {
@@ -506,6 +517,7 @@ mod tests {
             client: String::new(),
             http: String::new(),
             store: StoreId([2; 16]).to_string(),
+            state: NodeState::Member,
         };
         let uploaded = ComponentRecord {
             id: component,
@@ -527,7 +539,8 @@ mod tests {
         let first = [Command::PutNode(node), Command::PutComponent(uploaded)];
         let all = (0..groups).map(|number| Command::CreateGroup(group(number)));
         for (command, index) in first.into_iter().chain(all).zip(1..) {
-            catalog.apply(LogIndex(index), command).expect("taken");
+            let index = LogIndex(index);
+            catalog.apply(At { index, now: 0 }, command).expect("taken");
         }
         catalog
     }

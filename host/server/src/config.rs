@@ -23,7 +23,7 @@ pub use check::is_loopback;
 pub use error::ConfigError;
 pub use sections::{
     ClusterNode, ClusterSection, HttpSection, LimitsSection, ListenSection, LogSection,
-    NodeSection, RaftSection,
+    NodeSection, RaftSection, replace_voter_seconds,
 };
 
 /// The whole of `skep.toml`.
@@ -83,7 +83,7 @@ impl Config {
         let overridden = overlay::apply(&mut table, environment)?;
         // The text knows its lines and a table does not, so the file is blamed from its text unless a variable took
         // part in it.
-        let config: Self = match overridden.as_slice() {
+        let mut config: Self = match overridden.as_slice() {
             [] => toml::from_str(text).map_err(wrong)?,
             names => {
                 table
@@ -94,8 +94,52 @@ impl Config {
                     })?
             }
         };
+        config.place_own()?;
         config.check()?;
         Ok(config)
+    }
+
+    /// Whether this node is none of those that the cluster starts with.
+    pub fn joins(&self) -> bool {
+        !self.cluster.join.is_empty()
+    }
+
+    /// Gives a node that joins a line of its own, with the addresses of its section.
+    fn place_own(&mut self) -> Result<(), ConfigError> {
+        let id = self.node.id;
+        if !self.joins() || self.cluster.nodes.iter().any(|node| node.id == id) {
+            return Ok(());
+        }
+        let of = |key: &str, address: &Option<String>| {
+            address.clone().ok_or_else(|| {
+                let message = "a node that joins says where it is reached; give host:port";
+                ConfigError::invalid(&format!("node.{key}"), message)
+            })
+        };
+        let own = ClusterNode {
+            id,
+            peer: of("peer", &self.node.peer)?,
+            client: of("client", &self.node.client)?,
+            http: of("http", &self.node.http)?,
+        };
+        self.cluster.nodes.push(own);
+        Ok(())
+    }
+
+    /// This node is this one of this cluster, which has these others.
+    pub(crate) fn settle(&mut self, id: NodeId, cluster: &str, others: Vec<ClusterNode>) {
+        let mut own = self.own().clone();
+        own.id = id.0;
+        self.node.id = id.0;
+        self.cluster.id = cluster.to_owned();
+        let listed = std::mem::take(&mut self.cluster.nodes);
+        let known = listed.into_iter().filter(|node| node.id != 0).chain(others);
+        let mut nodes: BTreeMap<u64, ClusterNode> = BTreeMap::new();
+        for node in known {
+            nodes.entry(node.id).or_insert(node);
+        }
+        nodes.insert(own.id, own);
+        self.cluster.nodes = nodes.into_values().collect();
     }
 
     /// The keys, as `section.key`, whose values another configuration has otherwise.

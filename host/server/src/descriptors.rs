@@ -4,6 +4,7 @@ use std::io;
 
 use skep::transport::INTRODUCTIONS;
 
+use crate::catalog::NODES_MAX;
 use crate::config::Config;
 use crate::error::HostError;
 
@@ -22,14 +23,7 @@ const PEERS: usize = 16;
 /// # Errors
 /// If the system does not say.
 pub fn raise() -> io::Result<usize> {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: `limit` outlives the call, which writes it.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let mut limit = limit()?;
     let raised = libc::rlimit {
         rlim_cur: limit.rlim_max,
         ..limit
@@ -41,9 +35,33 @@ pub fn raise() -> io::Result<usize> {
     Ok(usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX))
 }
 
-/// Connections that other nodes may have here.
-pub(crate) fn of_peers(nodes: usize) -> usize {
+/// How many the process may have open now.
+pub(crate) fn allowed() -> io::Result<usize> {
+    Ok(usize::try_from(limit()?.rlim_cur).unwrap_or(usize::MAX))
+}
+
+fn limit() -> io::Result<libc::rlimit> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` outlives the call, which writes it.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(limit)
+}
+
+/// Connections that so many other nodes need here.
+fn of_peers(nodes: usize) -> usize {
     EACH_PEER * nodes.max(PEERS)
+}
+
+/// Connections that other nodes may have here, where the configuration names so many: where there are descriptors enough, as many
+/// as the largest cluster needs.
+pub(crate) fn room_for_peers(nodes: usize, descriptors: usize) -> usize {
+    let share = (descriptors / 8).min(of_peers(NODES_MAX));
+    of_peers(nodes).max(share)
 }
 
 /// Lowers the connections that a configuration gives to strangers, so that descriptors are left for the node's own work
@@ -52,11 +70,12 @@ pub(crate) fn of_peers(nodes: usize) -> usize {
 /// # Errors
 /// [`HostError::TooFewDescriptors`] below [`FLOOR`], or what more nodes need beside it.
 pub fn fit(config: &mut Config, descriptors: usize) -> Result<Vec<String>, HostError> {
-    let peers = of_peers(config.cluster.nodes.len());
-    let floor = FLOOR + peers - of_peers(0);
+    let nodes = config.cluster.nodes.len();
+    let floor = FLOOR + of_peers(nodes) - of_peers(0);
     if descriptors < floor {
         return Err(HostError::TooFewDescriptors { descriptors, floor });
     }
+    let peers = room_for_peers(nodes, descriptors);
     let kept = OWN.max(descriptors / 4) + peers + INTRODUCTIONS;
     let share = (descriptors.saturating_sub(kept) / 2).max(1);
     let mut lowered = Vec::new();

@@ -164,6 +164,14 @@ pub enum HostError {
         /// The time allowed.
         milliseconds: u64,
     },
+    /// The cluster that this node would join refused it.
+    #[error("the cluster did not take this node in: {message}")]
+    NotTakenIn {
+        /// Its code.
+        code: Code,
+        /// Its words.
+        message: String,
+    },
     /// The node belongs to no cluster yet.
     #[error("node {node} belongs to no cluster yet; it waits for {waits}")]
     Unfounded {
@@ -236,7 +244,7 @@ impl HostError {
             Self::Unanswered { .. } => Code::TimedOut,
             Self::Unfounded { .. } => Code::Unfounded,
             Self::Listen { .. } => Code::CannotListen,
-            Self::Remote { code, .. } => *code,
+            Self::Remote { code, .. } | Self::NotTakenIn { code, .. } => *code,
             Self::Internal(_) => Code::Internal,
         }
     }

@@ -1,6 +1,6 @@
 //! What administration asks and answers: JSON, the same over HTTP and over the client protocol.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +11,7 @@ use crate::machine::{Descriptor, Memory};
 use crate::node_status::Rehearsal;
 use crate::profile::Profile;
 use crate::record::NodeRecord;
+use crate::status::Role;
 use crate::trouble::Troubled;
 
 /// The methods of the client protocol's `Call`. A body is JSON of the type beside it.
@@ -49,6 +50,22 @@ pub mod method {
     pub const MEMBER_ADD: &str = "member.add";
     /// [`OfGroupAndNode`](super::OfGroupAndNode) → [`GroupInfo`](super::GroupInfo).
     pub const MEMBER_REMOVE: &str = "member.remove";
+    /// Nothing → list of [`NodeView`](super::NodeView), by id.
+    pub const NODE_LIST: &str = "node.list";
+    /// [`OfNode`](super::OfNode) → [`NodeView`](super::NodeView).
+    pub const NODE_STATUS: &str = "node.status";
+    /// [`InviteNode`](super::InviteNode) → [`Invited`](super::Invited).
+    pub const NODE_INVITE: &str = "node.invite";
+    /// [`JoinCluster`](super::JoinCluster) → [`Joined`](super::Joined). Whoever has the token may ask.
+    pub const NODE_JOIN: &str = "node.join";
+    /// [`OfNode`](super::OfNode) → [`NodeView`](super::NodeView).
+    pub const NODE_REMOVE: &str = "node.remove";
+    /// [`OfNode`](super::OfNode) → [`NodeView`](super::NodeView).
+    pub const NODE_CORDON: &str = "node.cordon";
+    /// [`OfNode`](super::OfNode) → [`NodeView`](super::NodeView).
+    pub const NODE_UNCORDON: &str = "node.uncordon";
+    /// Between nodes: [`NodeAt`](super::NodeAt) of the asking node → [`Done`](super::Done).
+    pub const NODE_AT: &str = "node.at";
     /// Nothing → list of [`ComponentRecord`](crate::record::ComponentRecord).
     pub const COMPONENT_LIST: &str = "component.list";
     /// [`Collect`](super::Collect) → list of [`ComponentRecord`](crate::record::ComponentRecord), those removed.
@@ -234,6 +251,92 @@ impl OfGroupAndNode {
             data: String::new(),
         }
     }
+}
+
+/// Names a node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OfNode {
+    /// The node.
+    pub node: NodeId,
+}
+
+/// Where the node that speaks is reached.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeAt {
+    /// `host:port` for other nodes.
+    pub peer: String,
+}
+
+/// A node, as the leader of the catalogue sees it where it can be asked.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct NodeView {
+    /// What the catalogue says of it.
+    pub node: NodeRecord,
+    /// How it takes part in the catalogue; absent while it does not.
+    pub role: Option<Role>,
+    /// Whether it answers; absent where nobody knows.
+    pub alive: Option<bool>,
+    /// Replicas of groups that it hosts, or is to.
+    pub replicas: usize,
+    /// The groups of the first of these, by their names.
+    #[serde(default)]
+    pub groups: Vec<String>,
+}
+
+/// Asks for an invitation of one node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct InviteNode {
+    /// For how many seconds it is good. Default an hour.
+    pub seconds: Option<u32>,
+}
+
+/// An invitation of one node. The token is shown once, here, and kept nowhere.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Invited {
+    /// What the node has to show.
+    pub token: String,
+    /// For how many seconds it is good.
+    pub seconds: u32,
+    /// Client address of a node that takes it in; any other does too.
+    pub join: String,
+}
+
+/// A node that would join.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JoinCluster {
+    /// Its token.
+    pub token: String,
+    /// The id of its store, 32 hexadecimal digits.
+    pub store: String,
+    /// Its name; made from its id if absent.
+    pub name: Option<String>,
+    /// Name of the cluster that it means to join; any if absent.
+    pub cluster: Option<String>,
+    /// `host:port` for other nodes.
+    pub peer: String,
+    /// `host:port` of its client protocol.
+    pub client: String,
+    /// `host:port` of its HTTP interface.
+    pub http: String,
+}
+
+/// What a node that joins is told.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Joined {
+    /// Its id.
+    pub node: NodeId,
+    /// Name of the cluster.
+    pub cluster: String,
+    /// Which life of the cluster this is.
+    pub incarnation: u64,
+    /// Who founded it, and the stores that they had, each 32 hexadecimal digits: what makes the cluster itself.
+    pub founders: BTreeMap<NodeId, String>,
+    /// All nodes of the cluster, itself among them.
+    pub nodes: Vec<NodeRecord>,
 }
 
 /// What was asked for was begun or is done; there is nothing to say about it.

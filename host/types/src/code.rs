@@ -213,6 +213,13 @@ codes! {
     BadAnswer = 625, "bad-answer", 500, Failed, Refused, "the answer of a node makes no sense; run the same release on both ends";
     Unlisted = 626, "unlisted", 500, Failed, Refused, "a node of another release answered with a code that this one does not know";
 
+    // Who may be part of a cluster.
+    NodeRemoved = 650, "node-removed", 410, Failed, Refused, "the node was removed from the cluster for ever; it may join anew, with an empty data directory";
+    NodeNeeded = 651, "node-needed", 409, Failed, Refused, "groups need the node; they are named";
+    NotInvited = 652, "not-invited", 403, Failed, Refused, "nobody was invited with this token; see `skep node invite`";
+    InvitationExpired = 653, "invitation-expired", 403, Failed, Refused, "the invitation has expired; see `skep node invite`";
+    InvitationUsed = 654, "invitation-used", 403, Failed, Refused, "another node came with this token, which is good for one";
+
     // How a command of `skep` ends that asks no node.
     RehearsalFailed = 700, "rehearsal-failed", 500, Failed, Refused, "`skep test` found an error in the component";
     ComponentsDiffer = 701, "components-differ", 500, Failed, Refused, "`skep replay --compare` found a difference";

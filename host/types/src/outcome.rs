@@ -198,7 +198,7 @@ impl std::fmt::Display for GuestFault {
 pub enum ChangeKind {
     /// A voter was added at once: only the members a group is created with.
     AddVoter = 0,
-    /// A learner was added; it is promoted when it has caught up.
+    /// A learner was added, or a voter became one. Whether it is promoted when it has caught up, the log says.
     AddLearner = 1,
     /// A learner became a voter.
     Promote = 2,

@@ -83,6 +83,16 @@ pub enum Change {
         /// Application bytes for `apply-conf-change`.
         data: Bytes,
     },
+    /// Makes a voter of a learner that has caught up.
+    Promote {
+        /// The node.
+        node: NodeId,
+    },
+    /// Makes a learner of a voter; if it leads, leadership is transferred first.
+    Demote {
+        /// The node.
+        node: NodeId,
+    },
 }
 
 impl Proposal {
@@ -111,7 +121,8 @@ impl Proposal {
                 | Self::Barrier
                 | Self::AbortActivation
                 | Self::Resume
-                | Self::Trust { .. } => 0,
+                | Self::Trust { .. }
+                | Self::Change(Change::Promote { .. } | Change::Demote { .. }) => 0,
                 Self::Activate(deployment) => deployment.size(),
                 Self::Change(
                     Change::Add { data, .. }
@@ -246,6 +257,15 @@ pub enum ChangeRefusal {
     /// The group has as many members as it may have.
     #[error("the group has as many members as it may have")]
     TooManyMembers = 6,
+    /// The group has as many voters as it may have.
+    #[error("the group has as many voters as it may have")]
+    TooManyVoters = 7,
+    /// The member does so already.
+    #[error("the member votes already, or does not vote anyway")]
+    SameRole = 8,
+    /// The learner lacks too much of the log, or is silent.
+    #[error("the learner has not caught up, or is silent")]
+    NotCaughtUp = 9,
 }
 
 impl ChangeRefusal {
@@ -258,6 +278,9 @@ impl ChangeRefusal {
             Self::QuorumAtRisk,
             Self::ZeroId,
             Self::TooManyMembers,
+            Self::TooManyVoters,
+            Self::SameRole,
+            Self::NotCaughtUp,
         ]
         .into_iter()
         .find(|refusal| *refusal as u8 == code)

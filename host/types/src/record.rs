@@ -1,5 +1,7 @@
 //! What the catalogue says of nodes and components.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::id::{ComponentId, NodeId};
@@ -20,6 +22,45 @@ pub struct NodeRecord {
     /// The id of its store, 32 hexadecimal digits. It never changes: a node with another store has forgotten what it
     /// voted for and stored.
     pub store: String,
+    /// What may be put on it.
+    #[serde(default)]
+    pub state: NodeState,
+}
+
+/// What a node is to its cluster.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NodeState {
+    /// A node like any other.
+    #[default]
+    Member,
+    /// It keeps its replicas and gets no new ones.
+    Cordoned,
+    /// It gets no new replicas, and those that it has are to go.
+    Draining,
+    /// It is removed from the cluster as soon as it hosts nothing.
+    Removing,
+    /// It was removed, for ever.
+    Removed,
+}
+
+impl NodeState {
+    /// Whether new replicas may be put on it.
+    pub fn takes_replicas(self) -> bool {
+        self == Self::Member
+    }
+}
+
+impl fmt::Display for NodeState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Member => "member",
+            Self::Cordoned => "cordoned",
+            Self::Draining => "draining",
+            Self::Removing => "removing",
+            Self::Removed => "removed",
+        })
+    }
 }
 
 /// A component every member of a group that uses it keeps on its disk.

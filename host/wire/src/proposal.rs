@@ -38,6 +38,8 @@ impl From<Proposal> for proto::Proposal {
                     Change::Add { node, data } => (Kind::Add, node, data),
                     Change::AddLearner { node, data } => (Kind::AddLearner, node, data),
                     Change::Remove { node, data } => (Kind::Remove, node, data),
+                    Change::Promote { node } => (Kind::Promote, node, Bytes::new()),
+                    Change::Demote { node } => (Kind::Demote, node, Bytes::new()),
                 };
                 proposal::Body::Change(proto::Change {
                     kind: kind.into(),
@@ -87,6 +89,8 @@ impl TryFrom<proto::Proposal> for Proposal {
                         Ok(Kind::Add) => Change::Add { node, data },
                         Ok(Kind::AddLearner) => Change::AddLearner { node, data },
                         Ok(Kind::Remove) => Change::Remove { node, data },
+                        Ok(Kind::Promote) => Change::Promote { node },
+                        Ok(Kind::Demote) => Change::Demote { node },
                         Ok(Kind::Unspecified) | Err(_) => {
                             return Err(WireError::unknown(
                                 "kind of membership change",

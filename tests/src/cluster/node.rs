@@ -1,10 +1,11 @@
 //! One node of a cluster, running or not.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use skep_client::GroupId;
 
+use super::port::free_address;
 use crate::process::Process;
 
 /// Lines of a node's log that a failing test shows.
@@ -33,6 +34,23 @@ pub struct Node {
 }
 
 impl Node {
+    /// A node with addresses and a directory of its own; it does not run.
+    pub(super) fn lay_out(dir: &Path, id: u64) -> Self {
+        let home = dir.join(format!("node-{id}"));
+        std::fs::create_dir(&home).expect("a directory for the node");
+        Self {
+            id,
+            peer: free_address(),
+            client: free_address(),
+            http: free_address(),
+            home,
+            environment: Vec::new(),
+            descriptors: None,
+            stderr: None,
+            process: None,
+        }
+    }
+
     /// Its configuration file.
     pub fn config(&self) -> PathBuf {
         self.home.join("skep.toml")

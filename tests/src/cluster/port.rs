@@ -3,6 +3,11 @@
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU16, Ordering};
 
+/// An address on the loopback nobody listens on.
+pub fn free_address() -> String {
+    format!("127.0.0.1:{}", free_port())
+}
+
 /// A port nobody listens on, never handed out twice by this process. It lies below the range that the kernel takes
 /// outgoing connections' ports from: those would otherwise take the port of a node that is down, or connect to
 /// themselves on it.

@@ -49,23 +49,19 @@ impl Settings {
 /// The configuration of a node; `peer_of` says where it finds another.
 pub(super) fn toml(
     settings: &Settings,
+    fixed_addresses: bool,
     nodes: &[Node],
     id: u64,
     peer_of: impl Fn(&Node) -> String,
 ) -> String {
-    let Settings {
-        cluster,
-        tick_ms,
-        election_ticks,
-        heartbeat_ticks,
-        snapshot_entries,
-        more,
-        ..
-    } = settings;
+    let cluster = &settings.cluster;
     let mut text = format!(
-        "[node]\nid = {id}\ndata_dir = \"data\"\n\n[raft]\ntick_ms = {tick_ms}\nelection_ticks = {election_ticks}\n\
-         heartbeat_ticks = {heartbeat_ticks}\nsnapshot_entries = {snapshot_entries}\n\n[cluster]\nid = \"{cluster}\"\n"
+        "[node]\nid = {id}\ndata_dir = \"data\"\n\n{}\n[cluster]\nid = \"{cluster}\"\n",
+        raft(settings)
     );
+    if fixed_addresses {
+        text.push_str("fixed_addresses = true\n");
+    }
     for node in nodes {
         let peer = peer_of(node);
         let Node {
@@ -76,6 +72,32 @@ pub(super) fn toml(
         ));
     }
     text.push('\n');
-    text.push_str(more);
+    text.push_str(&settings.more);
     text
+}
+
+/// The configuration of a node that joins a running cluster.
+pub(super) fn joining(settings: &Settings, node: &Node, by: &[&str]) -> String {
+    let Node {
+        peer, client, http, ..
+    } = node;
+    let (raft, more) = (raft(settings), &settings.more);
+    format!(
+        "[node]\ndata_dir = \"data\"\npeer = \"{peer}\"\nclient = \"{client}\"\nhttp = \"{http}\"\n\n{raft}\n\
+         [cluster]\njoin = {by:?}\n\n{more}"
+    )
+}
+
+fn raft(settings: &Settings) -> String {
+    let Settings {
+        tick_ms,
+        election_ticks,
+        heartbeat_ticks,
+        snapshot_entries,
+        ..
+    } = settings;
+    format!(
+        "[raft]\ntick_ms = {tick_ms}\nelection_ticks = {election_ticks}\nheartbeat_ticks = {heartbeat_ticks}\n\
+         snapshot_entries = {snapshot_entries}\n"
+    )
 }

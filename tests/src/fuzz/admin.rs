@@ -11,12 +11,14 @@ use skep::{ComponentId, EntryContext, LogIndex, NodeId, Outcome, StateMachine, T
 use skep_machine::ToEnd;
 use skep_machine::wasm::Profile;
 use skep_server::catalog::command::{Command, NewGroup, Reply};
-use skep_server::catalog::machine::CatalogMachine;
-use skep_server::catalog::{Catalog, ComponentRecord, MEMBERS_MAX, NodeRecord};
+use skep_server::catalog::machine::{CatalogMachine, SCHEMA};
+use skep_server::catalog::{
+    Catalog, ComponentRecord, MEMBERS_MAX, NodeRecord, NodeState, TokenDigest,
+};
 use skep_types::admin::{CreateGroup, OfGroup, OfGroupAndNode, Upgrade};
 
 /// Codes of the catalogue's refusals.
-const REFUSALS: [u32; 4] = [400, 404, 409, 507];
+const REFUSALS: [u32; 9] = [400, 401, 403, 404, 409, 410, 412, 423, 507];
 /// Characters of a refusal at most: what a caller sent is not sent back at length.
 const MESSAGE_CHARS: usize = 1024;
 
@@ -81,7 +83,7 @@ fn commands(text: &[u8]) {
         let bytes = other_states.borrow().save();
         let context = context(index);
         other
-            .restore(&context, 1, bytes.into())
+            .restore(&context, SCHEMA, bytes.into())
             .to_end()
             .expect("its own bytes");
         assert_eq!(other_states.borrow().save(), states.borrow().save());
@@ -106,6 +108,9 @@ fn commands(text: &[u8]) {
 }
 
 fn sound(catalog: &Catalog) {
+    for removed in catalog.removed_nodes() {
+        assert_eq!(catalog.node(removed.id), None, "an id is given twice");
+    }
     for group in catalog.groups() {
         assert!(group.id != skep_server::catalog::GROUP && group.members.len() <= MEMBERS_MAX);
         let found = catalog.find(&group.name).expect("its name leads to it");
@@ -136,6 +141,7 @@ fn prelude() -> Vec<Command> {
         client: format!("127.0.0.1:75{id:02}"),
         http: format!("127.0.0.1:76{id:02}"),
         store: format!("{id:032x}"),
+        state: NodeState::Member,
     };
     let component = ComponentRecord {
         id: ComponentId([1; 32]),
@@ -210,6 +216,22 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
         ]
         .map(str::to_owned),
     );
+    let token = TokenDigest::of("a token");
+    let join = |store: &str| {
+        format!(
+            r#"{{"join":{{"token":"{token}","store":"{store:0>32}","name":null,"peer":"a:1","client":"a:2","http":"a:3","above":9}}}}"#
+        )
+    };
+    let nodes = [
+        format!(r#"{{"invite":{{"token":"{token}","seconds":60}}}}"#),
+        join("a"),
+        join("a"),
+        join("b"),
+        r#"{"cordon":{"node":10}}"#.to_owned(),
+        r#"{"uncordon":{"node":10}}"#.to_owned(),
+        r#"{"retire":{"node":10}}"#.to_owned(),
+        r#"{"remove-node":{"node":10}}"#.to_owned(),
+    ];
     let group = |id: &str, name: &str| {
         format!(
             r#"{{"create-group":{{"id":{id},"name":"{name}","component":"{}","members":[1,3],"init":"6162","profile":{profile}}}}}"#,
@@ -234,6 +256,7 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
         body("upgrade", 3, &upgrade),
         body("profile", 4, &profile),
         body("catalogue", 5, &log.join("\n")),
+        body("catalogue-nodes", 5, &nodes.join("\n")),
         body(
             "catalogue-largest-id",
             5,

@@ -1,6 +1,6 @@
 //! `skep serve`: one node.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use skep::clock;
@@ -10,6 +10,7 @@ use skep_server::components::compiler;
 use skep_server::config::{Config, ConfigError};
 use skep_server::descriptors;
 use skep_server::error::{HostError, listen};
+use skep_server::join;
 use skep_types::code::Code;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -19,6 +20,8 @@ use super::private;
 use super::reload::{reload, tell};
 use crate::telemetry::Telemetry;
 
+/// Where the token to join with may be.
+const TOKEN: &str = "SKEP_JOIN_TOKEN";
 /// Pause between two looks at whether the node is ready, at start only.
 const READY_POLL: Duration = Duration::from_millis(20);
 /// How long requests in flight may take to finish when the node stops.
@@ -29,11 +32,27 @@ const DRAIN_WITHIN: Duration = Duration::from_secs(5);
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// The configuration; see skep.example.toml
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "join")]
+    config: Option<PathBuf>,
     /// Overrides [node] data_dir
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// Joins the running cluster of the node with this client address, if the data directory is empty; overrides [cluster] join.
+    /// The token of `skep node invite` is in SKEP_JOIN_TOKEN, or in a file
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
+    join: Vec<String>,
+    /// A file with the token; overrides [cluster] join_token_file
+    #[arg(long, value_name = "FILE")]
+    join_token_file: Option<PathBuf>,
+    /// Where other nodes reach this one; overrides [node] peer, which counts for a node that joins
+    #[arg(long, value_name = "HOST:PORT")]
+    peer: Option<String>,
+    /// Where clients reach it; overrides [node] client
+    #[arg(long, value_name = "HOST:PORT")]
+    client: Option<String>,
+    /// Where it is reached over HTTP; overrides [node] http
+    #[arg(long, value_name = "HOST:PORT")]
+    http: Option<String>,
     /// Overrides [listen] insecure_plaintext: allows addresses other than loopback without encryption
     #[arg(long)]
     insecure_plaintext: bool,
@@ -43,20 +62,52 @@ impl Arguments {
     /// Those of another verb about the same node.
     pub fn of(config: PathBuf, data_dir: Option<PathBuf>) -> Self {
         Self {
-            config,
+            config: Some(config),
             data_dir,
+            join: Vec::new(),
+            join_token_file: None,
+            peer: None,
+            client: None,
+            http: None,
             insecure_plaintext: false,
         }
     }
 
     /// The configuration, with the flags over it.
     pub fn load(&self) -> anyhow::Result<Config> {
-        let mut config = Config::load(&self.config, environment(self)).map_err(HostError::from)?;
+        let variables = environment(self);
+        let config = match &self.config {
+            Some(path) => Config::load(path, variables),
+            None => {
+                let nothing = Path::new("the command line");
+                Config::parse("[node]\n[cluster]\n", nothing, variables)
+            }
+        };
+        let mut config = config.map_err(HostError::from)?;
         if let Some(dir) = &self.data_dir {
             config.node.data_dir =
                 std::path::absolute(dir).context("cannot make --data-dir absolute")?;
         }
+        join::recall(&mut config).map_err(Failure::from)?;
         Ok(config)
+    }
+
+    /// The token that a node joins with. It is on no command line, which everybody on the machine can read.
+    fn token(config: &Config) -> anyhow::Result<String> {
+        if let Ok(token) = std::env::var(TOKEN) {
+            return Ok(token.trim().to_owned());
+        }
+        let Some(path) = &config.cluster.join_token_file else {
+            let message = format!(
+                "a node that joins needs a token: ask for one with `skep node invite`, and give it in {TOKEN} or in the file of \
+                 --join-token-file"
+            );
+            let error = ConfigError::invalid("cluster.join_token_file", message);
+            return Err(Failure::from(HostError::from(error)).into());
+        };
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read the token in {}", path.display()))?;
+        Ok(text.trim().to_owned())
     }
 }
 
@@ -76,6 +127,15 @@ pub async fn run(arguments: Arguments, telemetry: &Telemetry) -> anyhow::Result<
     tell(&lowered, descriptors);
     private::mask();
     private::enforce(&config.node.data_dir);
+    if !join::recall(&mut config).map_err(Failure::from)? {
+        let token = Arguments::token(&config)?;
+        let joined = tokio::select! {
+            joined = join::join(&mut config, &token) => joined,
+            _ = interrupt.recv() => return Ok(()),
+            _ = terminate.recv() => return Ok(()),
+        };
+        joined.map_err(Failure::from)?;
+    }
 
     // The ports come first: a taken one must be found before the store is touched.
     let failure = |error: HostError| anyhow::Error::new(Failure::from(error));
@@ -150,6 +210,33 @@ fn environment(arguments: &Arguments) -> Vec<(String, String)> {
     let mut variables: Vec<_> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
+    let listed = arguments.join.iter().map(|address| format!("{address:?}"));
+    let join = format!("[{}]", listed.collect::<Vec<_>>().join(", "));
+    let file = arguments.join_token_file.as_deref();
+    let file = file.and_then(|file| std::path::absolute(file).ok());
+    let data_dir = arguments
+        .data_dir
+        .as_deref()
+        .filter(|_| arguments.config.is_none());
+    for (name, value) in [
+        (
+            "SKEP_CLUSTER__JOIN",
+            (!arguments.join.is_empty()).then_some(join),
+        ),
+        (
+            "SKEP_CLUSTER__JOIN_TOKEN_FILE",
+            file.map(|file| file.display().to_string()),
+        ),
+        (
+            "SKEP_NODE__DATA_DIR",
+            data_dir.map(|dir| dir.display().to_string()),
+        ),
+        ("SKEP_NODE__PEER", arguments.peer.clone()),
+        ("SKEP_NODE__CLIENT", arguments.client.clone()),
+        ("SKEP_NODE__HTTP", arguments.http.clone()),
+    ] {
+        variables.extend(value.map(|value| (name.to_owned(), value)));
+    }
     if arguments.insecure_plaintext {
         variables.push((
             "SKEP_LISTEN__INSECURE_PLAINTEXT".to_owned(),

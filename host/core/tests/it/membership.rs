@@ -23,6 +23,130 @@ fn remove(node: u64) -> Proposal {
     })
 }
 
+fn learn(node: u64) -> Proposal {
+    Proposal::Change(Change::AddLearner {
+        node: NodeId(node),
+        data: Bytes::new(),
+    })
+}
+
+fn promote(node: u64) -> Proposal {
+    let node = NodeId(node);
+    Proposal::Change(Change::Promote { node })
+}
+
+fn demote(node: u64) -> Proposal {
+    let node = NodeId(node);
+    Proposal::Change(Change::Demote { node })
+}
+
+/// The nodes of the members that vote, as a node knows them.
+fn voters(cluster: &mut Cluster, at: u64) -> Vec<u64> {
+    let status = cluster.status(at).expect("runs");
+    let members = status.members.iter();
+    members
+        .filter(|member| member.role == Role::Voter)
+        .map(|member| member.node.0)
+        .collect()
+}
+
+#[test]
+fn of_many_founders_the_first_ones_vote() {
+    let mut cluster = Cluster::with(7, |config| config.founding_voters = 5);
+    cluster.elect(2);
+    cluster
+        .ask(7, anonymous("through a learner"))
+        .expect("committed");
+    cluster.tick(3);
+    for id in [2, 7] {
+        assert_eq!(voters(&mut cluster, id), [1, 2, 3, 4, 5]);
+        assert_eq!(cluster.status(id).expect("runs").members.len(), 7);
+    }
+    // Two of the five may go at once.
+    cluster.crash(1);
+    cluster.crash(5);
+    cluster.ask(6, anonymous("still")).expect("committed");
+    // A learner elects nobody.
+    cluster.crash(3);
+    cluster.input(7, Input::Campaign);
+    cluster.tick(40);
+    assert_ne!(cluster.leader(), Some(7));
+}
+
+// P-82
+#[test]
+fn a_learner_becomes_a_voter_and_a_voter_a_learner() {
+    let mut cluster = Cluster::new(3);
+    cluster.elect(1);
+    cluster.tick(3);
+    cluster.add(4, 0);
+    cluster.ask(1, learn(4)).expect("added");
+    cluster.tick(3);
+    let refused = |refusal| Err(ProposalError::ChangeRefused(refusal));
+    for (change, refusal) in [
+        (promote(2), ChangeRefusal::SameRole),
+        (demote(4), ChangeRefusal::SameRole),
+        (promote(9), ChangeRefusal::NotMember),
+        (demote(0), ChangeRefusal::NotMember),
+    ] {
+        assert_eq!(cluster.ask(1, change), refused(refusal));
+    }
+    cluster.ask(2, promote(4)).expect("through a follower");
+    assert_eq!(voters(&mut cluster, 1), [1, 2, 3, 4]);
+    // The leader hands over first.
+    cluster.ask(1, demote(1)).expect("by its successor");
+    cluster.tick(12);
+    let leader = cluster.leader().expect("another one leads");
+    assert_ne!(leader, 1);
+    assert_eq!(voters(&mut cluster, leader), [2, 3, 4]);
+    cluster.ask(1, anonymous("after")).expect("committed");
+    cluster.tick(3);
+    assert_eq!(cluster.commands(1), ["after"], "it follows");
+    // What it was told lasts.
+    cluster.crash(1);
+    cluster.restart(1);
+    cluster.tick(12);
+    assert_eq!(voters(&mut cluster, 1), [2, 3, 4]);
+    let machine = &cluster.node(4).machine;
+    assert!(machine.changes.ends_with(&[(4, 1), (4, 2), (1, 1)]));
+}
+
+// P-82
+#[test]
+fn a_dead_voter_is_replaced_and_does_not_count_when_it_is_back() {
+    let mut cluster = Cluster::new(3);
+    cluster.elect(1);
+    cluster.tick(3);
+    cluster.add(4, 0);
+    cluster.ask(1, learn(4)).expect("added");
+    cluster.crash(3);
+    cluster.tick(25);
+    let refused = |refusal| Err(ProposalError::ChangeRefused(refusal));
+    assert_eq!(
+        cluster.ask(1, demote(2)),
+        refused(ChangeRefusal::QuorumAtRisk)
+    );
+    cluster.ask(1, promote(4)).expect("three of four are alive");
+    cluster.ask(1, demote(3)).expect("the dead one");
+    // Another one may fail now.
+    cluster.crash(2);
+    cluster
+        .ask(4, anonymous("with two of three"))
+        .expect("committed");
+    cluster.restart(3);
+    cluster.tick(40);
+    assert_eq!(voters(&mut cluster, 3), [1, 2, 4]);
+    assert_eq!(cluster.commands(3), ["with two of three"]);
+    assert_eq!(cluster.leader(), Some(1), "it disturbs nobody");
+    // A silent learner is no voter.
+    cluster.crash(3);
+    cluster.tick(25);
+    assert_eq!(
+        cluster.ask(1, promote(3)),
+        refused(ChangeRefusal::NotCaughtUp)
+    );
+}
+
 // P-65
 #[test]
 fn a_node_is_added_as_a_learner_and_promoted() {

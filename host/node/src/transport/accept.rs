@@ -180,6 +180,13 @@ pub(super) struct Place {
     successor: Mutex<CancellationToken>,
 }
 
+impl Place {
+    /// Ends the connection that is at work, and those that wait.
+    pub(super) fn close(&self) {
+        lock(&self.successor).cancel();
+    }
+}
+
 async fn lane(
     shared: &Shared,
     from: NodeId,

@@ -49,6 +49,12 @@ pub trait PeerCheck: Send + Sync + 'static {
         let _ = node;
         Box::pin(std::future::ready(()))
     }
+
+    /// A node that this one dialled refused the connection, for a reason of this code and in these words. By default that is
+    /// nobody's business.
+    fn refused_by(&self, node: NodeId, code: Code, text: &str) {
+        let _ = (node, code, text);
+    }
 }
 
 /// Why a node is not spoken to.
@@ -66,6 +72,15 @@ pub enum PeerRefused {
     /// The node is not, or no longer, part of the cluster.
     #[error("node {node} is not part of the cluster; add it first")]
     UnknownNode {
+        /// The node.
+        node: NodeId,
+    },
+    /// The node was removed from the cluster for ever.
+    #[error(
+        "node {node} was removed from the cluster for ever; to come back it has to begin with an empty data directory and join anew: \
+         see `skep node invite`"
+    )]
+    Removed {
         /// The node.
         node: NodeId,
     },
@@ -158,6 +173,7 @@ fn code_of(reason: RefusalReason) -> Code {
         RefusalReason::UnknownNode => Code::UnknownNode,
         RefusalReason::BadHello => Code::BadHello,
         RefusalReason::Busy => Code::Busy,
+        RefusalReason::Removed => Code::NodeRemoved,
         RefusalReason::Unfounded => Code::Unfounded,
     }
 }
@@ -179,8 +195,37 @@ impl PeerCheck for Mutex<PeerPins> {
 }
 
 impl Identity {
-    /// Connects to a node and introduces this one.
+    /// Connects to a node at the first of these addresses at which it is found. The node and its store are checked, so that a wrong
+    /// address costs time and nothing else.
     pub(super) async fn dial(
+        &self,
+        to: NodeId,
+        addresses: &[String],
+        purpose: Purpose,
+    ) -> Result<Connection, HandshakeError> {
+        let nowhere = std::io::Error::new(std::io::ErrorKind::NotFound, "its address is not known");
+        let mut failure = HandshakeError::Connect(nowhere);
+        for address in addresses {
+            match self.dial_at(to, address, purpose).await {
+                Ok(connection) => return Ok(connection),
+                Err(HandshakeError::RefusedByPeer { reason, text }) => {
+                    self.peers.refused_by(to, code_of(reason), &text);
+                    failure = HandshakeError::RefusedByPeer { reason, text };
+                }
+                // What was found at another address says more.
+                Err(HandshakeError::Connect(error)) => {
+                    if matches!(failure, HandshakeError::Connect(_)) {
+                        failure = HandshakeError::Connect(error);
+                    }
+                }
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
+    }
+
+    /// Connects to a node at an address and introduces this one.
+    async fn dial_at(
         &self,
         to: NodeId,
         address: &str,
@@ -284,6 +329,7 @@ impl Identity {
             reason: match refused {
                 PeerRefused::WrongStore { .. } => RefusalReason::WrongStore,
                 PeerRefused::UnknownNode { .. } => RefusalReason::UnknownNode,
+                PeerRefused::Removed { .. } => RefusalReason::Removed,
                 PeerRefused::CheckFailed { .. } => RefusalReason::Busy,
             },
             text: refused.to_string(),

@@ -15,6 +15,7 @@ use skep_wire::codec::Encoder;
 use skep_wire::proto::{self, PeerFrame, peer_frame};
 use skep_wire::{MAX_FRAME, WireError};
 use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::Reporter;
 use super::connection::{Connection, FrameReader, FrameWriter};
@@ -114,37 +115,35 @@ impl Lane {
         self.lose(dropped, shared);
     }
 
-    /// Empties the queue until the transport stops.
+    /// Empties the queue until the node is gone, or the transport stops.
     pub(super) async fn run(
         self: Arc<Self>,
         shared: Arc<Shared>,
-        address: watch::Receiver<String>,
+        address: watch::Receiver<Vec<String>>,
+        gone: CancellationToken,
     ) {
         let kept = shared.supervisor.keep("lane", || {
             let mut address = address.clone();
             let (lane, shared) = (&self, &shared);
             async move { lane.keep_connected(shared, &mut address).await }
         });
-        shared.stop.run_until_cancelled(kept).await;
+        gone.run_until_cancelled(kept).await;
         self.shut(&shared);
     }
 
-    async fn keep_connected(&self, shared: &Shared, address: &mut watch::Receiver<String>) {
+    async fn keep_connected(&self, shared: &Shared, address: &mut watch::Receiver<Vec<String>>) {
         let subject = format!("node {}", self.to);
         let mut failures = 0_u32;
         // A life before this one may have ended in a panic while the queue was shut.
         lock(&self.queue).open = true;
-        // One lane dials before there is anything to send, so that either end knows the other's store as early as can
-        // be: whoever has known a node's store refuses the node when it comes back without it.
-        let mut idle = self.priority != Priority::High;
         // The other end has closed the last connection, rather than that nothing was heard on it.
         let mut was_closed = false;
         loop {
-            // Whether a process has ended that closed its connection is found at once, not when there is something to say to it.
-            if idle && failures == 0 && !was_closed {
+            // Of many nodes few speak to each other. But whether a process has ended that closed its connection is found at once,
+            // not when there is something to say to it.
+            if failures == 0 && !was_closed {
                 self.work().await;
             }
-            idle = true;
             let target = address.borrow_and_update().clone();
             match shared
                 .identity
@@ -179,6 +178,7 @@ impl Lane {
                     if matches!(error, HandshakeError::RefusedByPeer { .. }) {
                         add(&shared.stats.refused_by_peer, 1);
                     }
+                    let target = target.join(" or ");
                     let text = format_args!("cannot reach node {} at {target}: {error}", self.to);
                     shared
                         .complaints

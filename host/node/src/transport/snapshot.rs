@@ -68,7 +68,7 @@ enum TransferError {
 pub(super) fn send(
     shared: &Arc<Shared>,
     to: NodeId,
-    address: Option<watch::Receiver<String>>,
+    address: Option<watch::Receiver<Vec<String>>>,
     message: PeerMessage,
     file: Arc<SnapshotFile>,
     reporter: &Arc<dyn Reporter>,
@@ -153,7 +153,7 @@ impl Drop for Pending {
 async fn transfer(
     shared: &Shared,
     to: NodeId,
-    address: &str,
+    address: &[String],
     message: PeerMessage,
     file: &Arc<SnapshotFile>,
 ) -> Result<(), TransferError> {

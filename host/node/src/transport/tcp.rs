@@ -164,7 +164,7 @@ impl From<TransportError> for io::Error {
     }
 }
 
-/// Nodes that speak over TCP. Batches of high and of normal priority have one connection each to each peer: the sender dials
+/// Nodes that speak over TCP. Batches of high and of normal priority have one connection each to a peer: the sender dials
 /// it when it first has something to say, keeps it for good, and dials again when it is lost. What has low priority are
 /// snapshots: each has a connection of its own for as long as it is on its way.
 ///
@@ -199,7 +199,8 @@ pub(super) struct Shared {
 }
 
 struct Peer {
-    address: watch::Sender<String>,
+    addresses: watch::Sender<Vec<String>>,
+    gone: CancellationToken,
     high: Arc<Lane>,
     normal: Arc<Lane>,
 }
@@ -289,20 +290,42 @@ impl TcpTransport {
 
     /// Says where a node is (`host:port`), now or from now on. Connections to its former address are given up.
     pub fn set_peer(&self, node: NodeId, address: String) {
+        self.set_addresses(node, vec![address]);
+    }
+
+    /// As [`set_peer`](Self::set_peer), with several addresses, which are tried in this order. A connection is given up when the
+    /// first of them is another.
+    pub fn set_addresses(&self, node: NodeId, addresses: Vec<String>) {
         if node == self.shared.identity.node || self.shared.stop.is_cancelled() {
             return;
         }
         match self.peers.entry(node) {
             dashmap::Entry::Occupied(peer) => {
-                peer.get().address.send_if_modified(|known| {
-                    let changed = *known != address;
-                    *known = address;
-                    changed
+                peer.get().addresses.send_if_modified(|known| {
+                    let has_moved = known.first() != addresses.first();
+                    *known = addresses;
+                    has_moved
                 });
             }
             dashmap::Entry::Vacant(place) => {
-                place.insert(Peer::start(&self.shared, node, address));
+                place.insert(Peer::start(&self.shared, node, addresses));
             }
+        }
+    }
+
+    /// Forgets a node and closes every connection with it, in both directions. Whether it may come again is for [`PeerCheck`] to
+    /// say.
+    pub fn remove_peer(&self, node: NodeId) {
+        if let Some((_, peer)) = self.peers.remove(&node) {
+            peer.gone.cancel();
+        }
+        for priority in [Priority::High, Priority::Normal] {
+            if let Some((_, place)) = self.shared.places.remove(&(node, priority)) {
+                place.close();
+            }
+        }
+        if let Some((_, requests)) = self.shared.requesters.remove(&node) {
+            requests.cancel();
         }
     }
 
@@ -313,10 +336,10 @@ impl TcpTransport {
         otherwise: &str,
     ) -> Result<Connection, HandshakeError> {
         let known = self.peers.get(&node);
-        let known = known.map(|peer| peer.address.borrow().clone());
-        let address = known.as_deref().unwrap_or(otherwise);
+        let known = known.map(|peer| peer.addresses.borrow().clone());
+        let addresses = known.unwrap_or_else(|| vec![otherwise.to_owned()]);
         let identity = &self.shared.identity;
-        identity.dial(node, address, Purpose::Requests).await
+        identity.dial(node, &addresses, Purpose::Requests).await
     }
 
     /// Where this node listens.
@@ -370,7 +393,7 @@ impl Transport for TcpTransport {
         file: Arc<SnapshotFile>,
         reporter: &Arc<dyn Reporter>,
     ) {
-        let address = self.peers.get(&to).map(|peer| peer.address.subscribe());
+        let address = self.peers.get(&to).map(|peer| peer.addresses.subscribe());
         snapshot::send(&self.shared, to, address, message, file, reporter);
     }
 }
@@ -389,17 +412,21 @@ impl Shared {
 }
 
 impl Peer {
-    fn start(shared: &Arc<Shared>, node: NodeId, address: String) -> Self {
-        let address = watch::Sender::new(address);
+    fn start(shared: &Arc<Shared>, node: NodeId, addresses: Vec<String>) -> Self {
+        let addresses = watch::Sender::new(addresses);
+        let gone = shared.stop.child_token();
         let lane = |priority, queue_bytes| {
             let lane = Arc::new(Lane::new(node, priority, queue_bytes));
-            shared.spawn(Arc::clone(&lane).run(Arc::clone(shared), address.subscribe()));
+            let (shared_too, gone) = (Arc::clone(shared), gone.clone());
+            let run = Arc::clone(&lane).run(shared_too, addresses.subscribe(), gone);
+            shared.spawn(run);
             lane
         };
         Self {
             high: lane(Priority::High, shared.limits.high_queue),
             normal: lane(Priority::Normal, shared.limits.normal_queue),
-            address,
+            addresses,
+            gone,
         }
     }
 

@@ -3,9 +3,10 @@
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use skep_core::id::as_text;
+use skep_core::id::{NodeId, as_text};
 use skep_types::admin::{
-    Collect, CreateGroup, OfGroup, OfGroupAndNode, Page, Prepare, Upgrade, method,
+    Collect, CreateGroup, InviteNode, JoinCluster, NodeAt, OfGroup, OfGroupAndNode, OfNode, Page,
+    Prepare, Upgrade, method,
 };
 
 use super::problem::quoted;
@@ -16,8 +17,8 @@ use crate::error::HostError;
 pub(crate) enum Caller {
     /// Anybody, over the port for clients.
     Client,
-    /// Another node, over the port for nodes.
-    Node,
+    /// This other node, over the port for nodes.
+    Node(NodeId),
 }
 
 /// Carries out one call; the answer is JSON.
@@ -112,6 +113,17 @@ pub(super) async fn call(
                 Reach::Cluster => json(&host.remove_member(request).await?),
             }
         }
+        method::NODE_LIST => json(&host.nodes(reach).await?),
+        method::NODE_STATUS => json(&host.node_view(parse::<OfNode>(&body)?, reach).await?),
+        method::NODE_INVITE => json(&host.invite_node(parse::<InviteNode>(&body)?).await?),
+        method::NODE_JOIN => json(&host.take_in(parse::<JoinCluster>(&body)?).await?),
+        method::NODE_REMOVE => json(&host.remove_node(parse::<OfNode>(&body)?, reach).await?),
+        method::NODE_CORDON => json(&host.cordon_node(parse::<OfNode>(&body)?.node).await?),
+        method::NODE_UNCORDON => json(&host.uncordon_node(parse::<OfNode>(&body)?.node).await?),
+        method::NODE_AT => match caller {
+            Caller::Node(from) => json(&host.note_address(from, parse::<NodeAt>(&body)?)?),
+            Caller::Client => Err(HostError::BetweenNodes(name.to_owned())),
+        },
         method::COMPONENT_LIST => {
             let catalog = host.catalog();
             json(&catalog.components().collect::<Vec<_>>())
@@ -131,7 +143,10 @@ pub(super) async fn call(
 /// Whether only nodes ask this of each other: what is checked before it is asked is not checked again.
 fn is_between_nodes(name: &str) -> bool {
     name.starts_with(method::LOCAL)
-        || matches!(name, method::GROUP_ACTIVATE | method::COMPONENT_PREPARE)
+        || matches!(
+            name,
+            method::GROUP_ACTIVATE | method::COMPONENT_PREPARE | method::NODE_AT
+        )
 }
 
 fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, HostError> {

@@ -23,7 +23,9 @@ use skep::trouble::Troubled;
 use skep_core::id::{ComponentId, LogIndex, NodeId, RequestId, SessionId, Term, as_text};
 use skep_core::outcome::Outcome;
 use skep_core::proposal::Command;
-use skep_types::admin::{Collect, CreateGroup, OfGroup, OfGroupAndNode, Page, Upgrade, method};
+use skep_types::admin::{
+    Collect, CreateGroup, InviteNode, OfGroup, OfGroupAndNode, OfNode, Page, Upgrade, method,
+};
 use skep_types::code::Code;
 use skep_types::shared::lock;
 
@@ -113,6 +115,20 @@ pub fn router(host: Host) -> Router {
         .route("/v1/groups/{group}/members", of_node(method::MEMBER_ADD))
         .route("/v1/groups/{group}/members/{node}", delete(remove_member))
         .route("/v1/groups/{group}/sessions", post(open_session))
+        .route("/v1/nodes", of_cluster(method::NODE_LIST))
+        .route("/v1/nodes/invite", post(invite_node))
+        .route(
+            "/v1/nodes/{node}",
+            about_node(GET, method::NODE_STATUS).merge(about_node(DELETE, method::NODE_REMOVE)),
+        )
+        .route(
+            "/v1/nodes/{node}/cordon",
+            about_node(POST, method::NODE_CORDON),
+        )
+        .route(
+            "/v1/nodes/{node}/uncordon",
+            about_node(POST, method::NODE_UNCORDON),
+        )
         .route("/v1/components", of_cluster(method::COMPONENT_LIST))
         .route("/v1/components/collect", post(collect_components))
         .route("/v1/status", of_cluster(method::STATUS))
@@ -278,11 +294,30 @@ async fn remove_member(
     State(host): State<Host>,
     Path((group, node)): Path<(String, String)>,
 ) -> Answer<Response> {
-    let node = node
-        .parse()
-        .map_err(|_| bad_request(format!("`{node}` is no node id; use digits")))?;
-    let asked = OfGroupAndNode::new(group, NodeId(node));
+    let asked = OfGroupAndNode::new(group, node_id(&node)?);
     administer(&host, method::MEMBER_REMOVE, &asked).await
+}
+
+/// A method that is asked of a node of the cluster.
+fn about_node(verb: MethodFilter, method: &'static str) -> MethodRouter<Host> {
+    let ask = async move |State(host): State<Host>, Path(node): Path<String>| {
+        let node = node_id(&node)?;
+        administer(&host, method, &OfNode { node }).await
+    };
+    on(verb, ask)
+}
+
+async fn invite_node(
+    State(host): State<Host>,
+    Json(asked): Json<InviteNode>,
+) -> Answer<(StatusCode, Response)> {
+    let invited = administer(&host, method::NODE_INVITE, &asked).await?;
+    Ok((StatusCode::CREATED, invited))
+}
+
+fn node_id(text: &str) -> Answer<NodeId> {
+    let id = text.parse().map(NodeId);
+    id.map_err(|_| bad_request(format!("`{text}` is no node id; use digits")))
 }
 
 async fn collect_components(

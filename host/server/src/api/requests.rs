@@ -26,7 +26,7 @@ pub(crate) async fn answer(
     };
     let leader = match caller {
         Caller::Client => None,
-        Caller::Node => host.node().leader(group).unwrap_or_default(),
+        Caller::Node(_) => host.node().leader(group).unwrap_or_default(),
     };
     proto::Response {
         id,

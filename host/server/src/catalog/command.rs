@@ -10,14 +10,43 @@ use skep_core::id::{ComponentId, GroupId, Incarnation, LogIndex, NodeId};
 use skep_machine::wasm::Profile;
 use skep_types::code::Code;
 
-use super::{ComponentRecord, Deployed, GroupRecord, NodeRecord};
+use super::{ComponentRecord, Deployed, GroupRecord, NodeRecord, TokenDigest};
 
 /// One change of the catalogue.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Command {
-    /// A node is part of the cluster, at these addresses.
+    /// A node is part of the cluster, at these addresses. Its state is the catalogue's own.
     PutNode(NodeRecord),
+    /// Whoever has this token may join once, as long as it is good.
+    Invite {
+        /// What the token hashes to.
+        token: TokenDigest,
+        /// For how long, from the time stamp of the entry on.
+        seconds: u32,
+    },
+    /// A node joins.
+    Join(Join),
+    /// A node is to get no new replicas.
+    Cordon {
+        /// The node.
+        node: NodeId,
+    },
+    /// A node may get new replicas again, and is not to be removed.
+    Uncordon {
+        /// The node.
+        node: NodeId,
+    },
+    /// A node is to be removed, as soon as it hosts nothing.
+    Retire {
+        /// The node.
+        node: NodeId,
+    },
+    /// A node that hosts nothing is removed, for ever.
+    RemoveNode {
+        /// The node.
+        node: NodeId,
+    },
     /// A component exists.
     PutComponent(ComponentRecord),
     /// Creates a group.
@@ -90,6 +119,25 @@ pub enum Command {
     },
 }
 
+/// A node that joins.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Join {
+    /// What its token hashes to.
+    pub token: TokenDigest,
+    /// The id of its store, 32 hexadecimal digits. Whoever repeats a join with the same store gets the same id.
+    pub store: String,
+    /// Its name; made from its id if absent.
+    pub name: Option<String>,
+    /// `host:port` for other nodes.
+    pub peer: String,
+    /// `host:port` of its client protocol.
+    pub client: String,
+    /// `host:port` of its HTTP interface.
+    pub http: String,
+    /// Its id is above this: a founder may be slow to say that it is there.
+    pub above: NodeId,
+}
+
 /// A group to create.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct NewGroup {
@@ -124,6 +172,8 @@ pub enum Reply {
     Group(Arc<GroupRecord>),
     /// The ids of groups that were created, in the order of their names. Not the groups: an answer is kept for a retry.
     Created(Vec<GroupId>),
+    /// The node as it is now, or was before it was removed.
+    Node(Arc<NodeRecord>),
     /// The components that were removed.
     Collected(Vec<ComponentRecord>),
 }
@@ -143,50 +193,93 @@ pub enum Refusal {
     /// A limit of the catalogue is reached.
     #[error("{0}")]
     Full(String),
+    /// The node, or the store, was removed for ever.
+    #[error("{0}")]
+    Removed(String),
+    /// Groups need the node.
+    #[error("{0}")]
+    Needed(String),
+    /// Nobody was invited with this token.
+    #[error("{0}")]
+    NotInvited(String),
+    /// The invitation is too old.
+    #[error("{0}")]
+    InvitationExpired(String),
+    /// Another node came with this token.
+    #[error("{0}")]
+    InvitationUsed(String),
 }
 
+/// What follows from each kind of refusal: the number that is replicated, the code, and what is said where the words are gone.
+type Kind = (u32, Code, &'static str, fn(String) -> Refusal);
+
+#[rustfmt::skip]
+const KINDS: [Kind; 9] = [
+    (400, Code::InvalidRequest, "it makes no sense", Refusal::Invalid),
+    (404, Code::NotFound, "what it names does not exist", Refusal::NotFound),
+    (409, Code::GroupExists, "what it creates exists", Refusal::Exists),
+    (507, Code::CatalogueFull, "a limit of the catalogue is reached", Refusal::Full),
+    (410, Code::NodeRemoved, "the node was removed for ever", Refusal::Removed),
+    (412, Code::NodeNeeded, "groups need the node", Refusal::Needed),
+    (401, Code::NotInvited, "nobody was invited with this token", Refusal::NotInvited),
+    (403, Code::InvitationExpired, "the invitation has expired", Refusal::InvitationExpired),
+    (423, Code::InvitationUsed, "another node came with this token", Refusal::InvitationUsed),
+];
+
 impl Refusal {
+    fn kind(&self) -> &'static Kind {
+        let at = match self {
+            Self::Invalid(_) => 0,
+            Self::NotFound(_) => 1,
+            Self::Exists(_) => 2,
+            Self::Full(_) => 3,
+            Self::Removed(_) => 4,
+            Self::Needed(_) => 5,
+            Self::NotInvited(_) => 6,
+            Self::InvitationExpired(_) => 7,
+            Self::InvitationUsed(_) => 8,
+        };
+        &KINDS[at]
+    }
+
     /// The stable code, for programs and for documentation.
     pub fn code(&self) -> Code {
-        match self {
-            Self::Invalid(_) => Code::InvalidRequest,
-            Self::NotFound(_) => Code::NotFound,
-            Self::Exists(_) => Code::GroupExists,
-            Self::Full(_) => Code::CatalogueFull,
-        }
+        self.kind().1
     }
 
     /// The number that is replicated as the rejection's code.
     pub fn number(&self) -> u32 {
-        match self {
-            Self::Invalid(_) => 400,
-            Self::NotFound(_) => 404,
-            Self::Exists(_) => 409,
-            Self::Full(_) => 507,
-        }
+        self.kind().0
     }
 
     /// The refusal of a replicated number. The words are those of the node that answered; they are not replicated, so they may be
     /// gone.
     pub fn from_number(number: u32, message: String) -> Self {
-        let message = if message.is_empty() {
-            let what = match number {
-                404 => "what it names does not exist",
-                409 => "what it creates exists",
-                507 => "a limit of the catalogue is reached",
-                _ => "it makes no sense",
-            };
-            format!(
-                "the catalogue refused the command: {what} (an earlier try was answered with the details, which are not kept)"
-            )
-        } else {
-            message
-        };
-        match number {
-            404 => Self::NotFound(message),
-            409 => Self::Exists(message),
-            507 => Self::Full(message),
-            _ => Self::Invalid(message),
+        let known = KINDS.iter().find(|(known, ..)| *known == number);
+        let (_, _, what, make) = known.unwrap_or(&KINDS[0]);
+        if !message.is_empty() {
+            return make(message);
         }
+        make(format!(
+            "the catalogue refused the command: {what} (an earlier try was answered with the details, which are not kept)"
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_found_by_its_number() {
+        for (number, code, _, make) in KINDS {
+            let refusal = make("why".into());
+            assert_eq!((refusal.number(), refusal.code()), (number, code));
+            assert_eq!(Refusal::from_number(number, "why".into()), refusal);
+            let bare = Refusal::from_number(number, String::new());
+            assert_eq!(bare.code(), code, "{bare}");
+        }
+        let other = Refusal::from_number(999, String::new());
+        assert_eq!(other.code(), Code::InvalidRequest);
     }
 }

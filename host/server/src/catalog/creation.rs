@@ -1,18 +1,21 @@
 //! New groups, and where they are put.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
-use skep_core::id::{GroupId, Incarnation, LogIndex, NodeId};
+use skep_core::id::{LogIndex, NodeId};
 
+use super::Catalog;
 use super::command::{NewGroup, Refusal, Reply};
-use super::{Catalog, GROUP, GROUPS_MAX, GroupRecord, INIT_MAX, MEMBERS_MAX, check_name};
 
 impl Catalog {
-    /// The nodes that so many new groups of `size` members should be put on: for each those with the fewest replicas, lower ids
-    /// first.
+    /// The nodes that so many new groups of `size` members should be put on: for each, of those that take replicas, the ones with
+    /// the fewest, lower ids first.
     pub fn least_loaded(&self, size: usize, groups: usize) -> Vec<BTreeSet<NodeId>> {
-        let mut load: BTreeMap<NodeId, usize> = self.nodes.keys().map(|node| (*node, 0)).collect();
+        let nodes = self.nodes.values();
+        let mut load: BTreeMap<NodeId, usize> = nodes
+            .filter(|node| node.state.takes_replicas())
+            .map(|node| (node.id, 0))
+            .collect();
         for node in self.groups.values().flat_map(|group| &group.members) {
             load.entry(*node).and_modify(|replicas| *replicas += 1);
         }
@@ -56,104 +59,16 @@ impl Catalog {
         *self = after;
         Ok(Reply::Created(created))
     }
-
-    pub(super) fn create_group(
-        &mut self,
-        index: LogIndex,
-        new: NewGroup,
-    ) -> Result<Arc<GroupRecord>, Refusal> {
-        check_name("group", &new.name)?;
-        if new.name.bytes().all(|byte| byte.is_ascii_digit()) {
-            let message = format!(
-                "a group cannot be called `{}`: it would be taken for an id; add a letter",
-                new.name
-            );
-            return Err(Refusal::Invalid(message));
-        }
-        if new.init.len() > INIT_MAX {
-            let message = format!(
-                "the machine's configuration has {} bytes, the limit is {INIT_MAX}",
-                new.init.len()
-            );
-            return Err(Refusal::Invalid(message));
-        }
-        let id = new.id.unwrap_or_else(|| self.free_id());
-        if id == GROUP {
-            return Err(Refusal::Invalid(
-                "group id 0 is the catalogue's own; use 1 or more".into(),
-            ));
-        }
-        if self.names.contains_key(&new.name) {
-            return Err(Refusal::Exists(format!(
-                "a group named `{}` exists already",
-                new.name
-            )));
-        }
-        if self.groups.contains_key(&id) {
-            return Err(Refusal::Exists(format!("group {id} exists already")));
-        }
-        if self.groups.len() >= GROUPS_MAX {
-            return Err(Refusal::Full(format!(
-                "the cluster has {GROUPS_MAX} groups, the most it may"
-            )));
-        }
-        self.check_component(new.component)?;
-        if new.members.is_empty() || new.members.len() > MEMBERS_MAX {
-            let message = format!(
-                "a group has 1 to {MEMBERS_MAX} members, not {}",
-                new.members.len()
-            );
-            return Err(Refusal::Invalid(message));
-        }
-        if let Some(node) = new
-            .members
-            .iter()
-            .find(|node| !self.nodes.contains_key(node))
-        {
-            return Err(Refusal::NotFound(format!(
-                "node {node} is not part of the cluster; see `skep status`"
-            )));
-        }
-        let group = Arc::new(GroupRecord {
-            id,
-            name: new.name,
-            incarnation: Incarnation(index.0),
-            component: new.component,
-            founders: new.members.clone(),
-            members: new.members,
-            joiners: BTreeSet::new(),
-            init: new.init,
-            profile: new.profile,
-            quota: new.quota,
-            barriers: new.barriers,
-            deployed_at: LogIndex(0),
-            founding: None,
-            used: [new.component].into(),
-        });
-        self.next_group = self.next_group.max(id.0.saturating_add(1));
-        self.names.insert(group.name.clone(), id);
-        self.groups.insert(id, group.clone());
-        Ok(group)
-    }
-
-    /// The id of the next group that names none: above all that were ever used, or, where the largest of all is taken,
-    /// the lowest that is free. At most [`GROUPS_MAX`] are not.
-    fn free_id(&self) -> GroupId {
-        let ids = (self.next_group..=u64::MAX).chain(1..self.next_group);
-        ids.map(GroupId)
-            .find(|id| !self.groups.contains_key(id))
-            .unwrap_or(GroupId(self.next_group))
-    }
 }
 
 #[cfg(test)]
 mod tests {
 
-    use skep_core::id::ComponentId;
+    use skep_core::id::{ComponentId, GroupId, Incarnation};
 
     use super::super::command::Command;
     use super::*;
-    use crate::catalog::{ComponentRecord, NodeRecord};
+    use crate::catalog::{At, ComponentRecord, NodeRecord};
 
     fn like(name: &str, members: &[u64]) -> NewGroup {
         NewGroup {
@@ -173,7 +88,11 @@ mod tests {
     }
 
     fn apply(catalog: &mut Catalog, index: u64, command: Command) -> Result<Reply, Refusal> {
-        catalog.apply(LogIndex(index), command)
+        let at = At {
+            index: LogIndex(index),
+            now: 0,
+        };
+        catalog.apply(at, command)
     }
 
     /// Three nodes, and a group `a` on all of them.
@@ -183,10 +102,11 @@ mod tests {
             Command::PutNode(NodeRecord {
                 id: NodeId(id),
                 name: format!("node-{id}"),
-                peer: String::new(),
-                client: String::new(),
-                http: String::new(),
+                peer: format!("127.0.0.1:{}", 7300 + id),
+                client: format!("127.0.0.1:{}", 7400 + id),
+                http: format!("127.0.0.1:{}", 7500 + id),
                 store: format!("{id:032x}"),
+                state: Default::default(),
             })
         };
         let component = ComponentRecord {

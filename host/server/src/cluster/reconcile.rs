@@ -44,6 +44,7 @@ pub(super) async fn run(host: Host) {
         let catalog = states.borrow_and_update().clone();
         // Before anything of it is brought up: whoever the catalogue knows is known by its store from here on.
         if learned != Some(catalog.version) {
+            host.connect(&catalog);
             let (roster, own, known) = (host.inner.roster.clone(), host.id(), catalog.clone());
             if let Err(error) = blocking(move || roster.learn(own, &known)).await {
                 tracing::error!(%error, "stores of peers are not noted");

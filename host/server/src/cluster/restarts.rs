@@ -14,7 +14,7 @@ use skep_core::founders::Founding;
 use skep_core::id::GroupId;
 use skep_core::impasse::DECIDED;
 
-use super::{Host, reconcile};
+use super::{Host, reconcile, voters};
 use crate::catalog::machine::CatalogMachine;
 use crate::catalog::{self, Catalog};
 use crate::config::Config;
@@ -98,7 +98,10 @@ pub(super) async fn run(host: Host) {
             .filter(|troubled| troubled.trouble.kind == Kind::Faulted)
             .map(|troubled| (troubled.group, troubled.trouble.text.as_str()));
         // A catalogue that was given up and could not be brought up is nobody else's to bring up.
-        let catalogue = (!host.inner.node.exists(catalog::GROUP)).then_some((catalog::GROUP, ""));
+        let is_gone = !host.inner.node.exists(catalog::GROUP);
+        // A node that was removed has none for ever.
+        let catalogue =
+            (is_gone && host.inner.roster.removed().is_none()).then_some((catalog::GROUP, ""));
         for (group, said) in catalogue.into_iter().chain(faulted) {
             let known = starts.entry(group).or_default();
             let has_turn = under_way.len() < AT_ONCE || group == catalog::GROUP;
@@ -166,9 +169,16 @@ pub(super) fn catalogue(
     published: &watch::Sender<Arc<Catalog>>,
 ) -> GroupConfig {
     let machine = CatalogMachine::publishing(published.clone());
-    let founders = founding.founders.keys().copied().map(Peer::new).collect();
-    let mut group = GroupConfig::new(catalog::GROUP, "catalogue", Box::new(machine), founders);
-    group.first_leader = founding.founders.keys().min().copied();
+    let founders = &founding.founders;
+    // Who is none of them waits to be contacted.
+    let members = match founders.contains_key(&config.node_id()) {
+        true => founders.keys().copied().map(Peer::new).collect(),
+        false => Vec::new(),
+    };
+    let mut group = GroupConfig::new(catalog::GROUP, "catalogue", Box::new(machine), members);
+    group.founding_voters = voters::wanted(founders.len(), founders.len());
+    // Those with the lowest ids vote.
+    group.first_leader = founders.keys().min().copied();
     config.tuned(group)
 }
 

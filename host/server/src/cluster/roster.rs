@@ -1,6 +1,6 @@
 //! Who is part of the cluster, as this node knows, and by which store each of them is known.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, OnceLock, Weak};
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use skep::transport::{PeerCheck, PeerRefused, RequestHandler};
 use skep_core::id::NodeId;
 use skep_log::{PeerPins, StoreId};
 use skep_types::code::Code;
+use skep_types::shared::lock;
 use skep_wire::proto;
 
 use super::{Host, Inner};
@@ -47,6 +48,10 @@ pub(super) struct Roster {
     owner: std::sync::Arc<Owner>,
     /// When the others were last asked.
     inquired: tokio::sync::Mutex<Option<Stopwatch>>,
+    /// Who said that this node was removed.
+    removed: Mutex<Option<NodeId>>,
+    /// Where nodes said that they are, in this life of the process.
+    said: Mutex<BTreeMap<NodeId, String>>,
 }
 
 impl Roster {
@@ -60,11 +65,51 @@ impl Roster {
             pins: Mutex::new(pins),
             owner,
             inquired: tokio::sync::Mutex::default(),
+            removed: Mutex::default(),
+            said: Mutex::default(),
+        }
+    }
+
+    /// That this node was removed from the cluster and what to do, if it was.
+    pub(super) fn removed(&self) -> Option<String> {
+        let by = (*lock(&self.removed))?;
+        Some(format!(
+            "nothing: this node was removed from the cluster for ever, as node {by} says; stop it, and have it join as a new node, with \
+             an empty data directory and a token of `skep node invite`"
+        ))
+    }
+
+    /// Where a node says that it is. It was let in, so it is one of those that are known.
+    pub(super) fn address(&self, node: NodeId) -> Option<String> {
+        lock(&self.said).get(&node).cloned()
+    }
+
+    /// A node says where it is; whether that is news.
+    pub(super) fn note_address(&self, node: NodeId, address: String) -> bool {
+        let former = lock(&self.said).insert(node, address.clone());
+        former != Some(address)
+    }
+
+    /// Somebody says that this node was removed.
+    fn note_removal(&self, by: NodeId) {
+        let is_new = lock(&self.removed).replace(by).is_none();
+        if is_new && let Some(removed) = self.removed() {
+            tracing::error!("this node waits for {removed}");
         }
     }
 
     /// Pins the stores that the catalogue names: those of nodes this one has never met too.
     pub(super) fn learn(&self, own: NodeId, catalog: &Catalog) {
+        if catalog.removed_node(own).is_some() {
+            self.note_removal(own);
+        }
+        for removed in catalog.removed_nodes() {
+            // Its id is never given again.
+            let forgotten = lock(&self.pins).forget(removed.id.0);
+            if let Err(error) = forgotten {
+                tracing::warn!(node = %removed.id, %error, "the store of a removed node is not forgotten");
+            }
+        }
         for node in catalog.nodes().filter(|node| node.id != own) {
             let Some(store) = StoreId::parse(&node.store) else {
                 continue;
@@ -79,6 +124,12 @@ impl Roster {
 impl PeerCheck for Roster {
     fn check(&self, node: NodeId, store: [u8; 16]) -> Result<(), PeerRefused> {
         let catalog = self.owner.host().map(|host| host.catalog());
+        let removed = catalog
+            .as_ref()
+            .and_then(|catalog| catalog.removed_node(node));
+        if removed.is_some() {
+            return Err(PeerRefused::Removed { node });
+        }
         let record = catalog.as_ref().and_then(|catalog| catalog.node(node));
         if record.is_none() && !self.configured.contains(&node) {
             return Err(PeerRefused::UnknownNode { node });
@@ -89,6 +140,12 @@ impl PeerCheck for Roster {
             self.pins.check(node, named.0)?;
         }
         self.pins.check(node, store)
+    }
+
+    fn refused_by(&self, node: NodeId, code: Code, _: &str) {
+        if code == Code::NodeRemoved {
+            self.note_removal(node);
+        }
     }
 
     fn inquire(&self, node: NodeId) -> BoxFuture<'_, ()> {
@@ -115,7 +172,7 @@ impl RequestHandler for Owner {
         let host = self.host();
         Box::pin(async move {
             match host {
-                Some(host) => answer(&host, Caller::Node, request).await,
+                Some(host) => answer(&host, Caller::Node(from), request).await,
                 None => {
                     tracing::debug!(node = %from, "a node asks before this one has started");
                     let error = proto::Error {
@@ -142,8 +199,8 @@ mod tests {
     use skep_log::{SimVfs, Vfs};
 
     use super::*;
-    use crate::catalog::NodeRecord;
     use crate::catalog::command::Command;
+    use crate::catalog::{At, NodeRecord, NodeState};
 
     fn roster(configured: &[u64]) -> Roster {
         let vfs: Arc<dyn Vfs> = Arc::new(SimVfs::new(1));
@@ -167,10 +224,13 @@ mod tests {
                 client: String::new(),
                 http: String::new(),
                 store: StoreId(store).to_string(),
+                state: NodeState::Member,
             };
-            catalog
-                .apply(LogIndex(1), Command::PutNode(record))
-                .expect("taken");
+            let at = At {
+                index: LogIndex(1),
+                now: 0,
+            };
+            catalog.apply(at, Command::PutNode(record)).expect("taken");
         }
         roster.learn(own, &catalog);
         assert!(roster.check(other, [2; 16]).is_ok());

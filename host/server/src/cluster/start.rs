@@ -1,5 +1,6 @@
 //! Bringing a node up: store, transport, group 0, and the tasks that keep it in step with the catalogue.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -17,10 +18,10 @@ use tokio_util::sync::CancellationToken;
 use super::blocking;
 use super::founding::Founded;
 use super::roster::{Owner, Roster};
-use super::{Host, Inner, collection, disk, reconcile, restarts};
+use super::{Host, Inner, collection, disk, reconcile, restarts, voters};
 use crate::api::doors::Doors;
 use crate::catalog::command::Command;
-use crate::catalog::{Catalog, NodeRecord};
+use crate::catalog::{Catalog, NodeRecord, NodeState};
 use crate::components::ComponentStore;
 use crate::components::machines::Machines;
 use crate::config::Config;
@@ -28,6 +29,9 @@ use crate::descriptors;
 use crate::error::HostError;
 use crate::metrics::Metrics;
 use crate::peers::Peers;
+
+/// How long a node waits for the catalogue before it tells others where it is.
+const REFRESH_WITHIN: Duration = Duration::from_secs(1);
 
 pub(super) async fn start(
     founded: Founded,
@@ -104,6 +108,7 @@ pub(super) async fn start(
     host.keep("collector", collection::run);
     host.keep("restarts", restarts::run);
     host.keep("registration", register);
+    host.keep("voters", voters::run);
     host.keep("disk", disk::look_after);
     Ok(host)
 }
@@ -133,6 +138,7 @@ async fn register(host: Host) {
         client: own.client.clone(),
         http: own.http.clone(),
         store: host.inner.store.to_string(),
+        state: NodeState::Member,
     };
     let mut attempt = 0;
     // A stale catalogue may say what is not so any more, so it is asked only after it was refreshed.
@@ -142,16 +148,34 @@ async fn register(host: Host) {
             Err(error @ HostError::Refused(_)) => {
                 tracing::error!(%error, "this node is not registered");
             }
-            Err(error) => tracing::debug!(%error, "this node is not registered yet"),
+            Err(error) => {
+                tracing::debug!(%error, "this node is not registered yet");
+                // Nobody may know where this node is, and then it hears of no leader.
+                host.tell_address().await;
+            }
         }
         clock::sleep(reconcile::backoff(attempt)).await;
         attempt += 1;
     }
 }
 
+fn is_known(catalog: &Catalog, record: &NodeRecord) -> bool {
+    catalog.node(record.id).is_some_and(|known| {
+        // Its state is not its own to say.
+        let said = NodeRecord {
+            state: known.state,
+            ..record.clone()
+        };
+        said == **known
+    })
+}
+
 async fn announce(host: &Host, record: &NodeRecord) -> Result<(), HostError> {
-    host.refresh().await?;
-    if host.catalog().node(record.id).map(|node| &**node) != Some(record) {
+    let refreshed = clock::timeout(REFRESH_WITHIN, host.refresh()).await;
+    refreshed.unwrap_or(Err(HostError::Unanswered {
+        milliseconds: REFRESH_WITHIN.as_millis() as u64,
+    }))?;
+    if !is_known(&host.catalog(), record) {
         host.change_catalog(&Command::PutNode(record.clone()))
             .await?;
     }
@@ -177,18 +201,22 @@ async fn node(founded: Founded) -> Result<Started, HostError> {
         pins,
         founding,
     } = founded;
+    let descriptors = descriptors::allowed().map_err(|source| skep::Error::Start {
+        what: "a look at how many files may be open",
+        source,
+    })?;
     let id = config.node_id();
     let own_store = store.identity().store;
     let owner = Arc::<Owner>::default();
-    let founders = founding.founders.keys().copied();
-    let roster = Arc::new(Roster::new(founders.collect(), pins, owner.clone()));
-    let peers = addresses(&config, &founding);
+    let known = known(&config, &founding);
+    let peers = addresses(&config, &known);
+    let roster = Arc::new(Roster::new(known, pins, owner.clone()));
     let check = Arc::clone(&roster) as Arc<dyn PeerCheck>;
     let tcp = TcpConfig {
         requests: Some(Arc::clone(&owner) as Arc<dyn RequestHandler>),
         insecure_plaintext: config.listen.insecure_plaintext,
         limits: TcpLimits {
-            connections: descriptors::of_peers(config.cluster.nodes.len()),
+            connections: descriptors::room_for_peers(config.cluster.nodes.len(), descriptors),
             ..TcpLimits::default()
         },
         supervisor: supervisor.clone(),
@@ -234,10 +262,17 @@ async fn node(founded: Founded) -> Result<Started, HostError> {
 }
 
 /// Where the other founders are, as far as the file says so. Whoever else it names is none of the cluster's for that.
-fn addresses(config: &Config, founding: &Founding) -> Vec<(NodeId, String)> {
+fn addresses(config: &Config, known: &BTreeSet<NodeId>) -> Vec<(NodeId, String)> {
     let named = config.cluster.nodes.iter();
     named
         .map(|node| (NodeId(node.id), node.peer.clone()))
-        .filter(|(node, _)| founding.founders.contains_key(node))
+        .filter(|(node, _)| known.contains(node))
         .collect()
+}
+
+/// Whom this node knows before it has a catalogue: the founders, and where it joined those that it was told of then.
+fn known(config: &Config, founding: &Founding) -> BTreeSet<NodeId> {
+    let named = config.cluster.nodes.iter().map(|node| NodeId(node.id));
+    let told = named.filter(|_| config.joins());
+    founding.founders.keys().copied().chain(told).collect()
 }

@@ -11,14 +11,15 @@ use super::{Config, ConfigError};
 
 /// Longest a cluster id or a node name may be, in bytes: both travel in every handshake.
 const NAME_LIMIT: usize = 64;
-/// Most nodes a cluster may have: every node keeps three connections to every other.
+/// Most nodes a cluster may start with. More may join.
 const NODE_LIMIT: usize = 64;
 
 impl Config {
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         let id = self.node.id;
-        require(id != 0, "node.id", || {
-            "0 names no node; give this node an id of 1 or more".into()
+        require(id != 0 || self.joins(), "node.id", || {
+            "is missing or 0, which names no node; give this node an id of 1 or more, or have it join a cluster with [cluster] join"
+                .into()
         })?;
         if let Some(name) = &self.node.name {
             check_name("node.name", name)?;
@@ -28,7 +29,12 @@ impl Config {
             "node.data_dir",
             || "is empty; name the directory this node may keep its data in".into(),
         )?;
-        check_name("cluster.id", &self.cluster.id)?;
+        if !self.joins() || !self.cluster.id.is_empty() {
+            check_name("cluster.id", &self.cluster.id)?;
+        }
+        for (at, address) in self.cluster.join.iter().enumerate() {
+            check_address(&format!("cluster.join[{at}]"), address)?;
+        }
         self.check_nodes()?;
         require(
             self.cluster.nodes.iter().any(|node| node.id == id),
@@ -81,7 +87,9 @@ impl Config {
         let mut addresses = BTreeMap::new();
         for (at, node) in nodes.iter().enumerate() {
             let key = format!("cluster.nodes[{at}]");
-            require(node.id != 0, &key, || {
+            // A node that joins has no id yet.
+            let is_own = self.joins() && node.id == self.node.id;
+            require(node.id != 0 || is_own, &key, || {
                 "id 0 names no node; use 1 or more".into()
             })?;
             require(
@@ -125,6 +133,7 @@ impl Config {
         let some = 1..=u64::MAX;
         #[rustfmt::skip]
         let ranges = [
+            ("cluster.replace_voter_seconds", self.cluster.replace_voter_seconds, 1..=86_400, "30 is the default"),
             ("raft.tick_ms", raft.tick_ms, 1..=60_000, "100 is the default"),
             ("raft.heartbeat_ticks", raft.heartbeat_ticks.into(), some.clone(), ""),
             ("raft.election_ticks", raft.election_ticks.into(), 1..=10_000, ""),

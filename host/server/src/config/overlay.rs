@@ -37,7 +37,14 @@ pub(super) fn apply(
 /// A variable has no type of its own: numbers, booleans and arrays are read as TOML, everything else is text. The
 /// keys that hold names and paths stay text even where it looks like a number.
 fn parse(key: &str, value: &str) -> toml::Value {
-    const TEXT: [&str; 5] = ["name", "data_dir", "peer", "client", "http"];
+    const TEXT: [&str; 6] = [
+        "name",
+        "data_dir",
+        "peer",
+        "client",
+        "http",
+        "join_token_file",
+    ];
     let text = || toml::Value::String(value.to_owned());
     if TEXT.contains(&key) {
         return text();

@@ -59,23 +59,53 @@ pub struct LogSection {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NodeSection {
-    /// Id of the node, 1 or more; never changes and is never given to another node.
+    /// Id of the node, 1 or more; never changes and is never given to another node. A node that joins gets it from the cluster.
+    #[serde(default)]
     pub id: u64,
     /// Name for people; `node-<id>` if absent.
     #[serde(default)]
     pub name: Option<String>,
     /// Where the node keeps everything. A relative path is relative to the configuration file.
     pub data_dir: PathBuf,
+    /// `host:port` other nodes reach it at, where no `[[cluster.nodes]]` says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
+    /// `host:port` of its client protocol, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
+    /// `host:port` of its HTTP interface, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<String>,
 }
 
 /// `[cluster]`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClusterSection {
-    /// Name of the cluster; nodes of different clusters refuse each other, also where the names are the same.
+    /// Name of the cluster; nodes of different clusters refuse each other, also where the names are the same. A node that joins may
+    /// leave it out.
+    #[serde(default)]
     pub id: String,
     /// The nodes that found the cluster, the same in every node's file; afterwards it only says where they are reached.
+    #[serde(default)]
     pub nodes: Vec<ClusterNode>,
+    /// Client addresses of nodes of a running cluster, which this node joins if its data directory is empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub join: Vec<String>,
+    /// A file with the token to join with, from `skep node invite`. `SKEP_JOIN_TOKEN` beats it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join_token_file: Option<PathBuf>,
+    /// Nodes are reached at the addresses of this file, whatever they say themselves: for networks that translate addresses.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fixed_addresses: bool,
+    /// Seconds for which a voter of the catalogue may be silent before another node takes its place.
+    #[serde(default = "replace_voter_seconds")]
+    pub replace_voter_seconds: u64,
+}
+
+/// The default of [`ClusterSection::replace_voter_seconds`]: longer than a restart.
+pub fn replace_voter_seconds() -> u64 {
+    30
 }
 
 /// One `[[cluster.nodes]]`.

@@ -29,6 +29,32 @@ fn the_example_is_valid_and_shows_the_defaults() {
     assert_eq!(config.node_name(), "node-1");
     assert_eq!(config.listen_client(), "127.0.0.1:7401");
     assert_eq!(config.cluster.nodes.len(), 3);
+    assert_eq!(
+        config.cluster.replace_voter_seconds,
+        replace_voter_seconds()
+    );
+    assert!(!config.cluster.fixed_addresses && !config.joins());
+}
+
+#[test]
+fn a_node_that_joins_needs_no_id_and_no_list_but_addresses() {
+    let text = r#"
+        node = { data_dir = "x", peer = "127.0.0.1:1", client = "127.0.0.1:2", http = "127.0.0.1:3" }
+        cluster = { join = ["10.0.0.1:7401"] }"#;
+    let config = parse(text).unwrap();
+    assert!(config.joins());
+    assert_eq!(config.listen_http(), "127.0.0.1:3");
+    assert_eq!(config.own().peer, "127.0.0.1:1");
+    for (from, to, named) in [
+        ("peer = \"127.0.0.1:1\", ", "", "node.peer"),
+        ("10.0.0.1:7401", "10.0.0.1", "cluster.join[0]"),
+        ("join", "id = \"a b\", join", "cluster.id"),
+        ("127.0.0.1:3", "0.0.0.0:3", "listen.http"),
+        ("join = [\"10.0.0.1:7401\"]", "id = \"a\"", "node.id"),
+    ] {
+        let message = message(&text.replace(from, to));
+        assert!(message.contains(named), "{named}: {message}");
+    }
 }
 
 #[test]
@@ -93,6 +119,11 @@ fn values_that_make_no_sense_name_their_key() {
         ("SKEP_RAFT__SNAPSHOT_ENTRIES", "0", "raft.snapshot_entries"),
         ("SKEP_RAFT__SHARDS", "257", "raft.shards"),
         ("SKEP_LIMITS__COMMAND_BYTES", "0", "limits.command_bytes"),
+        (
+            "SKEP_CLUSTER__REPLACE_VOTER_SECONDS",
+            "0",
+            "cluster.replace_voter_seconds",
+        ),
         ("SKEP_LOG__FILTER", "skep=loud", "log.filter"),
     ] {
         let error = with(key, value).expect_err(key);

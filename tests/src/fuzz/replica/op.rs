@@ -102,7 +102,7 @@ pub(super) fn id(byte: u8) -> NodeId {
 
 pub(super) fn proposal(kind: u8, number: u8, data: Bytes) -> Proposal {
     let node = id(number);
-    match kind % 7 {
+    match kind % 9 {
         0 => Proposal::Command(Command {
             request: RequestId::ANONYMOUS,
             acknowledged: 0,
@@ -120,6 +120,8 @@ pub(super) fn proposal(kind: u8, number: u8, data: Bytes) -> Proposal {
         3 => Proposal::Barrier,
         4 => Proposal::Change(Change::Add { node, data }),
         5 => Proposal::Change(Change::AddLearner { node, data }),
-        _ => Proposal::Change(Change::Remove { node, data }),
+        6 => Proposal::Change(Change::Remove { node, data }),
+        7 => Proposal::Change(Change::Promote { node }),
+        _ => Proposal::Change(Change::Demote { node }),
     }
 }

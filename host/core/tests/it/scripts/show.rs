@@ -418,6 +418,8 @@ fn proposal(proposal: &Proposal) -> String {
         Proposal::Change(Change::Add { node, .. }) => format!("add n{node}"),
         Proposal::Change(Change::AddLearner { node, .. }) => format!("add-learner n{node}"),
         Proposal::Change(Change::Remove { node, .. }) => format!("remove n{node}"),
+        Proposal::Change(Change::Promote { node }) => format!("promote n{node}"),
+        Proposal::Change(Change::Demote { node }) => format!("demote n{node}"),
         Proposal::Barrier => "barrier".into(),
         Proposal::Activate(deployment) => format!("activate {}", deployment.component),
         Proposal::AbortActivation => "abort".into(),

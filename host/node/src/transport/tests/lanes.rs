@@ -291,7 +291,8 @@ async fn only_a_process_that_has_ended_is_gone() {
         .start()
         .await;
     let stats = one.transport.stats();
-    // Nothing is sent: one lane is connected all the same.
+    let (reporter, _reports) = reporter();
+    one.transport.send(beat(2, 1), &reporter);
     counted(&stats.lane(Priority::High).connects, 1).await;
     two.transport.stop().await;
     counted(&stats.gone, 1).await;
