@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod components;
+mod creation;
 mod demo;
 mod deploy;
 mod disk_damage;
@@ -9,6 +10,7 @@ mod faults;
 mod founding;
 mod fuzz_corpus;
 mod group_commit;
+mod handover;
 mod hostile;
 mod images;
 mod lifecycle;

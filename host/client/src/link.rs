@@ -111,9 +111,10 @@ fn tell(waiter: Option<Waiter>, answer: Answer) {
     let _ = waiter.map(|waiter| waiter.send(answer));
 }
 
-/// Whether a node is known to be silent.
+/// Whether a node is known to be silent, and whether there is a connection to it.
 #[derive(Default, Debug)]
 struct Silence {
+    connected: AtomicBool,
     now: AtomicBool,
     fell: Notify,
     /// Somebody looks already whether it is over.
@@ -152,6 +153,11 @@ impl Link {
     /// Whether the node does not answer; others are rather asked.
     pub fn is_silent(&self) -> bool {
         self.silence.now.load(Ordering::Acquire)
+    }
+
+    /// Whether there is a connection, on which the node was not found silent.
+    pub fn is_connected(&self) -> bool {
+        self.silence.connected.load(Ordering::Acquire) && !self.is_silent()
     }
 
     /// Makes the connection again, if it is lost, and looks whether the node answers; somebody else does the asking. Once
@@ -205,6 +211,7 @@ impl<W: Way> Line<W> {
             match self.way.dial().await {
                 Ok((reader, writer)) => {
                     self.silence.end();
+                    self.silence.connected.store(true, Ordering::Release);
                     // Those still waiting when this is dropped see that the connection was lost.
                     let owed = Mutex::new(Owed {
                         waiters: HashMap::new(),
@@ -215,6 +222,7 @@ impl<W: Way> Line<W> {
                         () = self.write(writer, first, &mut queue, &owed) => {}
                         () = self.notice_silence(&owed) => {}
                     }
+                    self.silence.connected.store(false, Ordering::Release);
                 }
                 Err(reason) => {
                     self.silence.begin();

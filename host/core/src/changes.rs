@@ -84,10 +84,10 @@ impl Group {
             }
             (_, Some(_)) => return refuse(ChangeRefusal::AlreadyMember),
             (_, None) => {
-                let joining = membership
-                    .members()
-                    .values()
-                    .any(|member| member.role == Role::Joining);
+                // A joiner that says nothing, as on a node that is down, holds up nobody else.
+                let joining = membership.members().iter().any(|(replica, member)| {
+                    member.role == Role::Joining && self.is_awaited(*replica)
+                });
                 if joining {
                     return Err(ProposalError::ChangeInProgress);
                 }

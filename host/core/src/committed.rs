@@ -301,6 +301,9 @@ impl Group {
             return;
         }
         if let Some(changed) = &applied {
+            if changed.kind == ChangeKind::AddLearner {
+                self.note_newcomer(changed.replica);
+            }
             let change = ConfChange {
                 kind: changed.kind,
                 node: changed.node,

@@ -32,6 +32,9 @@ pub struct GroupConfig {
     /// The initial voters, identical on each of them; their order does not matter. Empty on a node that joins later
     /// and waits to be contacted. Ignored when the replica is recovered: its log knows.
     pub members: Vec<Member>,
+    /// The initial voter that stands for election as soon as the group is founded, the same on each of them. None where they
+    /// wait for the first timeout to end.
+    pub first_leader: Option<NodeId>,
     /// So many of them vote from the beginning, those with the lowest ids of nodes; the others begin as learners. The same on
     /// each of them.
     pub founding_voters: usize,
@@ -68,6 +71,7 @@ impl GroupConfig {
             incarnation,
             node,
             members: Vec::new(),
+            first_leader: None,
             founding_voters: VOTERS_MAX,
             removed_through: ReplicaId(0),
             init: Bytes::new(),
@@ -139,7 +143,13 @@ impl GroupConfig {
         if nodes.windows(2).any(|pair| pair[0] == pair[1]) {
             return wrong("members", "a node is named twice".into());
         }
-        if !nodes.is_empty() && nodes.binary_search(&self.node).is_err() {
+        let is_no_member = |node: &NodeId| nodes.binary_search(node).is_err();
+        if let Some(first) = self.first_leader.filter(is_no_member)
+            && !nodes.is_empty()
+        {
+            return wrong("first_leader", format!("node {first} is no initial voter"));
+        }
+        if !nodes.is_empty() && is_no_member(&self.node) {
             return wrong(
                 "members",
                 format!(
@@ -270,7 +280,8 @@ mod tests {
         };
         assert_eq!(good().validate(), Ok(()));
         type Spoil = fn(&mut GroupConfig);
-        let spoils: [(&str, Spoil); 13] = [
+        let spoils: [(&str, Spoil); 14] = [
+            ("first_leader", |c| c.first_leader = Some(NodeId(2))),
             ("incarnation", |c| c.incarnation = Incarnation(0)),
             ("node", |c| c.node = NodeId(0)),
             ("heartbeat_ticks", |c| c.heartbeat_ticks = 0),

@@ -1,6 +1,8 @@
-//! Election timeouts as a pure function, in place of the thread's randomness that raft-rs draws from.
+//! When a replica stands for election: timeouts as a pure function, in place of the thread's randomness that raft-rs draws from,
+//! and the first election of a group, for which nobody waits.
 
-use crate::id::{GroupId, NodeId};
+use crate::group::Group;
+use crate::id::{GroupId, NodeId, ReplicaId, Term};
 
 /// Whose timeout it is.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +41,93 @@ pub(crate) fn timeout(seed: u64, candidacy: Candidacy, ticks: u32) -> usize {
     };
     (ticks + wait) as usize
 }
+
+/// What a founder has still to do for the first election of its group.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) enum FirstElection {
+    /// Nothing.
+    #[default]
+    Over,
+    /// To stand, or to tell this one who stands that it is there, as soon as Raft knows the founders.
+    Due(ReplicaId),
+    /// To ask again for the vote of whoever comes up later.
+    Stands,
+}
+
+impl Group {
+    /// Begins the first election: the founder that was named stands, and the others tell it that they are there, since its
+    /// request may have come before they were. If it is dead, a timeout ends as in every election.
+    pub(crate) fn begin_first_election(&mut self) -> bool {
+        let FirstElection::Due(first) = self.first_election else {
+            return false;
+        };
+        // Raft lets nobody campaign who has a committed change before it, as are the founders. And a founder alone would lead, and
+        // commit, before anything of its group is on its disk.
+        let knows_founders = self.processed.0 >= self.config.members.len() as u64;
+        if !knows_founders || self.storage.on_the_way() > 0 || !self.may_campaign() {
+            return false;
+        }
+        self.first_election = FirstElection::Over;
+        if first == self.replica {
+            self.first_election = FirstElection::Stands;
+            self.raft.campaign();
+        } else if let Some(node) = self.node_of(first) {
+            self.ask_standing(first, node);
+        }
+        true
+    }
+
+    /// A member asks something that a founder asks when it has come up: it may have missed that this one stands.
+    pub(crate) fn stand_again(&mut self) {
+        if self.first_election != FirstElection::Stands {
+            return;
+        }
+        // Whoever has entered another term was heard by a majority.
+        if self.term() > FOUNDING_TERM || self.raft.leader().is_some() {
+            self.first_election = FirstElection::Over;
+        } else if self.may_campaign() {
+            self.raft.campaign();
+        }
+    }
+}
+
+/// A leader whose process has ended is not waited for.
+impl Group {
+    /// The process of a node has ended. If it led, its group has no leader from here on, and whoever would stand first does so
+    /// after [`GONE_TICKS`], when the others know too: who has heard nothing would refuse to vote. Safety rests on no timeout,
+    /// and a leader that lives all the same is followed again at its next heartbeat.
+    pub(crate) fn node_gone(&mut self, node: NodeId) {
+        if let Some(replica) = self.state.membership.replica_on(node) {
+            self.liveness.forget(replica);
+        }
+        let Some(leader) = self.raft.leader() else {
+            return;
+        };
+        if self.leads() || self.node_of(leader) != Some(node) {
+            return;
+        }
+        self.gone_leader = Some((leader, self.term()));
+        let elapsed = u64::from(self.config.election_ticks).saturating_sub(GONE_TICKS);
+        self.raft.lose_leader(elapsed as usize);
+    }
+
+    /// The leader of this term, if its process has ended: the others need not leave it a slot.
+    pub(crate) fn gone_leader(&self) -> Option<ReplicaId> {
+        let (leader, term) = self.gone_leader?;
+        (term == self.term() && self.raft.leader().is_none()).then_some(leader)
+    }
+}
+
+/// Ticks from the news that the leader's process has ended to the first candidacy.
+const GONE_TICKS: u64 = 2;
+
+/// Orders the replicas of a group, each group in another way.
+pub(crate) fn turn(group: GroupId, replica: ReplicaId) -> u64 {
+    hash(0, [group.0, replica.0])
+}
+
+/// The term of the entries that every founder begins with.
+pub(crate) const FOUNDING_TERM: Term = Term(1);
 
 fn hash<const N: usize>(seed: u64, words: [u64; N]) -> u64 {
     words

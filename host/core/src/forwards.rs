@@ -20,7 +20,7 @@ impl Group {
                 token,
             };
             let deadline = self.deadline(&proposal);
-            let asker = self.pending.admit(who, deadline);
+            let asker = self.pending.admit(who, self.ticks, deadline);
             if self.leads() {
                 self.enqueue(asker, proposal);
             } else {
@@ -79,6 +79,7 @@ impl Group {
                         asker,
                         proposal,
                         to: leader,
+                        lost_at: None,
                     },
                 );
             }
@@ -102,6 +103,7 @@ impl Group {
                 asker,
                 proposal,
                 to,
+                ..
             } = forwarded;
             match result {
                 // It was certainly not proposed. Asking the same replica again at once would go round for ever at the
@@ -126,19 +128,46 @@ impl Group {
         }
     }
 
-    /// What was forwarded to a leader that no longer leads may have been proposed or not.
+    /// What was forwarded to a leader that no longer leads may have been proposed or not. What may be done twice goes to the next
+    /// one; of anything else the former one knows, if it lives, and says so soon.
     pub(crate) fn leader_changed_for_forwards(&mut self, leader: ReplicaId) {
         if leader.0 == 0 {
             return;
         }
+        let is_lost = |forwarded: &Forwarded| forwarded.to != leader && forwarded.lost_at.is_none();
         let forwarded = &mut self.proposals.forwarded;
-        let lost = forwarded.extract_if(.., |_, forwarded| forwarded.to != leader);
+        let repeated = forwarded.extract_if(.., |_, forwarded| {
+            is_lost(forwarded) && forwarded.proposal.is_repeatable()
+        });
+        for (_, lost) in repeated.collect::<Vec<_>>() {
+            self.requeue(lost.asker, lost.proposal);
+        }
+        let gone = self.gone_leader.map(|(gone, _)| gone);
+        let ticks = self.ticks;
+        for forwarded in self
+            .proposals
+            .forwarded
+            .values_mut()
+            .filter(|of| is_lost(of))
+        {
+            // Nothing more is heard of a process that has ended, and what becomes of an activation every replica sees.
+            let is_command = matches!(forwarded.proposal, Proposal::Command(_));
+            let is_waited_for = is_command && gone != Some(forwarded.to);
+            forwarded.lost_at = Some(if is_waited_for { ticks } else { 0 });
+        }
+        self.give_up_lost_forwards();
+    }
+
+    /// Answers those who waited for a former leader in vain.
+    pub(crate) fn give_up_lost_forwards(&mut self) {
+        let patience = u64::from(self.config.election_ticks);
+        let ticks = self.ticks;
+        let is_late = |at: u64| at == 0 || at + patience <= ticks;
+        let forwarded = &mut self.proposals.forwarded;
+        let lost = forwarded.extract_if(.., |_, forwarded| forwarded.lost_at.is_some_and(is_late));
         for (_, lost) in lost.collect::<Vec<_>>() {
-            let (asker, proposal) = (lost.asker, lost.proposal);
-            if proposal.is_repeatable() {
-                self.requeue(asker, proposal);
-            } else if !self.waits_for_a_decision(asker, &proposal) {
-                self.reply(asker, Err(ProposalError::Unknown));
+            if !self.waits_for_a_decision(lost.asker, &lost.proposal) {
+                self.reply(lost.asker, Err(ProposalError::Unknown));
             }
         }
     }

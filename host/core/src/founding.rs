@@ -13,6 +13,7 @@ use crate::config::{ConfigError, GroupConfig};
 use crate::cures::Cures;
 use crate::divergence::Attestations;
 use crate::effect::Persist;
+use crate::election::{FOUNDING_TERM, FirstElection};
 use crate::group::{Group, SinceBarrier};
 use crate::handover::Handover;
 use crate::healing::{Beginning, Restraint};
@@ -70,13 +71,16 @@ impl Group {
                 bootstrap_entry(index, kind, member)
             })
             .collect();
-        let place = members
-            .iter()
-            .position(|member| member.node == group.config.node)
-            .unwrap_or_default();
-        group.replica = ReplicaId(place as u64 + 1);
+        let replica_on = |node| {
+            let place = members.iter().position(|member| member.node == node);
+            place.map(|place| ReplicaId(place as u64 + 1))
+        };
+        group.replica = replica_on(group.config.node).unwrap_or(ReplicaId(1));
+        if let Some(first) = group.config.first_leader.and_then(replica_on) {
+            group.first_election = FirstElection::Due(first);
+        }
         let hard_state = HardState {
-            term: 1,
+            term: FOUNDING_TERM.0,
             vote: 0,
             commit: entries.len() as u64,
             ..HardState::default()
@@ -207,6 +211,9 @@ impl Group {
             ticks: 0,
             now: 0,
             attempt: 0,
+            first_election: FirstElection::Over,
+            gone_leader: None,
+            led_at: 0,
             proposed: 0,
             health: Health::Healthy,
             ended: None,
@@ -268,7 +275,7 @@ fn bootstrap_entry(index: u64, kind: ChangeKind, member: &crate::config::Member)
     };
     eraftpb::Entry {
         entry_type: EntryType::EntryConfChange,
-        term: 1,
+        term: FOUNDING_TERM.0,
         index,
         context: record.encode_to_vec().into(),
         ..Default::default()

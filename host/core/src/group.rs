@@ -17,7 +17,7 @@ use crate::cures::Cures;
 use crate::deployment::Quota;
 use crate::divergence::Attestations;
 use crate::effect::Effect;
-use crate::election;
+use crate::election::{self, FirstElection};
 use crate::form::Barriers;
 use crate::handover::Handover;
 use crate::healing::{Beginning, Restraint};
@@ -115,6 +115,11 @@ pub struct Group {
     pub(crate) now: u64,
     /// Campaigns begun since a leader was last known; keys the election timeout.
     pub(crate) attempt: u64,
+    pub(crate) first_election: FirstElection,
+    /// The leader whose process has ended, and its term.
+    pub(crate) gone_leader: Option<(ReplicaId, Term)>,
+    /// The last tick at which a leader was known.
+    pub(crate) led_at: u64,
     /// Entries proposed; keys their entropy.
     pub(crate) proposed: u64,
     pub(crate) health: Health,
@@ -190,6 +195,16 @@ impl Group {
     /// How its machine is.
     pub fn health(&self) -> &Health {
         &self.health
+    }
+
+    /// Whether leadership is on its way to another replica.
+    pub fn hands_over(&self) -> bool {
+        self.raft.hands_over()
+    }
+
+    /// Whether somebody waits for an answer of this replica, on this node or on another.
+    pub fn owes_answers(&self) -> bool {
+        !self.pending.is_empty()
     }
 
     /// Whether commands are refused until somebody resumes the group.
@@ -296,7 +311,7 @@ impl Group {
             group,
             term: self.term().0,
             attempt: self.attempt,
-            place: self.raft.place_among_voters(),
+            place: self.raft.place_among_voters(self.gone_leader()),
         };
         let ticks = election::timeout(seed, candidacy, election_ticks);
         self.raft.set_election_timeout(ticks);
@@ -330,7 +345,7 @@ impl Group {
                 }
             }
             Input::HandOver => {
-                if self.leads() {
+                if self.leads() && !self.hands_over() {
                     self.transfer_to_best_follower();
                 }
             }
@@ -377,6 +392,7 @@ impl Group {
                     self.raft.report_unreachable(replica);
                 }
             }
+            Input::NodeGone { node } => self.node_gone(node),
             Input::SnapshotSent { node, arrived } => {
                 self.cure_sent(node);
                 let Some(replica) = self.state.membership.replica_on(node) else {
@@ -393,6 +409,9 @@ impl Group {
     fn tick(&mut self, now: u64) {
         self.ticks += 1;
         self.now = self.now.max(now);
+        if self.raft.leader().is_some() {
+            self.led_at = self.ticks;
+        }
         if self.may_campaign() {
             if self.raft.leader().is_some() {
                 self.attempt = 0;
@@ -509,6 +528,9 @@ impl Group {
         let led_before = self.seen_leader.0 == self.replica.0;
         self.seen_leader = (leader, term);
         self.leader_changed_for_forwards(ReplicaId(leader));
+        if leader != 0 {
+            self.gone_leader = None;
+        }
         if leader == self.replica.0 && leader != 0 {
             self.proposals.elected = true;
             self.liveness.leader_since = self.ticks;

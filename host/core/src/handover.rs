@@ -57,10 +57,12 @@ impl Group {
             .filter(|replica| *replica != own && self.is_active(*replica) && suits(self, *replica))
             .filter_map(|replica| {
                 let matched = self.raft.progress(replica)?.matched;
-                Some((!self.is_ailing(replica), matched, replica))
+                // Of those who are equal another one for each group: all that a node leads must not go to one.
+                let turn = crate::election::turn(self.config.group, replica);
+                Some((!self.is_ailing(replica), matched, turn, replica))
             })
             .max();
-        if let Some((_, _, best)) = best {
+        if let Some((_, _, _, best)) = best {
             self.raft.transfer_to(best);
         }
         best.is_some()

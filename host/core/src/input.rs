@@ -186,6 +186,12 @@ pub enum Input {
         /// The node.
         node: NodeId,
     },
+    /// The process of a node has ended: its system closed the connections that it had, and refuses new ones. It may be started
+    /// again.
+    NodeGone {
+        /// The node.
+        node: NodeId,
+    },
     /// A snapshot transfer ended; every `Effect::SendSnapshot` is followed by exactly one of these.
     SnapshotSent {
         /// The receiving node.

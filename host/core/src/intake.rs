@@ -58,7 +58,10 @@ impl Group {
             Body::Readiness { index, readiness } => {
                 self.readiness_reported(message.from, index, readiness);
             }
-            Body::AskStanding { nonce } => self.asked_for_standing(message.from, from, nonce),
+            Body::AskStanding { nonce } => {
+                self.asked_for_standing(message.from, from, nonce);
+                self.stand_again();
+            }
             Body::Standing(standing) => self.stands(message.from, from, standing),
             Body::Gone => self.hinted(message.from, from),
         }

@@ -24,7 +24,7 @@
 //! * [`sessions`], [`state`]: what is replicated beside the machine's state.
 //! * `raft_node`: raft-rs, whether it runs yet or not. `log_view`: the log as Raft reads it; `read_back`: entries that are not in memory.
 //! * `catch_up`: members that are behind, and what of the log is kept for them.
-//! * `election`: timeouts without randomness.
+//! * `election`: when a replica stands: timeouts without randomness, the first election, a leader whose process has ended.
 //! * [`founders`]: how a cluster is founded, which is no matter of any group.
 //! * [`config`], [`id`], [`status`], [`printable`]: limits, names, what a replica shows of itself, text of strangers fit to be shown.
 //! * [`planted`]: defects that a simulation switches on.

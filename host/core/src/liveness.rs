@@ -11,11 +11,18 @@ use crate::id::ReplicaId;
 #[derive(Debug, Default)]
 pub(crate) struct Liveness {
     heard: BTreeMap<ReplicaId, u64>,
+    /// The member that was added last, and when.
+    newcomer: Option<(ReplicaId, u64)>,
     /// The tick this replica last became leader at.
     pub(crate) leader_since: u64,
 }
 
 impl Liveness {
+    /// Nothing is to be heard of a replica for now.
+    pub(crate) fn forget(&mut self, replica: ReplicaId) {
+        self.heard.remove(&replica);
+    }
+
     /// Remembers when a replica was heard of. If there are too many, the replica with the lowest id is forgotten: it is the most
     /// likely to be gone.
     fn note(&mut self, replica: ReplicaId, ticks: u64) {
@@ -32,6 +39,20 @@ impl Group {
         if self.state.membership.member(replica).is_some() {
             self.liveness.note(replica, self.ticks);
         }
+    }
+
+    /// A member was added; it has not had the time to answer yet.
+    pub(crate) fn note_newcomer(&mut self, replica: ReplicaId) {
+        self.liveness.newcomer = Some((replica, self.ticks));
+    }
+
+    /// Whether something may be heard of a member that joins: lately it was, or it had no time to speak.
+    pub(crate) fn is_awaited(&self, replica: ReplicaId) -> bool {
+        let election = u64::from(self.config.election_ticks);
+        let newcomer = self.liveness.newcomer;
+        let is_new = newcomer
+            .is_some_and(|(newcomer, since)| newcomer == replica && self.ticks < since + election);
+        is_new || self.is_active(replica) || self.leads_since_recently()
     }
 
     /// Whether a replica answered within the last election timeout.

@@ -19,6 +19,8 @@ new_key_type! {
 #[derive(Debug, Clone)]
 pub(crate) struct Asker {
     pub(crate) who: Who,
+    /// The tick at which it was asked.
+    pub(crate) since: u64,
     /// The tick after which there is an answer in any case.
     pub(crate) deadline: u64,
     /// Whether what was asked may be applied, if nothing more is heard of it.
@@ -50,10 +52,11 @@ pub(crate) struct Pending {
 
 impl Pending {
     /// Somebody waits from now on.
-    pub(crate) fn admit(&mut self, who: Who, deadline: u64) -> AskerId {
+    pub(crate) fn admit(&mut self, who: Who, since: u64, deadline: u64) -> AskerId {
         self.readers += usize::from(is_reader(who));
         self.askers.insert(Asker {
             who,
+            since,
             deadline,
             may_apply: false,
         })
@@ -110,9 +113,17 @@ impl Pending {
         found.into_iter().filter_map(|id| self.take(id)).collect()
     }
 
-    /// Takes those whose deadline has passed.
-    pub(crate) fn late(&mut self, ticks: u64) -> Vec<Asker> {
-        self.extract(|asker| asker.deadline <= ticks)
+    /// Takes those whose deadline has passed, and those who have waited so long, if that is said.
+    pub(crate) fn late(&mut self, ticks: u64, patience: Option<u64>) -> Vec<Asker> {
+        let has_waited = |asker: &Asker| {
+            patience.is_some_and(|patience| asker.since.saturating_add(patience) <= ticks)
+        };
+        self.extract(|asker| asker.deadline <= ticks || has_waited(asker))
+    }
+
+    /// Whether nobody waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.askers.is_empty()
     }
 
     /// Takes all queries.
@@ -132,15 +143,20 @@ mod tests {
     #[test]
     fn everybody_is_taken_once() {
         let mut pending = Pending::default();
-        let early = pending.admit(Who::Local(1), 5);
-        let reader = pending.admit(Who::Reader(2), 9);
+        let early = pending.admit(Who::Local(1), 0, 5);
+        let reader = pending.admit(Who::Reader(2), 3, 9);
         assert_eq!(pending.readers(), 1);
-        assert_eq!(pending.late(4).len(), 0);
-        assert_eq!(pending.late(5).len(), 1);
+        assert_eq!(pending.late(4, None).len(), 0);
+        assert_eq!(pending.late(5, None).len(), 1);
         assert!(!pending.waits(early) && pending.take(early).is_none());
         // The place is used again; the key is not.
-        let next = pending.admit(Who::Local(3), 9);
+        let next = pending.admit(Who::Local(3), 3, 9);
         assert!(next != early && pending.who(early).is_none());
+        // Where nobody waits longer than so many ticks, deadlines count for nothing.
+        assert_eq!(pending.late(8, Some(6)).len(), 0);
+        let mut impatient = Pending::default();
+        impatient.admit(Who::Local(4), 3, 99);
+        assert_eq!(impatient.late(8, Some(5)).len(), 1);
         assert_eq!(pending.take_readers().len(), 1);
         assert_eq!((pending.readers(), pending.waits(reader)), (0, false));
         assert!(pending.waits(next));
@@ -149,7 +165,7 @@ mod tests {
     #[test]
     fn only_what_is_in_no_log_is_forgotten() {
         let mut pending = Pending::default();
-        let asker = pending.admit(Who::Local(1), 5);
+        let asker = pending.admit(Who::Local(1), 0, 5);
         pending.note(asker, true);
         pending.forget(1);
         assert!(!pending.drop_forgotten() && pending.waits(asker));

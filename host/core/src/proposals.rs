@@ -16,7 +16,8 @@ use crate::suspects::{Answered, Source, Suspects, Waiting};
 /// Bytes of a change: of the data of a member.
 const CHANGE_BYTES_MAX: u64 = MEMBER_DATA_BYTES_MAX as u64;
 
-/// A membership change may include a snapshot transfer; it is given this many times the deadline of a command.
+/// A membership change may include a snapshot transfer; it is given this many times the deadline of a command, while somebody
+/// leads.
 const CHANGE_DEADLINES: u64 = 12;
 
 #[derive(Debug)]
@@ -30,6 +31,8 @@ pub(crate) struct Forwarded {
     pub(crate) asker: AskerId,
     pub(crate) proposal: Proposal,
     pub(crate) to: ReplicaId,
+    /// The tick at which that one was seen not to lead any more. It may answer yet.
+    pub(crate) lost_at: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -85,7 +88,7 @@ impl Proposals {
 impl Group {
     pub(crate) fn propose(&mut self, waiter: Waiter, proposal: Proposal) {
         let deadline = self.deadline(&proposal);
-        let asker = self.pending.admit(Who::Local(waiter), deadline);
+        let asker = self.pending.admit(Who::Local(waiter), self.ticks, deadline);
         self.enqueue(asker, proposal);
     }
 
@@ -296,7 +299,10 @@ impl Group {
         for Queued { asker, proposal } in std::mem::take(&mut self.proposals.deferred) {
             self.requeue(asker, proposal);
         }
-        let late = self.pending.late(self.ticks);
+        self.give_up_lost_forwards();
+        let request_ticks = u64::from(self.config.limits.request_ticks);
+        let patience = self.is_leaderless().then_some(request_ticks);
+        let late = self.pending.late(self.ticks, patience);
         if late.is_empty() {
             return;
         }
@@ -308,6 +314,11 @@ impl Group {
         let (suspects, limits) = (&mut self.proposals.suspects, &self.config.limits);
         suspects.blame_late(|asker| pending.waits(asker), self.ticks, limits);
         self.give_up(late, &not_done);
+    }
+
+    /// Whether nobody has led for longer than an election takes: then nothing that takes long goes on.
+    fn is_leaderless(&self) -> bool {
+        self.ticks >= self.led_at + 2 * u64::from(self.config.election_ticks)
     }
 
     /// Drops proposals whose clients are gone, before any gets into a log.

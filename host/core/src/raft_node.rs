@@ -63,10 +63,13 @@ impl RaftNode {
 
     /// Whether it takes proposals now.
     pub(crate) fn can_propose(&self) -> bool {
+        self.leads() && !self.hands_over() && !self.leads_without_progress()
+    }
+
+    /// Whether it leads and another is to.
+    pub(crate) fn hands_over(&self) -> bool {
         let hands_over = |node: &RawNode<_>| node.raft.lead_transferee.is_some();
-        self.leads()
-            && !self.node.as_ref().is_some_and(hands_over)
-            && !self.leads_without_progress()
+        self.leads() && self.node.as_ref().is_some_and(hands_over)
     }
 
     pub(crate) fn term(&self) -> Term {
@@ -162,14 +165,15 @@ impl RaftNode {
         })
     }
 
-    /// How many voters come before this one, and how many there are; none if it does not vote.
-    pub(crate) fn place_among_voters(&self) -> Option<(u64, u64)> {
+    /// How many voters come before this one, and how many there are, one not counted; none if it does not vote.
+    pub(crate) fn place_among_voters(&self, but: Option<ReplicaId>) -> Option<(u64, u64)> {
         let raft = &self.node.as_ref()?.raft;
         let voters = raft.prs().conf().voters();
         voters.contains(raft.id).then(|| {
             let ids = voters.ids();
-            let before = ids.iter().filter(|voter| *voter < raft.id).count();
-            (before as u64, ids.iter().count() as u64)
+            let counted = || ids.iter().filter(|voter| Some(ReplicaId(*voter)) != but);
+            let before = counted().filter(|voter| *voter < raft.id).count();
+            (before as u64, counted().count() as u64)
         })
     }
 
@@ -231,6 +235,15 @@ impl RaftNode {
     pub(crate) fn set_election_timeout(&mut self, ticks: usize) {
         if let Some(node) = &mut self.node {
             node.raft.set_randomized_election_timeout(ticks);
+        }
+    }
+
+    /// Follows nobody from here on, as if nothing had been heard of the leader for so many ticks.
+    pub(crate) fn lose_leader(&mut self, elapsed: usize) {
+        if let Some(node) = &mut self.node {
+            let raft = &mut node.raft;
+            raft.leader_id = 0;
+            raft.election_elapsed = raft.election_elapsed.max(elapsed);
         }
     }
 

@@ -123,7 +123,9 @@ impl Group {
             () if is_full => ProposalError::Busy,
             () => {
                 let deadline = self.ticks + u64::from(self.config.limits.request_ticks);
-                let asker = self.pending.admit(Who::Reader(waiter), deadline);
+                let asker = self
+                    .pending
+                    .admit(Who::Reader(waiter), self.ticks, deadline);
                 return self.reads.ask(asker, request, linearizable);
             }
         };
@@ -183,7 +185,7 @@ mod tests {
     fn a_round_answers_for_itself_and_for_all_before_it() {
         let (mut pending, mut reads) = (Pending::default(), Reads::default());
         let mut ask = |reads: &mut Reads| {
-            let asker = pending.admit(Who::Reader(0), 100);
+            let asker = pending.admit(Who::Reader(0), 0, 100);
             reads.ask(asker, Bytes::new(), true);
             asker
         };
@@ -215,7 +217,7 @@ mod tests {
     #[test]
     fn rounds_in_flight_are_few_and_who_is_gone_is_not_asked_for() {
         let (mut pending, mut reads) = (Pending::default(), Reads::default());
-        let gone = pending.admit(Who::Reader(1), 100);
+        let gone = pending.admit(Who::Reader(1), 0, 100);
         reads.ask(gone, Bytes::new(), false);
         for round in 1..=ROUNDS_MAX as u64 {
             reads.ask(gone, Bytes::new(), true);

@@ -62,6 +62,7 @@ impl Group {
             self.ask_reads();
             let mut moved = self.take_ready();
             moved |= self.process_committed();
+            moved |= self.begin_first_election();
             moved |= self.propose_decision_if_due();
             moved |= self.propose_on_impasse_if_due();
             moved |= self.propose_barrier_if_due();

@@ -338,7 +338,7 @@ mod tests {
     }
 
     fn set_aside(suspects: &mut Suspects, pending: &mut Pending, tick: u64) -> AskerId {
-        let asker = pending.admit(Who::Local(0), 100);
+        let asker = pending.admit(Who::Local(0), 0, 100);
         let source = suspects.suspect(|| Some(SOURCE), tick).expect("suspected");
         let command = Command {
             request: RequestId::ANONYMOUS,

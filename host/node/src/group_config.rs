@@ -72,6 +72,9 @@ pub struct GroupConfig {
     /// replica is recovered from disk: its log knows.
     #[doc(alias = "peers")]
     pub members: Vec<Peer>,
+    /// The initial voter that stands for election as soon as the group is founded, so that the group has a leader at once; the
+    /// same on each of them. Default none: the first timeout to end decides.
+    pub first_leader: Option<NodeId>,
     /// So many of the initial members vote, those with the lowest ids of nodes; the others begin as learners. Default 63, the
     /// most there may be.
     pub founding_voters: usize,
@@ -119,6 +122,7 @@ impl GroupConfig {
             component: ComponentId::default(),
             exchange: None,
             members,
+            first_leader: None,
             founding_voters: core.founding_voters,
             incarnation: core.incarnation,
             init: core.init,
@@ -163,6 +167,7 @@ impl GroupConfig {
                     data: peer.data.clone(),
                 })
                 .collect(),
+            first_leader: self.first_leader,
             founding_voters: self.founding_voters,
             init: self.init.clone(),
             deployment: self

@@ -1,5 +1,7 @@
 //! A node: the replicas of many groups behind one set of threads, one log and one transport.
 
+mod leaving;
+
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -166,18 +168,9 @@ impl MultiNode {
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] if the node is not a member, [`Error::Unreachable`] if the leader knows it to be silent,
-    /// or as [`MultiNode::campaign`].
+    /// [`Error::Proposal`] with `NoLeader` if nobody leads, or as [`MultiNode::campaign`].
     pub async fn transfer_leader(&self, group: GroupId, to: NodeId) -> Result<(), Error> {
         self.act(group, move |replica| replica.transfer(to)).await?
-    }
-
-    /// If this node leads the group, asks the member to lead that is best fit for it, should there be one.
-    ///
-    /// # Errors
-    /// As [`MultiNode::campaign`].
-    pub async fn hand_over(&self, group: GroupId) -> Result<(), Error> {
-        self.act(group, |replica| replica.handle(Input::HandOver))
-            .await
     }
 
     /// Whether the group is up on this node; `false` once it has stopped.

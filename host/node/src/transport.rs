@@ -95,6 +95,12 @@ pub trait Inbound: Send + Sync + 'static {
     /// A batch arrived. Its `from` is the node that the connection belongs to, its `to` is this node.
     fn step_batch(&self, batch: Batch);
 
+    /// The process of a node has ended: its system closed the connections to it, and refused a new one. Only what proves that may
+    /// be reported; a node that is silent, or that closes connections and takes others, lives.
+    fn node_gone(&self, node: NodeId) {
+        let _ = node;
+    }
+
     /// A node offers a snapshot. `Ok` is a promise to take the whole file: it holds a place among the few incoming
     /// transfers until the receiver is dropped.
     ///

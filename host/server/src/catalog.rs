@@ -6,6 +6,7 @@
 
 pub mod command;
 mod components;
+mod creation;
 mod groups;
 mod hex;
 mod invitations;
@@ -83,6 +84,10 @@ pub struct Catalog {
     used: BTreeMap<TokenDigest, NodeId>,
     groups: BTreeMap<GroupId, Arc<GroupRecord>>,
     components: BTreeMap<ComponentId, Arc<ComponentRecord>>,
+    /// The commands that put joiners into groups, by their index; none of those that were asked for again since. Whoever asked for
+    /// one, and whose change the group refused, may take it back.
+    #[serde(default)]
+    added: BTreeMap<GroupId, BTreeMap<NodeId, LogIndex>>,
     /// From name to group; not stored, because it follows from the groups.
     #[serde(skip)]
     names: BTreeMap<String, GroupId>,
@@ -100,6 +105,7 @@ impl Default for Catalog {
             used: BTreeMap::new(),
             groups: BTreeMap::new(),
             components: BTreeMap::new(),
+            added: BTreeMap::new(),
             names: BTreeMap::new(),
         }
     }
@@ -176,7 +182,8 @@ impl Catalog {
             Command::Retire { node } => self.retire(node),
             Command::RemoveNode { node } => self.remove_node(node),
             Command::PutComponent(component) => self.put_component(component),
-            Command::CreateGroup(group) => self.create_group(at.index, group),
+            Command::CreateGroup(group) => self.create_group(at.index, group).map(Reply::Group),
+            Command::CreateGroups { like, each } => self.create_groups(at.index, &like, each),
             Command::Deploying {
                 group,
                 incarnation,
@@ -202,7 +209,16 @@ impl Catalog {
                 node,
             } => {
                 self.check_life(group, incarnation)?;
-                self.add_member(group, node)
+                self.add_member(at.index, group, node)
+            }
+            Command::TakeBackMember {
+                group,
+                incarnation,
+                node,
+                added,
+            } => {
+                self.check_life(group, incarnation)?;
+                self.take_back_member(group, node, added)
             }
             Command::RemoveMember {
                 group,

@@ -5,6 +5,7 @@ mod collection;
 mod disk;
 mod founding;
 mod groups;
+mod leaving;
 mod machines;
 mod members;
 mod nodes;
@@ -30,7 +31,7 @@ use skep::status::Consistency;
 use skep::transport::TcpTransport;
 use skep::trouble::{Kind, Trouble, Troubled};
 use skep_core::founders::Founding;
-use skep_core::id::{GroupId, Incarnation, NodeId};
+use skep_core::id::{GroupId, Incarnation, LogIndex, NodeId};
 use skep_core::outcome::Outcome;
 use skep_log::StoreId;
 use skep_machine::wasm::{Compiler, InProcess, MachineBudget};
@@ -101,6 +102,8 @@ struct Inner {
     hosted: Mutex<BTreeMap<GroupId, Hosted>>,
     /// Something changed that the reconciler ought to look at.
     changed: Notify,
+    /// The node is to be stopped: it takes nothing new, and answers what it has.
+    leaving: AtomicBool,
     stopping: CancellationToken,
 }
 
@@ -159,8 +162,10 @@ impl Host {
         start::start(founded, compiler).await
     }
 
-    /// Stops everything in order. Idempotent; afterwards every request is answered `stopped`.
+    /// Stops everything in order: others lead, what is in flight is answered, and only then nobody is let in any more. Idempotent;
+    /// afterwards every request is answered `stopped`.
     pub async fn stop(&self) {
+        self.leave().await;
         self.inner.stopping.cancel();
         self.inner.node.stop().await;
         self.inner.transport.stop().await;
@@ -239,6 +244,9 @@ impl Host {
             Err(error) => reasons.push(format!("the catalogue: {error}")),
         }
         let (catalog, own) = (self.catalog(), self.id());
+        if self.is_leaving() {
+            reasons.push("its end: it is being stopped".to_owned());
+        }
         if !self.inner.confirmed.load(Ordering::Acquire) {
             reasons.push("a majority to confirm the catalogue".to_owned());
         }
@@ -429,6 +437,13 @@ impl Host {
 
     /// Changes the catalogue, exactly once, and waits until the change is visible here.
     async fn change_catalog(&self, command: &Command) -> Result<Reply, HostError> {
+        self.change_catalog_at(command)
+            .await
+            .map(|(reply, _)| reply)
+    }
+
+    /// As [`change_catalog`](Self::change_catalog), with the index of the command.
+    async fn change_catalog_at(&self, command: &Command) -> Result<(Reply, LogIndex), HostError> {
         let bytes =
             serde_json::to_vec(command).map_err(|error| HostError::Internal(error.to_string()))?;
         let retry = self.inner.node.propose_retry(
@@ -459,7 +474,7 @@ impl Host {
         let seen = states.wait_for(|catalog| catalog.version >= response.index);
         // The change is made; that this node is slow to see it is no reason to call it failed.
         let _ = clock::timeout(CATALOG_ATTEMPT, seen).await;
-        Ok(reply)
+        Ok((reply, response.index))
     }
 }
 
@@ -486,7 +501,7 @@ pub(super) async fn blocking<T: Send + 'static>(
 mod tests {
     use std::path::Path;
 
-    use skep_core::id::{ComponentId, LogIndex};
+    use skep_core::id::ComponentId;
 
     use super::*;
     use crate::catalog::command::NewGroup;

@@ -99,6 +99,22 @@ pub enum HostError {
         /// Where clients reach it.
         address: String,
     },
+    /// Another member does not lead although it was asked to.
+    #[error(
+        "node {to} does not lead group {group} yet: it is behind, or does not answer; see `skep group status {group}` and try again"
+    )]
+    NotTransferred {
+        /// The group.
+        group: GroupId,
+        /// Who is to lead.
+        to: NodeId,
+    },
+    /// The node is being stopped.
+    #[error("node {node} stops and takes nothing new; ask another node")]
+    Stops {
+        /// The node.
+        node: NodeId,
+    },
     /// No component of this id.
     #[error(
         "component {0} is not known here; upload it with `PUT /v1/components/{0}` or `skep group create --component FILE`"
@@ -214,6 +230,8 @@ impl HostError {
             Self::UnknownGroup(_) => Code::NoSuchGroup,
             Self::Starting { .. } => Code::GroupStarting,
             Self::Elsewhere { .. } => Code::GroupElsewhere,
+            Self::NotTransferred { .. } => Code::NotTransferred,
+            Self::Stops { .. } => Code::NodeStops,
             Self::UnknownComponent(_) => Code::NoSuchComponent,
             Self::NotUpgraded(_) => Code::NotUpgraded,
             Self::NotAborted(_) => Code::NotAborted,

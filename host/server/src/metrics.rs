@@ -197,6 +197,7 @@ impl prometheus_client::collector::Collector for NodeCollector {
             (counter, "snapshots_received", "Snapshots that arrived here", read(&transport.snapshots_received)),
             (counter, "peer_connections_accepted", "Connections of other nodes", read(&transport.accepted)),
             (counter, "peer_connections_refused", "Connections refused here", read(&transport.refused)),
+            (counter, "peers_gone", "Processes of other nodes that were found to have ended; each of two lanes counts", read(&transport.gone)),
             (counter, "peer_dial_failures", "Connections to other nodes that failed", read(&transport.dial_failures)),
         ];
         for (kind, name, help, value) in numbers {

@@ -24,6 +24,9 @@ use crate::catalog::NodeRecord;
 use crate::error::HostError;
 use link::Port;
 
+/// How long a connection may take to be made while another node may be asked instead.
+const CONNECT_SOON: Duration = Duration::from_millis(200);
+
 /// How long one piece of a component may take.
 const CHUNK_WITHIN: Duration = Duration::from_secs(10);
 
@@ -62,6 +65,25 @@ impl Peers {
                 .filter_map(|node| link(node))
                 .filter(|link| link.is_silent())
                 .for_each(Link::probe);
+        }
+    }
+
+    /// Puts a node first that can be asked at once, if there is one: whoever takes long to connect to is asked last.
+    pub(crate) async fn connect_first(&self, members: &mut [Arc<NodeRecord>]) {
+        if members.len() < 2 {
+            return;
+        }
+        for at in 0..members.len() {
+            let link = self.link(&members[at]);
+            let connected = link.is_connected()
+                || matches!(
+                    clock::timeout(CONNECT_SOON, link.ask(0, None, false)).await,
+                    Some(Ok(_))
+                );
+            if connected {
+                members[..=at].rotate_right(1);
+                return;
+            }
         }
     }
 
@@ -164,6 +186,15 @@ impl Peers {
         {
             response::Body::Called(called) => Ok(called.body),
             _ => Err(other(node)),
+        }
+    }
+
+    /// Whether a node answers at all: it is asked something that no node knows.
+    pub(crate) async fn look(&self, node: &NodeRecord, within: Duration) -> Result<(), HostError> {
+        let nothing = request::Body::Call(proto::Call::default());
+        match self.ask(node, 0, nothing, within, false).await {
+            Ok(_) | Err(HostError::Remote { .. }) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 

@@ -18,7 +18,7 @@ use crate::trouble::Troubled;
 pub mod method {
     /// Nothing → [`NodeInfo`](super::NodeInfo).
     pub const STATUS: &str = "status";
-    /// [`CreateGroup`](super::CreateGroup) → [`GroupInfo`](super::GroupInfo).
+    /// [`CreateGroup`](super::CreateGroup) → [`GroupInfo`](super::GroupInfo), or a list of them if it names a count.
     pub const GROUP_CREATE: &str = "group.create";
     /// Nothing or [`Page`](super::Page) → list of [`GroupInfo`](super::GroupInfo), by id, at most [`LIST_MAX`](super::LIST_MAX).
     pub const GROUP_LIST: &str = "group.list";
@@ -82,6 +82,8 @@ pub struct CreateGroup {
     pub name: Option<String>,
     /// Its id; chosen if absent.
     pub id: Option<GroupId>,
+    /// So many groups, all or none, at most [`GROUPS_AT_ONCE`]: `NAME-0001`, `NAME-0002` and so on.
+    pub count: Option<usize>,
     /// `kv`, the machine built in, or the sha256 of a component that was uploaded. Default `kv`.
     pub component: Option<String>,
     /// Its members. Default: as many as `replicas` says, on the nodes with the fewest replicas.
@@ -187,6 +189,9 @@ pub struct Collect {
     /// Only those uploaded longer ago than this. Default an hour.
     pub older_than_seconds: Option<u64>,
 }
+
+/// Most groups that one request creates: all of them are in its answer.
+pub const GROUPS_AT_ONCE: usize = 1024;
 
 /// Most groups in one answer: what a client that does not read holds of a node's memory is this for each of its requests.
 pub const LIST_MAX: usize = 1024;

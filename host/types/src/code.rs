@@ -120,6 +120,9 @@ codes! {
     CatalogueFull = 115, "catalogue-full", 507, Failed, Refused, "the catalogue holds as many as it may";
     Unfounded = 116, "unfounded", 503, Unavailable, Retry, "the node belongs to no cluster yet; its log and `/readyz` say for whom it waits";
 
+    NodeStops = 120, "node-stops", 503, Unavailable, Retry, "the node stops and takes nothing new; others answer";
+    NotTransferred = 121, "not-transferred", 503, Unavailable, Retry, "the member did not take leadership over in time: it is behind, or does not answer";
+
     // What is wrong with a request.
     InvalidRequest = 200, "invalid-request", 400, Failed, Refused, "the request makes no sense";
     Forbidden = 201, "forbidden", 403, Failed, Refused, "only nodes ask this of each other";

@@ -282,6 +282,32 @@ async fn silent_clients_do_not_stop_what_nodes_ask_of_each_other() {
     drop(silent);
 }
 
+/// Nobody can know yet that a member is silent, and nobody has to wait for it: another one can be connected to at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_request_that_is_handed_on_waits_for_no_silent_member() {
+    let settings = Settings {
+        nodes: 4,
+        ..Settings::default()
+    };
+    let cluster = Cluster::start(&settings).await;
+    let group = cluster.create_kv(1, "kv", &[1, 2, 3]).await;
+    let moved = cluster
+        .http(1, "POST", "/v1/groups/kv/transfer", "{\"node\": 2}")
+        .await;
+    assert_eq!(moved.status, 200, "{}", moved.text());
+    cluster.leader_among(group, &[1, 2, 3]).await;
+    cluster.pause(1);
+    // Node 4 has asked nobody for anything of the group, and node 1 is the first of its members.
+    let started = Instant::now();
+    let answer = cluster
+        .http(4, "POST", "/v1/groups/kv/propose", "put a 1")
+        .await;
+    let took = started.elapsed();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert!(took < Duration::from_millis(1500), "it took {took:?}");
+    cluster.resume(1);
+}
+
 /// One silent follower, the first of the members, made each request that was handed on take two seconds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_silent_member_makes_nothing_slow_that_others_can_do() {

@@ -198,6 +198,10 @@ impl Node {
             let mut config = scenario.group_config(key, id, self.boots);
             if !record.joiners.contains(&id) {
                 config.members = record.founders.iter().map(|node| member(*node)).collect();
+                // Some groups name who leads first, and the others wait for a timeout.
+                let first = config.members.iter().map(|founder| founder.node).min();
+                config.first_leader =
+                    first.filter(|_| (key.group + key.incarnation).is_multiple_of(2));
             }
             running.bring_up(Place { node: id, key }, config, context)?;
         }

@@ -15,7 +15,7 @@ mod operators;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
-use skep_core::id::NodeId;
+use skep_core::id::{GroupId, NodeId};
 use skep_core::input::{Input, Waiter};
 use skep_core::message::{PeerMessage, Priority};
 use skep_core::status::Status;
@@ -316,6 +316,15 @@ impl World {
             } => {
                 if self.runs(node, boot) {
                     self.input(node, group, Input::Unreachable { node: NodeId(to) })?;
+                }
+            }
+            Event::Gone { node, boot, gone } => {
+                let groups: Vec<u64> = self.catalogue.groups.keys().copied().collect();
+                for group in groups {
+                    if self.runs(node, boot) {
+                        let input = Input::NodeGone { node: NodeId(gone) };
+                        self.input(node, GroupId(group), input)?;
+                    }
                 }
             }
             Event::Request {

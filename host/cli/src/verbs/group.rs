@@ -26,7 +26,7 @@ pub struct Arguments {
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
-    /// Creates a group and waits for its first leader
+    /// Creates a group, or many at once, and waits for the first leader
     Create(Create),
     /// Lists all groups
     List {
@@ -153,6 +153,9 @@ struct Create {
     /// Its id; chosen by the cluster if absent
     #[arg(long)]
     id: Option<u64>,
+    /// So many groups at once, all or none, at most 1024: NAME-0001, NAME-0002 and so on
+    #[arg(long, value_name = "N", conflicts_with = "id")]
+    count: Option<usize>,
     /// Its machine: `kv`, which is built in, a .wasm file, or the sha256 of a component that was uploaded
     #[arg(long, default_value = "kv", value_name = "kv|FILE|SHA256")]
     component: String,
@@ -329,6 +332,7 @@ async fn create(create: Create) -> anyhow::Result<()> {
     let request = CreateGroup {
         name: Some(create.name),
         id: create.id.map(GroupId),
+        count: create.count,
         component: Some(component),
         members: create
             .members
@@ -339,14 +343,24 @@ async fn create(create: Create) -> anyhow::Result<()> {
         quota: create.limits.quota().of(Quota::default()),
         barriers: create.limits.barriers.unwrap_or_default(),
     };
+    if create.count.is_some() {
+        let groups: Vec<GroupInfo> = connection.call(method::GROUP_CREATE, &request).await?;
+        groups.iter().for_each(say_problem);
+        return output::print(create.remote.form, &groups, |groups| table(groups));
+    }
     let group: GroupInfo = connection.call(method::GROUP_CREATE, &request).await?;
+    say_problem(&group);
+    show(create.remote.form, &group)
+}
+
+fn say_problem(group: &GroupInfo) {
     if let Some(problem) = &group.problem {
         say!(
-            "the group exists, but {problem}; see `skep group status {}`",
+            "the group {} exists, but {problem}; see `skep group status {}`",
+            group.name,
             group.name
         );
     }
-    show(create.remote.form, &group)
 }
 
 /// A file is told from a name by how it looks, so that a file that is not there is an error and not another name.

@@ -148,6 +148,8 @@ pub(crate) struct FromPeer {
 pub(crate) struct Round {
     /// A tick, with the wall clock.
     pub(crate) tick: Option<u64>,
+    /// Nodes whose process has ended.
+    pub(crate) gone: Vec<NodeId>,
     pub(crate) high: Vec<FromPeer>,
     pub(crate) completions: Vec<Completion>,
     pub(crate) normal: Vec<FromPeer>,
@@ -165,6 +167,7 @@ pub(crate) struct Mailbox {
 #[derive(Default)]
 struct Queues {
     tick: Option<u64>,
+    gone: Vec<NodeId>,
     high: Vec<FromPeer>,
     high_bytes: usize,
     completions: Vec<Completion>,
@@ -215,6 +218,15 @@ impl Mailbox {
     pub(crate) fn tick(&self, now: u64) {
         let mut queues = lock(&self.queues);
         queues.tick = Some(now);
+        self.wake(queues);
+    }
+
+    /// The process of a node has ended. Each node is named once in a round, so they are not more than there are nodes.
+    pub(crate) fn gone(&self, node: NodeId) {
+        let mut queues = lock(&self.queues);
+        if !queues.closed && !queues.gone.contains(&node) {
+            queues.gone.push(node);
+        }
         self.wake(queues);
     }
 
@@ -289,6 +301,7 @@ impl Mailbox {
         let requests = queues.requests.len().min(ROUND_MAX);
         Some(Round {
             tick: queues.tick.take(),
+            gone: std::mem::take(&mut queues.gone),
             high: std::mem::take(&mut queues.high),
             completions: std::mem::take(&mut queues.completions),
             normal,
@@ -305,6 +318,7 @@ impl Mailbox {
 impl Queues {
     fn is_empty(&self) -> bool {
         self.tick.is_none()
+            && self.gone.is_empty()
             && self.high.is_empty()
             && self.completions.is_empty()
             && self.normal.is_empty()

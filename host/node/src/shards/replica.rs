@@ -221,11 +221,31 @@ impl Replica {
                 format!("node {to} is not a member of group {group}"),
             ));
         };
+        if self.leader().is_none() {
+            return Err(Error::proposal(group, ProposalError::NoLeader));
+        }
         if member.active == Some(false) {
             return Err(Error::Unreachable { node: to });
         }
         self.handle(Input::Transfer { to });
         Ok(())
+    }
+
+    /// Lets the member lead that is best fit for it. Whether leadership is on its way to one.
+    pub(crate) fn hand_over(&mut self) -> bool {
+        self.handle(Input::HandOver);
+        match &self.state {
+            State::Running(group) => group.hands_over(),
+            State::Halted { .. } => false,
+        }
+    }
+
+    /// Whether somebody waits for an answer of this replica, here or at another node.
+    pub(crate) fn owes_answers(&self) -> bool {
+        match &self.state {
+            State::Running(group) => !self.waiters.is_empty() || group.owes_answers(),
+            State::Halted { .. } => false,
+        }
     }
 
     /// The record of this number, and so all before it, is durable.

@@ -379,6 +379,12 @@ impl Inbound for Router {
         }
     }
 
+    fn node_gone(&self, node: NodeId) {
+        for mailbox in &self.mailboxes {
+            mailbox.gone(node);
+        }
+    }
+
     fn offer_snapshot(
         &self,
         from: NodeId,

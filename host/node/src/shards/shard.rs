@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 
 use skep_core::effect::Effect;
 use skep_core::healing::Parked;
-use skep_core::id::GroupId;
+use skep_core::id::{GroupId, NodeId};
 use skep_core::input::Input;
 use tokio::sync::oneshot;
 
@@ -86,6 +86,9 @@ impl Shard {
         if let Some(now) = round.tick {
             self.tick(now);
         }
+        for node in round.gone {
+            self.node_gone(node);
+        }
         for message in round.high.into_iter().chain(round.normal) {
             self.message(message);
         }
@@ -115,6 +118,16 @@ impl Shard {
         ] {
             if more > 0 {
                 count.fetch_add(more, Relaxed);
+            }
+        }
+    }
+
+    /// Every replica with a member on that node learns of it.
+    fn node_gone(&mut self, node: NodeId) {
+        for (group, replica) in &mut self.replicas {
+            if replica.parking.is_none() && replica.route.members().contains(&node) {
+                touch(&mut self.touched, *group, replica);
+                replica.handle(Input::NodeGone { node });
             }
         }
     }

@@ -144,6 +144,12 @@ pub enum HandshakeError {
 }
 
 impl HandshakeError {
+    /// Whether the system of the other end says that nobody listens there.
+    pub(super) fn is_refused_by_system(&self) -> bool {
+        let refused = std::io::ErrorKind::ConnectionRefused;
+        matches!(self, Self::Connect(error) if error.kind() == refused)
+    }
+
     /// The stable code; the same as long as the same thing is wrong.
     pub(super) fn code(&self) -> Code {
         match self {

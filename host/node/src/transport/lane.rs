@@ -53,6 +53,8 @@ struct Queue {
     batches: VecDeque<Queued>,
     bytes: usize,
     open: bool,
+    /// Batches were taken from it that are not written yet.
+    writing: bool,
 }
 
 struct Queued {
@@ -67,6 +69,7 @@ impl Lane {
             batches: VecDeque::new(),
             bytes: 0,
             open: true,
+            writing: false,
         };
         Self {
             to,
@@ -133,9 +136,12 @@ impl Lane {
         let mut failures = 0_u32;
         // A life before this one may have ended in a panic while the queue was shut.
         lock(&self.queue).open = true;
+        // The other end has closed the last connection, rather than that nothing was heard on it.
+        let mut was_closed = false;
         loop {
-            // Of many nodes few speak to each other.
-            if failures == 0 {
+            // Of many nodes few speak to each other. But whether a process has ended that closed its connection is found at once,
+            // not when there is something to say to it.
+            if failures == 0 && !was_closed {
                 self.work().await;
             }
             let target = address.borrow_and_update().clone();
@@ -146,20 +152,28 @@ impl Lane {
             {
                 Ok(connection) => {
                     failures = 0;
-                    lock(&self.queue).open = true;
+                    {
+                        let mut queue = lock(&self.queue);
+                        (queue.open, queue.writing) = (true, false);
+                    }
                     add(&shared.stats.lane(self.priority).connects, 1);
                     shared.complaints.settle(&subject);
                     tokio::select! {
                         lost = self.serve(shared, connection) => {
+                            was_closed = is_end(&lost);
                             tracing::debug!(node = %self.to, priority = ?self.priority, %lost, "connection lost");
                         }
-                        _ = address.changed() => {}
+                        _ = address.changed() => was_closed = false,
                     }
                     add(&shared.stats.lane(self.priority).disconnects, 1);
                 }
                 Err(error) => {
                     failures += 1;
                     self.shut(shared);
+                    if std::mem::take(&mut was_closed) && error.is_refused_by_system() {
+                        add(&shared.stats.gone, 1);
+                        shared.inbound.node_gone(self.to);
+                    }
                     add(&shared.stats.dial_failures, 1);
                     if matches!(error, HandshakeError::RefusedByPeer { .. }) {
                         add(&shared.stats.refused_by_peer, 1);
@@ -204,7 +218,9 @@ impl Lane {
             for queued in self.take() {
                 flight.load(queued, &mut buffer);
             }
-            if let Err(lost) = writer.send_encoded(&buffer).await {
+            let sent = writer.send_encoded(&buffer).await;
+            lock(&self.queue).writing = false;
+            if let Err(lost) = sent {
                 return lost;
             }
             add(&stats.bytes_out, buffer.len());
@@ -220,8 +236,15 @@ impl Lane {
         }
     }
 
+    /// Whether everything was written, or is lost.
+    pub(super) fn is_empty(&self) -> bool {
+        let queue = lock(&self.queue);
+        !queue.open || (queue.batches.is_empty() && !queue.writing)
+    }
+
     fn take(&self) -> Vec<Queued> {
         let mut queue = lock(&self.queue);
+        queue.writing = true;
         let (mut taken, mut bytes) = (Vec::new(), 0);
         while bytes < COALESCE
             && let Some(queued) = queue.pop()
@@ -279,6 +302,18 @@ impl Queue {
         self.bytes -= queued.bytes;
         Some(queued)
     }
+}
+
+/// Whether a connection was lost because the other end closed or reset it, as a process does that ends.
+fn is_end(lost: &WireError) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    let ends = [
+        BrokenPipe,
+        ConnectionAborted,
+        ConnectionReset,
+        UnexpectedEof,
+    ];
+    matches!(lost, WireError::Io(error) if ends.contains(&error.kind()))
 }
 
 /// Frames that are being written. Lost and reported if it is dropped before it has landed.

@@ -20,6 +20,8 @@ pub struct TransportStats {
     pub refused_by_peer: AtomicU64,
     /// Dials that failed, refused ones included.
     pub dial_failures: AtomicU64,
+    /// Processes of other nodes that were found to have ended; each lane finds it for itself.
+    pub gone: AtomicU64,
     /// Messages and frames that made no sense.
     pub malformed: AtomicU64,
     /// Batches whose sender, receiver or priority is not that of their connection.

@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use dashmap::DashMap;
 use skep_core::id::{GroupId, NodeId};
@@ -27,7 +28,11 @@ use super::lane::Lane;
 use super::snapshot::{self, Throttle};
 use super::stats::{TransportStats, add};
 use super::{Inbound, PeerCheck, Reporter, RequestHandler, Transport};
+use crate::clock::{Stopwatch, sleep};
 use crate::supervisor::Supervisor;
+
+/// Pause between two looks at whether everything is written.
+const FLUSH_LOOK: Duration = Duration::from_millis(1);
 
 /// How a node takes part in a cluster over TCP.
 pub struct TcpConfig {
@@ -345,6 +350,15 @@ impl TcpTransport {
     /// Counters, which go on after the transport has stopped.
     pub fn stats(&self) -> Arc<TransportStats> {
         Arc::clone(&self.shared.stats)
+    }
+
+    /// Waits until what was sent so far is written, at most so long. What cannot be is lost, as with [`stop`](Self::stop).
+    pub async fn flush(&self, within: Duration) {
+        let watch = Stopwatch::start();
+        let is_written = |peer: &Peer| peer.high.is_empty() && peer.normal.is_empty();
+        while watch.elapsed() < within && !self.peers.iter().all(|peer| is_written(&peer)) {
+            sleep(FLUSH_LOOK).await;
+        }
     }
 
     /// Closes every connection and waits for all tasks. What is queued is dropped and reported, as is what is sent

@@ -37,7 +37,13 @@ pub(super) async fn call(
     };
     match name {
         method::STATUS => json(&host.info().await?),
-        method::GROUP_CREATE => json(&host.create_group(parse::<CreateGroup>(&body)?).await?),
+        method::GROUP_CREATE => {
+            let request: CreateGroup = parse(&body)?;
+            match request.count {
+                None => json(&host.create_group(request).await?),
+                Some(count) => json(&host.create_groups(count, request).await?),
+            }
+        }
         method::GROUP_LIST => {
             let page = match body.is_empty() {
                 true => None,

@@ -19,6 +19,7 @@ use skep_wire::{CLIENT_PROTOCOL, MAX_CLIENT_FRAME, MAX_HELLO};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::front::Front;
 use super::requests::wire;
@@ -37,15 +38,23 @@ const HELLO_WITHIN: Duration = Duration::from_secs(5);
 /// How long one write may take: a client that has stopped reading is given up.
 const WRITE_WITHIN: Duration = Duration::from_secs(30);
 
-/// Serves until the token is cancelled.
+/// Serves until the token is cancelled; requests in flight are answered first.
 pub async fn serve<F: Front>(front: F, listener: &TcpListener, stop: CancellationToken) {
-    let accepting = front
-        .supervisor()
-        .keep("client-accept", || accept(&front, listener, &stop));
+    let connections = TaskTracker::new();
+    let accepting = front.supervisor().keep("client-accept", || {
+        accept(&front, listener, &stop, &connections)
+    });
     stop.run_until_cancelled(accepting).await;
+    connections.close();
+    connections.wait().await;
 }
 
-async fn accept<F: Front>(front: &F, listener: &TcpListener, stop: &CancellationToken) {
+async fn accept<F: Front>(
+    front: &F,
+    listener: &TcpListener,
+    stop: &CancellationToken,
+    connections: &TaskTracker,
+) {
     loop {
         let (stream, remote) = door::accept(listener, "clients").await;
         let visit = match front.doors().clients.admit(remote.ip()).await {
@@ -60,10 +69,10 @@ async fn accept<F: Front>(front: &F, listener: &TcpListener, stop: &Cancellation
             }
         };
         let (front, stop) = (front.clone(), stop.clone());
-        tokio::spawn(async move {
-            let served = Connection::new(front.clone(), stream).run(&visit);
+        connections.spawn(async move {
+            let served = Connection::new(front.clone(), stream).run(&visit, &stop);
             let served = front.supervisor().once("client-connection", served);
-            if let Some(Some(Err(error))) = stop.run_until_cancelled(served).await {
+            if let Some(Err(error)) = served.await {
                 front
                     .metrics()
                     .client_connections_refused
@@ -103,9 +112,10 @@ impl<F: Front> Connection<F> {
         }
     }
 
-    async fn run(mut self, visit: &Visit) -> Result<(), HostError> {
+    async fn run(mut self, visit: &Visit, stop: &CancellationToken) -> Result<(), HostError> {
         let welcomed = tokio::select! {
             welcomed = clock::timeout(HELLO_WITHIN, self.welcome()) => welcomed,
+            () = stop.cancelled() => return Ok(()),
             () = visit.must_go() => return Ok(()),
         };
         if !welcomed.unwrap_or_else(|| {
@@ -168,6 +178,7 @@ impl<F: Front> Connection<F> {
                     None => return Err(HostError::Invalid("a frame took too long".into())),
                 },
                 () = visit.must_go(), if !busy => return Ok(()),
+                () = stop.cancelled(), if !busy => return Ok(()),
             }
         }
     }

@@ -11,7 +11,7 @@ use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Query, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use axum::middleware;
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, any, delete, get, on, post, put};
 use futures::StreamExt;
@@ -148,11 +148,23 @@ pub fn router(host: Host) -> Router {
             let detail = "this path does not take this method";
             Problem::of(Code::MethodNotAllowed, detail)
         })
+        .layer(middleware::from_fn_with_state(host.clone(), stays))
         .layer(middleware::from_fn_with_state(
             host.clone(),
             origin::check::<Host>,
         ))
         .with_state(host)
+}
+
+/// Refuses what is asked of a node that is being stopped; whoever asks is to connect elsewhere.
+async fn stays(State(host): State<Host>, request: Request, next: Next) -> Response {
+    match host.check_stays() {
+        Err(error) if request.uri().path().starts_with("/v1/") => {
+            let close = HeaderValue::from_static("close");
+            ([(header::CONNECTION, close)], Problem::from(error)).into_response()
+        }
+        _ => next.run(request).await,
+    }
 }
 
 async fn propose(

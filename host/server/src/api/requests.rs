@@ -48,6 +48,7 @@ async fn carry_out(
             "timeout_ms is {milliseconds}; use 1 to {MAX_TIMEOUT_MS}, or 0 for the node's own"
         ))),
     };
+    host.check_stays()?;
     match body {
         Some(request::Body::Propose(propose)) => {
             host.here_or_elsewhere(group).await?;
@@ -139,6 +140,11 @@ fn explain(host: &Host, group: GroupId, error: &HostError) -> proto::Error {
         }) => {
             wire.leader = node.0;
             wire.leader_address = host.client_address(*node).unwrap_or_default();
+        }
+        HostError::Stops { .. } => {
+            if let Some(node) = host.instead(group) {
+                (wire.leader, wire.leader_address) = (node.id.0, node.client.clone());
+            }
         }
         HostError::Node(
             skep::Error::GroupHalted { .. }

@@ -1,6 +1,6 @@
 //! What the catalogue is asked, and what it answers; JSON in group 0's log.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -51,6 +51,13 @@ pub enum Command {
     PutComponent(ComponentRecord),
     /// Creates a group.
     CreateGroup(NewGroup),
+    /// Creates groups, all or none.
+    CreateGroups {
+        /// What they have in common: all but the name and the members, which are those of none of them, and no id.
+        like: NewGroup,
+        /// The first voters of each, by its name.
+        each: BTreeMap<String, BTreeSet<NodeId>>,
+    },
     /// A group is about to be asked to run a component: from here on its log may name it.
     Deploying {
         /// The group.
@@ -89,6 +96,17 @@ pub enum Command {
         incarnation: Incarnation,
         /// The node.
         node: NodeId,
+    },
+    /// The group refused a node as a member, for certain: it is to host no replica, unless somebody asked for it again since.
+    TakeBackMember {
+        /// The group.
+        group: GroupId,
+        /// The life of it that is meant.
+        incarnation: Incarnation,
+        /// The node.
+        node: NodeId,
+        /// Index of the command that put it here.
+        added: LogIndex,
     },
     /// A node is to host no replica any more. Nothing changes if it does not.
     RemoveMember {
@@ -152,6 +170,8 @@ pub enum Reply {
     Done,
     /// The group as it is now, or was before it was removed.
     Group(Arc<GroupRecord>),
+    /// The ids of groups that were created, in the order of their names. Not the groups: an answer is kept for a retry.
+    Created(Vec<GroupId>),
     /// The node as it is now, or was before it was removed.
     Node(Arc<NodeRecord>),
     /// The components that were removed.

@@ -1,6 +1,6 @@
 //! The groups of a cluster: what each is, where its replicas are, what it runs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -126,6 +126,12 @@ impl GroupRecord {
         }
     }
 
+    /// The founder that stands for election at once. Ids follow each other, so the founders take turns.
+    pub fn first_leader(&self) -> Option<NodeId> {
+        let turn = self.id.0 % (self.founders.len() as u64).max(1);
+        self.founders.iter().nth(turn as usize).copied()
+    }
+
     /// Whether a replica of it may ask for this component.
     pub fn uses(&self, component: ComponentId) -> bool {
         self.component == component
@@ -143,25 +149,6 @@ impl GroupRecord {
 }
 
 impl Catalog {
-    /// The nodes a new group of `size` members should be put on: of those that take replicas the ones with the fewest, lower ids
-    /// first.
-    pub fn least_loaded(&self, size: usize) -> BTreeSet<NodeId> {
-        let nodes = self.nodes.values();
-        let mut load: BTreeMap<NodeId, usize> = nodes
-            .filter(|node| node.state.takes_replicas())
-            .map(|node| (node.id, 0))
-            .collect();
-        for node in self.groups.values().flat_map(|group| &group.members) {
-            load.entry(*node).and_modify(|replicas| *replicas += 1);
-        }
-        let mut nodes: Vec<_> = load
-            .into_iter()
-            .map(|(node, replicas)| (replicas, node))
-            .collect();
-        nodes.sort_unstable();
-        nodes.into_iter().take(size).map(|(_, node)| node).collect()
-    }
-
     /// The groups that a node hosts replicas of, or is to, by id.
     pub fn groups_on(&self, node: NodeId) -> impl Iterator<Item = &Arc<GroupRecord>> {
         let groups = self.groups.values();
@@ -172,7 +159,7 @@ impl Catalog {
         &mut self,
         index: LogIndex,
         new: NewGroup,
-    ) -> Result<Reply, Refusal> {
+    ) -> Result<Arc<GroupRecord>, Refusal> {
         check_name("group", &new.name)?;
         if new.name.bytes().all(|byte| byte.is_ascii_digit()) {
             let message = format!(
@@ -238,7 +225,7 @@ impl Catalog {
         self.next_group = self.next_group.max(id.0.saturating_add(1));
         self.names.insert(group.name.clone(), id);
         self.groups.insert(id, group.clone());
-        Ok(Reply::Group(group))
+        Ok(group)
     }
 
     /// The id of the next group that names none: above all that were ever used, or, where the largest of all is taken,
@@ -253,6 +240,7 @@ impl Catalog {
     pub(super) fn remove_group(&mut self, id: GroupId) -> Result<Reply, Refusal> {
         let group = self.groups.remove(&id).ok_or_else(|| no_such_group(id))?;
         self.names.remove(&group.name);
+        self.added.remove(&id);
         Ok(Reply::Group(group))
     }
 
@@ -298,10 +286,18 @@ impl Catalog {
         )))
     }
 
-    pub(super) fn add_member(&mut self, id: GroupId, node: NodeId) -> Result<Reply, Refusal> {
+    pub(super) fn add_member(
+        &mut self,
+        index: LogIndex,
+        id: GroupId,
+        node: NodeId,
+    ) -> Result<Reply, Refusal> {
         let group = self.groups.get(&id).ok_or_else(|| no_such_group(id))?;
         if group.members.contains(&node) {
-            return Ok(Reply::Group(group.clone()));
+            let group = group.clone();
+            // Two have asked, and neither may take back what the other one needs.
+            self.forget_added(id, node);
+            return Ok(Reply::Group(group));
         }
         self.check_takes_replicas(node)?;
         let group = self.groups.get_mut(&id).ok_or_else(|| no_such_group(id))?;
@@ -314,7 +310,24 @@ impl Catalog {
         record.members.insert(node);
         // A founder that comes back is a joiner too: its former replica is gone for ever.
         record.joiners.insert(node);
-        Ok(Reply::Group(group.clone()))
+        let group = group.clone();
+        self.added.entry(id).or_default().insert(node, index);
+        Ok(Reply::Group(group))
+    }
+
+    /// Takes a joiner out again that this command put in, if nobody else has asked for it.
+    pub(super) fn take_back_member(
+        &mut self,
+        id: GroupId,
+        node: NodeId,
+        added: LogIndex,
+    ) -> Result<Reply, Refusal> {
+        let group = self.groups.get(&id).ok_or_else(|| no_such_group(id))?;
+        let of = self.added.get(&id).and_then(|added| added.get(&node));
+        match of == Some(&added) {
+            true => self.remove_member(id, node),
+            false => Ok(Reply::Group(group.clone())),
+        }
     }
 
     pub(super) fn remove_member(&mut self, id: GroupId, node: NodeId) -> Result<Reply, Refusal> {
@@ -324,7 +337,18 @@ impl Catalog {
             group.members.remove(&node);
             group.joiners.remove(&node);
         }
-        Ok(Reply::Group(group.clone()))
+        let group = group.clone();
+        self.forget_added(id, node);
+        Ok(Reply::Group(group))
+    }
+
+    fn forget_added(&mut self, id: GroupId, node: NodeId) {
+        if let Some(added) = self.added.get_mut(&id) {
+            added.remove(&node);
+            if added.is_empty() {
+                self.added.remove(&id);
+            }
+        }
     }
 }
 

@@ -558,14 +558,4 @@ mod tests {
         );
         assert_eq!(saved(&mut machine), before);
     }
-
-    #[test]
-    fn new_groups_go_where_there_is_least() {
-        let (mut machine, states) = seeded();
-        run(&mut machine, 6, &[create("b", &[1]), create("c", &[1, 2])]);
-        let catalog = states.borrow().clone();
-        assert_eq!(catalog.least_loaded(1), [NodeId(3)].into());
-        assert_eq!(catalog.least_loaded(2), [2, 3].map(NodeId).into());
-        assert_eq!(catalog.least_loaded(9).len(), 3);
-    }
 }

@@ -49,7 +49,7 @@ impl Host {
                 }
                 Ok(components)
             }
-            Reply::Done | Reply::Group(_) | Reply::Node(_) => Err(HostError::Internal(
+            _ => Err(HostError::Internal(
                 "the catalogue answered without components".into(),
             )),
         }

@@ -1,5 +1,6 @@
 //! Creating, removing and steering groups; storing components.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,9 +9,12 @@ use skep::NoRoom;
 use skep::clock::{self, Stopwatch};
 use skep::status::GroupStatus;
 use skep::trouble::Kind;
-use skep_core::id::{ComponentId, NodeId};
+use skep_core::id::{ComponentId, GroupId, NodeId};
+use skep_core::proposal::ProposalError;
 use skep_machine::wasm::{ComponentError, Profile};
-use skep_types::admin::{CreateGroup, Done, GroupInfo, OfGroup, OfGroupAndNode, Placed, method};
+use skep_types::admin::{
+    CreateGroup, Done, GROUPS_AT_ONCE, GroupInfo, OfGroup, OfGroupAndNode, Placed, method,
+};
 
 use super::blocking;
 use super::requests::Reach;
@@ -26,8 +30,8 @@ const REPLICAS: usize = 3;
 /// How long the creation of a group waits for its first leader. The group exists whether or not it comes in time: its
 /// members may still be fetching and compiling a large component.
 const LEADER_WITHIN: Duration = Duration::from_secs(15);
-/// Pause between two looks for the leader.
-const LEADER_POLL: Duration = Duration::from_millis(50);
+/// First and longest pause between two looks for the leader. Most groups have one within some milliseconds.
+const LEADER_POLL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
 /// How old the catalogue's word of an upload may be until the same upload is announced anew, so that it is not collected
 /// before it is used: a small part of the time that is left for that.
 const ANNOUNCED_AGAIN: Duration = Duration::from_secs(60);
@@ -48,9 +52,88 @@ fn takes_name(name: &str) -> Result<(), HostError> {
     Ok(())
 }
 
+/// Where new groups are to be.
+enum Placement {
+    /// On these nodes.
+    Given(Vec<BTreeSet<NodeId>>),
+    /// On as many nodes as that, those with the fewest replicas.
+    Chosen {
+        count: usize,
+        replicas: Option<usize>,
+    },
+}
+
+impl Placement {
+    fn of(request: &CreateGroup, count: usize) -> Result<Self, HostError> {
+        match (&request.members, request.replicas) {
+            (Some(_), Some(_)) => Err(HostError::Invalid(
+                "give either the members or the number of replicas, not both".into(),
+            )),
+            (Some(members), None) => Ok(Self::Given(vec![members.clone(); count])),
+            (None, replicas) => Ok(Self::Chosen { count, replicas }),
+        }
+    }
+}
+
+fn other_answer() -> HostError {
+    HostError::Internal("the catalogue answered something else than it was asked".into())
+}
+
 impl Host {
     /// Creates a group and waits, within bounds, until it has a leader.
     pub async fn create_group(&self, request: CreateGroup) -> Result<GroupInfo, HostError> {
+        let placement = Placement::of(&request, 1)?;
+        let mut new = self.new_group(request).await?;
+        let members = self.placed(placement).await?.pop();
+        new.members = members.unwrap_or_default();
+        self.check_new_groups(&new, 1, new.members.contains(&self.id()))?;
+        let record = self.change_group(&Command::CreateGroup(new)).await?;
+        tracing::info!(group = %record.id, name = %record.name, members = ?record.members, "group created");
+        self.await_leader(&record, Stopwatch::start()).await
+    }
+
+    /// Creates many groups by one change of the catalogue, and waits, within bounds, until each has a leader.
+    pub async fn create_groups(
+        &self,
+        count: usize,
+        request: CreateGroup,
+    ) -> Result<Vec<GroupInfo>, HostError> {
+        if !(1..=GROUPS_AT_ONCE).contains(&count) {
+            return Err(HostError::Invalid(format!(
+                "1 to {GROUPS_AT_ONCE} groups are created at once, not {count}"
+            )));
+        }
+        if request.id.is_some() {
+            return Err(HostError::Invalid(
+                "groups that are created at once get their ids from the cluster".into(),
+            ));
+        }
+        let placement = Placement::of(&request, count)?;
+        let like = self.new_group(request).await?;
+        let placed = self.placed(placement).await?;
+        let hosts_here = placed.iter().any(|members| members.contains(&self.id()));
+        self.check_new_groups(&like, count, hosts_here)?;
+        let names = (1..).map(|number: usize| format!("{}-{number:04}", like.name));
+        let each = names.zip(placed).collect();
+        let ids = match self
+            .change_catalog(&Command::CreateGroups { like, each })
+            .await?
+        {
+            Reply::Created(ids) => ids,
+            _ => return Err(other_answer()),
+        };
+        tracing::info!(groups = ids.len(), first = ?ids.first(), "groups created");
+        let (watch, catalog) = (Stopwatch::start(), self.catalog());
+        let mut groups = Vec::new();
+        // A group that was removed again meanwhile is not waited for.
+        for record in ids.iter().filter_map(|id| catalog.group(*id)) {
+            groups.push(self.await_leader(record, watch).await?);
+        }
+        Ok(groups)
+    }
+
+    /// The group that is asked for, but for its members.
+    async fn new_group(&self, request: CreateGroup) -> Result<NewGroup, HostError> {
         let name = match (request.name, request.id) {
             (Some(name), _) => name,
             (None, Some(id)) => format!("group-{id}"),
@@ -61,44 +144,38 @@ impl Host {
             }
         };
         takes_name(&name)?;
-        if request.members.is_some() && request.replicas.is_some() {
-            return Err(HostError::Invalid(
-                "give either the members or the number of replicas, not both".into(),
-            ));
-        }
         self.check_profile(&request.profile)?;
         let component = self
             .component_named(request.component.as_deref().unwrap_or(BUILT_IN))
             .await?;
-        let members = match request.members {
-            Some(members) => members,
-            None => {
-                self.refresh().await?;
-                let size = request.replicas.unwrap_or(REPLICAS);
-                let members = self.catalog().least_loaded(size);
-                if request.replicas.is_some() && members.len() < size {
-                    let nodes = members.len();
-                    return Err(HostError::Invalid(format!(
-                        "{size} replicas need {size} nodes; the cluster has {nodes}"
-                    )));
-                }
-                members
-            }
-        };
-        let new = NewGroup {
+        Ok(NewGroup {
             id: request.id,
             name,
             component,
-            members,
+            members: BTreeSet::new(),
             init: request.init.unwrap_or_default().into_bytes(),
             profile: request.profile,
             quota: request.quota,
             barriers: request.barriers,
+        })
+    }
+
+    /// The members of each new group.
+    async fn placed(&self, placement: Placement) -> Result<Vec<BTreeSet<NodeId>>, HostError> {
+        let (count, replicas) = match placement {
+            Placement::Given(placed) => return Ok(placed),
+            Placement::Chosen { count, replicas } => (count, replicas),
         };
-        self.check_new_group(&new)?;
-        let record = self.change_group(&Command::CreateGroup(new)).await?;
-        tracing::info!(group = %record.id, name = %record.name, members = ?record.members, "group created");
-        self.await_leader(&record).await
+        self.refresh().await?;
+        let size = replicas.unwrap_or(REPLICAS);
+        let placed = self.catalog().least_loaded(size, count);
+        let nodes = placed.first().map_or(0, BTreeSet::len);
+        if replicas.is_some() && nodes < size {
+            return Err(HostError::Invalid(format!(
+                "{size} replicas need {size} nodes; the cluster has {nodes}"
+            )));
+        }
+        Ok(placed)
     }
 
     /// Refuses a profile that asks for more than anybody may have here.
@@ -109,27 +186,34 @@ impl Host {
         }
     }
 
-    /// Refuses a group that there is no room for. Only here, at the door: what is in the catalogue's log is carried out, since no two
+    /// Refuses groups that there is no room for. Only here, at the door: what is in the catalogue's log is carried out, since no two
     /// replicas of it need have the same limits. So groups that are created at the same time may each find the last room, and
     /// exceed a limit by as much as is under way.
-    fn check_new_group(&self, new: &NewGroup) -> Result<(), HostError> {
+    fn check_new_groups(
+        &self,
+        like: &NewGroup,
+        count: usize,
+        hosts_here: bool,
+    ) -> Result<(), HostError> {
         let (catalog, limits) = (self.catalog(), &self.inner.config.limits);
-        let init = new.init.len() as u64;
+        let (init, count) = (like.init.len() as u64, count as u64);
         for (would, most, what, key) in [
             (
-                catalog.groups().len() as u64 + 1,
+                catalog.groups().len() as u64 + count,
                 limits.groups as u64,
                 "groups of this cluster",
                 "groups",
             ),
             (
-                catalog.init_bytes().saturating_add(init),
+                catalog.init_bytes().saturating_add(count * init),
                 limits.init_total_bytes,
                 "bytes that groups were created with (`init`)",
                 "init_total_bytes",
             ),
             (
-                catalog.bytes().saturating_add(NEW_GROUP_BYTES + 2 * init),
+                catalog
+                    .bytes()
+                    .saturating_add(count * (NEW_GROUP_BYTES + 2 * init)),
                 limits.catalogue_bytes,
                 "bytes of the catalogue",
                 "catalogue_bytes",
@@ -137,7 +221,7 @@ impl Host {
         ] {
             NoRoom::above(would, most, what, key, "delete groups that are not needed")?;
         }
-        if new.members.contains(&self.id()) {
+        if hosts_here {
             self.inner.room.check(0)?;
             self.machine_budget().has_room()?;
         }
@@ -218,17 +302,33 @@ impl Host {
             .await?
             .replica
             .leader;
-        match leader.filter(|leader| *leader != self.id() && reach == Reach::Cluster) {
-            None => {
-                self.inner.node.transfer_leader(id, to).await?;
-                Ok(Done::DONE)
-            }
-            Some(leader) => {
-                let node = self.node_record(leader)?;
-                let asked = OfGroupAndNode::new(id, to);
-                self.ask(&node, method::GROUP_TRANSFER, &asked).await
-            }
+        let Some(leader) = leader else {
+            let source = ProposalError::NoLeader;
+            return Err(skep::Error::Proposal { group: id, source }.into());
+        };
+        if leader != self.id() && reach == Reach::Cluster {
+            let node = self.node_record(leader)?;
+            let asked = OfGroupAndNode::new(id, to);
+            return self.ask(&node, method::GROUP_TRANSFER, &asked).await;
         }
+        self.inner.node.transfer_leader(id, to).await?;
+        self.await_transfer(id, to).await
+    }
+
+    /// Waits until the member leads. Raft gives a transfer up after an election timeout.
+    async fn await_transfer(&self, group: GroupId, to: NodeId) -> Result<Done, HostError> {
+        let (watch, config) = (Stopwatch::start(), &self.inner.config);
+        let within = config.tick() * 2 * config.raft.election_ticks;
+        for looks in 1.. {
+            if self.inner.node.leader(group)? == Some(to) {
+                return Ok(Done::DONE);
+            }
+            if watch.elapsed() > within {
+                break;
+            }
+            clock::sleep(clock::doubled(LEADER_POLL, looks)).await;
+        }
+        Err(HostError::NotTransferred { group, to })
     }
 
     /// Makes every replica of the group take a snapshot at one index, now.
@@ -350,16 +450,19 @@ impl Host {
     ) -> Result<Arc<GroupRecord>, HostError> {
         match self.change_catalog(command).await? {
             Reply::Group(record) => Ok(record),
-            Reply::Done | Reply::Node(_) | Reply::Collected(_) => Err(HostError::Internal(
-                "the catalogue answered without a group".into(),
-            )),
+            _ => Err(other_answer()),
         }
     }
 
-    async fn await_leader(&self, record: &GroupRecord) -> Result<GroupInfo, HostError> {
-        let (watch, id) = (Stopwatch::start(), record.id.to_string());
+    /// Waits until a group serves, until so long after the time of creation.
+    async fn await_leader(
+        &self,
+        record: &GroupRecord,
+        since: Stopwatch,
+    ) -> Result<GroupInfo, HostError> {
+        let id = record.id.to_string();
         let mut info = record.info();
-        loop {
+        for looks in 1.. {
             match self.group_status(&id, Reach::Cluster).await {
                 Ok(GroupStatus {
                     trouble: Some(trouble),
@@ -386,36 +489,11 @@ impl Host {
                 }
                 Err(error) => info.problem = Some(error.chain()),
             }
-            if watch.elapsed() > LEADER_WITHIN {
-                return Ok(info);
+            if since.elapsed() > LEADER_WITHIN {
+                break;
             }
-            clock::sleep(LEADER_POLL).await;
+            clock::sleep(clock::doubled(LEADER_POLL, looks)).await;
         }
-    }
-}
-
-impl Host {
-    pub(super) async fn changed_group(
-        &self,
-        record: &GroupRecord,
-        node: NodeId,
-        add: bool,
-    ) -> Result<GroupInfo, HostError> {
-        let (group, incarnation) = (record.id, record.incarnation);
-        let command = if add {
-            Command::AddMember {
-                group,
-                incarnation,
-                node,
-            }
-        } else {
-            Command::RemoveMember {
-                group,
-                incarnation,
-                node,
-            }
-        };
-        let record = self.change_group(&command).await?;
-        Ok(self.group_info(&record).await)
+        Ok(info)
     }
 }

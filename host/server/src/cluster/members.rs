@@ -2,26 +2,70 @@
 //!
 //! The catalogue says which nodes host a replica; the group itself says which of them are members. A node is put into
 //! the catalogue before it is added, so that there is a replica to receive the leader's messages, and taken out after
-//! it was removed. Whatever fails in between leaves a host without a vote, which costs some memory and endangers
-//! nothing: repeat the change, or undo it.
+//! it was removed. What the group refuses for certain is taken back. Where nobody knows, or whoever asked has gone, a host without
+//! a vote is left, which costs some memory and endangers nothing: repeat the change, or undo it.
+
+use std::time::Duration;
 
 use bytes::Bytes;
-use skep_core::id::NodeId;
+use skep_core::id::{LogIndex, NodeId};
 use skep_core::proposal::{ChangeRefusal, ProposalError};
 use skep_types::admin::{Done, GroupInfo, OfGroupAndNode, method};
 
 use super::Host;
 use super::requests::{Reach, first};
+use crate::catalog::GroupRecord;
+use crate::catalog::command::Command;
 use crate::error::HostError;
 
+/// How long a node that is to be a member may take to say that it is there.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
+
 impl Host {
-    /// Adds a node to a group, as a learner that is promoted when it has caught up.
+    /// Adds a node to a group, as a learner that is promoted when it has caught up. Nothing is left of what is refused.
     pub async fn add_member(&self, request: OfGroupAndNode) -> Result<GroupInfo, HostError> {
-        let record = self.find(&request.group).await?;
-        let info = self.changed_group(&record, request.node, true).await?;
-        self.change_member(&request, true, Reach::Cluster).await?;
-        tracing::info!(group = %record.id, node = %request.node, "member added");
-        Ok(info)
+        let (node, record) = (request.node, self.find(&request.group).await?);
+        if let Some(known) = self
+            .catalog()
+            .node(node)
+            .filter(|known| known.id != self.id())
+        {
+            self.inner.peers.look(known, ANSWERS_WITHIN).await?;
+        }
+        let add = Command::AddMember {
+            group: record.id,
+            incarnation: record.incarnation,
+            node,
+        };
+        let (_, added) = self.change_catalog_at(&add).await?;
+        match self.change_member(&request, true, Reach::Cluster).await {
+            Ok(_) => {
+                tracing::info!(group = %record.id, %node, "member added");
+                let catalog = self.catalog();
+                let record = catalog.group(record.id).unwrap_or(&record);
+                Ok(self.group_info(record).await)
+            }
+            Err(error) => {
+                if !error.is_unknown() {
+                    self.take_back(&record, node, added).await;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The group refused a node that the catalogue lets host it since that command, if it was not there before.
+    async fn take_back(&self, record: &GroupRecord, node: NodeId, added: LogIndex) {
+        let command = Command::TakeBackMember {
+            group: record.id,
+            incarnation: record.incarnation,
+            node,
+            added,
+        };
+        if let Err(error) = self.change_catalog(&command).await {
+            let group = record.id;
+            tracing::warn!(%group, %node, error = %error.chain(), "the catalogue still lets a node host a replica that its group refused; add it again, or remove it");
+        }
     }
 
     /// Removes a node from a group, and its replica from the node.
@@ -35,7 +79,14 @@ impl Host {
         }
         self.change_member(&request, false, Reach::Cluster).await?;
         tracing::info!(group = %record.id, node = %request.node, "member removed");
-        self.changed_group(&record, request.node, false).await
+        let record = self
+            .change_group(&Command::RemoveMember {
+                group: record.id,
+                incarnation: record.incarnation,
+                node: request.node,
+            })
+            .await?;
+        Ok(self.group_info(&record).await)
     }
 
     /// The group's own part of a change, carried out by a node that hosts a replica. What is so already is done.

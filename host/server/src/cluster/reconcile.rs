@@ -193,6 +193,7 @@ pub(super) async fn group_config(
         record.founders.iter().copied().map(Peer::new).collect()
     };
     let mut config = GroupConfig::new(record.id, record.name.clone(), machine, founders);
+    config.first_leader = (!joins).then(|| record.first_leader()).flatten();
     config.component = current.component;
     config.exchange = Some(Exchange {
         founding: record.founding().deployment(),

@@ -293,6 +293,7 @@ impl Host {
             });
         }
         self.inner.peers.order(id, &mut others);
+        self.inner.peers.connect_first(&mut others).await;
         Ok(others)
     }
 
@@ -346,7 +347,11 @@ fn is_unreachable(error: &HostError) -> bool {
     !error.is_unknown()
         && matches!(
             error.code(),
-            Code::Unreachable | Code::GroupStarting | Code::GroupElsewhere | Code::GroupFaulted
+            Code::Unreachable
+                | Code::GroupStarting
+                | Code::GroupElsewhere
+                | Code::GroupFaulted
+                | Code::NodeStops
         )
 }
 

@@ -177,6 +177,8 @@ pub(super) fn catalogue(
     };
     let mut group = GroupConfig::new(catalog::GROUP, "catalogue", Box::new(machine), members);
     group.founding_voters = voters::wanted(founders.len(), founders.len());
+    // Those with the lowest ids vote.
+    group.first_leader = founders.keys().min().copied();
     config.tuned(group)
 }
 

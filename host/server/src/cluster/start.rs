@@ -99,6 +99,7 @@ pub(super) async fn start(
             supervisor,
             hosted: Default::default(),
             changed: Notify::new(),
+            leaving: AtomicBool::new(false),
             stopping: CancellationToken::new(),
         }),
     };

@@ -44,6 +44,12 @@ pub(super) enum Event {
         group: GroupId,
         to: u64,
     },
+    /// The system of a node tells it that another's process has ended, which may run again by now.
+    Gone {
+        node: u64,
+        boot: u64,
+        gone: u64,
+    },
     /// A client's request.
     Request {
         node: u64,
@@ -110,6 +116,7 @@ impl Event {
             Self::Tick { node, .. }
             | Self::SnapshotSent { node, .. }
             | Self::Unreachable { node, .. }
+            | Self::Gone { node, .. }
             | Self::Request { node, .. }
             | Self::Sync { node, .. }
             | Self::Work { node, .. }
@@ -145,6 +152,7 @@ impl Event {
             Self::Request { .. } => 14,
             Self::Flap { .. } => 15,
             Self::StartAgain { .. } => 16,
+            Self::Gone { .. } => 17,
         }
     }
 }

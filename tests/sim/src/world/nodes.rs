@@ -110,6 +110,25 @@ impl World {
             false => self.random.around(3 * SECOND),
         };
         self.after(down, Event::Boot { node: id });
+        let others = self
+            .nodes
+            .iter()
+            .filter(|(other, node)| **other != id && node.is_up());
+        let others: Vec<_> = others.map(|(other, node)| (*other, node.boots)).collect();
+        for (node, boot) in others {
+            // Where the system closes no connection the process is missed like any that is silent.
+            if self.random.one_in(2) {
+                let delay = self.random.around(SECOND / 20);
+                self.after(
+                    delay,
+                    Event::Gone {
+                        node,
+                        boot,
+                        gone: id,
+                    },
+                );
+            }
+        }
     }
 
     /// A node's disk is lost for ever; operators will replace it.

@@ -280,3 +280,30 @@ async fn a_lane_that_panics_begins_again() {
     one.transport.stop().await;
     two.transport.stop().await;
 }
+
+/// A process that ends closes its connections, and its system refuses others. Anything less says nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_a_process_that_has_ended_is_gone() {
+    let two = Setup::new(2).start().await;
+    let address = two.address();
+    let one = Setup::new(1)
+        .with(|config| config.peers = vec![(NodeId(2), address.clone())])
+        .start()
+        .await;
+    let stats = one.transport.stats();
+    let (reporter, _reports) = reporter();
+    one.transport.send(beat(2, 1), &reporter);
+    counted(&stats.lane(Priority::High).connects, 1).await;
+    two.transport.stop().await;
+    counted(&stats.gone, 1).await;
+    // Somebody listens there who closes each connection: a process lives.
+    let listener = TcpListener::bind(&address)
+        .await
+        .expect("the port is free again");
+    let failures = stats.dial_failures.load(Ordering::Relaxed);
+    let closing = tokio::spawn(async move { while listener.accept().await.is_ok() {} });
+    counted(&stats.dial_failures, failures + 2).await;
+    assert_eq!(stats.gone.load(Ordering::Relaxed), 1);
+    closing.abort();
+    one.transport.stop().await;
+}

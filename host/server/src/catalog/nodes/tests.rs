@@ -259,7 +259,7 @@ fn a_cordoned_node_gets_no_replicas_and_keeps_its_own() {
     catalog.apply(at(5), group("g", &[1, 2])).expect("a group");
     let cordon = Command::Cordon { node: NodeId(2) };
     catalog.apply(at(6), cordon).expect("cordoned");
-    assert_eq!(catalog.least_loaded(3), [1, 3].map(NodeId).into());
+    assert_eq!(catalog.least_loaded(3, 1), [[1, 3].map(NodeId).into()]);
     assert_eq!(refused(catalog.apply(at(7), group("h", &[2]))), 400);
     let add = |node| Command::AddMember {
         group: GroupId(1),

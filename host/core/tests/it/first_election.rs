@@ -1,0 +1,79 @@
+//! The first election of a group whose first leader was named: nobody waits for a timeout.
+
+use skep_core::id::NodeId;
+use skep_core::input::Input;
+use skep_core::status::Part;
+
+use crate::cluster::Cluster;
+
+/// Three founders, of which the second leads first; none is there yet.
+fn none_yet() -> Cluster {
+    Cluster::with(0, |config| config.first_leader = Some(NodeId(2)))
+}
+
+#[test]
+fn the_founder_that_was_named_leads_before_any_tick() {
+    let mut cluster = Cluster::with(3, |config| config.first_leader = Some(NodeId(2)));
+    cluster.run();
+    assert_eq!(cluster.leader(), Some(2));
+    let command = cluster.command(1, "put a 1");
+    cluster.run();
+    assert!(matches!(cluster.node(1).replies.get(&command), Some(Ok(_))));
+}
+
+/// In whatever order the founders come up, the last one that is needed makes the election.
+#[test]
+fn founders_that_come_up_late_are_asked_again() {
+    for order in [
+        [1, 2, 3],
+        [1, 3, 2],
+        [2, 1, 3],
+        [2, 3, 1],
+        [3, 1, 2],
+        [3, 2, 1],
+    ] {
+        let mut cluster = none_yet();
+        for id in order {
+            cluster.add(id, 3);
+            cluster.run();
+        }
+        assert_eq!(cluster.leader(), Some(2), "{order:?}");
+        let term = cluster.status(2).expect("it is up").term.0;
+        assert_eq!(term, 2, "{order:?}: one election did");
+    }
+}
+
+#[test]
+fn a_founder_alone_leads_at_once() {
+    let mut cluster = Cluster::with(1, |config| config.first_leader = Some(NodeId(1)));
+    cluster.run();
+    assert_eq!(cluster.leader(), Some(1));
+}
+
+#[test]
+fn without_the_founder_that_was_named_a_timeout_ends() {
+    let mut cluster = none_yet();
+    for id in [1, 3] {
+        cluster.add(id, 3);
+        cluster.run();
+    }
+    assert_eq!(cluster.leader(), None);
+    cluster.tick(20);
+    assert!(matches!(cluster.leader(), Some(1 | 3)));
+}
+
+/// The question that a founder asks is asked by others too, and must disturb nobody who leads or follows.
+#[test]
+fn questions_of_members_make_no_election_once_there_was_one() {
+    let mut cluster = Cluster::with(3, |config| config.first_leader = Some(NodeId(2)));
+    cluster.run();
+    cluster.input(2, Input::Transfer { to: NodeId(1) });
+    cluster.run();
+    let term = cluster.status(1).expect("it is up").term;
+    // It comes up again with nothing, as one whose disk was emptied before it had written.
+    cluster.crash(3);
+    cluster.add(3, 3);
+    cluster.run();
+    let status = cluster.status(1).expect("it is up");
+    assert_eq!((status.term, status.part), (term, Part::Leader));
+}
