@@ -48,7 +48,7 @@ pub struct GroupRecord {
     #[serde(default)]
     pub founding: Option<Deployed>,
     /// Every component that it was ever asked to run: a replica that is behind meets them in its log. All of them are in
-    /// the catalogue, so they are not more than [`COMPONENTS_MAX`].
+    /// the catalogue, so they are not more than [`COMPONENTS_MAX`](super::COMPONENTS_MAX).
     #[serde(default)]
     pub used: BTreeSet<ComponentId>,
 }

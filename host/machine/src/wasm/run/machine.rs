@@ -40,7 +40,7 @@ use skep_types::profile::Profile;
 /// everything a guest can see, down to the addresses on its heap, because each of them gets there by these same calls.
 /// A rebuilt instance that answers differently, or uses other fuel, than the first did is a failure of this node.
 ///
-/// After a fault that is not all run again: the machine goes back to its newest [checkpoint](super::checkpoint), if there is one, which
+/// After a fault that is not all run again: the machine goes back to its newest checkpoint, if there is one, which
 /// is what it was when it had run a part of the journal.
 ///
 /// The journal shares the bytes of the commands and grows until the next [`restore`](StateMachine::restore): the host
