@@ -59,6 +59,9 @@ pub struct GroupConfig {
     /// Keys election timeouts, the entropy of entries, and the tokens of what this replica asks others. Must be another
     /// number at each start: an answer to a question of a former life would be taken for one of this life.
     pub seed: u64,
+    /// The wall clock when the replica is made, in nanoseconds since the Unix epoch. A group may have a leader, and stamp an entry,
+    /// before its first tick.
+    pub now: u64,
     /// Limits.
     pub limits: Limits,
 }
@@ -82,6 +85,7 @@ impl GroupConfig {
             max_message_bytes: 1 << 20,
             snapshot_entries: 8192,
             seed: 0,
+            now: 0,
             limits: Limits::default(),
         }
     }

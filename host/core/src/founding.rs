@@ -167,6 +167,7 @@ impl Group {
             deployment: config.deployment.clone(),
             ..HostState::default()
         };
+        let now = config.now;
         Self {
             config,
             replica: ReplicaId(0),
@@ -209,7 +210,7 @@ impl Group {
             seen_leader: (0, 0),
             last_leader_node: NodeId(0),
             ticks: 0,
-            now: 0,
+            now,
             attempt: 0,
             first_election: FirstElection::Over,
             gone_leader: None,

@@ -9,6 +9,7 @@ use skep_core::config::{GroupConfig as CoreConfig, Limits, Member};
 use skep_core::id::{ComponentId, GroupId, Incarnation, NodeId, ReplicaId};
 use skep_machine::state_machine::StateMachine;
 
+use crate::clock;
 use crate::error::Error;
 use crate::machines::exchange::Exchange;
 
@@ -180,6 +181,7 @@ impl GroupConfig {
             max_message_bytes: self.max_message_bytes,
             snapshot_entries: self.snapshot_entries,
             seed,
+            now: clock::now(),
             limits: self.limits,
         };
         config.validate()?;

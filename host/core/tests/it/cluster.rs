@@ -50,6 +50,14 @@ impl Node {
         let work = self.work.front()?;
         Some(matches!(work, Work::Apply { calls, .. } if calls.iter().any(is_it)))
     }
+
+    /// The time that the machine is told with what it has to apply next.
+    pub fn time_of_next_work(&self) -> Option<u64> {
+        match self.work.front()? {
+            Work::Apply { context, .. } => Some(context.now),
+            _ => None,
+        }
+    }
 }
 
 pub struct Cluster {

@@ -21,6 +21,21 @@ fn the_founder_that_was_named_leads_before_any_tick() {
     assert!(matches!(cluster.node(1).replies.get(&command), Some(Ok(_))));
 }
 
+/// No tick has told it the time; it knows that of its making.
+#[test]
+fn what_is_done_before_any_tick_is_stamped_with_the_time() {
+    const NOW: u64 = 1_700_000_000_000_000_000;
+    let mut cluster = Cluster::with(1, |config| {
+        config.first_leader = Some(NodeId(1));
+        config.now = NOW;
+    });
+    cluster.run();
+    cluster.node(1).machine_stuck = true;
+    cluster.command(1, "put a 1");
+    cluster.run();
+    assert_eq!(cluster.node(1).time_of_next_work(), Some(NOW));
+}
+
 /// In whatever order the founders come up, the last one that is needed makes the election.
 #[test]
 fn founders_that_come_up_late_are_asked_again() {
