@@ -1,5 +1,5 @@
 //! Stands between a process and the C library (`LD_PRELOAD`): a clock that is wrong and a disk that fails, when the test
-//! says so. `tests/src/shim.rs` says it, through three words of a shared file that `SKEP_PRELOAD_WORDS` names.
+//! says so. `tests/src/shim.rs` says it, through four words of a shared file that `SKEP_PRELOAD_WORDS` names.
 //!
 //! The build script compiles this file by itself, so it has no dependencies. Nothing here may allocate or lock: it runs
 //! inside whatever calls the clock.
@@ -8,20 +8,23 @@ use std::ffi::{c_char, c_int, c_long, c_void};
 use std::ptr;
 use std::sync::atomic::{AtomicI64, AtomicPtr, Ordering};
 
-/// Nanoseconds to add to the wall clock; an error number for `fdatasync`, or 0; one for `pwrite64`, or 0.
-type Words = [AtomicI64; 3];
+/// Nanoseconds to add to the wall clock; an error number for `fdatasync`, or 0; one for `pwrite64`, or 0; nanoseconds that
+/// `fdatasync` takes longer.
+type Words = [AtomicI64; 4];
 
 #[cfg(target_arch = "x86_64")]
 mod number {
     pub const CLOCK_GETTIME: i64 = 228;
     pub const FDATASYNC: i64 = 75;
     pub const PWRITE64: i64 = 18;
+    pub const NANOSLEEP: i64 = 35;
 }
 #[cfg(target_arch = "aarch64")]
 mod number {
     pub const CLOCK_GETTIME: i64 = 113;
     pub const FDATASYNC: i64 = 83;
     pub const PWRITE64: i64 = 68;
+    pub const NANOSLEEP: i64 = 101;
 }
 
 const CLOCK_REALTIME: c_int = 0;
@@ -52,7 +55,7 @@ unsafe extern "C" {
 }
 
 /// What is said when nobody says anything.
-static SOUND: Words = [const { AtomicI64::new(0) }; 3];
+static SOUND: Words = [const { AtomicI64::new(0) }; 4];
 static WORDS: AtomicPtr<Words> = AtomicPtr::new(ptr::null_mut());
 
 fn words() -> &'static Words {
@@ -62,7 +65,7 @@ fn words() -> &'static Words {
         known = map().unwrap_or(ptr::from_ref(&SOUND).cast_mut());
         WORDS.store(known, Ordering::Release);
     }
-    // SAFETY: it points to a static or to a mapping that is never undone; both hold three aligned words, and all zeros
+    // SAFETY: it points to a static or to a mapping that is never undone; both hold four aligned words, and all zeros
     // or whatever else is there are valid ones.
     unsafe { &*known }
 }
@@ -110,6 +113,15 @@ pub unsafe extern "C" fn clock_gettime(clock: c_int, time: *mut Timespec) -> c_i
 /// As the C library's.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fdatasync(file: c_int) -> c_int {
+    let longer = words()[3].load(Ordering::Relaxed);
+    if longer > 0 {
+        let time = Timespec {
+            seconds: longer / NANOS,
+            nanos: longer % NANOS,
+        };
+        // SAFETY: a time that outlives the call, and nowhere to write what is left of it.
+        unsafe { syscall(number::NANOSLEEP, &time, ptr::null_mut::<Timespec>()) };
+    }
     match words()[1].load(Ordering::Relaxed) {
         // SAFETY: a plain number.
         0 => unsafe { syscall(number::FDATASYNC, file) as c_int },

@@ -74,6 +74,27 @@ async fn systemd_is_told_that_a_node_is_ready_that_it_lives_and_that_it_stops() 
     assert!(told(&socket).contains("STOPPING=1"));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn systemd_is_told_for_whom_a_node_waits_that_has_no_cluster_yet() {
+    let mut cluster = Cluster::prepare(&Settings::default());
+    let path = cluster.node(1).home.join("notify");
+    let socket = UnixDatagram::bind(&path).expect("a socket in an empty directory");
+    socket.set_nonblocking(true).expect("a socket can be so");
+    let environment = &mut cluster.node_mut(1).environment;
+    environment.push(("NOTIFY_SOCKET", path));
+    cluster.spawn(1);
+    eventually("its status names whom it waits for", async || {
+        let told = told(&socket);
+        let waits =
+            |line: &String| line.starts_with("STATUS=waiting for ") && line.contains("node 2");
+        match told.iter().any(waits) {
+            true => Ok(()),
+            false => Err(format!("{told:?}")),
+        }
+    })
+    .await;
+}
+
 /// The commands that the unit and the image start, with a configuration and a directory that are there.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_unit_and_the_image_start_a_node() {

@@ -1,7 +1,10 @@
 //! Many acknowledged commands share one sync of the log.
 
+use std::time::Duration;
+
 use skep_client::{Client, ClientConfig};
 use skep_tests::cluster::{Cluster, Settings};
+use skep_tests::shim::Shim;
 use tokio::task::JoinSet;
 
 use crate::load::{propose, text};
@@ -10,11 +13,20 @@ const CLIENTS: usize = 256;
 const COMMANDS: usize = 20;
 /// Commands per sync that are many; one by one it would be 1.
 const MANY: u64 = 8;
+/// What each sync takes at the least. On a disk without a wait a sync has only what came in the meantime, and that depends on how
+/// fast the machine is.
+const SYNC: Duration = Duration::from_millis(10);
 
 // P-62
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn commands_of_concurrent_clients_share_syncs() {
-    let cluster = Cluster::start(&Settings::default()).await;
+    let mut cluster = Cluster::prepare(&Settings::default());
+    for id in cluster.ids() {
+        if let Some(shim) = Shim::install(&mut cluster, id) {
+            shim.slow_syncs(SYNC);
+        }
+    }
+    cluster.start_all().await;
     let group = cluster.create_kv(1, "kv", &[1, 2, 3]).await;
     let leader = cluster.leader(group).await;
     let mut clients = Vec::new();

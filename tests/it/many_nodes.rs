@@ -120,7 +120,7 @@ async fn lose(hosts: &mut BTreeMap<u64, Host>, ids: &[u64]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-#[ignore = "minutes of two cores: cargo test --release -p skep-tests --test it a_hundred_nodes -- --ignored --nocapture"]
+#[ignore = "it takes all of two cores, so it runs by itself: cargo test --workspace --test it a_hundred_nodes -- --ignored"]
 async fn a_hundred_nodes_form_and_survive_the_loss_of_two_at_once() {
     let dir = tempfile::tempdir().expect("a directory");
     let watch = Stopwatch::start();

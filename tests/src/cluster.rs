@@ -16,6 +16,7 @@ use crate::clock::{Stopwatch, eventually};
 use crate::http;
 use crate::process::{self, Process};
 use crate::proxy::Proxy;
+use crate::reason;
 use settings::{joining, toml};
 
 pub use files::files;
@@ -72,6 +73,7 @@ impl Cluster {
 
     /// Directories and addresses for the nodes.
     fn lay_out(settings: &Settings) -> Self {
+        reason::remember();
         let dir = tempfile::Builder::new()
             .prefix("skep-test-")
             .tempdir()
@@ -397,6 +399,9 @@ impl Drop for Cluster {
                     node.id,
                     node.log_tail()
                 );
+            }
+            if let Some(reason) = reason::last() {
+                eprintln!("--- {reason}");
             }
         } else {
             self.assert_no_panic();

@@ -4,6 +4,7 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::cluster::Cluster;
 
@@ -11,7 +12,7 @@ use crate::cluster::Cluster;
 const LIBRARY: &str = env!("SKEP_PRELOAD");
 
 /// How many words the library reads.
-const WORDS: u64 = 3;
+const WORDS: u64 = 4;
 
 /// What is wrong with one node's clock and disk. All is well at first.
 #[derive(Debug)]
@@ -54,6 +55,12 @@ impl Shim {
     /// Every write at an offset, which is how the log writes, fails with this error number from now on.
     pub fn fail_writes(&self, errno: libc::c_int) {
         self.say(2, errno.into());
+    }
+
+    /// Every `fdatasync` of the node takes so much longer from now on.
+    pub fn slow_syncs(&self, by: Duration) {
+        let nanos = i64::try_from(by.as_nanos()).expect("a time that a test can wait");
+        self.say(3, nanos);
     }
 
     /// All is well from now on.

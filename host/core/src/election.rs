@@ -50,7 +50,7 @@ pub(crate) enum FirstElection {
     Over,
     /// To stand, or to tell this one who stands that it is there, as soon as Raft knows the founders.
     Due(ReplicaId),
-    /// To ask again for the vote of whoever comes up later.
+    /// To ask again, also for the votes of whoever comes up later.
     Stands,
 }
 
@@ -77,7 +77,17 @@ impl Group {
         true
     }
 
-    /// A member asks something that a founder asks when it has come up: it may have missed that this one stands.
+    /// What the first candidate said may be lost, and a timeout is long.
+    pub(crate) fn tick_first_election(&mut self) {
+        if self
+            .ticks
+            .is_multiple_of(u64::from(self.config.heartbeat_ticks))
+        {
+            self.stand_again();
+        }
+    }
+
+    /// Asks for votes once more: a member has come up, or some time has passed.
     pub(crate) fn stand_again(&mut self) {
         if self.first_election != FirstElection::Stands {
             return;

@@ -432,6 +432,7 @@ impl Group {
         self.tend_activation();
         self.tend_impasse();
         self.tick_standings();
+        self.tick_first_election();
         self.give_leadership_away_if_faulted();
     }
 

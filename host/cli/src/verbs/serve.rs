@@ -149,10 +149,12 @@ pub async fn run(arguments: Arguments, telemetry: &Telemetry) -> anyhow::Result<
     let mut running = config.clone();
     let compiler = compiler::of_this_program(config.compiling());
     let beginning = Beginning::open(config).await.map_err(failure)?;
+    let told = systemd::tell_waiting(beginning.waiting());
     let founded = tokio::select! {
         founded = front::founded(beginning, &clients, &web) => founded.map_err(failure)?,
         _ = interrupt.recv() => return Ok(()),
         _ = terminate.recv() => return Ok(()),
+        never = told => match never {},
     };
     let host = Host::start_founded(founded, compiler)
         .await

@@ -4,7 +4,8 @@ use skep_core::id::NodeId;
 use skep_core::input::Input;
 use skep_core::status::Part;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, InFlight};
+use crate::rng::Rng;
 
 /// Three founders, of which the second leads first; none is there yet.
 fn none_yet() -> Cluster {
@@ -55,6 +56,63 @@ fn founders_that_come_up_late_are_asked_again() {
         assert_eq!(cluster.leader(), Some(2), "{order:?}");
         let term = cluster.status(2).expect("it is up").term.0;
         assert_eq!(term, 2, "{order:?}: one election did");
+    }
+}
+
+/// What the first candidate says is lost; it says it again long before a timeout ends.
+#[test]
+fn a_candidacy_that_is_lost_is_repeated() {
+    let mut cluster = Cluster::with(3, |config| config.first_leader = Some(NodeId(2)));
+    cluster.drop = |message| message.from.0 == 2;
+    cluster.run();
+    assert_eq!(cluster.leader(), None);
+    cluster.drop = |_| false;
+    cluster.tick(2);
+    assert_eq!(cluster.leader(), Some(2));
+    let term = cluster.status(2).expect("it is up").term.0;
+    assert_eq!(term, 2, "one election did");
+}
+
+/// Disks and messages are as fast as they like; lanes of two priorities may overtake each other.
+#[test]
+fn founders_elect_however_their_steps_interleave() {
+    for seed in 0..3_000 {
+        let mut rng = Rng(seed);
+        let mut cluster = none_yet();
+        let mut absent = vec![1, 2, 3];
+        for _ in 0..60 {
+            match rng.below(4) {
+                0 if !absent.is_empty() => {
+                    let id = absent.remove(rng.below(absent.len() as u64) as usize);
+                    cluster.add(id, 3);
+                }
+                1 => {
+                    let there: Vec<_> = cluster.nodes.keys().copied().collect();
+                    for id in there {
+                        let (records, work) = (rng.below(2) as usize, rng.below(3) as usize);
+                        if rng.one_in(2) {
+                            cluster.turn(id, records, work);
+                        }
+                    }
+                }
+                _ if cluster.network.is_empty() => {}
+                _ => {
+                    let lane =
+                        |(from, to, message, _): &InFlight| (*from, *to, message.body.priority());
+                    let drawn = rng.below(cluster.network.len() as u64) as usize;
+                    let drawn = lane(&cluster.network[drawn]);
+                    let first = cluster.network.iter().position(|sent| lane(sent) == drawn);
+                    let sent = first.and_then(|first| cluster.network.remove(first));
+                    let (from, to, message, file) = sent.expect("it was drawn");
+                    cluster.deliver(from, to, message, file);
+                }
+            }
+        }
+        for id in absent {
+            cluster.add(id, 3);
+        }
+        cluster.run();
+        assert_eq!(cluster.leader(), Some(2), "seed {seed}");
     }
 }
 

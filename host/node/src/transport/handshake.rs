@@ -203,25 +203,28 @@ impl Identity {
         addresses: &[String],
         purpose: Purpose,
     ) -> Result<Connection, HandshakeError> {
-        let nowhere = std::io::Error::new(std::io::ErrorKind::NotFound, "its address is not known");
-        let mut failure = HandshakeError::Connect(nowhere);
+        let mut failure = None;
         for address in addresses {
             match self.dial_at(to, address, purpose).await {
                 Ok(connection) => return Ok(connection),
                 Err(HandshakeError::RefusedByPeer { reason, text }) => {
                     self.peers.refused_by(to, code_of(reason), &text);
-                    failure = HandshakeError::RefusedByPeer { reason, text };
+                    failure = Some(HandshakeError::RefusedByPeer { reason, text });
                 }
-                // What was found at another address says more.
                 Err(HandshakeError::Connect(error)) => {
-                    if matches!(failure, HandshakeError::Connect(_)) {
-                        failure = HandshakeError::Connect(error);
+                    // What was found at another address says more; that nobody listens is true only where nobody does at any.
+                    let says_less = |before: &HandshakeError| before.is_refused_by_system();
+                    if failure.as_ref().is_none_or(says_less) {
+                        failure = Some(HandshakeError::Connect(error));
                     }
                 }
-                Err(error) => failure = error,
+                Err(error) => failure = Some(error),
             }
         }
-        Err(failure)
+        Err(failure.unwrap_or_else(|| {
+            let nowhere = "its address is not known";
+            HandshakeError::Connect(std::io::Error::new(std::io::ErrorKind::NotFound, nowhere))
+        }))
     }
 
     /// Connects to a node at an address and introduces this one.

@@ -17,6 +17,7 @@ use skep_types::status::{MemberStatus, Role};
 use super::{Host, Reach, catalog};
 use crate::catalog::command::{Command, Join, Refusal, Reply};
 use crate::catalog::{ADDRESS_MAX, Catalog, NodeRecord, NodeState, TokenDigest};
+use crate::config::ClusterNode;
 use crate::error::HostError;
 
 /// For how long an invitation is good if nobody says.
@@ -100,11 +101,7 @@ impl Host {
             return Err(HostError::Internal(message.to_owned()));
         };
         tracing::info!(node = %record.id, peer = %record.peer, "a node joins");
-        let nodes = self
-            .catalog()
-            .nodes()
-            .map(|node| (**node).clone())
-            .collect();
+        let configured = &self.inner.config.cluster.nodes;
         Ok(Joined {
             node: record.id,
             cluster: cluster.clone(),
@@ -114,7 +111,7 @@ impl Host {
                 .iter()
                 .map(|(node, store)| (*node, StoreId(*store).to_string()))
                 .collect(),
-            nodes,
+            nodes: known(configured, &self.catalog()).into_values().collect(),
         })
     }
 
@@ -161,22 +158,8 @@ impl Host {
     /// Tells every node that this one knows of where it is.
     pub(super) async fn tell_address(&self) {
         let (catalog, own) = (self.catalog(), self.inner.config.own());
-        let configured = self.inner.config.cluster.nodes.iter();
-        let configured = configured.map(|node| NodeRecord {
-            id: NodeId(node.id),
-            name: String::new(),
-            peer: node.peer.clone(),
-            client: node.client.clone(),
-            http: node.http.clone(),
-            store: String::new(),
-            state: NodeState::Member,
-        });
-        let known = catalog.nodes().map(|node| (**node).clone());
-        let others: BTreeMap<NodeId, NodeRecord> = configured
-            .chain(known)
-            .filter(|node| node.id != self.id())
-            .map(|node| (node.id, node))
-            .collect();
+        let mut others = known(&self.inner.config.cluster.nodes, &catalog);
+        others.remove(&self.id());
         let at = NodeAt {
             peer: own.peer.clone(),
         };
@@ -314,6 +297,25 @@ impl Host {
     }
 }
 
+/// Every node that is known here: those of the configuration too, since a founder may not have registered yet.
+fn known(configured: &[ClusterNode], catalog: &Catalog) -> BTreeMap<NodeId, NodeRecord> {
+    let configured = configured.iter().map(|node| NodeRecord {
+        id: NodeId(node.id),
+        name: String::new(),
+        peer: node.peer.clone(),
+        client: node.client.clone(),
+        http: node.http.clone(),
+        store: String::new(),
+        state: NodeState::Member,
+    });
+    let registered = catalog.nodes().map(|node| (**node).clone());
+    configured
+        .filter(|node| catalog.removed_node(node.id).is_none())
+        .chain(registered)
+        .map(|node| (node.id, node))
+        .collect()
+}
+
 /// A node without what it hosts.
 fn seen(node: &NodeRecord, members: &[MemberStatus], own: NodeId) -> NodeView {
     let member = members.iter().find(|member| member.node == node.id);
@@ -362,7 +364,49 @@ fn addresses(known: [Option<String>; 3]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use skep_core::id::LogIndex;
+
     use super::*;
+    use crate::catalog::At;
+
+    /// Whoever joins before a founder has registered has to reach that founder all the same.
+    #[test]
+    fn a_founder_that_has_not_registered_is_known() {
+        let configured = [1, 2, 3].map(|id| ClusterNode {
+            id,
+            peer: format!("configured:{id}"),
+            client: String::new(),
+            http: String::new(),
+        });
+        let mut catalog = Catalog::default();
+        for id in [1, 3, 4] {
+            let record = NodeRecord {
+                id: NodeId(id),
+                name: String::new(),
+                peer: format!("registered:{id}"),
+                client: String::new(),
+                http: String::new(),
+                store: format!("{id:032x}"),
+                state: NodeState::Member,
+            };
+            let node = NodeId(id);
+            let removed = [Command::Retire { node }, Command::RemoveNode { node }];
+            let commands = std::iter::once(Command::PutNode(record)).chain(removed);
+            for command in commands.take(if id == 3 { 3 } else { 1 }) {
+                let at = At {
+                    index: LogIndex(1),
+                    now: 0,
+                };
+                catalog.apply(at, command).expect("taken");
+            }
+        }
+        let known = known(&configured, &catalog);
+        let at = known.values().map(|node| node.peer.as_str());
+        assert_eq!(
+            at.collect::<Vec<_>>(),
+            ["registered:1", "configured:2", "registered:4"]
+        );
+    }
 
     #[test]
     fn a_node_is_sought_where_it_says_first() {

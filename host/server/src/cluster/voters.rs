@@ -46,12 +46,19 @@ pub(super) async fn run(host: Host) {
     let mut silence = Silence::default();
     loop {
         let leads = host.inner.node.leader(catalog::GROUP);
+        let mut changed = false;
         if matches!(leads, Ok(Some(leader)) if leader == host.id()) {
-            if let Err(error) = step(&host, &mut silence).await {
-                tracing::debug!(error = %error.chain(), "the catalogue's members are not as they should be yet");
+            match step(&host, &mut silence).await {
+                Ok(more) => changed = more,
+                Err(error) => {
+                    tracing::debug!(error = %error.chain(), "the catalogue's members are not as they should be yet")
+                }
             }
         } else {
             silence = Silence::default();
+        }
+        if changed {
+            continue;
         }
         tokio::select! {
             changed = states.changed() => if changed.is_err() { return },
@@ -60,7 +67,9 @@ pub(super) async fn run(host: Host) {
     }
 }
 
-async fn step(host: &Host, silence: &mut Silence) -> Result<(), HostError> {
+/// `true` if a change was made: another one may be due at once.
+async fn step(host: &Host, silence: &mut Silence) -> Result<bool, HostError> {
+    let mut changed = false;
     let patience = Duration::from_secs(host.inner.config.cluster.replace_voter_seconds);
     let members = host.catalogue_members().await?;
     silence.heard(&members);
@@ -76,6 +85,7 @@ async fn step(host: &Host, silence: &mut Silence) -> Result<(), HostError> {
             match clock::timeout(CHANGE_WITHIN, done).await {
                 Some(Ok(_)) => {
                     tracing::info!(?change, "the catalogue has other members, or voters");
+                    changed = true;
                     break;
                 }
                 Some(Err(error)) => {
@@ -85,7 +95,8 @@ async fn step(host: &Host, silence: &mut Silence) -> Result<(), HostError> {
             }
         }
     }
-    end_nodes(host).await
+    end_nodes(host).await?;
+    Ok(changed)
 }
 
 /// Since when each member is silent.
