@@ -19,6 +19,7 @@ mod many_nodes;
 mod membership;
 mod metrics;
 mod nodes;
+mod operations;
 mod power;
 mod replay;
 mod retries;

@@ -8,6 +8,7 @@ mod config;
 pub mod connect;
 mod demo;
 mod dev;
+mod doctor;
 pub mod failure;
 mod group;
 mod inspect;
@@ -77,6 +78,8 @@ enum Verb {
     Query(query::Arguments),
     /// Shows a node and its cluster
     Status(status::Arguments),
+    /// Looks for what is wrong with a cluster and this machine, and names the page that says what to do
+    Doctor(doctor::Arguments),
     /// Shows what a component is, and whether it can be a machine
     Inspect(inspect::Arguments),
     /// Takes a machine through what may happen to a replica, and says what it would do wrong
@@ -148,6 +151,7 @@ pub async fn run(cli: Cli, telemetry: &Telemetry) -> anyhow::Result<()> {
         Verb::Propose(arguments) => propose::run(arguments).await,
         Verb::Query(arguments) => query::run(arguments).await,
         Verb::Status(arguments) => status::run(arguments).await,
+        Verb::Doctor(arguments) => doctor::run(arguments).await,
         Verb::Inspect(arguments) => inspect::run(arguments),
         Verb::Test(arguments) => test::run(arguments),
         Verb::Replay(arguments) => replay::run(arguments),
@@ -189,7 +193,7 @@ mod tests {
             "skep member add orders 4",
             "skep node list",
             "skep node status 4 -o json",
-            "skep node invite --seconds 600",
+            "skep node invite --seconds 600 --token-file token",
             "skep node remove 4",
             "skep node cordon 4",
             "skep node uncordon 4",
@@ -198,6 +202,8 @@ mod tests {
             "skep propose orders put",
             "skep query orders get --stale",
             "skep status",
+            "skep doctor",
+            "skep doctor --config skep.toml -o json --at 127.0.0.1:1",
             "skep inspect m.wasm -o json",
             "skep inspect m.wasm --wit",
             "skep test m.wasm",

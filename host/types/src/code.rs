@@ -122,6 +122,7 @@ codes! {
 
     NodeStops = 120, "node-stops", 503, Unavailable, Retry, "the node stops and takes nothing new; others answer";
     NotTransferred = 121, "not-transferred", 503, Unavailable, Retry, "the member did not take leadership over in time: it is behind, or does not answer";
+    FoundProblems = 122, "found-problems", 503, Failed, Refused, "`skep doctor` found something that somebody has to mend";
 
     // What is wrong with a request.
     InvalidRequest = 200, "invalid-request", 400, Failed, Refused, "the request makes no sense";

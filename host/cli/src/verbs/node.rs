@@ -1,11 +1,15 @@
 //! `skep node`.
 
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
 use skep::NodeId;
 use skep_types::admin::{InviteNode, Invited, NodeView, OfNode, method};
 use skep_types::record::NodeState;
 use skep_types::status::Role;
 
-use super::{Form, Remote, output};
+use super::{Form, Remote, output, private};
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -27,6 +31,9 @@ enum Verb {
         /// For how many seconds the token is good
         #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
         seconds: u32,
+        /// Writes the token into this file, which must not be there, instead of showing it
+        #[arg(long, value_name = "FILE")]
+        token_file: Option<PathBuf>,
         #[command(flatten)]
         remote: Remote,
     },
@@ -49,7 +56,11 @@ struct One {
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let (one, method) = match arguments.verb {
         Verb::List { remote } => return list(&remote).await,
-        Verb::Invite { seconds, remote } => return invite(seconds, &remote).await,
+        Verb::Invite {
+            seconds,
+            token_file,
+            remote,
+        } => return invite(seconds, token_file.as_deref(), &remote).await,
         Verb::Status(one) => (one, method::NODE_STATUS),
         Verb::Remove(one) => (one, method::NODE_REMOVE),
         Verb::Cordon(one) => (one, method::NODE_CORDON),
@@ -78,11 +89,26 @@ async fn list(remote: &Remote) -> anyhow::Result<()> {
     })
 }
 
-async fn invite(seconds: u32, remote: &Remote) -> anyhow::Result<()> {
+async fn invite(seconds: u32, file: Option<&Path>, remote: &Remote) -> anyhow::Result<()> {
+    // Before the invitation: where there is no file there is no token that nobody has.
+    let mut file = match file {
+        None => None,
+        Some(path) => Some((path, private::create(path)?)),
+    };
     let asked = InviteNode {
         seconds: Some(seconds),
     };
     let invited: Invited = remote.call(method::NODE_INVITE, &asked).await?;
+    if let Some((path, file)) = &mut file {
+        let written = writeln!(file, "{}", invited.token);
+        written.with_context(|| format!("cannot write {}", path.display()))?;
+        say!(
+            "the token is in {}, good for one node and {seconds} seconds; the node joins at {}",
+            path.display(),
+            invited.join
+        );
+        return Ok(());
+    }
     output::print(remote.form, &invited, |invited| {
         let Invited {
             token,

@@ -1,8 +1,11 @@
 //! What a node keeps is for its own user alone.
 
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+
+use anyhow::Context;
 
 /// The bits that let others in.
 const OTHERS: u32 = 0o077;
@@ -28,6 +31,13 @@ pub fn enforce(data_dir: &Path) {
             }
         }
     }
+}
+
+/// Makes a file that nobody else may read, and that must not be there.
+pub fn create(path: &Path) -> anyhow::Result<File> {
+    let mut options = OpenOptions::new();
+    let made = options.write(true).create_new(true).mode(0o600).open(path);
+    made.with_context(|| format!("cannot make {}", path.display()))
 }
 
 /// Whether it was open.
