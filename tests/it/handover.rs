@@ -9,6 +9,7 @@ use skep_client::{Client, GroupId};
 use skep_tests::clock::{Stopwatch, eventually, pause};
 use skep_tests::cluster::{Cluster, Settings};
 use skep_tests::proxy::Fault;
+use skep_tests::seed::Seed;
 use tokio::task::JoinSet;
 
 use crate::load::reply;
@@ -167,6 +168,42 @@ async fn a_network_that_flaps_is_no_process_that_ended() {
     assert_eq!(
         after.replica.term, before.replica.term,
         "there was an election"
+    );
+    for id in cluster.ids() {
+        assert_eq!(cluster.metric(id, "skep_peers_gone_total").await, 0);
+    }
+}
+
+/// Links that are reset at random, one at a time, elect nobody.
+// P-91
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn links_that_are_reset_at_random_make_no_elections() {
+    const RESETS: u64 = 60;
+    let (mut cluster, proxy) = Cluster::prepare_behind_proxy(&slow_elections()).await;
+    cluster.start_all().await;
+    let group = cluster.create_kv(1, "kv", &[1, 2, 3]).await;
+    let leader = cluster.leader(group).await;
+    let before = cluster.try_status(leader, group).await.expect("a status");
+    let client = cluster.client().await;
+    let session = client.session(group).await.expect("a session");
+    let mut seed = Seed::new(91);
+    for _ in 0..RESETS {
+        let from = 1 + seed.below(3);
+        let to = cluster.others(&[from])[seed.below(2) as usize];
+        proxy.set(from, to, Fault::Refuse);
+        pause(Duration::from_millis(seed.below(60))).await;
+        proxy.heal();
+        reply(&session, "incr total").await;
+    }
+    assert!(
+        proxy.damage().hindered >= RESETS / 2,
+        "{:?}",
+        proxy.damage()
+    );
+    let after = cluster.try_status(leader, group).await.expect("a status");
+    assert_eq!(
+        (after.replica.term, after.replica.leader),
+        (before.replica.term, before.replica.leader)
     );
     for id in cluster.ids() {
         assert_eq!(cluster.metric(id, "skep_peers_gone_total").await, 0);

@@ -21,22 +21,6 @@ async fn put(cluster: &Cluster, at: &[u64], group: GroupId, command: &'static st
 
 const CATALOGUE: GroupId = GroupId(0);
 
-/// A token for one node, from this one.
-async fn invited(cluster: &Cluster, by: u64) -> String {
-    let answer = cluster.http(by, "POST", "/v1/nodes/invite", "{}").await;
-    assert_eq!(answer.status, 201, "{}", answer.text());
-    let token = answer.json()["token"].as_str().map(str::to_owned);
-    token.expect("a token")
-}
-
-/// A node of this id that has joined by these and is ready.
-async fn joined(cluster: &mut Cluster, settings: &Settings, id: u64, by: &[u64]) {
-    let token = invited(cluster, by[0]).await;
-    cluster.newcomer(settings, id, by, &token);
-    cluster.spawn(id);
-    cluster.ready(id).await;
-}
-
 /// What a node says of all nodes.
 async fn listed(cluster: &Cluster, at: u64) -> Result<Vec<Value>, String> {
     let address = &cluster.node(at).http;
@@ -49,7 +33,7 @@ async fn listed(cluster: &Cluster, at: u64) -> Result<Vec<Value>, String> {
 }
 
 /// Waits until these are the voters of the catalogue, and these its other members.
-async fn catalogue_is(cluster: &Cluster, at: u64, voters: &[u64], learners: &[u64]) {
+pub async fn catalogue_is(cluster: &Cluster, at: u64, voters: &[u64], learners: &[u64]) {
     let what = format!("the catalogue has the voters {voters:?}, the learners {learners:?}");
     eventually(&what, async || {
         let status = cluster.try_status(at, CATALOGUE).await?;
@@ -82,7 +66,7 @@ async fn a_node_joins_a_running_cluster_and_hosts_a_replica() {
     let group = cluster.create_kv(1, "kv", &[1, 2, 3]).await;
     let client = cluster.client_at(&[1, 2, 3]).await;
     assert!(text(propose(&client, group, "put k before").await).starts_with("OK"));
-    let token = invited(&cluster, 2).await;
+    let token = cluster.invited(2).await;
     cluster.newcomer(&settings, 4, &[2, 3], &token);
     cluster.spawn(4);
     cluster.ready(4).await;
@@ -164,7 +148,7 @@ async fn a_dead_node_is_removed_and_is_told_when_it_is_back() {
     );
     // Another takes its place, under another id, and votes.
     cluster.kill(3);
-    joined(&mut cluster, &settings, 4, &[1, 2]).await;
+    cluster.join(&settings, 4, &[1, 2]).await;
     catalogue_is(&cluster, 1, &[1, 2, 4], &[]).await;
     let added = cluster
         .http(1, "POST", "/v1/groups/kv/members", r#"{"node":4}"#)
@@ -268,11 +252,11 @@ async fn three_voters_become_five_and_a_dead_one_is_replaced() {
     cluster.set("SKEP_CLUSTER__REPLACE_VOTER_SECONDS", 1);
     cluster.start_all().await;
     catalogue_is(&cluster, 1, &[1, 2, 3], &[]).await;
-    joined(&mut cluster, &settings, 4, &[1]).await;
+    cluster.join(&settings, 4, &[1]).await;
     catalogue_is(&cluster, 1, &[1, 2, 3], &[4]).await;
-    joined(&mut cluster, &settings, 5, &[3]).await;
+    cluster.join(&settings, 5, &[3]).await;
     catalogue_is(&cluster, 1, &[1, 2, 3, 4, 5], &[]).await;
-    joined(&mut cluster, &settings, 6, &[5]).await;
+    cluster.join(&settings, 6, &[5]).await;
     catalogue_is(&cluster, 1, &[1, 2, 3, 4, 5], &[6]).await;
     cluster.kill(5);
     catalogue_is(&cluster, 1, &[1, 2, 3, 4, 6], &[5]).await;

@@ -36,6 +36,8 @@ impl<T: std::fmt::Debug + Send> Guard for T {}
 #[derive(Debug)]
 pub struct Cluster {
     nodes: Vec<Node>,
+    /// Nodes that will come: they have addresses, and nothing else.
+    expected: Vec<Node>,
     fixed_addresses: bool,
     kept: Vec<Box<dyn Guard>>,
     dir: TempDir,
@@ -81,21 +83,51 @@ impl Cluster {
         let nodes = (1..=settings.nodes).map(|id| Node::lay_out(dir.path(), id));
         Self {
             nodes: nodes.collect(),
+            expected: Vec::new(),
             fixed_addresses: false,
             kept: Vec::new(),
             dir,
         }
     }
 
+    /// Where the clients' port of a node will be that is yet to come as a [`newcomer`](Self::newcomer).
+    pub fn expect(&mut self, id: u64) -> String {
+        let node = Node::lay_out(self.dir.path(), id);
+        let address = node.client.clone();
+        self.expected.push(node);
+        address
+    }
+
     /// Adds a node that is none of those the cluster starts with, and joins it by these, with a token that it finds in its
     /// environment. The cluster will give it this id.
     pub fn newcomer(&mut self, settings: &Settings, id: u64, by: &[u64], token: &str) {
-        let mut node = Node::lay_out(self.dir.path(), id);
+        let expected = self.expected.iter().position(|node| node.id == id);
+        let mut node = match expected {
+            Some(at) => self.expected.swap_remove(at),
+            None => Node::lay_out(self.dir.path(), id),
+        };
         let by = by.iter().map(|id| self.node(*id).client.as_str());
         let text = joining(settings, &node, &by.collect::<Vec<_>>());
         std::fs::write(node.config(), text).expect("a configuration");
         node.environment.push(("SKEP_JOIN_TOKEN", token.into()));
         self.nodes.push(node);
+    }
+
+    /// A node of this id joins by these, and is ready.
+    pub async fn join(&mut self, settings: &Settings, id: u64, by: &[u64]) {
+        let token = self.invited(by[0]).await;
+        self.newcomer(settings, id, by, &token);
+        self.restart(id).await;
+    }
+
+    /// A node is gone for ever, and its directory with it.
+    pub fn discard(&mut self, id: u64) {
+        if self.node(id).process.is_some() {
+            self.kill(id);
+        }
+        self.assert_no_panic();
+        std::fs::remove_dir_all(&self.node(id).home).expect("its directory goes");
+        self.nodes.retain(|node| node.id != id);
     }
 
     /// Gives a node that does not run other addresses, of which only its own configuration says anything.

@@ -167,6 +167,9 @@ impl Group {
         let last = self.raft.last().0;
         let is_near = |matched: u64| matched > 0 && matched + PROMOTION_LAG >= last;
         let progress = self.raft.progress(replica);
+        if planted::has(Defect::JoinerVotesAtOnce) {
+            return true;
+        }
         self.is_active(replica) && progress.is_some_and(|progress| is_near(progress.matched))
     }
 

@@ -1,8 +1,11 @@
 //! When a replica stands for election: timeouts as a pure function, in place of the thread's randomness that raft-rs draws from,
 //! and the first election of a group, for which nobody waits.
 
+use raft::eraftpb::{Message, MessageType};
+
 use crate::group::Group;
 use crate::id::{GroupId, NodeId, ReplicaId, Term};
+use crate::planted::{self, Defect};
 
 /// Whose timeout it is.
 #[derive(Clone, Copy, Debug)]
@@ -115,6 +118,15 @@ impl Group {
         };
         if self.leads() || self.node_of(leader) != Some(node) {
             return;
+        }
+        if planted::has(Defect::GoneIsBelieved) {
+            self.raft.step(Message {
+                msg_type: MessageType::MsgTimeoutNow,
+                from: leader.0,
+                to: self.replica.0,
+                term: self.term().0,
+                ..Message::default()
+            });
         }
         self.gone_leader = Some((leader, self.term()));
         let elapsed = u64::from(self.config.election_ticks).saturating_sub(GONE_TICKS);

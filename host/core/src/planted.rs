@@ -48,6 +48,12 @@ pub enum Defect {
     VouchesForFormerLives,
     /// A leader rebuilds its machine at a barrier that leaves an image.
     RebuildsAtImage,
+    /// A joiner is promoted whatever it has of the log.
+    JoinerVotesAtOnce,
+    /// The id of a replica that was removed is given to the next one that is added.
+    ReplicaIdsRepeat,
+    /// A follower that hears that its leader's process has ended makes the others vote, though they still hear the leader.
+    GoneIsBelieved,
     /// A founder adopts what it would found, whether or not the others agree to it.
     FoundsUnagreed,
     /// A founder counts what others agreed to before it heard something else.
@@ -58,7 +64,7 @@ pub enum Defect {
 
 impl Defect {
     /// Those of a replica.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 22] = [
         Self::SendBeforeSync,
         Self::AckBeforeSync,
         Self::VoteNotPersisted,
@@ -78,6 +84,9 @@ impl Defect {
         Self::GivesUpByMajority,
         Self::VouchesForFormerLives,
         Self::RebuildsAtImage,
+        Self::JoinerVotesAtOnce,
+        Self::ReplicaIdsRepeat,
+        Self::GoneIsBelieved,
     ];
 
     /// Those of founding a cluster, which is no matter of any group.

@@ -174,6 +174,10 @@ impl Membership {
                 if is_last_voter || self.members.remove(&replica).is_none() {
                     return false;
                 }
+                if planted::has(Defect::ReplicaIdsRepeat) {
+                    let highest = self.members.last_key_value();
+                    self.last_replica = highest.map_or(0, |(replica, _)| replica.0);
+                }
             }
         }
         true

@@ -1,6 +1,7 @@
 //! A group that changes while it serves.
 
 use serde_json::json;
+use skep_core::state::Role;
 use skep_tests::clock::eventually;
 use skep_tests::cluster::Settings;
 
@@ -40,18 +41,7 @@ async fn members_come_and_go() {
         .await;
         scenario.load.more(step()).await;
         // Not before it votes: the next removal would be refused, rightly.
-        eventually(&format!("node {leaves} is a voter again"), async || {
-            let status = scenario.cluster.try_status(left[0], scenario.group).await?;
-            let voters = status.replica.members.iter();
-            match voters
-                .filter(|m| m.role == skep_core::state::Role::Voter)
-                .count()
-            {
-                4 => Ok(()),
-                _ => Err(format!("{status:?}")),
-            }
-        })
-        .await;
+        all_vote(&scenario, left[0], 4).await;
     }
     scenario.finish(&ids).await;
 }
@@ -62,28 +52,44 @@ async fn leadership_is_handed_around() {
     for round in 0..rounds() * 4 {
         let leader = scenario.leader().await;
         let next = scenario.cluster.others(&[leader])[round as usize % 2];
-        let body = json!({"node": next}).to_string();
-        eventually(&format!("leadership goes to node {next}"), async || {
-            let moved = scenario
-                .cluster
-                .http(leader, "POST", "/v1/groups/kv/transfer", &body)
-                .await;
-            match moved.status {
-                200 => Ok(()),
-                // The next one lags behind, or the leader is new itself.
-                503 | 504 => Err(moved.text()),
-                _ => panic!("{}", moved.text()),
-            }
-        })
-        .await;
+        handed_over(&scenario, next).await;
         scenario.load.more(step() / 2).await;
     }
     let ids = scenario.cluster.ids();
     scenario.finish(&ids).await;
 }
 
+/// Leadership of the group goes to this node, however often that has to be asked for.
+pub async fn handed_over(scenario: &Scenario, next: u64) {
+    let body = json!({"node": next}).to_string();
+    eventually(&format!("leadership goes to node {next}"), async || {
+        let path = "/v1/groups/kv/transfer";
+        let moved = scenario.cluster.http(next, "POST", path, &body).await;
+        match moved.status {
+            200 => Ok(()),
+            // The next one lags behind, or the leader is new itself.
+            503 | 504 => Err(moved.text()),
+            _ => panic!("{}", moved.text()),
+        }
+    })
+    .await;
+}
+
+/// Waits until so many members of the group vote, as one says.
+pub async fn all_vote(scenario: &Scenario, at: u64, count: usize) {
+    eventually(&format!("{count} members vote"), async || {
+        let status = scenario.cluster.try_status(at, scenario.group).await?;
+        let members = status.replica.members.iter();
+        match members.filter(|member| member.role == Role::Voter).count() {
+            voters if voters == count => Ok(()),
+            _ => Err(format!("{status:?}")),
+        }
+    })
+    .await;
+}
+
 /// A change of membership is made, however often it has to be asked for.
-async fn changed(
+pub async fn changed(
     scenario: &Scenario,
     at: u64,
     method: &str,

@@ -1,5 +1,6 @@
 //! What all scenarios share: how they begin, and what must hold in the end.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -69,17 +70,28 @@ impl Scenario {
         settings: &Settings,
         prepare: impl FnOnce(&mut Cluster),
     ) -> Self {
-        let watch = Stopwatch::start();
         let (mut cluster, proxy) = Cluster::prepare_behind_proxy(settings).await;
         prepare(&mut cluster);
+        Self::begin(name, cluster, proxy, &[]).await
+    }
+
+    /// As [`start`](Self::start), without a network that does what it is told: nodes of these ids may come later, and clients
+    /// know already where they will be.
+    pub async fn start_open(name: &'static str, settings: &Settings, later: &[u64]) -> Self {
+        let cluster = Cluster::prepare(settings);
+        let proxy = Proxy::start(&BTreeMap::new()).await;
+        Self::begin(name, cluster, proxy, later).await
+    }
+
+    async fn begin(name: &'static str, mut cluster: Cluster, proxy: Proxy, later: &[u64]) -> Self {
+        let watch = Stopwatch::start();
         cluster.start_all().await;
         let members = cluster.ids();
         let group = cluster.create_kv(1, "kv", &members).await;
         cluster.leader(group).await;
-        let addresses: Vec<_> = members
-            .iter()
-            .map(|id| cluster.node(*id).client.clone())
-            .collect();
+        let known = members.iter().map(|id| cluster.node(*id).client.clone());
+        let mut addresses: Vec<_> = known.collect();
+        addresses.extend(later.iter().map(|id| cluster.expect(*id)));
         let load = Workload::start(&addresses, group).await;
         load.more(step()).await;
         Self {

@@ -37,7 +37,7 @@ const AUDITOR: u64 = 1000;
 
 /// How long a client tries: most of them long enough for every fault, the impatient ones less than an election takes, so
 /// that they often never learn what became of a command.
-const PATIENT: Duration = Duration::from_secs(8);
+pub const PATIENT: Duration = Duration::from_secs(8);
 const IMPATIENT: Duration = Duration::from_millis(250);
 
 /// Bytes of a large value.

@@ -32,6 +32,14 @@ pub enum Fault {
     Stale,
     /// A member is added or removed.
     Membership,
+    /// A node that is new comes up, and is added to a group.
+    Join,
+    /// A node is taken out of all its groups, and is thrown away with its disk.
+    Retire,
+    /// The same, and one that is new takes its places; or those of one that has lost its disk.
+    Replace,
+    /// A node is told that the process of another has ended, which runs.
+    Rumour,
     /// Somebody asks for another leader.
     Transfer,
     /// A replica stands for election.
@@ -52,7 +60,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 26] = [
         Self::Crash,
         Self::Kill,
         Self::Flap,
@@ -67,6 +75,10 @@ impl Fault {
         Self::OneWay,
         Self::Stale,
         Self::Membership,
+        Self::Join,
+        Self::Retire,
+        Self::Replace,
+        Self::Rumour,
         Self::Transfer,
         Self::Campaign,
         Self::Snapshot,

@@ -129,6 +129,8 @@ pub struct Node {
     pub catalogue: Catalogue,
     /// Nothing of its disk is left, or nothing of it can be trusted; it never comes back under this id.
     pub destroyed: bool,
+    /// It is to go for ever.
+    pub leaves: bool,
     /// Its wall clock is this far from the world's, in microseconds.
     pub skew: i64,
     running: Option<Running>,
@@ -143,6 +145,7 @@ impl Node {
             boots: 0,
             catalogue: Catalogue::default(),
             destroyed: false,
+            leaves: false,
             skew: 0,
             running: None,
         }
@@ -151,6 +154,11 @@ impl Node {
     /// Whether it runs.
     pub fn is_up(&self) -> bool {
         self.running.is_some()
+    }
+
+    /// Whether anything may be put on it.
+    pub fn stays(&self) -> bool {
+        !self.destroyed && !self.leaves
     }
 
     /// Opens the disk and brings up what the catalogue says.

@@ -48,6 +48,8 @@ pub struct Scenario {
     pub fault: u64,
     /// What may go wrong.
     pub faults: Vec<Fault>,
+    /// Nodes may be told at once that the process of another has ended.
+    pub notices: bool,
     /// Entries between snapshots.
     pub snapshot_entries: u64,
     /// Bytes of the log that stay in memory.
@@ -135,6 +137,7 @@ impl Scenario {
             think: groups * clients * random.range(SECOND / 30, SECOND),
             fault: random.range(SECOND / 2, 15 * SECOND),
             faults,
+            notices: true,
             snapshot_entries: random.range(3, 60),
             ballast: random.range(0, 200) as usize,
             // From a tenth of what the clients ask for to more than that.

@@ -1,7 +1,7 @@
 //! One simulation: nodes, a network, clients and whatever goes wrong, on one clock, from one seed.
 //!
-//! What happens is an `event`; the other modules say what each one does to the world: to its `nodes`, on the `network`
-//! between them, to the `clients` and the `operators`. `faults` break it, and `healing` shows that it was not broken
+//! What happens is an `event`; the other modules say what each one does to the world: to its `nodes`, to the `roster` of
+//! them, on the `network` between them, to the `clients` and the `operators`. `faults` break it, and `healing` shows that it was not broken
 //! for good.
 
 mod clients;
@@ -11,6 +11,7 @@ mod healing;
 mod network;
 mod nodes;
 mod operators;
+mod roster;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -23,8 +24,9 @@ use skep_log::sim::Crash;
 
 use self::clients::Who;
 use self::event::Event;
-use self::healing::HEALING;
+use self::healing::Terms;
 use self::operators::Task;
+use self::roster::Leaver;
 use crate::catalogue::Catalogue;
 use crate::client::Client;
 use crate::invariant::{Checker, Counts, Place, Violation};
@@ -94,11 +96,15 @@ pub struct World {
     catalogue: Catalogue,
     clients: Vec<Client>,
     tasks: BTreeMap<u64, Task>,
+    /// Nodes that are to go for ever.
+    leaving: BTreeMap<u64, Leaver>,
     waiters: BTreeMap<Waiter, Who>,
     next_waiter: Waiter,
     checker: Checker,
     trace: Trace,
     healing: bool,
+    /// The terms of the groups when all was well.
+    calm: Option<Terms>,
     restarts: u64,
     faults: BTreeMap<Fault, u64>,
     messages: u64,
@@ -128,11 +134,13 @@ impl World {
             catalogue: Catalogue::default(),
             clients: Vec::new(),
             tasks: BTreeMap::new(),
+            leaving: BTreeMap::new(),
             waiters: BTreeMap::new(),
             next_waiter: 1,
             checker: Checker::default(),
             trace: Trace::new(lines),
             healing: false,
+            calm: None,
             restarts: 0,
             faults: BTreeMap::new(),
             messages: 0,
@@ -212,18 +220,8 @@ impl World {
             }
             self.trace.hash((at, event.tag(), event.node()));
             if let Event::Look = event {
-                match self.is_healed() {
-                    Ok(()) => return self.check_healed(),
-                    Err(why) if at > end + HEALING => {
-                        return Err(Violation {
-                            invariant: "liveness",
-                            text: format!(
-                                "not healed {} s after the last fault: {why}",
-                                HEALING / SECOND
-                            ),
-                        });
-                    }
-                    Err(_) => self.after(SECOND, Event::Look),
+                if self.look(end)? {
+                    return Ok(());
                 }
                 continue;
             }
@@ -387,6 +385,8 @@ impl World {
                     self.operate(group)?;
                 }
             }
+            Event::Dismiss => self.dismiss(),
+            Event::Discard { node } => self.destroy(node),
             Event::Fault => {
                 if !self.healing {
                     let next = self.random.around(self.scenario.fault);

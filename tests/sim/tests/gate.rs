@@ -1,14 +1,14 @@
 //! The short form of the gate, without planted defects.
 
 use skep_sim::founding::{self, Tally};
-use skep_sim::{Scenario, soak};
+use skep_sim::{Fault, Scenario, soak};
 
 /// About two simulated hours.
 const SEEDS: u64 = 16;
 /// Foundings of clusters.
 const FOUNDINGS: u64 = 1000;
 
-// P-15
+// P-15, P-65, P-68
 #[test]
 fn a_few_hours_break_no_promise() {
     let sum = soak::soak(
@@ -36,6 +36,12 @@ fn a_few_hours_break_no_promise() {
     );
     assert!(
         sum.restarts > 20 && sum.faults.len() > 10,
+        "{:?}",
+        sum.faults
+    );
+    let of_nodes = [Fault::Join, Fault::Retire, Fault::Replace, Fault::Rumour];
+    assert!(
+        of_nodes.iter().all(|fault| sum.faults.contains_key(fault)),
         "{:?}",
         sum.faults
     );

@@ -42,6 +42,14 @@ impl Cluster {
         answer.unwrap_or_else(|error| panic!("{method} {path} at node {id}: {error}"))
     }
 
+    /// A token for one node that joins, from this one.
+    pub async fn invited(&self, by: u64) -> String {
+        let answer = self.http(by, "POST", "/v1/nodes/invite", "{}").await;
+        assert_eq!(answer.status, 201, "{}", answer.text());
+        let token = answer.json()["token"].as_str().map(str::to_owned);
+        token.expect("a token")
+    }
+
     /// Offers a component to a node, which may refuse it.
     pub async fn put_component(&self, id: u64, component: &[u8]) -> Answer {
         let path = format!("/v1/components/{}", ComponentId::of(component));

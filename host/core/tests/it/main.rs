@@ -11,6 +11,7 @@ mod durability;
 mod entries;
 mod first_election;
 mod founders;
+mod foundings;
 mod gone;
 mod healing;
 mod images;

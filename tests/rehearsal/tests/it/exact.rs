@@ -16,7 +16,7 @@ use skep_rehearsal_tests::{
     QUERY_MUTATES, RANDOM, STALE_CACHE, imageless,
 };
 
-use crate::support::{Random, compile, context, machine, on_apply_thread};
+use crate::support::{Random, compile, context, image, machine, on_apply_thread, save};
 
 /// Entries of each run, and the distance of barriers. `SKEP_EXACT=20000` runs as many commands.
 const ENTRIES: u64 = 300;
@@ -225,12 +225,6 @@ impl Replica {
         replica
     }
 
-    /// The image at this entry; none if the machine can have none.
-    fn image(&mut self, index: u64) -> Option<Bytes> {
-        let begun = self.machine.image(&context(index)).to_end().unwrap();
-        begun.map(|mut begun| begun.finish().unwrap())
-    }
-
     fn restore(&mut self, index: u64, bytes: &Bytes) {
         let schema = self.machine.describe().schema;
         let context = context(index);
@@ -241,15 +235,6 @@ impl Replica {
     fn apply(&mut self, index: u64, commands: &[Bytes]) -> Vec<Outcome> {
         let applied = self.machine.apply(&context(index), commands).to_end();
         applied.unwrap().outcomes
-    }
-
-    fn save(&mut self, index: u64) -> Bytes {
-        let mut bytes = Vec::new();
-        self.machine
-            .save(&context(index), &mut bytes)
-            .to_end()
-            .unwrap();
-        bytes.into()
     }
 }
 
@@ -296,7 +281,9 @@ fn run(case: &Case, entries: u64) -> Compared {
     let mut compared = Compared::default();
     for index in 1..=entries {
         if index.is_multiple_of(BARRIER) && !index.is_multiple_of(SAVED * BARRIER) {
-            let [one, others @ ..] = replicas.each_mut().map(|replica| replica.image(index));
+            let [one, others @ ..] = replicas
+                .each_mut()
+                .map(|replica| image(&mut replica.machine, &context(index)));
             assert!(others.iter().all(|other| *other == one), "{}", case.name);
             log.image = one.map(|bytes| Image {
                 index,
@@ -304,11 +291,11 @@ fn run(case: &Case, entries: u64) -> Compared {
                 before: log.since.len(),
             });
         } else if index.is_multiple_of(BARRIER) {
-            let bytes = replicas[0].save(index);
+            let bytes = save(&mut replicas[0].machine, &context(index));
             assert!(
                 replicas[1..]
                     .iter_mut()
-                    .all(|replica| replica.save(index) == bytes)
+                    .all(|replica| save(&mut replica.machine, &context(index)) == bytes)
             );
             log = Log {
                 barrier: Some((index, bytes.clone())),

@@ -53,7 +53,7 @@ fn compare(canonical: bool) -> Differences {
     let profile = Profile::default();
     let mut veteran = machine(&component, &profile);
     run(&mut veteran, 1, 1..BEFORE);
-    let bytes = save(&mut veteran, BEFORE);
+    let bytes = save(&mut veteran, &context(BEFORE));
     if canonical {
         veteran
             .restore(&context(BEFORE), 1, bytes.clone())
@@ -69,7 +69,8 @@ fn compare(canonical: bool) -> Differences {
     let lived = run(&mut veteran, 2, BEFORE + 1..end + 1);
     let replayed = run(&mut restored, 2, BEFORE + 1..end + 1);
     let mut differences = Differences {
-        snapshots_equal: save(&mut veteran, end + 1) == save(&mut restored, end + 1),
+        snapshots_equal: save(&mut veteran, &context(end + 1))
+            == save(&mut restored, &context(end + 1)),
         ..Differences::default()
     };
     for (one, other) in lived.iter().zip(&replayed) {

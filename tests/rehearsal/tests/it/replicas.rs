@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
-use skep_core::outcome::{EntryContext, GuestFault, Outcome};
+use skep_core::outcome::{GuestFault, Outcome};
 use skep_machine::wasm::{Component, Profile, WasmMachine};
 use skep_machine::{Applied, StateMachine, ToEnd};
 use skep_rehearsal_tests::HASH_MAP;
 
-use crate::support::{Random, compile, context, machine, on_apply_thread};
+use crate::support::{self, Random, compile, context, machine, on_apply_thread, save};
 
 /// Commands of the run unless the environment asks for more.
 const COMMANDS: u64 = 6_000;
@@ -177,19 +177,6 @@ struct Replica {
     own: Option<(u64, Snapshot)>,
 }
 
-impl Replica {
-    fn image(&mut self, context: &EntryContext) -> Bytes {
-        let begun = self.machine.image(context).to_end().unwrap();
-        begun.expect("it has images").finish().unwrap()
-    }
-
-    fn save(&mut self, context: &EntryContext) -> Bytes {
-        let mut bytes = Vec::new();
-        self.machine.save(context, &mut bytes).to_end().unwrap();
-        bytes.into()
-    }
-}
-
 struct Run {
     component: Arc<Component>,
     entries: Vec<Entry>,
@@ -288,8 +275,8 @@ impl Run {
                 let saved = (index / BARRIER_EVERY).is_multiple_of(SAVED);
                 let image = self.barriers == Barriers::Images && !saved;
                 let bytes = match image {
-                    true => replica.image(&context),
-                    false => replica.save(&context),
+                    true => support::image(&mut replica.machine, &context).expect("it has images"),
+                    false => save(&mut replica.machine, &context),
                 };
                 if !image && self.barriers != Barriers::Uncanonical {
                     let restored = replica.machine.restore(&context, 1, bytes.clone());

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, LazyLock};
 
+use bytes::Bytes;
 use skep_core::id::{GroupId, LogIndex, Term};
 use skep_core::outcome::EntryContext;
 use skep_machine::wasm::{
@@ -54,10 +55,17 @@ pub fn machine(component: &Arc<Component>, profile: &Profile) -> WasmMachine {
     WasmMachine::new(component.clone(), profile.clone(), context(0), label).unwrap()
 }
 
-pub fn save(machine: &mut WasmMachine, index: u64) -> bytes::Bytes {
+/// What the machine saves.
+pub fn save(machine: &mut WasmMachine, context: &EntryContext) -> Bytes {
     let mut bytes = Vec::new();
-    machine.save(&context(index), &mut bytes).to_end().unwrap();
+    machine.save(context, &mut bytes).to_end().unwrap();
     bytes.into()
+}
+
+/// The image of the machine; none if it can have none.
+pub fn image(machine: &mut WasmMachine, context: &EntryContext) -> Option<Bytes> {
+    let begun = machine.image(context).to_end().unwrap();
+    begun.map(|mut begun| begun.finish().unwrap())
 }
 
 /// Runs `test` on a stack as large as the host gives machines.

@@ -55,6 +55,17 @@ impl Commits {
         self.voters.remove(&place);
     }
 
+    /// What of a replica's log is durable, or was when it was removed.
+    pub fn stored<'a>(
+        &'a self,
+        ledgers: &'a BTreeMap<Place, Ledger>,
+        place: Place,
+        replica: u64,
+    ) -> Option<&'a Image> {
+        let graves = &self.graves;
+        Stored { ledgers, graves }.of(place, replica)
+    }
+
     /// A replica was seen to know `status.commit`.
     pub fn check(
         &mut self,
@@ -125,8 +136,8 @@ struct Stored<'a> {
     graves: &'a HashMap<(Place, u64), Image>,
 }
 
-impl Stored<'_> {
-    fn of(&self, place: Place, replica: u64) -> Option<&Image> {
+impl<'a> Stored<'a> {
+    fn of(&self, place: Place, replica: u64) -> Option<&'a Image> {
         let durable = self.ledgers.get(&place).map(|ledger| &ledger.durable);
         durable
             .filter(|image| image.replica == replica)

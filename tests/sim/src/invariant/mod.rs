@@ -15,12 +15,14 @@ use crate::machine::{Applied, Command};
 use crate::trace::digest;
 
 mod at_most_once;
+mod caught_up;
 mod commits;
 mod election_safety;
 pub mod ledger;
 mod limits;
 mod linearizable;
 mod log_matching;
+mod names;
 mod order;
 mod removed;
 mod send_after_durable;
@@ -88,6 +90,8 @@ pub struct Checker {
     matching: log_matching::LogMatching,
     commits: commits::Commits,
     machines: state_machine_safety::StateMachineSafety,
+    names: names::Names,
+    caught_up: caught_up::CaughtUp,
     order: order::Order,
     once: at_most_once::AtMostOnce,
     linearizable: linearizable::Linearizable,
@@ -108,6 +112,8 @@ impl Checker {
     pub fn began(&mut self, place: Place, recovered: Option<&Recovered>) -> Result<(), Violation> {
         self.order.began(place);
         self.commits.began(place);
+        self.names.began(place);
+        self.caught_up.began(place);
         let ledger = self.ledgers.entry(place).or_default();
         match recovered {
             Some(recovered) => {
@@ -135,6 +141,8 @@ impl Checker {
     pub fn began_again(&mut self, place: Place) {
         self.order.began(place);
         self.commits.began(place);
+        self.names.began(place);
+        self.caught_up.began(place);
     }
 
     /// The machine of a replica went wrong.
@@ -260,6 +268,11 @@ impl Checker {
         self.commits
             .check(place, status, &self.ledgers)
             .breaks("commits", place)?;
+        self.names.check(place, status).breaks("names", place)?;
+        let stored = |place, replica| self.commits.stored(&self.ledgers, place, replica);
+        self.caught_up
+            .check(place, status, stored)
+            .breaks("caught up", place)?;
         self.order
             .check(
                 place,

@@ -89,6 +89,12 @@ pub(super) enum Event {
         group: u64,
         turn: u64,
     },
+    /// Operators see to the nodes that are to go.
+    Dismiss,
+    /// A node that nobody needs any more is thrown away.
+    Discard {
+        node: u64,
+    },
     Fault,
     /// A process that has just started ends, so many more times.
     Flap {
@@ -126,6 +132,8 @@ impl Event {
             Self::Boot { .. }
             | Self::Client { .. }
             | Self::Operator { .. }
+            | Self::Dismiss
+            | Self::Discard { .. }
             | Self::Fault
             | Self::Flap { .. }
             | Self::Mend(_)
@@ -153,6 +161,8 @@ impl Event {
             Self::Flap { .. } => 15,
             Self::StartAgain { .. } => 16,
             Self::Gone { .. } => 17,
+            Self::Dismiss => 18,
+            Self::Discard { .. } => 19,
         }
     }
 }

@@ -17,6 +17,7 @@ use super::{NODES_MAX, World};
 use crate::invariant::Violation;
 use crate::machine::Nature;
 use crate::nemesis::Fault;
+use crate::node::Node;
 use crate::scenario::SECOND;
 use crate::trace::list;
 
@@ -113,6 +114,17 @@ impl World {
                 self.after(1, deliver);
             }
             Fault::Membership => return Ok(self.churn(group)),
+            Fault::Join => return Ok(self.join(group)),
+            Fault::Retire => return Ok(self.retire(id, false)),
+            Fault::Replace => return Ok(self.retire(id, true)),
+            Fault::Rumour => {
+                let Some(gone) = self.random.pick(&up).copied() else {
+                    return Ok(false);
+                };
+                let boot = self.nodes[&id].boots;
+                let node = id;
+                self.after(1, Event::Gone { node, boot, gone });
+            }
             Fault::Transfer => {
                 let all: Vec<u64> = self.nodes.keys().copied().collect();
                 let to = *self.random.pick(&all).expect("there are nodes");
@@ -217,7 +229,7 @@ impl World {
         let mut all: Vec<u64> = self
             .nodes
             .values()
-            .filter(|node| !node.destroyed && !self.rotten.contains(&node.id))
+            .filter(|node| node.stays() && !self.rotten.contains(&node.id))
             .map(|node| node.id)
             .collect();
         // A group needs three to lose one.
@@ -282,20 +294,27 @@ impl World {
     /// Whether no group would lose its majority, for ever, with this node's disk.
     fn may_lose(&self, id: u64) -> bool {
         let free = self.nodes.len() as u64;
-        let another = self.nodes.values().any(|node| {
-            // What has rotted may turn out to be lost at the next start.
-            (node.destroyed || self.rotten.contains(&node.id))
-                && self
-                    .catalogue
-                    .groups
-                    .values()
-                    .any(|record| record.hosts.contains(&node.id))
-        });
         // Members that no longer are hosts, and joiners that are none yet, make the count uncertain.
         let groups_stand = self.catalogue.groups.values().all(|record| {
             !record.hosts.contains(&id) || (record.hosts.len() >= 3 && record.joiners.is_empty())
         });
-        free < NODES_MAX && !another && self.tasks.is_empty() && groups_stand && self.settled(id)
+        free < NODES_MAX
+            && self.is_whole()
+            && self.tasks.is_empty()
+            && groups_stand
+            && self.settled(id)
+    }
+
+    /// Whether no disk is lost that a group still counts on, and no node is on its way out.
+    pub(super) fn is_whole(&self) -> bool {
+        let is_host = |id: &u64| {
+            let mut groups = self.catalogue.groups.values();
+            groups.any(|record| record.hosts.contains(id))
+        };
+        // What has rotted may turn out to be lost at the next start.
+        let is_lost = |node: &Node| node.destroyed || self.rotten.contains(&node.id);
+        let mut nodes = self.nodes.values();
+        self.leaving.is_empty() && !nodes.any(|node| is_lost(node) && is_host(&node.id))
     }
 
     /// Whether each group that the node hosts has the members that the catalogue says, as its leader sees it: then a

@@ -1,5 +1,7 @@
 //! Everything becomes well again when nothing goes wrong any more, or it never was.
 
+use std::collections::BTreeMap;
+
 use skep_core::id::{GroupId, NodeId};
 use skep_core::input::Input;
 use skep_core::proposal::Proposal;
@@ -12,7 +14,13 @@ use crate::invariant::Violation;
 use crate::scenario::SECOND;
 
 /// Time that everything has to become well again when nothing goes wrong any more.
-pub(super) const HEALING: u64 = 300 * SECOND;
+const HEALING: u64 = 300 * SECOND;
+/// Between two nodes that hear a rumour when all is well: longer than between two heartbeats, so that one follower at a time
+/// follows nobody.
+const RUMOUR: u64 = 7 * SECOND / 10;
+
+/// The terms of the groups.
+pub(super) type Terms = BTreeMap<u64, u64>;
 
 impl World {
     pub(super) fn heal(&mut self) {
@@ -47,8 +55,79 @@ impl World {
         self.after(SECOND, Event::Look);
     }
 
+    /// Looks whether all is well, has everybody rest then, and judges: whether the run is over.
+    pub(super) fn look(&mut self, end: u64) -> Result<bool, Violation> {
+        self.check_calm()?;
+        match self.is_healed() {
+            Ok(()) if self.calm.is_some() => self.check_healed().map(|()| true),
+            Ok(()) => {
+                self.rest();
+                Ok(false)
+            }
+            Err(why) if self.now > end + HEALING => Err(Violation {
+                invariant: "liveness",
+                text: format!(
+                    "not healed {} s after the last fault: {why}",
+                    HEALING / SECOND
+                ),
+            }),
+            Err(_) => {
+                self.after(SECOND, Event::Look);
+                Ok(false)
+            }
+        }
+    }
+
+    /// Nothing happens for a while, but that one node after the other is told that the processes of all others have ended.
+    fn rest(&mut self) {
+        self.calm = Some(self.terms());
+        let up = self.up();
+        for (number, node) in (1..).zip(&up) {
+            let boot = self.nodes[node].boots;
+            for gone in up.iter().filter(|other| *other != node) {
+                let (node, gone) = (*node, *gone);
+                self.after(number * RUMOUR, Event::Gone { node, boot, gone });
+            }
+        }
+        self.after((up.len() as u64 + 3) * RUMOUR, Event::Look);
+    }
+
+    /// Leaders stay while nothing goes wrong, whatever one follower hears.
+    fn check_calm(&self) -> Result<(), Violation> {
+        let (Some(before), now) = (&self.calm, self.terms()) else {
+            return Ok(());
+        };
+        match *before == now {
+            true => Ok(()),
+            false => Err(Violation {
+                invariant: "calm",
+                text: format!("the terms of the groups were {before:?}, and are {now:?}"),
+            }),
+        }
+    }
+
+    /// The highest term of each group, but of those where a machine went wrong: they may still find out that it did.
+    fn terms(&self) -> Terms {
+        let groups = self.catalogue.groups.keys();
+        let is_sound = |group: &&u64| {
+            let key = self.catalogue.key(**group);
+            key.is_some_and(|key| !self.checker.may_differ(key))
+        };
+        let term = |group: &u64| {
+            let statuses = self.statuses(*group).into_iter();
+            statuses
+                .map(|(_, status, _)| status.term.0)
+                .max()
+                .unwrap_or(0)
+        };
+        groups
+            .filter(is_sound)
+            .map(|group| (*group, term(group)))
+            .collect()
+    }
+
     /// Whether every group has one leader whom all its members follow, all in one state, and every client its answer.
-    pub(super) fn is_healed(&mut self) -> Result<(), String> {
+    fn is_healed(&mut self) -> Result<(), String> {
         let faulted: Vec<u64> = self
             .nodes
             .values()
@@ -62,6 +141,9 @@ impl World {
         self.replace_destroyed();
         self.remove_strays();
         self.mend_wrong();
+        if let Some(leaver) = self.leaving.iter().next() {
+            return Err(format!("it still counts on {leaver:?}"));
+        }
         if let Some(task) = self.tasks.values().next() {
             return Err(format!(
                 "an operator is at {task:?}: {:#?}",
@@ -156,7 +238,7 @@ impl World {
         }
     }
 
-    pub(super) fn check_healed(&self) -> Result<(), Violation> {
+    fn check_healed(&self) -> Result<(), Violation> {
         for group in self.catalogue.groups.keys() {
             let applied = self
                 .statuses(*group)

@@ -8,6 +8,7 @@ use skep_log::sim::Crash;
 use super::World;
 use super::event::Event;
 use crate::invariant::Violation;
+use crate::nemesis::Fault;
 use crate::node::{Context, Node, Out, Stop};
 use crate::scenario::{SECOND, Scenario};
 
@@ -117,7 +118,7 @@ impl World {
         let others: Vec<_> = others.map(|(other, node)| (*other, node.boots)).collect();
         for (node, boot) in others {
             // Where the system closes no connection the process is missed like any that is silent.
-            if self.random.one_in(2) {
+            if self.scenario.notices && self.random.one_in(2) {
                 let delay = self.random.around(SECOND / 20);
                 self.after(
                     delay,
@@ -137,9 +138,15 @@ impl World {
             .line(self.now, || format!("node {id} is lost for ever"));
         self.armed.remove(&id);
         self.paused.remove(&id);
+        let mut is_missed = false;
         if let Some(node) = self.nodes.get_mut(&id) {
             node.crash(Crash::LoseAll);
             node.destroyed = true;
+            is_missed = !node.leaves;
+        }
+        let is_replaced = is_missed && self.scenario.faults.contains(&Fault::Replace);
+        if is_replaced && self.random.one_in(2) {
+            self.retire(id, true);
         }
         self.replace_destroyed();
     }

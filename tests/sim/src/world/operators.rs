@@ -9,9 +9,8 @@ use skep_log::GroupKey;
 
 use super::clients::Who;
 use super::event::Event;
-use super::{NODES_MAX, PATIENCE, World};
+use super::{PATIENCE, World};
 use crate::invariant::Violation;
-use crate::node::Node;
 use crate::scenario::SECOND;
 
 /// A change of membership that an operator wants done.
@@ -45,7 +44,7 @@ impl World {
         }
     }
 
-    fn begin_task(&mut self, group: u64, add: bool, node: u64) {
+    pub(super) fn begin_task(&mut self, group: u64, add: bool, node: u64) {
         let Some(key) = self.catalogue.key(group) else {
             return;
         };
@@ -187,7 +186,7 @@ impl World {
         let mut others: Vec<u64> = self
             .nodes
             .values()
-            .filter(|node| !node.destroyed && !record.hosts.contains(&node.id))
+            .filter(|node| node.stays() && !record.hosts.contains(&node.id))
             .map(|node| node.id)
             .collect();
         if self.tasks.contains_key(&group) {
@@ -195,11 +194,8 @@ impl World {
         }
         let grow = hosts.len() < 3 || (hosts.len() < 7 && self.random.one_in(2));
         if grow {
-            let fresh = self.nodes.len() as u64 + 1;
-            if others.is_empty() && fresh <= NODES_MAX.min(self.scenario.nodes + 3) {
-                self.nodes.insert(fresh, Node::new(fresh, &self.scenario));
-                self.after(1, Event::Boot { node: fresh });
-                others.push(fresh);
+            if others.is_empty() && (self.nodes.len() as u64) < self.scenario.nodes + 3 {
+                others.extend(self.arrive());
             }
             let Some(node) = self.random.pick(&others).copied() else {
                 return false;
