@@ -30,7 +30,7 @@ async fn invited(cluster: &Cluster, by: u64) -> String {
 }
 
 /// A node of this id that has joined by these and is ready.
-async fn joined(cluster: &mut Cluster, settings: &Settings, id: u64, by: &[u64]) {
+pub(crate) async fn joined(cluster: &mut Cluster, settings: &Settings, id: u64, by: &[u64]) {
     let token = invited(cluster, by[0]).await;
     cluster.newcomer(settings, id, by, &token);
     cluster.spawn(id);
