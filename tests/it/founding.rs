@@ -8,7 +8,7 @@ use std::time::Duration;
 use skep_log::{DiskVfs, Identity, LogOptions, Store, Vfs};
 use skep_tests::clock::{Stopwatch, eventually, pause};
 use skep_tests::cluster::{Cluster, Settings};
-use skep_tests::forger::{Claim, Forger};
+use skep_tests::forger::{Claim, Forger, past};
 use skep_tests::{http, process};
 use skep_types::founding::{ClusterIdentity, Founding};
 use skep_wire::proto::{Lane, RefusalReason};
@@ -221,6 +221,7 @@ async fn two_clusters_of_one_name_have_nothing_to_do_with_each_other() {
             node: from,
             store: store.0,
             identity: own,
+            past: past(&cluster.node(from).data()),
         };
         let refused = Forger::introduce(&cluster.node(to).peer, &claim, to, Lane::High).await;
         let refusal = refused.expect_err("another cluster");

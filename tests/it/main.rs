@@ -26,3 +26,4 @@ mod retries;
 mod strangers;
 mod testkit;
 mod upgrades;
+mod went_back;

@@ -1,9 +1,12 @@
 //! Somebody who speaks to the port for nodes without being one: frames by hand, in whatever name.
 
+use std::path::Path;
+
 use bytes::{Bytes, BytesMut};
 use skep_core::founders::ClusterIdentity;
-use skep_log::StoreId;
-use skep_peer::frame;
+use skep_core::past::{Durable, Past};
+use skep_log::{Account, DiskVfs, StoreId};
+use skep_peer::{frame, past_to_wire};
 use skep_wire::codec::{Decoder, Encoder};
 use skep_wire::proto::{self, hello_ack, peer_frame, peer_message, request, response};
 use skep_wire::{MAX_FRAME, PEER_PROTOCOL};
@@ -24,10 +27,13 @@ pub struct Claim {
     pub store: [u8; 16],
     /// The identity of its cluster.
     pub identity: ClusterIdentity,
+    /// The past of its store.
+    pub past: Past,
 }
 
 impl Claim {
-    /// What a stranger gets to know over HTTP: name and identity of the cluster, and the store of each node.
+    /// What a stranger gets to know over HTTP: name and identity of the cluster, and the store of each node; and the lives of that,
+    /// which only somebody knows who can read the disk of the node or what it says to others.
     ///
     /// # Panics
     /// If node 1 does not say it.
@@ -44,9 +50,23 @@ impl Claim {
             identity: identity.expect("a cluster that was founded"),
             cluster: status["cluster"].as_str().expect("a name").to_owned(),
             node,
+            past: match store {
+                Some(_) => past(&cluster.node(node).data()),
+                None => Past::default(),
+            },
             store: store.map_or([node as u8; 16], |store| store.0),
         }
     }
+}
+
+/// What a node that has not written since it started would say of its store.
+///
+/// # Panics
+/// If its directory cannot be read.
+pub fn past(data: &Path) -> Past {
+    let lives = Account::lives(&DiskVfs, data).expect("the lives of a node");
+    let durable = lives.last().map_or(Durable::default(), |life| life.began);
+    Past { lives, durable }
 }
 
 /// A connection to the port for nodes.
@@ -99,6 +119,7 @@ impl Forger {
             lane: lane.into(),
             identity: Bytes::copy_from_slice(&claim.identity.0),
             list: Vec::new(),
+            past: Some(past_to_wire(&claim.past)),
         };
         write(&mut stream, peer_frame::Body::Hello(hello)).await;
         let mut forger = Self {
@@ -131,6 +152,7 @@ impl Forger {
             to: self.to,
             lane: self.lane.into(),
             messages: messages.collect(),
+            durable: 0,
         };
         write(&mut self.stream, peer_frame::Body::Batch(batch)).await;
     }

@@ -89,4 +89,4 @@ mod throttle;
 pub use config::{GroupConfig, Limits, Member};
 pub use founding::Recovered;
 pub use group::Group;
-pub use skep_types::{form, id, outcome, proposal, status};
+pub use skep_types::{form, id, outcome, past, proposal, status};

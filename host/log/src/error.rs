@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use skep_types::code::Code;
+use skep_types::past::{ADVICE, WentBack};
 use skep_vfs::{FileError, is_want};
 
 use crate::record::GroupKey;
@@ -178,6 +179,22 @@ pub enum LogError {
         /// The store it shows now.
         found: String,
     },
+    /// A peer's data directory was set back to an older copy, or is used twice.
+    #[error("node {node} went back: {why}. It may have forgotten what it acknowledged; {ADVICE}")]
+    PeerWentBack {
+        /// The peer.
+        node: u64,
+        /// How that shows.
+        why: WentBack,
+    },
+    /// This data directory was set back to an older copy, or is used twice, as another node found.
+    #[error("{} says that the data directory went back: {why}", .file.display())]
+    WentBack {
+        /// The note.
+        file: PathBuf,
+        /// What the other node said, and what to do.
+        why: String,
+    },
     /// Too many peers to remember.
     #[error("more than {limit} peers are pinned in {}; forget the ones that left the cluster", .file.display())]
     TooManyPeers {
@@ -240,6 +257,7 @@ impl LogError {
             LogError::Unfounded { .. } => Code::StoreUnfounded,
             LogError::InvalidIdentity { .. } => Code::StoreInvalidIdentity,
             LogError::PeerChanged { .. } => Code::PeerStoreChanged,
+            LogError::PeerWentBack { .. } | LogError::WentBack { .. } => Code::StoreWentBack,
             LogError::TooManyPeers { .. } => Code::PeerLimit,
             LogError::BadSnapshot { .. } => Code::SnapshotCorrupt,
             LogError::SnapshotTooLarge { .. } => Code::SnapshotTooLarge,

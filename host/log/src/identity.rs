@@ -10,6 +10,7 @@ use skep_types::founding::{ClusterIdentity, FOUNDERS_MAX, Founding};
 use skep_types::id::NodeId;
 use skep_vfs::{Vfs, VfsLock, replace};
 
+use crate::account::{Account, refuse_gone_back};
 use crate::error::LogError;
 use crate::log::Log;
 use crate::options::LogOptions;
@@ -39,6 +40,7 @@ pub struct Store {
     dir: PathBuf,
     identity: Identity,
     created: bool,
+    account: Arc<Account>,
     _lock: VfsLock,
 }
 
@@ -48,7 +50,8 @@ impl Store {
     /// # Errors
     /// [`LogError::Locked`] if another process has it open; [`LogError::WrongCluster`] and [`LogError::WrongNode`] if
     /// it belongs to another cluster or node; [`LogError::BadIdentity`] if the identity file is damaged, or gone while
-    /// a log is there; [`LogError::InvalidIdentity`]; [`LogError::Io`].
+    /// a log is there; [`LogError::WentBack`] if another node found that it was set back; [`LogError::InvalidIdentity`];
+    /// [`LogError::Io`].
     pub fn open(
         vfs: &Arc<dyn Vfs>,
         dir: &Path,
@@ -83,6 +86,7 @@ impl Store {
             },
             _ => LogError::io("lock", &lock_path)(error),
         })?;
+        refuse_gone_back(&**vfs, dir)?;
         let path = dir.join("identity");
         let (identity, created) = match vfs.read(&path, IDENTITY_BYTES) {
             Ok(content) => {
@@ -128,20 +132,39 @@ impl Store {
             dir: dir.to_path_buf(),
             identity,
             created,
+            account: Arc::default(),
             _lock: lock,
         })
     }
 
     /// Opens the directory's log, with `options.store` set to the store's id, and remembers that there is one: from
     /// then on a log without a single segment is a lost log, not a new one. A node that took it for new would have
-    /// forgotten its votes and entries.
+    /// forgotten its votes and entries. A life of the store begins, see [`Store::account`].
     ///
     /// # Errors
-    /// As [`Log::open`]; [`LogError::MissingSegment`] if the log was there before and is gone.
+    /// As [`Log::open`]; [`LogError::MissingSegment`] if the log was there before and is gone; [`LogError::BadIdentity`] if
+    /// the file of its lives is damaged.
     pub fn open_log(
         &self,
         vfs: &Arc<dyn Vfs>,
         options: LogOptions,
+    ) -> Result<(Log, Recovered), LogError> {
+        self.open_log_with(vfs, options, || {
+            let mut nonce = [0; 8];
+            getrandom::fill(&mut nonce).map_err(|error| io::Error::other(error.to_string()))?;
+            Ok(u64::from_le_bytes(nonce))
+        })
+    }
+
+    /// As [`Store::open_log`], with the caller's source of what a life draws.
+    ///
+    /// # Errors
+    /// As [`Store::open_log`].
+    pub fn open_log_with(
+        &self,
+        vfs: &Arc<dyn Vfs>,
+        options: LogOptions,
+        draw: impl FnOnce() -> io::Result<u64>,
     ) -> Result<(Log, Recovered), LogError> {
         let wal = self.wal_dir();
         let marker = self.dir.join("has-log");
@@ -155,7 +178,10 @@ impl Store {
             store: self.identity.store.0,
             ..options
         };
+        let nonce = draw().map_err(LogError::io("draw a number for", &self.dir))?;
         let opened = Log::open(Arc::clone(vfs), &wal, options)?;
+        let place = (opened.0.began, Arc::clone(&opened.0.durable));
+        self.account.begin(vfs, &self.dir, nonce, place)?;
         if !had_log {
             vfs.create(&marker)
                 .map_err(LogError::io("create", &marker))?;
@@ -228,6 +254,11 @@ impl Store {
     /// Whose directory this is.
     pub fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// What the store says of itself to other nodes, from the opening of its log on.
+    pub fn account(&self) -> Arc<Account> {
+        Arc::clone(&self.account)
     }
 
     /// Whether the directory was new.

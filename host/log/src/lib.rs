@@ -9,6 +9,7 @@
 //! back, for each group, the sum of its records. All file access goes through [`Vfs`], so [`SimVfs`] can lose, tear
 //! and fail any of it. FORMAT.md beside the sources describes the files byte by byte.
 
+mod account;
 mod error;
 mod frame;
 mod gc;
@@ -27,12 +28,13 @@ mod storage;
 mod table;
 mod writer;
 
+pub use account::{Account, note_went_back};
 pub use error::LogError;
 pub use gc::Collected;
 pub use identity::{Identity, Store, StoreId};
 pub use log::Log;
 pub use options::LogOptions;
-pub use pins::{PeerPins, Pin};
+pub use pins::{Heard, PeerPins, Pin};
 pub use read_only::ReadOnlyVfs;
 pub use reader::LogReader;
 pub use record::{EVERY_REPLICA, Entry, GroupKey, HardState, LogPosition, Record, SnapshotMark};

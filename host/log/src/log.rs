@@ -2,14 +2,17 @@
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use skep_types::past::Durable;
 use skep_types::shared::lock;
 use skep_vfs::Vfs;
 
 use crate::error::LogError;
 use crate::frame::{
-    Carried, FRAME_HEADER, FrameContext, body_bound, encode_checkpoint, encode_record, frame_len,
+    Carried, FRAME_HEADER, FrameContext, Place, body_bound, encode_checkpoint, encode_record,
+    frame_len,
 };
 use crate::options::LogOptions;
 use crate::reader::LogReader;
@@ -40,6 +43,10 @@ pub struct Log {
     /// Whether collection may find something to do.
     pub(crate) collect_due: bool,
     pub(crate) counters: Arc<Counters>,
+    /// Where the log ended when it was opened.
+    pub(crate) began: Durable,
+    /// How far everything is durable now, for others to read.
+    pub(crate) durable: Arc<AtomicU64>,
     /// Frames that were not handed to the system yet.
     buffer: Vec<u8>,
     poisoned: Option<String>,
@@ -91,6 +98,10 @@ impl Log {
             spares: Vec::new(),
             collect_due: true,
             counters: Arc::default(),
+            began: last.map_or(Durable::default(), |(sequence, end)| {
+                Durable(Place::new(sequence, end).0)
+            }),
+            durable: Arc::default(),
             buffer: Vec::new(),
             poisoned: None,
         };
@@ -273,6 +284,8 @@ impl Log {
     }
 
     pub(crate) fn publish(&self) {
+        self.durable
+            .store(self.active.synced_through().0, Ordering::Release);
         let table = lock(&self.table);
         self.counters.count(|stats| {
             stats.bytes = self.total_bytes();

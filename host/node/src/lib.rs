@@ -126,7 +126,7 @@ pub use skep_types::code::Code;
 pub use skep_types::node_status::{
     Consistency, GroupStatus, NodeStatus, QueryAnswer, Rehearsal, Verdict,
 };
-pub use skep_types::{node_status as status, trouble};
+pub use skep_types::{node_status as status, past, trouble};
 
 pub use skep_core::config::Limits;
 pub use skep_core::id::{
@@ -135,7 +135,9 @@ pub use skep_core::id::{
 pub use skep_core::message::{Batch, Priority};
 pub use skep_core::outcome::{ConfChange, EntryContext, LeaderChanged, Outcome};
 pub use skep_core::proposal::{Command, Proposal, ProposalError, Response};
-pub use skep_log::{DiskStorage, DiskVfs, LogStats, PeerPins, Store, Vfs, open_storage};
+pub use skep_log::{
+    Account, DiskStorage, DiskVfs, Heard, LogError, LogStats, PeerPins, Store, Vfs, open_storage,
+};
 pub use skep_machine::native::{Native, NativeMachine, Rejection};
 pub use skep_machine::state_machine::{Applied, Descriptor, MachineError, Running, StateMachine};
 pub use skep_wire::codec::{Decoder, Encoder};

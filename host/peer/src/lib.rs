@@ -17,6 +17,7 @@ use skep_core::founders::{ClusterIdentity, FOUNDERS_MAX, Founding, Statement};
 use skep_core::id::{GroupId, Incarnation, LogIndex, NodeId, ReplicaId, Term};
 use skep_core::impasse::{Impasse, Word};
 use skep_core::message::{Answer, Batch, Body, Forward, PeerMessage, Priority, SnapshotName};
+use skep_core::past::{Durable, Life, Past};
 use skep_core::standing::Standing;
 use skep_wire::codec::fixed;
 use skep_wire::proto::{self, Lane, answer, peer_frame, peer_message};
@@ -41,6 +42,8 @@ pub struct Hello {
     pub identity: Option<ClusterIdentity>,
     /// Whom the list of a founder names.
     pub list: BTreeSet<NodeId>,
+    /// What its store says of itself.
+    pub past: Past,
 }
 
 /// What a connection is for.
@@ -81,6 +84,7 @@ impl From<Hello> for proto::Hello {
             .into(),
             identity: identity_to_wire(hello.identity),
             list: hello.list.iter().map(|node| node.0).collect(),
+            past: Some(past_to_wire(&hello.past)),
         }
     }
 }
@@ -113,7 +117,46 @@ impl TryFrom<proto::Hello> for Hello {
             purpose,
             identity,
             list: list_from_wire(&hello.list)?,
+            past: past_from_wire(hello.past)?,
         })
+    }
+}
+
+/// Turns what a store says of itself into what is sent.
+pub fn past_to_wire(past: &Past) -> proto::Past {
+    proto::Past {
+        life: past.present().map_or(0, |life| life.number),
+        nonces: past.lives.iter().map(|life| life.nonce).collect(),
+        began: past.lives.iter().map(|life| life.began.0).collect(),
+        durable: past.durable.0,
+    }
+}
+
+/// Understands what a store says of itself. Whoever says nothing has no past.
+///
+/// # Errors
+/// If it makes no sense.
+pub fn past_from_wire(past: Option<proto::Past>) -> Result<Past, WireError> {
+    let past = past.unwrap_or_default();
+    let senseless = WireError::Misplaced("the lives of a store do not follow one another");
+    let before = past.life.checked_sub(past.nonces.len() as u64);
+    let Some(before) = before.filter(|_| past.nonces.len() == past.began.len()) else {
+        return Err(senseless);
+    };
+    let lives = past.nonces.iter().zip(&past.began).zip(before + 1..);
+    let past = Past {
+        lives: lives
+            .map(|((nonce, began), number)| Life {
+                number,
+                nonce: *nonce,
+                began: Durable(*began),
+            })
+            .collect(),
+        durable: Durable(past.durable),
+    };
+    match past.is_sound() {
+        true => Ok(past),
+        false => Err(senseless),
     }
 }
 
@@ -206,6 +249,7 @@ pub fn batch_to_wire(batch: Batch, refused: &mut Vec<WireError>) -> proto::Batch
         to: batch.to.0,
         lane: lane(batch.priority).into(),
         messages,
+        durable: 0,
     }
 }
 

@@ -9,6 +9,7 @@ use skep_core::deployment::{Deployment, Quota};
 use skep_core::form::Barriers;
 use skep_core::id::{ComponentId, RequestId, SessionId};
 use skep_core::outcome::{GuestFault, Outcome};
+use skep_core::past::LIVES_TOLD;
 use skep_core::proposal::{Change, ChangeRefusal, Command, Proposal, ProposalError, Response};
 
 use super::*;

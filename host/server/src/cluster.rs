@@ -36,6 +36,7 @@ use skep_core::outcome::Outcome;
 use skep_log::StoreId;
 use skep_machine::wasm::{Compiler, InProcess, MachineBudget};
 use skep_types::admin::{GroupInfo, LIST_MAX, NodeInfo, Page};
+use skep_types::code::Code;
 use skep_types::shared::lock;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -235,9 +236,10 @@ impl Host {
     /// on what it is asked for that one. See [`troubled`](Self::troubled).
     pub fn waiting_for(&self) -> Vec<String> {
         let mut reasons = Vec::new();
-        if let Some(removed) = self.inner.roster.removed() {
-            reasons.push(removed);
-        }
+        let roster = &self.inner.roster;
+        reasons.extend(roster.removed());
+        let went_back = roster.own_went_back();
+        reasons.extend(went_back.map(|said| format!("nothing ({}): {said}", Code::StoreWentBack)));
         match self.inner.node.leader(catalog::GROUP) {
             Ok(Some(_)) => {}
             Ok(None) => reasons.push("a leader of the catalogue".to_owned()),
@@ -271,6 +273,16 @@ impl Host {
         }
         reasons.extend(self.inner.supervisor.missing());
         the_first(reasons.into_iter())
+    }
+
+    /// What another node says of this one's data directory, if it went back; then the node takes no part any more.
+    pub fn own_went_back(&self) -> Option<String> {
+        self.inner.roster.own_went_back()
+    }
+
+    /// How many nodes are refused here because their data directories went back.
+    pub fn peers_went_back(&self) -> usize {
+        self.inner.roster.went_back().len()
     }
 
     /// The groups that this node ought to serve and cannot, or not as it should, in the order of their ids.

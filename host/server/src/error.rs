@@ -115,6 +115,14 @@ pub enum HostError {
         /// The node.
         node: NodeId,
     },
+    /// The node's data directory went back, so that what it holds may be old.
+    #[error("node {node} takes no part any more: {said}")]
+    WentBack {
+        /// The node.
+        node: NodeId,
+        /// What another node says of it.
+        said: String,
+    },
     /// No component of this id.
     #[error(
         "component {0} is not known here; upload it with `PUT /v1/components/{0}` or `skep group create --component FILE`"
@@ -232,6 +240,7 @@ impl HostError {
             Self::Elsewhere { .. } => Code::GroupElsewhere,
             Self::NotTransferred { .. } => Code::NotTransferred,
             Self::Stops { .. } => Code::NodeStops,
+            Self::WentBack { .. } => Code::StoreWentBack,
             Self::UnknownComponent(_) => Code::NoSuchComponent,
             Self::NotUpgraded(_) => Code::NotUpgraded,
             Self::NotAborted(_) => Code::NotAborted,

@@ -198,6 +198,8 @@ impl prometheus_client::collector::Collector for NodeCollector {
             (counter, "peer_connections_accepted", "Connections of other nodes", read(&transport.accepted)),
             (counter, "peer_connections_refused", "Connections refused here", read(&transport.refused)),
             (counter, "peers_gone", "Processes of other nodes that were found to have ended; each of two lanes counts", read(&transport.gone)),
+            (gauge, "store_went_back", "1 if this node takes no part because its data directory went back (`store-went-back`)", u64::from(self.host.own_went_back().is_some())),
+            (gauge, "peers_went_back", "Nodes that are refused here because their data directories went back (`store-went-back`)", self.host.peers_went_back() as u64),
             (counter, "peer_dial_failures", "Connections to other nodes that failed", read(&transport.dial_failures)),
         ];
         for (kind, name, help, value) in numbers {

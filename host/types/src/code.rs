@@ -184,6 +184,7 @@ codes! {
     SnapshotChunk = 520, "snapshot-chunk", 500, Failed, Refused, "a piece of a snapshot does not follow the one before it";
     StoreUnfounded = 521, "store-unfounded", 500, Failed, Refused, "the data directory has a log and belongs to no cluster, as before clusters had an identity";
     StoreFounded = 522, "store-founded", 500, Failed, Refused, "the data directory has been used; it belongs to a cluster, or may be part of a founding";
+    StoreWentBack = 523, "store-went-back", 503, Failed, Refused, "the data directory was set back to an older copy, or is used twice; remove the node and let it join as a new one";
 
     // What is wrong with a message or a connection.
     EmptyMessage = 600, "empty-message", 400, Failed, Refused, "a message is empty";

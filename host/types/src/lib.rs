@@ -1,6 +1,7 @@
 //! The words that nodes, clients and the command line of Skep share: what can be asked, and what is answered.
 //!
-//! * [`id`]: names of things; [`founding`]: what tells a cluster from others; [`priority`]: how urgent messages are.
+//! * [`id`]: names of things; [`founding`]: what tells a cluster from others; [`past`]: what tells a store from its copies;
+//!   [`priority`]: how urgent messages are.
 //! * [`proposal`], [`outcome`]: what can be put into a group's log, and what becomes of it.
 //! * [`retry`]: how whoever sends commands names them and waits; [`shared`]: what threads share.
 //! * [`deployment`], [`profile`], [`machine`], [`activation`]: what a group runs, within which limits, and how it comes to
@@ -24,6 +25,7 @@ pub mod id;
 pub mod machine;
 pub mod node_status;
 pub mod outcome;
+pub mod past;
 pub mod priority;
 pub mod profile;
 pub mod proposal;

@@ -281,6 +281,7 @@ async fn a_stranger_writes_no_log_lines() {
         node: 2,
         store: [7; 16],
         identity: Founding::unfounded(forged).identity(),
+        past: Default::default(),
     };
     let refused = Forger::introduce(&cluster.node(1).peer, &claim, 1, Lane::High).await;
     refused.expect_err("another cluster");

@@ -20,6 +20,7 @@ pub mod random;
 pub mod scenario;
 pub mod shrink;
 pub mod soak;
+pub mod stores;
 pub mod trace;
 pub mod world;
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use skep_sim::founding::Tally;
 use skep_sim::scenario::SECOND;
+use skep_sim::stores::{self, Flaw};
 use skep_sim::{Failure, Scenario, soak};
 
 /// Simulates clusters under faults, and checks what must always hold at every step.
@@ -110,6 +111,7 @@ fn gate(arguments: &Arguments) -> bool {
         ok &= hunt.found > 0;
     }
     ok &= founding(arguments.first);
+    ok &= stores(arguments.first);
     println!(
         "gate {} after {:.0} s",
         if ok { "passed" } else { "FAILED" },
@@ -151,6 +153,32 @@ fn founding(first: u64) -> bool {
             found.first()
         );
         ok &= !found.is_empty();
+    }
+    ok
+}
+
+/// Clusters whose stores go back that the gate runs.
+const STORES: u64 = 20_000;
+
+/// Sets stores back; each that lacks something is found and no other, and so is each flaw of the finding.
+fn stores(first: u64) -> bool {
+    let mut tally = stores::Tally::default();
+    let mut ok = true;
+    for seed in first..first + STORES {
+        match stores::run(seed, None) {
+            Ok(run) => tally.add(run),
+            Err(broken) => {
+                println!("stores {seed} FAILED: {broken}");
+                ok = false;
+            }
+        }
+    }
+    println!("{tally:?}");
+    for flaw in Flaw::ALL {
+        let mut seeds = first..first + STORES;
+        let found = seeds.find(|seed| stores::run(*seed, Some(flaw)).is_err());
+        println!("{flaw:?}: the first {found:?}");
+        ok &= found.is_some();
     }
     ok
 }

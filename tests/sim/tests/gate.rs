@@ -1,12 +1,15 @@
 //! The short form of the gate, without planted defects.
 
 use skep_sim::founding::{self, Tally};
+use skep_sim::stores::{self, Flaw};
 use skep_sim::{Fault, Scenario, soak};
 
 /// About two simulated hours.
 const SEEDS: u64 = 16;
 /// Foundings of clusters.
 const FOUNDINGS: u64 = 1000;
+/// Clusters whose stores go back.
+const STORES: u64 = 2000;
 
 // P-15, P-65, P-68
 #[test]
@@ -79,4 +82,30 @@ fn a_founding_is_whole_or_is_none() {
         tally.waiting,
     ];
     assert!(happened.iter().all(|count| *count > 50), "{tally:?}");
+}
+
+/// Whoever remembers more of a store than it has refuses it, and nobody refuses one that only went on.
+// P-94
+#[test]
+fn a_store_that_went_back_is_found_and_no_other() {
+    let mut tally = stores::Tally::default();
+    for seed in 0..STORES {
+        match stores::run(seed, None) {
+            Ok(run) => tally.add(run),
+            Err(broken) => panic!("seed {seed}: {broken}"),
+        }
+    }
+    let happened = [
+        tally.cuts,
+        tally.told,
+        tally.put_back,
+        tally.twins,
+        tally.refused,
+        tally.collected,
+    ];
+    assert!(happened.iter().all(|count| *count > 50), "{tally:?}");
+    for flaw in Flaw::ALL {
+        let found = (0..STORES).any(|seed| stores::run(seed, Some(flaw)).is_err());
+        assert!(found, "{flaw:?} is not found");
+    }
 }

@@ -337,9 +337,9 @@ fn orphans_are_swept_and_the_kept_stay() {
     );
 }
 
-const DATA: &str = "/data";
+pub(crate) const DATA: &str = "/data";
 
-fn store(vfs: &SimVfs, cluster: &str, node: u64, id: u8) -> Result<Store, LogError> {
+pub(crate) fn store(vfs: &SimVfs, cluster: &str, node: u64, id: u8) -> Result<Store, LogError> {
     let vfs: Arc<dyn Vfs> = Arc::new(vfs.clone());
     Store::open_with(&vfs, Path::new(DATA), cluster, node, || {
         Ok(StoreId([id; 16]))

@@ -8,6 +8,7 @@ mod flips;
 mod founding;
 mod model;
 mod node;
+mod past;
 mod points;
 mod read_back;
 mod storage;

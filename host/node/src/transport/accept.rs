@@ -11,6 +11,7 @@ use skep_core::id::NodeId;
 use skep_core::message::Priority;
 use skep_peer::{Hello, Purpose, batch_from_wire};
 use skep_types::code::Code;
+use skep_types::past::Durable;
 use skep_types::shared::lock;
 use skep_wire::WireError;
 use skep_wire::proto::{self, RefusalReason, peer_frame};
@@ -98,7 +99,7 @@ async fn serve(shared: &Arc<Shared>, stream: TcpStream) -> Result<(), HandshakeE
             shared.identity.welcome(&mut connection, limit).await?;
             snapshot::receive(shared, hello.from, connection).await
         }
-        Purpose::Lane(priority) => lane(shared, hello.from, priority, connection).await,
+        Purpose::Lane(priority) => lane(shared, &hello, priority, connection).await,
         Purpose::Requests => requests::serve(shared, hello.from, connection).await,
         Purpose::Founding => {
             founds_elsewhere(shared, &hello);
@@ -189,10 +190,11 @@ impl Place {
 
 async fn lane(
     shared: &Shared,
-    from: NodeId,
+    hello: &Hello,
     priority: Priority,
     mut connection: Connection,
 ) -> Result<(), WireError> {
+    let from = hello.from;
     let place = Arc::clone(&shared.places.entry((from, priority)).or_default());
     let superseded = CancellationToken::new();
     let former = {
@@ -205,7 +207,7 @@ async fn lane(
             let _turn = place.at_work.lock().await;
             let limit = frame_limit(Purpose::Lane(priority));
             shared.identity.welcome(&mut connection, limit).await?;
-            deliver(shared, from, priority, &mut connection).await
+            deliver(shared, hello, priority, &mut connection).await
         })
         .await
         .unwrap_or_else(|| {
@@ -216,10 +218,12 @@ async fn lane(
 /// Hands over batches until the connection ends.
 async fn deliver(
     shared: &Shared,
-    from: NodeId,
+    hello: &Hello,
     priority: Priority,
     connection: &mut Connection,
 ) -> Result<(), WireError> {
+    let from = hello.from;
+    let life = hello.past.present().map_or(0, |life| life.number);
     let stats = shared.stats.lane(priority);
     while let Some(body) = connection
         .reader
@@ -239,6 +243,9 @@ async fn deliver(
             return Err(WireError::Misplaced("a frame on a lane is no batch"));
         };
         add(&stats.frames_in, 1);
+        // Before anybody acts on what the batch says to be stored.
+        let heard = &shared.identity.heard;
+        heard.note(from, life, Durable(batch.durable));
         step(shared, from, priority, batch);
     }
     Ok(())

@@ -192,6 +192,7 @@ impl Stage<'_> {
             store: config.store,
             purpose: Purpose::Founding,
             identity: None,
+            past: Default::default(),
             list: lock(self.founders).list().clone(),
         };
         let answer = timeout(HANDSHAKE_TIMEOUT, greet(&mut connection, hello))

@@ -1,5 +1,6 @@
 //! Who is at the other end: the first frame of a connection and its answer.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,16 +10,18 @@ use futures::future::BoxFuture;
 use skep_core::founders::Statement;
 use skep_core::id::NodeId;
 use skep_core::message::Priority;
-use skep_log::{LogError, PeerPins, StoreId};
-use skep_peer::{Hello, Purpose, statement_to_wire, store_uuid};
+use skep_log::{Account, Heard, LogError, PeerPins, StoreId};
+use skep_peer::{Hello, Purpose, past_from_wire, past_to_wire, statement_to_wire, store_uuid};
 use skep_types::code::Code;
 use skep_types::founding::{ClusterIdentity, Founding};
+use skep_types::past::{ADVICE, Past, WentBack};
 use skep_types::shared::lock;
 use skep_wire::proto::{self, RefusalReason, hello_ack, peer_frame};
 use skep_wire::{MAX_CHUNK, MAX_CLIENT_FRAME, MAX_FRAME, MAX_HELLO, PEER_PROTOCOL, WireError};
 use tokio::net::{TcpStream, lookup_host};
 
 use super::connection::Connection;
+use super::hearsay::Hearsay;
 use crate::clock::timeout;
 
 /// From the first byte of a connection to the end of its handshake. Generous: it only bounds how long a silent
@@ -31,16 +34,26 @@ pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// To ask other nodes about one that is not known here; its own patience is longer.
 const INQUIRY_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Decides whether a node may be spoken to, by its store: a node that lost its disk and comes back under its old id has
+/// Decides whether a node may be spoken to, by its store: a node that lost its disk or comes with an older copy of it has
 /// forgotten its votes and must not be taken for the old one.
 ///
 /// *Concurrency*: called from any thread, at each handshake; may block on the disk to remember a node's first store.
 pub trait PeerCheck: Send + Sync + 'static {
-    /// Whether this node has this store.
+    /// Whether this node has this store, with this past.
     ///
     /// # Errors
     /// Why it may not be spoken to.
-    fn check(&self, node: NodeId, store: [u8; 16]) -> Result<(), PeerRefused>;
+    fn check(&self, node: NodeId, store: [u8; 16], past: &Past) -> Result<(), PeerRefused>;
+
+    /// Remembers, durably, what nodes that were let in said of their logs since. By default nothing is remembered, and a store that
+    /// was set back to a copy of its last life is not found out.
+    ///
+    /// # Errors
+    /// If it cannot be noted; it is said again, then.
+    fn remember(&self, heard: &BTreeMap<u64, Heard>) -> Result<(), LogError> {
+        let _ = heard;
+        Ok(())
+    }
 
     /// Learns from nodes that are known whether `node`, which [`check`](Self::check) does not know, has joined. It is checked
     /// once more afterwards. Whoever dials may cause this, so it must be cheap to ask often. By default there is nobody to
@@ -84,6 +97,14 @@ pub enum PeerRefused {
         /// The node.
         node: NodeId,
     },
+    /// Its data directory was set back to an older copy, or is used twice.
+    #[error("node {node} went back: {why}. It may have forgotten what it acknowledged; {ADVICE}")]
+    WentBack {
+        /// The node.
+        node: NodeId,
+        /// How that shows.
+        why: WentBack,
+    },
     /// It cannot be told.
     #[error("node {node} cannot be checked: {reason}")]
     CheckFailed {
@@ -94,6 +115,20 @@ pub enum PeerRefused {
     },
 }
 
+impl PeerRefused {
+    /// Why a node is not spoken to by whoever remembers the stores of others, see [`PeerPins`].
+    pub fn of(node: NodeId, error: LogError) -> Self {
+        match error {
+            LogError::PeerChanged { .. } => Self::WrongStore { node },
+            LogError::PeerWentBack { why, .. } => Self::WentBack { node, why },
+            error => Self::CheckFailed {
+                node,
+                reason: error.to_string(),
+            },
+        }
+    }
+}
+
 /// What this node is to others, and whom it trusts.
 pub(super) struct Identity {
     pub founding: Founding,
@@ -101,7 +136,9 @@ pub(super) struct Identity {
     pub cluster: ClusterIdentity,
     pub node: NodeId,
     pub store: [u8; 16],
+    pub account: Arc<Account>,
     pub peers: Arc<dyn PeerCheck>,
+    pub heard: Arc<Hearsay>,
     pub insecure_plaintext: bool,
 }
 
@@ -175,22 +212,21 @@ fn code_of(reason: RefusalReason) -> Code {
         RefusalReason::Busy => Code::Busy,
         RefusalReason::Removed => Code::NodeRemoved,
         RefusalReason::Unfounded => Code::Unfounded,
+        RefusalReason::WentBack => Code::StoreWentBack,
     }
 }
 
 /// The pins of a store's data directory.
 impl PeerCheck for Mutex<PeerPins> {
-    fn check(&self, node: NodeId, store: [u8; 16]) -> Result<(), PeerRefused> {
+    fn check(&self, node: NodeId, store: [u8; 16], past: &Past) -> Result<(), PeerRefused> {
         let mut pins = lock(self);
-        pins.check(node.0, StoreId(store))
+        pins.meet(node.0, StoreId(store), past)
             .map(drop)
-            .map_err(|error| match error {
-                LogError::PeerChanged { .. } => PeerRefused::WrongStore { node },
-                error => PeerRefused::CheckFailed {
-                    node,
-                    reason: error.to_string(),
-                },
-            })
+            .map_err(|error| PeerRefused::of(node, error))
+    }
+
+    fn remember(&self, heard: &BTreeMap<u64, Heard>) -> Result<(), LogError> {
+        lock(self).remember(heard)
     }
 }
 
@@ -263,9 +299,13 @@ impl Identity {
             purpose,
             identity: Some(self.cluster),
             list: Default::default(),
+            past: self.account.past(),
         };
         match greet(connection, hello).await? {
-            hello_ack::Body::Welcome(welcome) => self.check(to, store_uuid(&welcome.store)?).await,
+            hello_ack::Body::Welcome(welcome) => {
+                let past = past_from_wire(welcome.past)?;
+                self.check(to, store_uuid(&welcome.store)?, past).await
+            }
             other => Err(not_welcome(other)),
         }
     }
@@ -288,12 +328,15 @@ impl Identity {
         if let Err(HandshakeError::Refused {
             reason: RefusalReason::UnknownNode,
             ..
-        }) = self.check(hello.from, hello.store).await
+        }) = self
+            .check(hello.from, hello.store, hello.past.clone())
+            .await
         {
             // It may have joined while this node was away. If nobody answers in time, it is unknown still.
             let _ = timeout(INQUIRY_TIMEOUT, self.peers.inquire(hello.from)).await;
         }
-        self.check(hello.from, hello.store).await?;
+        let past = hello.past.clone();
+        self.check(hello.from, hello.store, past).await?;
         Ok(hello)
     }
 
@@ -306,6 +349,7 @@ impl Identity {
         connection.reader.trust(frame_limit);
         let welcome = proto::Welcome {
             store: Bytes::copy_from_slice(&self.store),
+            past: Some(past_to_wire(&self.account.past())),
         };
         answer(connection, hello_ack::Body::Welcome(welcome)).await
     }
@@ -319,9 +363,18 @@ impl Identity {
         .await
     }
 
-    async fn check(&self, node: NodeId, store: [u8; 16]) -> Result<(), HandshakeError> {
-        let peers = Arc::clone(&self.peers);
-        let checked = tokio::task::spawn_blocking(move || peers.check(node, store)).await;
+    async fn check(&self, node: NodeId, store: [u8; 16], past: Past) -> Result<(), HandshakeError> {
+        let (peers, heard) = (Arc::clone(&self.peers), self.heard.of(node));
+        let check = move || {
+            // What was heard of it last counts too.
+            let noted = heard.map_or(Ok(()), |heard| peers.remember(&heard));
+            noted.map_err(|error| PeerRefused::CheckFailed {
+                node,
+                reason: error.to_string(),
+            })?;
+            peers.check(node, store, &past)
+        };
+        let checked = tokio::task::spawn_blocking(check).await;
         let checked = checked.unwrap_or_else(|error| {
             Err(PeerRefused::CheckFailed {
                 node,
@@ -333,6 +386,7 @@ impl Identity {
                 PeerRefused::WrongStore { .. } => RefusalReason::WrongStore,
                 PeerRefused::UnknownNode { .. } => RefusalReason::UnknownNode,
                 PeerRefused::Removed { .. } => RefusalReason::Removed,
+                PeerRefused::WentBack { .. } => RefusalReason::WentBack,
                 PeerRefused::CheckFailed { .. } => RefusalReason::Busy,
             },
             text: refused.to_string(),

@@ -330,7 +330,8 @@ impl Flight<'_> {
             batch, reporter, ..
         } = queued;
         let mut refused = Vec::new();
-        let batch = batch_to_wire(batch, &mut refused);
+        let mut batch = batch_to_wire(batch, &mut refused);
+        batch.durable = self.shared.identity.account.durable().0;
         for error in refused {
             add(&self.shared.stats.malformed, 1);
             tracing::error!(node = %self.lane.to, %error, "a message was not sent");
@@ -396,6 +397,7 @@ fn split(batch: proto::Batch) -> Vec<proto::Batch> {
                     to: batch.to,
                     lane: batch.lane,
                     messages: vec![message],
+                    durable: batch.durable,
                 });
             }
         }

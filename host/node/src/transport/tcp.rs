@@ -10,7 +10,7 @@ use std::time::Duration;
 use dashmap::DashMap;
 use skep_core::id::{GroupId, NodeId};
 use skep_core::message::{Batch, PeerMessage, Priority};
-use skep_log::{SnapshotFile, Store};
+use skep_log::{Account, SnapshotFile, Store};
 use skep_peer::Purpose;
 use skep_types::code::Code;
 use skep_types::founding::Founding;
@@ -42,6 +42,8 @@ pub struct TcpConfig {
     pub node: NodeId,
     /// UUID of this node's store.
     pub store: [u8; 16],
+    /// What this node's store says of itself.
+    pub account: Arc<Account>,
     /// Where other nodes are, as `host:port`; see also [`TcpTransport::set_peer`].
     pub peers: Vec<(NodeId, String)>,
     /// Decides which nodes are spoken to.
@@ -66,6 +68,7 @@ impl TcpConfig {
             founding: founding.unwrap_or_else(|| Founding::unfounded(&identity.cluster)),
             node: NodeId(identity.node),
             store: identity.store.0,
+            account: store.account(),
             peers,
             check,
             requests: None,
@@ -256,7 +259,9 @@ impl TcpTransport {
                 founding: config.founding,
                 node: config.node,
                 store: config.store,
+                account: config.account,
                 peers: config.check,
+                heard: Arc::default(),
                 insecure_plaintext: config.insecure_plaintext,
             },
             limits,
@@ -277,6 +282,14 @@ impl TcpTransport {
             runtime,
         });
         shared.spawn(accept::run(Arc::clone(&shared), listener));
+        let heard = Arc::clone(&shared);
+        shared.spawn(async move {
+            let identity = &heard.identity;
+            let keep = || Arc::clone(&identity.heard).keep(Arc::clone(&identity.peers));
+            let kept = heard.supervisor.keep("hearsay", keep);
+            heard.stop.run_until_cancelled(kept).await;
+            identity.heard.settle(&identity.peers).await;
+        });
         let transport = Self {
             shared,
             peers: DashMap::new(),
@@ -327,6 +340,7 @@ impl TcpTransport {
         if let Some((_, requests)) = self.shared.requesters.remove(&node) {
             requests.cancel();
         }
+        self.shared.identity.heard.forget(node);
     }
 
     /// Makes a connection for requests to a node, at its address or, if that is not known here, at another.

@@ -18,6 +18,7 @@ use skep::{
 };
 use skep_core::founders::Founding;
 use skep_core::message::{PeerMessage, SnapshotName};
+use skep_core::past::Past;
 use skep_log::{SnapshotFile, SnapshotReceiver};
 use skep_machine::state_machine::{Applied, Descriptor, LocalCode};
 use tempfile::TempDir;
@@ -270,6 +271,7 @@ impl Net {
             founding: Founding::unfounded("test"),
             node,
             store: [1; 16],
+            account: Arc::default(),
             peers: known
                 .map(|(other, transport)| (*other, transport.address().to_string()))
                 .collect(),
@@ -301,7 +303,7 @@ impl Net {
 struct Trusting;
 
 impl PeerCheck for Trusting {
-    fn check(&self, _: NodeId, _: [u8; 16]) -> Result<(), PeerRefused> {
+    fn check(&self, _: NodeId, _: [u8; 16], _: &Past) -> Result<(), PeerRefused> {
         Ok(())
     }
 }

@@ -109,6 +109,7 @@ fn a_snapshot_travels_as_an_offer_only() {
         to: 2,
         lane: 1,
         messages: vec![message_to_wire(message).unwrap()],
+        durable: 0,
     };
     let mut refused = Vec::new();
     assert!(batch_from_wire(batch, &mut refused).unwrap().is_empty());
@@ -142,6 +143,47 @@ fn a_snapshot_header_stands_in_its_own_kind_only() {
     ));
 }
 
+fn past() -> Past {
+    let life = |number| Life {
+        number,
+        nonce: number << 60,
+        began: Durable(number << 32),
+    };
+    Past {
+        lives: vec![life(7), life(8)],
+        durable: Durable(9 << 32 | 64),
+    }
+}
+
+/// What a stranger is heard out with has room for all that a node may say of itself.
+#[test]
+fn the_longest_past_fits_into_a_hello() {
+    let lives = (1..=LIVES_TOLD as u64).map(|number| Life {
+        number: u64::MAX / 2 + number,
+        nonce: u64::MAX,
+        began: Durable(u64::MAX),
+    });
+    let past = Past {
+        lives: lives.collect(),
+        durable: Durable(u64::MAX),
+    };
+    let hello = Hello {
+        protocol: PEER_PROTOCOL,
+        cluster: "b".repeat(255),
+        from: NodeId(u64::MAX),
+        to: NodeId(u64::MAX),
+        store: [9; 16],
+        purpose: Purpose::Requests,
+        identity: Some(Founding::unfounded("bees").identity()),
+        list: (1..=FOUNDERS_MAX as u64)
+            .map(|at| NodeId(u64::MAX - at))
+            .collect(),
+        past,
+    };
+    let frame = frame(peer_frame::Body::Hello(hello.into()));
+    assert!(frame.encoded_len() < skep_wire::MAX_HELLO);
+}
+
 #[test]
 fn a_hello_is_complete_or_refused() {
     let hello = Hello {
@@ -153,6 +195,7 @@ fn a_hello_is_complete_or_refused() {
         purpose: Purpose::Lane(Priority::Low),
         identity: Some(Founding::unfounded("bees").identity()),
         list: Default::default(),
+        past: past(),
     };
     for purpose in Priority::ALL
         .map(Purpose::Lane)
@@ -199,6 +242,30 @@ fn a_hello_is_complete_or_refused() {
             list: vec![1; FOUNDERS_MAX + 1],
             ..wire.clone()
         },
+        // Its lives do not follow one another, or are too many.
+        proto::Hello {
+            past: Some(proto::Past {
+                nonces: vec![1],
+                ..past_to_wire(&past())
+            }),
+            ..wire.clone()
+        },
+        proto::Hello {
+            past: Some(proto::Past {
+                life: 1,
+                ..past_to_wire(&past())
+            }),
+            ..wire.clone()
+        },
+        proto::Hello {
+            past: Some(proto::Past {
+                life: 1000,
+                nonces: vec![1; LIVES_TOLD + 1],
+                began: vec![1; LIVES_TOLD + 1],
+                durable: 1,
+            }),
+            ..wire.clone()
+        },
         proto::Hello { lane: 0, ..wire },
     ] {
         assert!(Hello::try_from(wrong).is_err());
@@ -218,6 +285,7 @@ fn a_founder_and_its_answer_survive_the_wire() {
         purpose: Purpose::Founding,
         identity: None,
         list: founding.founders.keys().copied().collect(),
+        past: Default::default(),
     };
     let wire = proto::Hello::from(hello.clone());
     assert_eq!(Hello::try_from(wire).unwrap(), hello);

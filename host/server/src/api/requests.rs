@@ -141,7 +141,7 @@ fn explain(host: &Host, group: GroupId, error: &HostError) -> proto::Error {
             wire.leader = node.0;
             wire.leader_address = host.client_address(*node).unwrap_or_default();
         }
-        HostError::Stops { .. } => {
+        HostError::Stops { .. } | HostError::WentBack { .. } => {
             if let Some(node) = host.instead(group) {
                 (wire.leader, wire.leader_address) = (node.id.0, node.client.clone());
             }

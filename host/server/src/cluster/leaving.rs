@@ -4,13 +4,15 @@
 //! has; and only then its ports are closed. Each step is bounded: a node that cannot hand over stops all the same, as if it
 //! had crashed.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use skep::clock;
 use skep_core::id::{GroupId, NodeId};
+use skep_log::{DiskVfs, Vfs, note_went_back};
 
-use super::Host;
+use super::{Host, blocking};
 use crate::catalog::NodeRecord;
 use crate::error::HostError;
 
@@ -51,16 +53,41 @@ impl Host {
         self.inner.leaving.load(Ordering::Acquire)
     }
 
-    /// Refuses what is new to a node that leaves.
+    /// Refuses what is new to a node that leaves, or whose data directory went back.
     pub(crate) fn check_stays(&self) -> Result<(), HostError> {
-        match self.is_leaving() {
-            true => Err(HostError::Stops { node: self.id() }),
-            false => Ok(()),
+        let node = self.id();
+        match (self.is_leaving(), self.inner.roster.own_went_back()) {
+            (true, _) => Err(HostError::Stops { node }),
+            (false, Some(said)) => Err(HostError::WentBack { node, said }),
+            (false, None) => Ok(()),
+        }
+    }
+
+    /// Takes no part any more once another node has said that this one's store went back: it may have forgotten what it
+    /// acknowledged, and those who have not heard of that would believe it.
+    pub(super) async fn cut_off(self) {
+        let roster = &self.inner.roster;
+        roster.cut_off.notified().await;
+        self.inner.transport.stop().await;
+        let Some(said) = roster.own_went_back() else {
+            return;
+        };
+        let dir = self.inner.config.node.data_dir.clone();
+        let noted = blocking(move || {
+            let vfs: Arc<dyn Vfs> = Arc::new(DiskVfs);
+            note_went_back(&vfs, &dir, &said)
+        });
+        let noted = noted.await.and_then(|noted| {
+            let noted = noted.map_err(skep::Error::Storage);
+            noted.map_err(HostError::from)
+        });
+        if let Err(error) = noted {
+            tracing::error!(%error, "that the data directory went back is not noted in it; do not start the node again");
         }
     }
 
     /// Where to go instead of to this node: a member of the group, or any node if it is not one of the catalogue's groups.
-    pub(crate) fn instead(&self, group: GroupId) -> Option<std::sync::Arc<NodeRecord>> {
+    pub(crate) fn instead(&self, group: GroupId) -> Option<Arc<NodeRecord>> {
         let (catalog, own) = (self.catalog(), self.id());
         let is_other = |node: &NodeId| *node != own;
         let other = match catalog.group(group) {

@@ -8,10 +8,12 @@ use futures::future::BoxFuture;
 use skep::clock::{self, Stopwatch};
 use skep::transport::{PeerCheck, PeerRefused, RequestHandler};
 use skep_core::id::NodeId;
-use skep_log::{PeerPins, StoreId};
+use skep_log::{Heard, LogError, PeerPins, StoreId};
 use skep_types::code::Code;
+use skep_types::past::Past;
 use skep_types::shared::lock;
 use skep_wire::proto;
+use tokio::sync::Notify;
 
 use super::{Host, Inner};
 use crate::api::call::Caller;
@@ -50,6 +52,12 @@ pub(super) struct Roster {
     inquired: tokio::sync::Mutex<Option<Stopwatch>>,
     /// Who said that this node was removed.
     removed: Mutex<Option<NodeId>>,
+    /// What another node says of this one's store, if it went back.
+    own_went_back: Mutex<Option<String>>,
+    /// Somebody says so.
+    pub(super) cut_off: Notify,
+    /// Nodes that were refused when they were last met, because their stores went back.
+    went_back: Mutex<BTreeSet<NodeId>>,
     /// Where nodes said that they are, in this life of the process.
     said: Mutex<BTreeMap<NodeId, String>>,
 }
@@ -66,6 +74,9 @@ impl Roster {
             owner,
             inquired: tokio::sync::Mutex::default(),
             removed: Mutex::default(),
+            own_went_back: Mutex::default(),
+            cut_off: Notify::new(),
+            went_back: Mutex::default(),
             said: Mutex::default(),
         }
     }
@@ -77,6 +88,30 @@ impl Roster {
             "nothing: this node was removed from the cluster for ever, as node {by} says; stop it, and have it join as a new node, with \
              an empty data directory and a token of `skep node invite`"
         ))
+    }
+
+    /// What another node says of this one's store and what to do, if it went back.
+    pub(super) fn own_went_back(&self) -> Option<String> {
+        lock(&self.own_went_back).clone()
+    }
+
+    /// The nodes that are refused because their stores went back.
+    pub(super) fn went_back(&self) -> BTreeSet<NodeId> {
+        lock(&self.went_back).clone()
+    }
+
+    /// Somebody says that this node's store went back. From now on it speaks to nobody.
+    fn note_went_back(&self, by: NodeId, text: &str) {
+        let mut said = lock(&self.own_went_back);
+        if said.is_none() {
+            let text = format!("as node {by} says, {text}");
+            tracing::error!(
+                code = Code::StoreWentBack.name(),
+                "this node takes no part any more: {text}"
+            );
+            *said = Some(text);
+            self.cut_off.notify_one();
+        }
     }
 
     /// Where a node says that it is. It was let in, so it is one of those that are known.
@@ -105,6 +140,7 @@ impl Roster {
         }
         for removed in catalog.removed_nodes() {
             // Its id is never given again.
+            lock(&self.went_back).remove(&removed.id);
             let forgotten = lock(&self.pins).forget(removed.id.0);
             if let Err(error) = forgotten {
                 tracing::warn!(node = %removed.id, %error, "the store of a removed node is not forgotten");
@@ -114,15 +150,19 @@ impl Roster {
             let Some(store) = StoreId::parse(&node.store) else {
                 continue;
             };
-            if let Err(refused) = self.pins.check(node.id, store.0) {
-                tracing::warn!(node = node.id.0, %refused, "the catalogue knows a node with another store");
+            if let Err(error) = lock(&self.pins).check(node.id.0, store) {
+                tracing::warn!(node = node.id.0, %error, "the catalogue knows a node with another store");
             }
         }
     }
 }
 
 impl PeerCheck for Roster {
-    fn check(&self, node: NodeId, store: [u8; 16]) -> Result<(), PeerRefused> {
+    fn check(&self, node: NodeId, store: [u8; 16], past: &Past) -> Result<(), PeerRefused> {
+        if self.own_went_back().is_some() {
+            let reason = "this node's own store went back, and it takes no part".to_owned();
+            return Err(PeerRefused::CheckFailed { node, reason });
+        }
         let catalog = self.owner.host().map(|host| host.catalog());
         let removed = catalog
             .as_ref()
@@ -137,14 +177,27 @@ impl PeerCheck for Roster {
         // A node that was not met yet is known by the store that the catalogue names. Where it was met with another one, nobody
         // can say which of them is right, and it is let in with neither.
         if let Some(named) = record.and_then(|record| StoreId::parse(&record.store)) {
-            self.pins.check(node, named.0)?;
+            let pinned = lock(&self.pins).check(node.0, named);
+            pinned.map_err(|error| PeerRefused::of(node, error))?;
         }
-        self.pins.check(node, store)
+        let met = self.pins.check(node, store, past);
+        let mut went_back = lock(&self.went_back);
+        match &met {
+            Err(PeerRefused::WentBack { .. }) => went_back.insert(node),
+            _ => went_back.remove(&node),
+        };
+        met
     }
 
-    fn refused_by(&self, node: NodeId, code: Code, _: &str) {
-        if code == Code::NodeRemoved {
-            self.note_removal(node);
+    fn remember(&self, heard: &BTreeMap<u64, Heard>) -> Result<(), LogError> {
+        self.pins.remember(heard)
+    }
+
+    fn refused_by(&self, node: NodeId, code: Code, text: &str) {
+        match code {
+            Code::NodeRemoved => self.note_removal(node),
+            Code::StoreWentBack => self.note_went_back(node, text),
+            _ => {}
         }
     }
 
@@ -233,8 +286,11 @@ mod tests {
             catalog.apply(at, Command::PutNode(record)).expect("taken");
         }
         roster.learn(own, &catalog);
-        assert!(roster.check(other, [2; 16]).is_ok());
-        let refused = roster.check(other, [3; 16]).expect_err("another store");
+        let past = Past::default();
+        assert!(roster.check(other, [2; 16], &past).is_ok());
+        let refused = roster
+            .check(other, [3; 16], &past)
+            .expect_err("another store");
         assert!(matches!(refused, PeerRefused::WrongStore { node } if node == other));
     }
 
@@ -243,12 +299,14 @@ mod tests {
     fn nothing_is_remembered_of_nodes_that_nobody_named() {
         let roster = roster(&[1, 2]);
         for id in 3..10_000 {
-            let refused = roster.check(NodeId(id), [9; 16]).expect_err("unknown");
+            let refused = roster
+                .check(NodeId(id), [9; 16], &Past::default())
+                .expect_err("unknown");
             assert!(matches!(refused, PeerRefused::UnknownNode { node } if node == NodeId(id)));
         }
         let pins = roster.pins.lock().expect("no panic");
         assert!((3..10_000).all(|id| pins.pinned(id).is_none()));
         drop(pins);
-        assert!(roster.check(NodeId(2), [2; 16]).is_ok());
+        assert!(roster.check(NodeId(2), [2; 16], &Past::default()).is_ok());
     }
 }

@@ -110,6 +110,7 @@ pub(super) async fn start(
     host.keep("registration", register);
     host.keep("voters", voters::run);
     host.keep("disk", disk::look_after);
+    host.keep("cut-off", Host::cut_off);
     Ok(host)
 }
 

@@ -80,7 +80,7 @@ impl Running {
             recovered_behind_bytes: scenario.log_memory_bytes,
             ..LogOptions::default()
         };
-        let (log, recovered) = store.open_log(&vfs, options)?;
+        let (log, recovered) = store.open_log_with(&vfs, options, || Ok(boots))?;
         let snapshots = SnapshotStore::open_dir(vfs, &store.snapshot_dir())?;
         let lives = Lives::new(recovered);
         snapshots.sweep_orphans(&lives.snapshots())?;

@@ -48,6 +48,15 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
     seeds
 }
 
+fn past() -> proto::Past {
+    proto::Past {
+        life: 3,
+        nonces: vec![11, 12],
+        began: vec![1 << 32 | 512, 2 << 32 | 640],
+        durable: 3 << 32 | 4096,
+    }
+}
+
 fn peer_frames() -> Vec<(String, Vec<u8>)> {
     use proto::{Lane, RaftKind};
     let nothing = proto::Nothing {};
@@ -160,6 +169,7 @@ fn peer_frames() -> Vec<(String, Vec<u8>)> {
             to: 2,
             lane: lane.into(),
             messages,
+            durable: 3 << 32 | 4096,
         })
     };
     let of_kinds = |kinds: &[RaftKind]| {
@@ -183,6 +193,10 @@ fn peer_frames() -> Vec<(String, Vec<u8>)> {
             list: match lane {
                 Lane::Founding => vec![1, 2, 3],
                 _ => Vec::new(),
+            },
+            past: match lane {
+                Lane::Founding => None,
+                _ => Some(past()),
             },
         })
     };
@@ -238,6 +252,7 @@ fn peer_frames() -> Vec<(String, Vec<u8>)> {
             peer_frame::Body::HelloAck(proto::HelloAck {
                 body: Some(hello_ack::Body::Welcome(proto::Welcome {
                     store: Bytes::from_static(&[9; 16]),
+                    past: Some(past()),
                 })),
             }),
         ),

@@ -247,6 +247,7 @@ fn misled(cluster: &mut Recorder) {
             to,
             lane: proto::Lane::Normal.into(),
             messages: vec![message],
+            durable: 0,
         };
         let body = frame(peer_frame::Body::Batch(batch)).encode_to_vec();
         cluster.give(to, Op::Frame(body.into()));

@@ -237,6 +237,7 @@ async fn introduce(
         purpose,
         identity: Some(Founding::unfounded("bees").identity()),
         list: Default::default(),
+        past: Past::default(),
     };
     connection
         .writer
@@ -315,7 +316,7 @@ struct Named {
 }
 
 impl PeerCheck for Named {
-    fn check(&self, node: NodeId, _store: [u8; 16]) -> Result<(), PeerRefused> {
+    fn check(&self, node: NodeId, _: [u8; 16], _: &Past) -> Result<(), PeerRefused> {
         let asked = self.inquiries.load(Ordering::Relaxed) > 0;
         match node.0 {
             1 | 2 => Ok(()),
@@ -341,6 +342,7 @@ async fn introduce_as(address: &str, from: u64, cluster: &str) -> proto::hello_a
         purpose: Purpose::Lane(Priority::High),
         identity: Some(Founding::unfounded(cluster).identity()),
         list: Default::default(),
+        past: Past::default(),
     };
     connection
         .writer
@@ -401,4 +403,99 @@ async fn silent_strangers_keep_no_node_out() {
     }
     counted(&two.transport.stats().accepted, 600).await;
     assert_eq!(reason(&introduce_as(&two.address(), 1, "bees").await), None);
+}
+
+/// What was heard over a lane is remembered, and the next handshake is compared with it.
+// P-94
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_went_back_is_refused_by_either_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let directory = |name: &str| {
+        let path = dir.path().join(name);
+        std::fs::create_dir(&path).unwrap();
+        path
+    };
+    let remembers = |path: &Path| {
+        let pins = PeerPins::open(Arc::new(DiskVfs), path).unwrap();
+        Arc::new(Mutex::new(pins))
+    };
+    let (own, peers) = (directory("store"), directory("peers"));
+    let vfs: Arc<dyn Vfs> = Arc::new(DiskVfs);
+    let begin = || {
+        let store = Store::open(&vfs, &own, "bees", 1).unwrap();
+        let (log, _) = store.open_log(&vfs, LogOptions::default()).unwrap();
+        (store.account(), log, store)
+    };
+    let (account, mut log, store) = begin();
+    let copy = std::fs::read(own.join("lives")).unwrap();
+    let pins = remembers(&peers);
+    let check = Arc::clone(&pins);
+    let mut two = Setup::new(2)
+        .with(|config| config.check = check)
+        .start()
+        .await;
+    let one = Setup::new(1)
+        .with(|config| {
+            config.account = account;
+            config.peers = vec![(NodeId(2), two.address())];
+        })
+        .start()
+        .await;
+    let (reporter, _reports) = reporter();
+    reach(&one.transport, 2, &reporter, &mut two).await;
+    let met = pins.lock().unwrap().known(1).unwrap();
+    let record = Record {
+        hard_state: Some(Default::default()),
+        ..Record::new(GroupKey {
+            group: 5,
+            incarnation: 1,
+        })
+    };
+    log.append(&record).unwrap();
+    log.sync().unwrap();
+    reach(&one.transport, 2, &reporter, &mut two).await;
+    one.transport.stop().await;
+    two.transport.stop().await;
+    let known = pins.lock().unwrap().known(1).unwrap();
+    assert!(
+        known.life == met.life && known.durable > met.durable,
+        "{known:?}"
+    );
+    drop((log, store));
+
+    // As if the start had not been, and all that it wrote.
+    std::fs::write(own.join("lives"), &copy).unwrap();
+    for file in std::fs::read_dir(own.join("wal")).unwrap() {
+        std::fs::remove_file(file.unwrap().path()).unwrap();
+    }
+    std::fs::remove_file(own.join("has-log")).unwrap();
+    let (account, _log, _store) = begin();
+    let older = Arc::clone(&account);
+    let (one, two) = refused(
+        Setup::new(1).with(|config| config.account = older),
+        Setup::new(2).with(|config| config.check = remembers(&peers)),
+    )
+    .await;
+    counted(&two.transport.stats().refused, 1).await;
+    counted(&one.transport.stats().refused_by_peer, 1).await;
+    // The other way round it is the listener that went back; the store of node 2 is pinned as node 1's here.
+    let known = pins.lock().unwrap().known(1).unwrap();
+    let older = account.past();
+    assert!(known.meet(&older).is_err());
+    let listener = directory("listener");
+    let mut newer = older.clone();
+    newer.lives[0].nonce ^= 1;
+    let dialler = remembers(&listener);
+    dialler
+        .lock()
+        .unwrap()
+        .meet(2, skep_log::StoreId([2; 16]), &newer)
+        .unwrap();
+    let (one, _two) = refused(
+        Setup::new(1).with(|config| config.check = dialler),
+        Setup::new(2).with(|config| config.account = account),
+    )
+    .await;
+    let told = one.transport.stats();
+    assert_eq!(told.refused_by_peer.load(Ordering::Relaxed), 0);
 }

@@ -171,6 +171,7 @@ async fn a_full_queue_drops_new_appends_but_old_heartbeats() {
         connection.reader.trust(skep_wire::MAX_FRAME);
         let welcome = proto::Welcome {
             store: Bytes::from_static(&[2; 16]),
+            past: None,
         };
         let ack = proto::HelloAck {
             body: Some(proto::hello_ack::Body::Welcome(welcome)),

@@ -14,10 +14,12 @@ use skep_core::form::Form;
 use skep_core::id::{Incarnation, ReplicaId};
 use skep_core::message::{Body, Priority};
 use skep_log::{
-    DiskVfs, GroupKey, LogPosition, PeerPins, SnapshotMark, SnapshotMeta, SnapshotStore,
+    DiskVfs, GroupKey, LogOptions, LogPosition, PeerPins, Record, SnapshotMark, SnapshotMeta,
+    SnapshotStore, Store, Vfs,
 };
 use skep_peer::{Hello, Purpose, batch_from_wire, batch_to_wire};
 use skep_types::founding::Founding;
+use skep_types::past::Past;
 use skep_wire::PEER_PROTOCOL;
 use skep_wire::proto::{self, peer_frame};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -109,7 +111,7 @@ impl Inbound for Inbox {
 struct Trusting;
 
 impl PeerCheck for Trusting {
-    fn check(&self, _node: NodeId, _store: [u8; 16]) -> Result<(), PeerRefused> {
+    fn check(&self, _: NodeId, _: [u8; 16], _: &Past) -> Result<(), PeerRefused> {
         Ok(())
     }
 }
@@ -132,6 +134,7 @@ impl Setup {
             founding: Founding::unfounded("bees"),
             node: NodeId(node),
             store: [node as u8; 16],
+            account: Arc::default(),
             peers: Vec::new(),
             check: Arc::new(Trusting),
             requests: None,

@@ -19,12 +19,13 @@ use skep::transport::{
     PeerCheck, PeerRefused, RequestHandler, SnapshotRefusal, TcpConfig, TcpLimits,
 };
 use skep::{Batch, Inbound};
+use skep_types::past::Past;
 
 /// Everybody is who he says, and no batch comes.
 struct Trusting;
 
 impl PeerCheck for Trusting {
-    fn check(&self, _: NodeId, _: [u8; 16]) -> Result<(), PeerRefused> {
+    fn check(&self, _: NodeId, _: [u8; 16], _: &Past) -> Result<(), PeerRefused> {
         Ok(())
     }
 }
@@ -68,6 +69,7 @@ async fn transport(
         founding: Founding::unfounded("test"),
         node: NodeId(node),
         store: [node as u8; 16],
+        account: Arc::default(),
         peers,
         check: Arc::new(Trusting),
         requests,
