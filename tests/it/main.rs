@@ -20,6 +20,7 @@ mod membership;
 mod metrics;
 mod nodes;
 mod power;
+mod recover;
 mod replay;
 mod retries;
 mod strangers;

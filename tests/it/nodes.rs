@@ -19,10 +19,10 @@ async fn put(cluster: &Cluster, at: &[u64], group: GroupId, command: &'static st
     assert!(text(response.outcome).starts_with("OK"), "{command}");
 }
 
-const CATALOGUE: GroupId = GroupId(0);
+pub const CATALOGUE: GroupId = GroupId(0);
 
 /// A token for one node, from this one.
-async fn invited(cluster: &Cluster, by: u64) -> String {
+pub async fn invited(cluster: &Cluster, by: u64) -> String {
     let answer = cluster.http(by, "POST", "/v1/nodes/invite", "{}").await;
     assert_eq!(answer.status, 201, "{}", answer.text());
     let token = answer.json()["token"].as_str().map(str::to_owned);
@@ -30,7 +30,7 @@ async fn invited(cluster: &Cluster, by: u64) -> String {
 }
 
 /// A node of this id that has joined by these and is ready.
-async fn joined(cluster: &mut Cluster, settings: &Settings, id: u64, by: &[u64]) {
+pub async fn joined(cluster: &mut Cluster, settings: &Settings, id: u64, by: &[u64]) {
     let token = invited(cluster, by[0]).await;
     cluster.newcomer(settings, id, by, &token);
     cluster.spawn(id);
@@ -38,7 +38,7 @@ async fn joined(cluster: &mut Cluster, settings: &Settings, id: u64, by: &[u64])
 }
 
 /// What a node says of all nodes.
-async fn listed(cluster: &Cluster, at: u64) -> Result<Vec<Value>, String> {
+pub async fn listed(cluster: &Cluster, at: u64) -> Result<Vec<Value>, String> {
     let address = &cluster.node(at).http;
     let answer = http::request(address, "GET", "/v1/nodes", &[], b"").await;
     let answer = answer.map_err(|error| error.to_string())?;
@@ -49,7 +49,7 @@ async fn listed(cluster: &Cluster, at: u64) -> Result<Vec<Value>, String> {
 }
 
 /// Waits until these are the voters of the catalogue, and these its other members.
-async fn catalogue_is(cluster: &Cluster, at: u64, voters: &[u64], learners: &[u64]) {
+pub async fn catalogue_is(cluster: &Cluster, at: u64, voters: &[u64], learners: &[u64]) {
     let what = format!("the catalogue has the voters {voters:?}, the learners {learners:?}");
     eventually(&what, async || {
         let status = cluster.try_status(at, CATALOGUE).await?;
@@ -67,7 +67,7 @@ async fn catalogue_is(cluster: &Cluster, at: u64, voters: &[u64], learners: &[u6
     .await;
 }
 
-async fn members(cluster: &Cluster, at: u64, group: &str) -> Value {
+pub async fn members(cluster: &Cluster, at: u64, group: &str) -> Value {
     let answer = cluster
         .http(at, "GET", &format!("/v1/groups/{group}"), "")
         .await;

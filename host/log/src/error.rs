@@ -159,6 +159,14 @@ pub enum LogError {
         /// The identity file.
         file: PathBuf,
     },
+    /// A forced recovery was begun here and not ended.
+    #[error(
+        "{} says that a forced recovery of this data directory was begun and not ended. Run `skep recover apply` with the same plan again: it goes on where it stopped", .file.display()
+    )]
+    Recovering {
+        /// The identity file.
+        file: PathBuf,
+    },
     /// A cluster id or node id that cannot be stored.
     #[error("bad identity: {reason}")]
     InvalidIdentity {
@@ -238,6 +246,7 @@ impl LogError {
             LogError::BadIdentity { .. } => Code::StoreBadIdentity,
             LogError::Founded { .. } => Code::StoreFounded,
             LogError::Unfounded { .. } => Code::StoreUnfounded,
+            LogError::Recovering { .. } => Code::StoreRecovering,
             LogError::InvalidIdentity { .. } => Code::StoreInvalidIdentity,
             LogError::PeerChanged { .. } => Code::PeerStoreChanged,
             LogError::TooManyPeers { .. } => Code::PeerLimit,

@@ -235,8 +235,8 @@ impl Host {
     /// on what it is asked for that one. See [`troubled`](Self::troubled).
     pub fn waiting_for(&self) -> Vec<String> {
         let mut reasons = Vec::new();
-        if let Some(removed) = self.inner.roster.removed() {
-            reasons.push(removed);
+        if let Some(dismissed) = self.inner.roster.dismissed() {
+            reasons.push(dismissed);
         }
         match self.inner.node.leader(catalog::GROUP) {
             Ok(Some(_)) => {}

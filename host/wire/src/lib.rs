@@ -26,7 +26,7 @@ pub mod proto {
 }
 
 /// Version of the protocol between nodes; both ends of a connection speak the same one.
-pub const PEER_PROTOCOL: u32 = 5;
+pub const PEER_PROTOCOL: u32 = 6;
 
 /// Version of the protocol between clients and nodes.
 pub const CLIENT_PROTOCOL: u32 = 3;
