@@ -12,16 +12,18 @@ use skep_tests::cluster::{Cluster, Settings, free_port};
 use skep_tests::http;
 use skep_tests::process::Process;
 
-use crate::load::{answer, propose, text};
+use crate::load::{answer, text};
 
 /// Commands that are acknowledged behind a copy.
 const WRITES: u64 = 30;
 
 async fn write(cluster: &Cluster, at: &[u64], group: GroupId, name: &str) {
     let client = cluster.client_at(at).await;
+    let session = client.session(group).await.expect("a session");
     for number in 0..WRITES {
         let command = format!("put {name}{number} v");
-        assert!(text(propose(&client, group, &command).await).starts_with("OK"));
+        let response = session.propose(command.into()).await.expect("applied");
+        assert!(text(response.outcome).starts_with("OK"));
     }
 }
 
@@ -209,11 +211,8 @@ async fn of_a_directory_that_is_used_twice_the_second_is_refused() {
     at(&mut text, &node.peer);
     at(&mut text, &node.client);
     let http = at(&mut text, &node.http);
-    let data = node.data();
-    text = text.replace(
-        data.to_str().expect("a plain name"),
-        twin.to_str().expect("a plain name"),
-    );
+    let elsewhere = format!("data_dir = \"{}\"", twin.display());
+    text = text.replace("data_dir = \"data\"", &elsewhere);
     let second = config.with_file_name("twin.toml");
     std::fs::write(&second, text).expect("a configuration");
     let log = cluster.node(3).home.join("twin.log");

@@ -212,6 +212,7 @@ pub const BUDGETS: &[Budget] = &[
     row("snapshot-state", "the host's section of a snapshot", Bytes(256 << 20), ("host/log/src/snapshot/file.rs", "MAX_STATE"), Otherwise("there is no snapshot")),
     row("snapshot-file", "a snapshot taken from a peer", Bytes(16 << 30), ("host/node/src/disk/store.rs", "SNAPSHOT_BYTES_MAX"), Otherwise("it is refused, and the sender says so")),
     row("peers-pinned", "stores remembered of peers", Count(4096), ("host/log/src/pins.rs", "MAX_PEERS"), Otherwise("the peer is refused")),
+    row("lives-told", "starts that a store remembers and tells others of", Count(128), ("host/types/src/past.rs", "LIVES_TOLD"), Otherwise("the place in its log alone is compared")),
     // Shards and machines.
     row("shards", "shards of a node, which `[raft] shards` sets", Count(256), ("host/node/src/node_config.rs", "SHARDS_MAX"), refused(Code::InvalidConfig, "use fewer")),
     row("shard-round", "requests, and appends, of one round of a shard", Count(4096), ("host/node/src/shards/mailbox.rs", "ROUND_MAX"), Otherwise("the next round takes the rest")),

@@ -100,7 +100,10 @@ fn outcomes(directory: &Directory, path: &Path) -> Vec<Outcome> {
         Some("wal") => segment_outcomes(directory, path),
         Some("snap") => whole(Outcome::BadSnapshot),
         Some("spare") => whole(Outcome::Harmless),
-        None if path.ends_with("identity") || path.ends_with("peers") => {
+        None if ["identity", "peers", "lives"]
+            .map(|name| path.ends_with(name))
+            .contains(&true) =>
+        {
             whole(Outcome::BadIdentity)
         }
         None if path.ends_with("has-log") => whole(Outcome::Harmless),
