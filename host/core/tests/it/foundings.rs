@@ -356,8 +356,8 @@ impl World {
             .iter()
             .filter_map(|(id, node)| Some((*id, node.process.as_ref()?.waits())))
             .collect();
-        let noted = self.nodes.values().filter_map(|node| node.founded.as_ref());
-        let someone_is_out = noted.cloned().any(|founding| {
+        let mut noted = self.nodes.values().filter_map(|node| node.founded.as_ref());
+        let someone_is_out = noted.any(|founding| {
             let is_in =
                 |(id, node): (&NodeId, &Node)| founding.founders.get(id) == Some(&node.store);
             !self.nodes.iter().all(is_in)

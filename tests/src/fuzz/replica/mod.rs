@@ -190,6 +190,7 @@ impl Replica {
             Op::Campaign => self.group.handle(Input::Campaign),
             Op::Transfer(node) => self.group.handle(Input::Transfer { to: id(node) }),
             Op::Unreachable(node) => self.group.handle(Input::Unreachable { node: id(node) }),
+            Op::NodeGone(node) => self.group.handle(Input::NodeGone { node: id(node) }),
             Op::SnapshotSent(node, arrived) => self.group.handle(Input::SnapshotSent {
                 node: id(node),
                 arrived,

@@ -30,6 +30,7 @@ pub(super) enum Op {
     /// The process dies and comes back with what its disk had synced.
     Restart,
     MachineFails,
+    NodeGone(u8),
 }
 
 impl Op {
@@ -40,7 +41,7 @@ impl Op {
             let taken = from.split_off(..len.min(from.len()))?;
             Some(Bytes::copy_from_slice(taken))
         };
-        Some(match byte(from)? % 14 {
+        Some(match byte(from)? % 15 {
             0 => Self::Frame(bytes(from)?),
             1 => Self::Snapshot(bytes(from)?, bytes(from)?),
             2 => Self::Tick(byte(from)?),
@@ -58,7 +59,8 @@ impl Op {
             10 => Self::Unreachable(byte(from)?),
             11 => Self::SnapshotSent(byte(from)?, byte(from)? & 1 == 1),
             12 => Self::Restart,
-            _ => Self::MachineFails,
+            13 => Self::MachineFails,
+            _ => Self::NodeGone(byte(from)?),
         })
     }
 
@@ -92,6 +94,7 @@ impl Op {
             Self::SnapshotSent(node, arrived) => out.extend([11, *node, u8::from(*arrived)]),
             Self::Restart => out.push(12),
             Self::MachineFails => out.push(13),
+            Self::NodeGone(node) => out.extend([14, *node]),
         }
     }
 }

@@ -25,6 +25,7 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
         ("behind", 2, behind),
         ("deposed", 1, deposed),
         ("candidate", 2, deposed),
+        ("told", 2, told),
         ("removed", 1, removals),
         ("remover", 2, removals),
         ("leader-misled", 1, misled),
@@ -315,6 +316,25 @@ fn deposed(cluster: &mut Recorder) {
     cluster.give(3, Op::Restart);
     cluster.give(1, Op::Unreachable(2));
     cluster.tick(2);
+}
+
+/// A follower hears of a process that has ended: of one that runs, and of one that does not.
+fn told(cluster: &mut Recorder) {
+    cluster.elect(1);
+    cluster.propose(1, 0, 0);
+    cluster.give(2, Op::NodeGone(1));
+    cluster.tick(4);
+    cluster.propose(2, 0, 1);
+    cluster.cut.insert(1);
+    for node in [2, 3] {
+        cluster.give(node, Op::NodeGone(1));
+    }
+    cluster.tick(10);
+    cluster.give(2, Op::NodeGone(3));
+    cluster.elect(2);
+    cluster.propose(2, 0, 2);
+    cluster.cut.clear();
+    cluster.tick(4);
 }
 
 fn removals(cluster: &mut Recorder) {
