@@ -21,6 +21,7 @@ mod metrics;
 mod nodes;
 mod operations;
 mod power;
+mod recover;
 mod replay;
 mod retries;
 mod strangers;

@@ -22,7 +22,7 @@ async fn put(cluster: &Cluster, at: &[u64], group: GroupId, command: &'static st
 const CATALOGUE: GroupId = GroupId(0);
 
 /// What a node says of all nodes.
-async fn listed(cluster: &Cluster, at: u64) -> Result<Vec<Value>, String> {
+pub async fn listed(cluster: &Cluster, at: u64) -> Result<Vec<Value>, String> {
     let address = &cluster.node(at).http;
     let answer = http::request(address, "GET", "/v1/nodes", &[], b"").await;
     let answer = answer.map_err(|error| error.to_string())?;
@@ -51,7 +51,7 @@ pub async fn catalogue_is(cluster: &Cluster, at: u64, voters: &[u64], learners: 
     .await;
 }
 
-async fn members(cluster: &Cluster, at: u64, group: &str) -> Value {
+pub async fn members(cluster: &Cluster, at: u64, group: &str) -> Value {
     let answer = cluster
         .http(at, "GET", &format!("/v1/groups/{group}"), "")
         .await;

@@ -5,6 +5,7 @@ mod telemetry;
 mod allocator;
 mod demo;
 mod local_cluster;
+mod recover;
 mod replay;
 mod systemd;
 mod verbs;

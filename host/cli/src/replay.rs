@@ -19,6 +19,7 @@ use skep_core::form::Form;
 use skep_core::group::Group;
 use skep_core::id::{ComponentId, GroupId, Incarnation, LogIndex, NodeId, Term};
 use skep_core::outcome::{ConfChange, EntryContext, LeaderChanged, Outcome};
+use skep_core::recovery::Survey;
 use skep_drive::{Driver, Failed, MachineError, StateMachine, Stored, ToEnd};
 use skep_log::{
     GroupKey, Identity, LogError, LogOptions, ReadOnlyVfs, RecoveredGroup, SnapshotFile,
@@ -27,6 +28,7 @@ use skep_log::{
 use skep_server::catalog::machine::CatalogMachine;
 use skep_server::catalog::{self, Catalog, GroupRecord};
 use skep_store::convert;
+use skep_store::recovery::{self, RecoveryError};
 
 use telling::{Shelf, Teller, Telling};
 
@@ -88,10 +90,11 @@ pub enum ReplayError {
 pub struct Archive {
     dir: PathBuf,
     node: NodeId,
+    position: [u8; 32],
     groups: BTreeMap<GroupKey, RecoveredGroup>,
     snapshots: SnapshotStore,
     catalog: Arc<Catalog>,
-    _store: Store,
+    store: Store,
 }
 
 impl Archive {
@@ -101,14 +104,28 @@ impl Archive {
     ///
     /// [`ReplayError::Log`] if it is none, is damaged, or is in use.
     pub fn open(dir: &Path) -> Result<Self, ReplayError> {
+        let mut archive = Self::look(dir)?;
+        if archive.past(catalog::GROUP).is_ok() {
+            archive.learn_catalog()?;
+        }
+        Ok(archive)
+    }
+
+    /// As [`open`](Self::open), without a look at the catalogue.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn look(dir: &Path) -> Result<Self, ReplayError> {
         let vfs: Arc<dyn Vfs> = Arc::new(ReadOnlyVfs::new());
         let identity = Identity::read(&*vfs, dir)?;
         let store = Store::open(&vfs, dir, &identity.cluster, identity.node)?;
         let (_, recovered) = store.open_log(&vfs, LogOptions::default())?;
         let snapshots = SnapshotStore::open_dir(vfs, &store.snapshot_dir())?;
-        let mut archive = Self {
+        Ok(Self {
             dir: dir.to_owned(),
             node: NodeId(identity.node),
+            position: recovery::position(&recovered),
             groups: recovered
                 .groups
                 .into_iter()
@@ -116,15 +133,47 @@ impl Archive {
                 .collect(),
             snapshots,
             catalog: Arc::default(),
-            _store: store,
-        };
-        if let Ok(past) = archive.past(catalog::GROUP) {
-            // What was not known to be committed here may still name the group that is looked for.
-            let (machine, states) = CatalogMachine::new();
-            past.replay(Cast::One(Box::new(machine)), past.last(), &mut |_| ())?;
-            archive.catalog = states.borrow().clone();
-        }
-        Ok(archive)
+            store,
+        })
+    }
+
+    /// Tells the catalogue all that this node has of it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Past::replay`].
+    pub fn learn_catalog(&mut self) -> Result<(), ReplayError> {
+        // What was not known to be committed here may still name the group that is looked for.
+        let past = self.past(catalog::GROUP)?;
+        let (machine, states) = CatalogMachine::new();
+        past.replay(Cast::One(Box::new(machine)), past.last(), &mut |_| ())?;
+        let catalog = states.borrow().clone();
+        self.catalog = catalog;
+        Ok(())
+    }
+
+    /// Whose directory it is.
+    pub fn identity(&self) -> &Identity {
+        self.store.identity()
+    }
+
+    /// What is in its log, in short; see [`recovery::position`].
+    pub fn position(&self) -> [u8; 32] {
+        self.position
+    }
+
+    /// The replicas that are here.
+    pub fn replicas(&self) -> impl Iterator<Item = &RecoveredGroup> {
+        self.groups.values()
+    }
+
+    /// Where a replica stands.
+    ///
+    /// # Errors
+    ///
+    /// As [`recovery::survey`].
+    pub fn survey(&self, group: &RecoveredGroup) -> Result<Survey, RecoveryError> {
+        recovery::survey(&self.snapshots, group)
     }
 
     /// What the node knew of its cluster.

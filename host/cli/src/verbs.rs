@@ -18,6 +18,7 @@ mod output;
 mod private;
 mod propose;
 mod query;
+mod recover;
 mod reload;
 mod replay;
 mod serve;
@@ -86,6 +87,8 @@ enum Verb {
     Test(test::Arguments),
     /// Runs the log of a stopped node's group again, and prints what its machine answered
     Replay(replay::Arguments),
+    /// Goes on with what is left after the majority of the catalogue, or of groups, is lost for good
+    Recover(recover::Arguments),
     /// Checks a configuration file
     Config(config::Arguments),
     /// Prints a completion script for a shell
@@ -155,6 +158,7 @@ pub async fn run(cli: Cli, telemetry: &Telemetry) -> anyhow::Result<()> {
         Verb::Inspect(arguments) => inspect::run(arguments),
         Verb::Test(arguments) => test::run(arguments),
         Verb::Replay(arguments) => replay::run(arguments),
+        Verb::Recover(arguments) => recover::run(arguments).await,
         Verb::Config(arguments) => config::run(arguments),
         Verb::Completions(arguments) => completions::run(arguments),
         Verb::CompileChild(_) => unreachable!("`run_bare` is asked first"),
@@ -211,6 +215,9 @@ mod tests {
             "skep replay --data /var/lib/skep --group orders",
             "skep replay --data d --group 1 --component m.wasm --at 40 --print -o json",
             "skep replay --data d --group 1 --compare n.wasm --uncommitted",
+            "skep recover describe --data-dir d",
+            "skep recover plan --description a --description b --data-dir d --lost 3,4 --out p --give-up-groups",
+            "skep recover apply --plan p --data-dir d --data-dir e",
             "skep config check skep.toml",
             "skep completions bash",
         ] {
@@ -228,6 +235,8 @@ mod tests {
             "skep group",
             "skep propose orders",
             "skep dev --nodes 0",
+            "skep recover plan --data-dir d",
+            "skep recover apply --plan p",
             "skep frobnicate",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");

@@ -1,5 +1,7 @@
 //! What a replica did up to a barrier, in a form that replicas can compare, and how a majority is found.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use twox_hash::XxHash3_128;
 
@@ -202,6 +204,26 @@ impl Verdict {
     ) -> bool {
         let trusts_another = self.trusted != 0 && self.trusted != replica.0;
         !said.agrees(right) || trusts_another && right.is_without_image()
+    }
+
+    /// Notes who is wrong if this is right, also of barriers that they have spoken of since. It stands at `at` in the log.
+    pub(crate) fn contradict(
+        &self,
+        right: &Attestation,
+        at: LogIndex,
+        membership: &mut Membership,
+    ) {
+        let reports: BTreeMap<_, _> = self.reports().into_iter().collect();
+        let members: Vec<_> = membership.members().keys().copied().collect();
+        for replica in members {
+            let contradicted = match reports.get(&replica) {
+                Some(said) => self.refutes(replica, said, right),
+                None => self.trusted != 0,
+            };
+            if contradicted {
+                membership.contradict(replica, at);
+            }
+        }
     }
 
     /// The same on every replica that reads it under the same membership.

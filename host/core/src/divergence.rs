@@ -350,7 +350,7 @@ impl Group {
         match verdict.judge(&self.state.membership) {
             Judgement::Majority(right) => {
                 self.state.settled = index;
-                self.contradict(verdict, &right, at);
+                verdict.contradict(&right, at, &mut self.state.membership);
                 let diverged = match own {
                     Some(own) => verdict.refutes(self.replica, &own, &right),
                     // What it has may come from anybody; where an operator decides, only one replica is known to be right.
@@ -383,22 +383,6 @@ impl Group {
                     self.health = Health::Suspended { index };
                     self.refuse_reads(&ProposalError::Faulted);
                 }
-            }
-        }
-    }
-
-    /// Notes who is wrong, also of barriers that they have spoken of since.
-    fn contradict(&mut self, verdict: &Verdict, right: &Attestation, at: LogIndex) {
-        let reports: BTreeMap<_, _> = verdict.reports().into_iter().collect();
-        let membership = &mut self.state.membership;
-        let members: Vec<_> = membership.members().keys().copied().collect();
-        for replica in members {
-            let contradicted = match reports.get(&replica) {
-                Some(said) => verdict.refutes(replica, said, right),
-                None => verdict.trusted != 0,
-            };
-            if contradicted {
-                membership.contradict(replica, at);
             }
         }
     }

@@ -26,7 +26,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-pub use skep_types::founding::{ClusterIdentity, FOUNDERS_MAX, Founding};
+pub use skep_types::founding::{ClusterIdentity, FORMER_MAX, FOUNDERS_MAX, Founding, Recovery};
 
 use crate::id::NodeId;
 use crate::planted::{self, Defect};

@@ -25,7 +25,8 @@
 //! * `raft_node`: raft-rs, whether it runs yet or not. `log_view`: the log as Raft reads it; `read_back`: entries that are not in memory.
 //! * `catch_up`: members that are behind, and what of the log is kept for them.
 //! * `election`: when a replica stands: timeouts without randomness, the first election, a leader whose process has ended.
-//! * [`founders`]: how a cluster is founded, which is no matter of any group.
+//! * [`founders`]: how a cluster is founded, which is no matter of any group. [`recovery`]: how a group goes on that has lost its
+//!   majority for good.
 //! * [`config`], [`id`], [`status`], [`printable`]: limits, names, what a replica shows of itself, text of strangers fit to be shown.
 //! * [`planted`]: defects that a simulation switches on.
 //!
@@ -78,6 +79,7 @@ mod raft_node;
 mod read_back;
 mod reads;
 mod ready;
+pub mod recovery;
 mod removal;
 pub mod sessions;
 mod spacing;

@@ -126,13 +126,16 @@ impl Membership {
         let may_vote = self.voters().count() < VOTERS_MAX;
         let is_last_voter = self.voters().eq([replica]);
         match kind {
-            // A member that is added as a learner once more votes no longer.
+            // A member that is added as a learner once more votes no longer, or not before it has caught up.
             ChangeKind::AddLearner if self.members.contains_key(&replica) => {
                 match self.members.get_mut(&replica) {
                     Some(member)
                         if member.role == Role::Voter && member.node == node && !is_last_voter =>
                     {
-                        member.role = Role::Learner;
+                        member.role = match promote {
+                            true => Role::Joining,
+                            false => Role::Learner,
+                        };
                     }
                     _ => return false,
                 }

@@ -160,6 +160,14 @@ pub enum LogError {
         /// The identity file.
         file: PathBuf,
     },
+    /// A forced recovery was begun here and not ended.
+    #[error(
+        "{} says that a forced recovery of this data directory was begun and not ended. Run `skep recover apply` with the same plan again: it goes on where it stopped", .file.display()
+    )]
+    Recovering {
+        /// The identity file.
+        file: PathBuf,
+    },
     /// A cluster id or node id that cannot be stored.
     #[error("bad identity: {reason}")]
     InvalidIdentity {
@@ -255,6 +263,7 @@ impl LogError {
             LogError::BadIdentity { .. } => Code::StoreBadIdentity,
             LogError::Founded { .. } => Code::StoreFounded,
             LogError::Unfounded { .. } => Code::StoreUnfounded,
+            LogError::Recovering { .. } => Code::StoreRecovering,
             LogError::InvalidIdentity { .. } => Code::StoreInvalidIdentity,
             LogError::PeerChanged { .. } => Code::PeerStoreChanged,
             LogError::PeerWentBack { .. } | LogError::WentBack { .. } => Code::StoreWentBack,

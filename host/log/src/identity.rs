@@ -1,12 +1,11 @@
 //! The data directory: its lock, and the identity that says whose disk this is.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use skep_types::founding::{ClusterIdentity, FOUNDERS_MAX, Founding};
+use skep_types::founding::{ClusterIdentity, FORMER_MAX, FOUNDERS_MAX, Founding, Recovery};
 use skep_types::id::NodeId;
 use skep_vfs::{Vfs, VfsLock, replace};
 
@@ -32,6 +31,8 @@ pub struct Identity {
     pub store: StoreId,
     /// How the cluster was founded that the directory belongs to, once it belongs to one.
     pub founding: Option<Founding>,
+    /// A forced recovery is under way: the log may be half of what its plan says, so no node may start here.
+    pub is_recovering: bool,
 }
 
 /// An open data directory: locked against other processes until this value is dropped.
@@ -49,7 +50,8 @@ impl Store {
     ///
     /// # Errors
     /// [`LogError::Locked`] if another process has it open; [`LogError::WrongCluster`] and [`LogError::WrongNode`] if
-    /// it belongs to another cluster or node; [`LogError::BadIdentity`] if the identity file is damaged, or gone while
+    /// it belongs to another cluster or node; [`LogError::Recovering`] if a forced recovery of it was begun and not ended;
+    /// [`LogError::BadIdentity`] if the identity file is damaged, or gone while
     /// a log is there; [`LogError::WentBack`] if another node found that it was set back; [`LogError::InvalidIdentity`];
     /// [`LogError::Io`].
     pub fn open(
@@ -79,13 +81,7 @@ impl Store {
         check(cluster, node)?;
         vfs.create_dir_all(dir)
             .map_err(LogError::io("create", dir))?;
-        let lock_path = dir.join("lock");
-        let lock = vfs.lock(&lock_path).map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => LogError::Locked {
-                path: lock_path.clone(),
-            },
-            _ => LogError::io("lock", &lock_path)(error),
-        })?;
+        let lock = lock(&**vfs, dir)?;
         refuse_gone_back(&**vfs, dir)?;
         let path = dir.join("identity");
         let (identity, created) = match vfs.read(&path, IDENTITY_BYTES) {
@@ -102,6 +98,7 @@ impl Store {
                     node,
                     store,
                     founding: None,
+                    is_recovering: false,
                 };
                 replace(vfs, &path, 0, &[identity.render().as_bytes()])?;
                 (identity, true)
@@ -128,6 +125,9 @@ impl Store {
                 found: identity.node,
             });
         }
+        if identity.is_recovering {
+            return Err(LogError::Recovering { file: path });
+        }
         Ok(Store {
             dir: dir.to_path_buf(),
             identity,
@@ -135,6 +135,63 @@ impl Store {
             account: Arc::default(),
             _lock: lock,
         })
+    }
+
+    /// Opens a data directory that is there, whoever's it is, for a forced recovery: also one in which such a recovery was begun
+    /// and not ended.
+    ///
+    /// # Errors
+    /// [`LogError::Locked`] if another process has it open; [`LogError::BadIdentity`]; [`LogError::Io`] if there is none.
+    pub fn open_for_recovery(vfs: &Arc<dyn Vfs>, dir: &Path) -> Result<Store, LogError> {
+        let lock = lock(&**vfs, dir)?;
+        let identity = Identity::read(&**vfs, dir)?;
+        vfs.sync_dir(dir).map_err(LogError::io("sync", dir))?;
+        Ok(Store {
+            dir: dir.to_path_buf(),
+            identity,
+            created: false,
+            account: Arc::default(),
+            _lock: lock,
+        })
+    }
+
+    /// Notes durably that a forced recovery of this directory is under way, which begins this life of its cluster. No node
+    /// starts here before [`Store::end_recovery`]. The same may be said again.
+    ///
+    /// # Errors
+    /// [`LogError::Founded`] if the life does not follow on the one that the directory belongs to;
+    /// [`LogError::InvalidIdentity`]; [`LogError::Io`], after which nothing is known of it until the directory is opened again.
+    pub fn begin_recovery(
+        &mut self,
+        vfs: &Arc<dyn Vfs>,
+        founding: &Founding,
+    ) -> Result<(), LogError> {
+        let known = self.identity.founding.as_ref();
+        if known == Some(founding) {
+            return Ok(());
+        }
+        let follows = known.is_some_and(|known| {
+            founding.former().last() == Some(&known.identity())
+                && founding.incarnation == known.incarnation.saturating_add(1)
+        });
+        if !follows || self.identity.is_recovering {
+            let file = self.dir.join("identity");
+            return Err(LogError::Founded { file });
+        }
+        self.note(vfs, founding, true)
+    }
+
+    /// Notes durably that the forced recovery is done: the directory belongs to the life that it began.
+    ///
+    /// # Errors
+    /// [`LogError::Founded`] if none was begun; [`LogError::Io`], as for [`Store::begin_recovery`].
+    pub fn end_recovery(&mut self, vfs: &Arc<dyn Vfs>) -> Result<(), LogError> {
+        match self.identity.founding.clone() {
+            Some(founding) => self.note(vfs, &founding, false),
+            None => Err(LogError::Founded {
+                file: self.dir.join("identity"),
+            }),
+        }
     }
 
     /// Opens the directory's log, with `options.store` set to the store's id, and remembers that there is one: from
@@ -198,12 +255,21 @@ impl Store {
     /// [`LogError::Founded`] if it belongs to another one; [`LogError::InvalidIdentity`]; [`LogError::Io`], after which nothing is
     /// known of it until the directory is opened again.
     pub fn found(&mut self, vfs: &Arc<dyn Vfs>, founding: &Founding) -> Result<(), LogError> {
-        let path = self.dir.join("identity");
         match &self.identity.founding {
-            Some(known) if known == founding => return Ok(()),
-            Some(_) => return Err(LogError::Founded { file: path }),
-            None => {}
+            Some(known) if known == founding => Ok(()),
+            Some(_) => Err(LogError::Founded {
+                file: self.dir.join("identity"),
+            }),
+            None => self.note(vfs, founding, false),
         }
+    }
+
+    fn note(
+        &mut self,
+        vfs: &Arc<dyn Vfs>,
+        founding: &Founding,
+        is_recovering: bool,
+    ) -> Result<(), LogError> {
         if founding.cluster != self.identity.cluster || founding.founders.len() > FOUNDERS_MAX {
             let reason = format!(
                 "a founding has at most {FOUNDERS_MAX} founders and the directory's cluster"
@@ -212,8 +278,10 @@ impl Store {
         }
         let identity = Identity {
             founding: Some(founding.clone()),
+            is_recovering,
             ..self.identity.clone()
         };
+        let path = self.dir.join("identity");
         replace(vfs, &path, 0, &[identity.render().as_bytes()])?;
         self.identity = identity;
         Ok(())
@@ -267,13 +335,25 @@ impl Store {
     }
 }
 
-/// An identity file has a line for each founder; anything larger is not one.
-const IDENTITY_BYTES: u64 = 1024 + 64 * FOUNDERS_MAX as u64;
+/// An identity file has a line for each founder and each former identity; anything larger is not one.
+const IDENTITY_BYTES: u64 = 1024 + 64 * FOUNDERS_MAX as u64 + 80 * FORMER_MAX as u64;
 
 /// A directory that belongs to no cluster yet.
 const MAGIC: &str = "skep store, format 1";
 /// One that does. A release that knows nothing of foundings must not open it.
 const MAGIC_FOUNDED: &str = "skep store, format 2";
+/// One whose cluster was recovered by force, or is being so. A release that knows nothing of that must not open it.
+const MAGIC_RECOVERED: &str = "skep store, format 3";
+/// The line of a directory in which a forced recovery was begun and not ended.
+const RECOVERING: &str = "recovering";
+
+fn lock(vfs: &dyn Vfs, dir: &Path) -> Result<VfsLock, LogError> {
+    let path = dir.join("lock");
+    vfs.lock(&path).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => LogError::Locked { path },
+        _ => LogError::io("lock", &path)(error),
+    })
+}
 
 fn check(cluster: &str, node: u64) -> Result<(), LogError> {
     let refuse = |reason: &str| {
@@ -326,7 +406,8 @@ impl Identity {
     fn render(&self) -> String {
         let magic = match &self.founding {
             None => MAGIC,
-            Some(_) => MAGIC_FOUNDED,
+            Some(founding) if founding.recovery.is_none() => MAGIC_FOUNDED,
+            Some(_) => MAGIC_RECOVERED,
         };
         let mut text = format!(
             "{magic}\ncluster {}\nnode {}\nstore {}\n",
@@ -336,6 +417,15 @@ impl Identity {
             text.push_str(&format!("incarnation {}\n", founding.incarnation));
             for (node, store) in &founding.founders {
                 text.push_str(&format!("founder {node} {}\n", StoreId(*store)));
+            }
+            if let Some(recovery) = &founding.recovery {
+                for former in &recovery.former {
+                    text.push_str(&format!("former {former}\n"));
+                }
+                text.push_str(&format!("plan {}\n", ClusterIdentity(recovery.plan)));
+                if self.is_recovering {
+                    text.push_str(&format!("{RECOVERING}\n"));
+                }
             }
             text.push_str(&format!("identity {}\n", founding.identity()));
         }
@@ -349,9 +439,10 @@ impl Identity {
         };
         let text = unseal(content).map_err(bad)?;
         let mut lines = text.lines();
-        let is_founded = match lines.next() {
-            Some(MAGIC) => false,
-            Some(MAGIC_FOUNDED) => true,
+        let (is_founded, is_recovered) = match lines.next() {
+            Some(MAGIC) => (false, false),
+            Some(MAGIC_FOUNDED) => (true, false),
+            Some(MAGIC_RECOVERED) => (true, true),
             _ => return Err(bad("it is not an identity file of this format")),
         };
         let mut field = |name: &str| {
@@ -364,14 +455,18 @@ impl Identity {
         let store = field("store").and_then(StoreId::parse);
         match (cluster, node, store) {
             (Some(cluster), Some(node), Some(store)) => {
-                let founding = is_founded.then(|| {
-                    founding(&cluster, lines).ok_or_else(|| bad("the founding is malformed"))
+                let noted = is_founded.then(|| {
+                    let noted = founding(&cluster, lines);
+                    let noted = noted.filter(|(of, _)| of.recovery.is_some() == is_recovered);
+                    noted.ok_or_else(|| bad("the founding is malformed"))
                 });
+                let (founding, is_recovering) = noted.transpose()?.unzip();
                 Ok(Identity {
                     cluster,
                     node,
                     store,
-                    founding: founding.transpose()?,
+                    founding,
+                    is_recovering: is_recovering.unwrap_or(false),
                 })
             }
             _ => Err(bad("a field is missing or malformed")),
@@ -379,23 +474,40 @@ impl Identity {
     }
 }
 
-/// The founding that stands in the last lines of an identity file, if its identity is what they say.
-fn founding<'a>(cluster: &str, mut lines: impl Iterator<Item = &'a str>) -> Option<Founding> {
+/// The founding that stands in the last lines of an identity file, if its identity is what they say; and whether the forced
+/// recovery that it began with is under way.
+fn founding<'a>(
+    cluster: &str,
+    mut lines: impl Iterator<Item = &'a str>,
+) -> Option<(Founding, bool)> {
     let incarnation = lines.next()?.strip_prefix("incarnation ")?.parse().ok()?;
-    let mut founders = BTreeMap::new();
+    let mut founding = Founding {
+        incarnation,
+        ..Founding::unfounded(cluster)
+    };
+    let (mut former, mut is_recovering) = (Vec::new(), false);
     loop {
-        let line = lines.next()?;
-        if let Some(identity) = line.strip_prefix("identity ") {
-            let founding = Founding {
-                cluster: cluster.to_owned(),
-                incarnation,
-                founders,
-            };
-            let is_whole = ClusterIdentity::parse(identity) == Some(founding.identity());
-            return (is_whole && lines.next().is_none()).then_some(founding);
+        let (word, rest) = lines
+            .next()
+            .map(|line| line.split_once(' ').unwrap_or((line, "")))?;
+        match word {
+            "founder" => {
+                let (node, store) = rest.split_once(' ')?;
+                let founder = (NodeId(node.parse().ok()?), StoreId::parse(store)?.0);
+                founding.founders.extend([founder]);
+            }
+            "former" => former.push(ClusterIdentity::parse(rest)?),
+            "plan" => {
+                let (plan, former) = (ClusterIdentity::parse(rest)?.0, former.clone());
+                founding.recovery = Some(Recovery { plan, former });
+            }
+            RECOVERING => is_recovering = true,
+            "identity" => {
+                let is_whole = ClusterIdentity::parse(rest) == Some(founding.identity());
+                return (is_whole && lines.next().is_none()).then_some((founding, is_recovering));
+            }
+            _ => return None,
         }
-        let (node, store) = line.strip_prefix("founder ")?.split_once(' ')?;
-        founders.insert(NodeId(node.parse().ok()?), StoreId::parse(store)?.0);
     }
 }
 

@@ -24,7 +24,7 @@ use skep_log::{SnapshotFile, SnapshotReceiver};
 
 pub use accept::INTRODUCTIONS;
 pub use connection::{Connection, FrameReader, FrameWriter};
-pub use founding::{FoundingConfig, found, look_around};
+pub use founding::{FoundingConfig, found, is_alive, look_around};
 pub use handshake::{HandshakeError, PeerCheck, PeerRefused};
 pub use hearsay::REMEMBERED_WITHIN;
 pub use requests::RequestHandler;

@@ -13,7 +13,9 @@ use bytes::Bytes;
 use raft::eraftpb::MessageType;
 use skep_core::activation::Readiness;
 use skep_core::attestation::Attestation;
-use skep_core::founders::{ClusterIdentity, FOUNDERS_MAX, Founding, Statement};
+use skep_core::founders::{
+    ClusterIdentity, FORMER_MAX, FOUNDERS_MAX, Founding, Recovery, Statement,
+};
 use skep_core::id::{GroupId, Incarnation, LogIndex, NodeId, ReplicaId, Term};
 use skep_core::impasse::{Impasse, Word};
 use skep_core::message::{Answer, Batch, Body, Forward, PeerMessage, Priority, SnapshotName};
@@ -163,7 +165,7 @@ pub fn past_from_wire(past: Option<proto::Past>) -> Result<Past, WireError> {
 /// Turns a statement about the founding of a cluster into what is sent.
 pub fn statement_to_wire(statement: Statement) -> proto::Statement {
     let founded = statement.founded.map(|founding| proto::Founding {
-        cluster: founding.cluster,
+        cluster: founding.cluster.clone(),
         incarnation: founding.incarnation,
         founders: founding
             .founders
@@ -172,6 +174,15 @@ pub fn statement_to_wire(statement: Statement) -> proto::Statement {
                 node: node.0,
                 store: Bytes::copy_from_slice(store),
             })
+            .collect(),
+        plan: founding
+            .recovery
+            .as_ref()
+            .map_or_else(Bytes::new, |of| Bytes::copy_from_slice(&of.plan)),
+        former: founding
+            .former()
+            .iter()
+            .map(|former| Bytes::copy_from_slice(&former.0))
             .collect(),
     });
     proto::Statement {
@@ -203,9 +214,25 @@ fn founding_from_wire(founding: proto::Founding) -> Result<Founding, WireError> 
         let id = node(founder.node, "the id of a founder")?;
         Ok::<_, WireError>((id, store_uuid(&founder.store)?))
     };
+    if founding.former.len() > FORMER_MAX {
+        return Err(WireError::Misplaced(
+            "there are more former identities than a cluster remembers",
+        ));
+    }
+    let former = founding.former.iter();
+    let former = former.map(|former| fixed("a former identity", former).map(ClusterIdentity));
+    let former = former.collect::<Result<Vec<_>, _>>()?;
+    let recovery = match founding.plan.is_empty() {
+        true => None,
+        false => Some(Recovery {
+            plan: fixed("the digest of a plan", &founding.plan)?,
+            former,
+        }),
+    };
     Ok(Founding {
         cluster: founding.cluster,
         incarnation: founding.incarnation,
+        recovery,
         founders: founding
             .founders
             .into_iter()

@@ -12,6 +12,7 @@ mod hex;
 mod invitations;
 pub mod machine;
 mod nodes;
+mod recovery;
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -181,6 +182,7 @@ impl Catalog {
             Command::Uncordon { node } => self.uncordon(node),
             Command::Retire { node } => self.retire(node),
             Command::RemoveNode { node } => self.remove_node(node),
+            Command::Recover(recover) => Ok(self.recover(recover)),
             Command::PutComponent(component) => self.put_component(component),
             Command::CreateGroup(group) => self.create_group(at.index, group).map(Reply::Group),
             Command::CreateGroups { like, each } => self.create_groups(at.index, &like, each),

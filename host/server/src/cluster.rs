@@ -237,7 +237,7 @@ impl Host {
     pub fn waiting_for(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         let roster = &self.inner.roster;
-        reasons.extend(roster.removed());
+        reasons.extend(roster.dismissed());
         let went_back = roster.own_went_back();
         reasons.extend(went_back.map(|said| format!("nothing ({}): {said}", Code::StoreWentBack)));
         match self.inner.node.leader(catalog::GROUP) {

@@ -13,7 +13,7 @@ use skep_client::{Client, ClientConfig, ClientError};
 use skep_log::{DiskVfs, Identity, LogError, Store, StoreId, Vfs};
 use skep_types::admin::{JoinCluster, Joined, method};
 use skep_types::code::Code;
-use skep_types::founding::Founding;
+use skep_types::founding::{ClusterIdentity, Founding, Recovery};
 use skep_vfs::replace;
 
 use crate::config::{ClusterNode, Config, ConfigError};
@@ -185,15 +185,24 @@ fn founding(answer: &Joined) -> Result<Founding, HostError> {
     let founders = answer.founders.iter();
     let founders = founders.map(|(node, store)| Some((*node, StoreId::parse(store)?.0)));
     let founders: Option<BTreeMap<_, _>> = founders.collect();
-    let strange = || HostError::NotTakenIn {
+    let strange = || {
+        HostError::NotTakenIn {
         code: Code::BadAnswer,
-        message: "the answer names a founder without a store; run the same release on both ends"
+        message: "the answer names a founder without a store, or a life of the cluster without an identity; run the same release on both ends"
             .to_owned(),
+    }
     };
+    let former = answer.former.iter().map(|of| ClusterIdentity::parse(of));
+    let former = former.collect::<Option<Vec<_>>>().ok_or_else(strange)?;
+    let plan = answer.plan.as_deref().map(|plan| {
+        let plan = ClusterIdentity::parse(plan).ok_or_else(strange)?.0;
+        Ok::<_, HostError>(Recovery { plan, former })
+    });
     Ok(Founding {
         cluster: answer.cluster.clone(),
         incarnation: answer.incarnation,
         founders: founders.ok_or_else(strange)?,
+        recovery: plan.transpose()?,
     })
 }
 

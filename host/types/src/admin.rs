@@ -337,6 +337,12 @@ pub struct Joined {
     pub founders: BTreeMap<NodeId, String>,
     /// All nodes of the cluster, itself among them.
     pub nodes: Vec<NodeRecord>,
+    /// sha256 of the plan of the forced recovery that this life began with, 64 hexadecimal digits; none in the first life.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<String>,
+    /// The identities that the cluster had in its former lives, the latest last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub former: Vec<String>,
 }
 
 /// What was asked for was begun or is done; there is nothing to say about it.

@@ -185,6 +185,7 @@ codes! {
     StoreUnfounded = 521, "store-unfounded", 500, Failed, Refused, "the data directory has a log and belongs to no cluster, as before clusters had an identity";
     StoreFounded = 522, "store-founded", 500, Failed, Refused, "the data directory has been used; it belongs to a cluster, or may be part of a founding";
     StoreWentBack = 523, "store-went-back", 503, Failed, Refused, "the data directory was set back to an older copy, or is used twice; remove the node and let it join as a new one";
+    StoreRecovering = 524, "store-recovering", 500, Failed, Refused, "a forced recovery of the data directory was begun and not ended; `skep recover apply` goes on with it";
 
     // What is wrong with a message or a connection.
     EmptyMessage = 600, "empty-message", 400, Failed, Refused, "a message is empty";
@@ -221,10 +222,12 @@ codes! {
     NotInvited = 652, "not-invited", 403, Failed, Refused, "nobody was invited with this token; see `skep node invite`";
     InvitationExpired = 653, "invitation-expired", 403, Failed, Refused, "the invitation has expired; see `skep node invite`";
     InvitationUsed = 654, "invitation-used", 403, Failed, Refused, "another node came with this token, which is good for one";
+    NodeGivenUp = 655, "node-given-up", 410, Failed, Refused, "a recovery of the cluster was forced without the node; it may join anew, with an empty data directory";
 
     // How a command of `skep` ends that asks no node.
     RehearsalFailed = 700, "rehearsal-failed", 500, Failed, Refused, "`skep test` found an error in the component";
     ComponentsDiffer = 701, "components-differ", 500, Failed, Refused, "`skep replay --compare` found a difference";
+    RecoveryRefused = 702, "recovery-refused", 500, Failed, Refused, "`skep recover` would do harm, or does not know enough; nothing was changed";
 }
 
 impl Code {

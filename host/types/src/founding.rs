@@ -7,8 +7,10 @@ use sha2::{Digest, Sha256};
 
 use crate::id::NodeId;
 
-/// Most founders of a cluster.
+/// Most founders of a cluster, and most survivors of a forced recovery.
 pub const FOUNDERS_MAX: usize = 64;
+/// Former identities of a cluster that are remembered, the latest ones: whoever shows an older one is a stranger.
+pub const FORMER_MAX: usize = 16;
 
 /// What a founding says, for ever: who founded the cluster, each with the store that it had. A store's id is drawn once, so no
 /// two foundings are the same, and nobody has to draw anything for the cluster as a whole.
@@ -18,8 +20,30 @@ pub struct Founding {
     pub cluster: String,
     /// Which life of the cluster this is: 1 from its founding on. A recovery after the loss of a majority begins another.
     pub incarnation: u64,
-    /// The founders and their stores.
+    /// The founders and their stores; those of a later life are the survivors that it began with.
     pub founders: BTreeMap<NodeId, [u8; 16]>,
+    /// How this life came to follow on another one; nothing in the first.
+    pub recovery: Option<Recovery>,
+}
+
+/// The forced recovery that began a life of a cluster.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Recovery {
+    /// sha256 of the plan. Two plans over the same survivors make two clusters.
+    pub plan: [u8; 32],
+    /// The identities that the cluster had before, the latest last; at most [`FORMER_MAX`].
+    pub former: Vec<ClusterIdentity>,
+}
+
+impl Recovery {
+    /// That of the plan of this digest, after the life of an identity that had these before it.
+    pub fn after(last: ClusterIdentity, former: &[ClusterIdentity], plan: [u8; 32]) -> Self {
+        let mut former = former.to_vec();
+        former.push(last);
+        let forgotten = former.len().saturating_sub(FORMER_MAX);
+        former.drain(..forgotten);
+        Self { plan, former }
+    }
 }
 
 impl Founding {
@@ -29,7 +53,25 @@ impl Founding {
             cluster: cluster.into(),
             incarnation: 1,
             founders,
+            recovery: None,
         }
+    }
+
+    /// The next life of this cluster, with these survivors and as the plan of this digest says.
+    pub fn recovered(&self, survivors: BTreeMap<NodeId, [u8; 16]>, plan: [u8; 32]) -> Self {
+        Self {
+            cluster: self.cluster.clone(),
+            incarnation: self.incarnation.saturating_add(1),
+            founders: survivors,
+            recovery: Some(Recovery::after(self.identity(), self.former(), plan)),
+        }
+    }
+
+    /// The identities that the cluster had before, as far as they are remembered.
+    pub fn former(&self) -> &[ClusterIdentity] {
+        self.recovery
+            .as_ref()
+            .map_or(&[], |recovery| &recovery.former)
     }
 
     /// What stands for a cluster that nobody founded, as programs that embed the library may have them: its name is all that
@@ -51,6 +93,13 @@ impl Founding {
         for (node, store) in &self.founders {
             hash.update(node.0.to_be_bytes());
             hash.update(store);
+        }
+        if let Some(recovery) = &self.recovery {
+            hash.update(b"recovered\0");
+            hash.update(recovery.plan);
+            for former in &recovery.former {
+                hash.update(former.0);
+            }
         }
         ClusterIdentity(hash.finalize().into())
     }
@@ -102,11 +151,15 @@ mod tests {
     #[test]
     fn whatever_is_otherwise_makes_another_identity() {
         let one = founding("bees", &[(1, 7), (2, 8)]);
-        let mut recovered = one.clone();
-        recovered.incarnation = 2;
+        let recovered = one.recovered(one.founders.clone(), [1; 32]);
+        assert_eq!(recovered.former(), [one.identity()]);
+        let again = recovered.recovered(one.founders.clone(), [1; 32]);
+        assert_eq!(again.former(), [one.identity(), recovered.identity()]);
         let all = [
             one.clone(),
+            one.recovered(one.founders.clone(), [2; 32]),
             recovered,
+            again,
             founding("wasps", &[(1, 7), (2, 8)]),
             founding("bees", &[(1, 8), (2, 7)]),
             founding("bees", &[(1, 7)]),
@@ -120,6 +173,18 @@ mod tests {
             one.identity(),
             founding("bees", &[(2, 8), (1, 7)]).identity()
         );
+    }
+
+    #[test]
+    fn the_oldest_identities_are_forgotten() {
+        let mut life = founding("bees", &[(1, 7)]);
+        let first = life.identity();
+        for plan in 0..=FORMER_MAX as u8 {
+            life = life.recovered(life.founders.clone(), [plan; 32]);
+        }
+        assert_eq!(life.former().len(), FORMER_MAX);
+        assert!(!life.former().contains(&first));
+        assert_eq!(life.incarnation, FORMER_MAX as u64 + 2);
     }
 
     #[test]

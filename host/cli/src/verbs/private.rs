@@ -16,6 +16,12 @@ pub fn mask() {
     unsafe { libc::umask(OTHERS as libc::mode_t) };
 }
 
+/// Whether what this process makes belongs to this user.
+pub fn is_own(user: u32) -> bool {
+    // SAFETY: it takes nothing and touches no memory of ours.
+    unsafe { libc::geteuid() == user }
+}
+
 /// Shuts others out of a data directory that was there before, and of what is in it.
 pub fn enforce(data_dir: &Path) {
     for dir in ["", "wal", "snap", "components", "compiled"] {

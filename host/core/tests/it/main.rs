@@ -20,6 +20,7 @@ mod machine;
 mod membership;
 mod proposals;
 mod reads;
+mod recovery;
 mod removal;
 mod rng;
 mod scripts;

@@ -122,6 +122,51 @@ fn a_damaged_founding_is_an_error_and_never_another_cluster() {
     }
 }
 
+/// A later life survives its file, and no bit of that may be otherwise.
+// P-110
+#[test]
+fn a_recovery_is_begun_and_ended_once_and_a_node_starts_afterwards_only() {
+    let disk = SimVfs::new(1);
+    let vfs: Arc<dyn Vfs> = Arc::new(disk.clone());
+    drop(found(&disk, &founding(3)).expect("it may be founded"));
+    let survivors = BTreeMap::from([(NodeId(1), [1; 16])]);
+    let later = founding(3).recovered(survivors.clone(), [5; 32]);
+    let recover = || Store::open_for_recovery(&vfs, Path::new(DATA)).expect("a directory");
+    let skipped = later.recovered(survivors.clone(), [6; 32]);
+    let apart = founding(2).recovered(survivors.clone(), [5; 32]);
+    for wrong in [skipped, apart, founding(2)] {
+        let refused = recover().begin_recovery(&vfs, &wrong);
+        assert_eq!(
+            refused.expect_err("it does not follow").code().name(),
+            "store-founded"
+        );
+    }
+    recover().begin_recovery(&vfs, &later).expect("begun");
+    recover().begin_recovery(&vfs, &later).expect("begun again");
+    let other = founding(3).recovered(survivors, [6; 32]);
+    let refused = recover().begin_recovery(&vfs, &other);
+    assert_eq!(
+        refused.expect_err("another one").code().name(),
+        "store-founded"
+    );
+    let refused = open(&disk).expect_err("half done");
+    assert_eq!(refused.code().name(), "store-recovering");
+    recover().end_recovery(&vfs).expect("done");
+    let store = open(&disk).expect("a node starts");
+    assert_eq!(store.identity().founding.as_ref(), Some(&later));
+    drop(store);
+    let path = Path::new(DATA).join("identity");
+    let content = disk.content(&path).expect("the file");
+    assert!(content.starts_with(b"skep store, format 3\n"));
+    for bit in 0..content.len() * 8 {
+        let mut damaged = content.clone();
+        damaged[bit / 8] ^= 1 << (bit % 8);
+        disk.plant(&path, damaged);
+        let refused = open(&disk).expect_err("flipped");
+        assert_eq!(refused.code().name(), "store-bad-identity", "bit {bit}");
+    }
+}
+
 #[test]
 fn whoever_has_a_log_is_known_to_have_one() {
     let disk = SimVfs::new(1);

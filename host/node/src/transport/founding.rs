@@ -136,6 +136,56 @@ pub async fn look_around(
     }
 }
 
+/// Whether a node is alive: whether somebody answers at an address, as this node of the same cluster, or takes a connection and
+/// says nothing, as a process does that is stopped. Takes a few seconds at the most.
+pub async fn is_alive(config: &FoundingConfig, node: NodeId, address: &str) -> bool {
+    match ask(config, BTreeSet::new(), node, address).await {
+        Ok(said) => said
+            .founded
+            .is_some_and(|founded| founded.cluster == config.cluster),
+        Err(error) => match error {
+            HandshakeError::TimedOut => true,
+            HandshakeError::RefusedByPeer { reason, .. } => reason == RefusalReason::Busy,
+            _ => false,
+        },
+    }
+}
+
+/// Asks a node for its statement, once.
+async fn ask(
+    config: &FoundingConfig,
+    list: BTreeSet<NodeId>,
+    node: NodeId,
+    address: &str,
+) -> Result<Statement, HandshakeError> {
+    let connected = timeout(CONNECT_TIMEOUT, connect(address, config.insecure_plaintext)).await;
+    let stream = connected.ok_or_else(|| {
+        HandshakeError::Connect(std::io::Error::new(
+            std::io::ErrorKind::TimedOut,
+            "nobody takes the connection",
+        ))
+    })??;
+    let mut connection = Connection::new(stream)?;
+    let hello = Hello {
+        protocol: PEER_PROTOCOL,
+        cluster: config.cluster.clone(),
+        from: config.node,
+        to: node,
+        store: config.store,
+        purpose: Purpose::Founding,
+        identity: None,
+        past: Default::default(),
+        list,
+    };
+    let answer = timeout(HANDSHAKE_TIMEOUT, greet(&mut connection, hello))
+        .await
+        .ok_or(HandshakeError::TimedOut)??;
+    match answer {
+        hello_ack::Body::Statement(said) => Ok(statement_from_wire(said)?),
+        other => Err(not_welcome(other)),
+    }
+}
+
 struct Stage<'a> {
     config: &'a FoundingConfig,
     founders: &'a Mutex<Founders>,
@@ -179,29 +229,8 @@ impl Stage<'_> {
 
     /// What a node says.
     async fn ask(&self, node: NodeId, address: &str) -> Result<Statement, HandshakeError> {
-        let config = self.config;
-        let stream = timeout(CONNECT_TIMEOUT, connect(address, config.insecure_plaintext))
-            .await
-            .ok_or(HandshakeError::TimedOut)??;
-        let mut connection = Connection::new(stream)?;
-        let hello = Hello {
-            protocol: PEER_PROTOCOL,
-            cluster: config.cluster.clone(),
-            from: config.node,
-            to: node,
-            store: config.store,
-            purpose: Purpose::Founding,
-            identity: None,
-            past: Default::default(),
-            list: lock(self.founders).list().clone(),
-        };
-        let answer = timeout(HANDSHAKE_TIMEOUT, greet(&mut connection, hello))
-            .await
-            .ok_or(HandshakeError::TimedOut)??;
-        match answer {
-            hello_ack::Body::Statement(said) => Ok(statement_from_wire(said)?),
-            other => Err(not_welcome(other)),
-        }
+        let list = lock(self.founders).list().clone();
+        ask(self.config, list, node, address).await
     }
 
     /// Answers whoever asks. Beyond so many connections nobody is taken until one has said what it wants, or taken too long.

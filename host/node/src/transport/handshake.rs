@@ -213,6 +213,7 @@ fn code_of(reason: RefusalReason) -> Code {
         RefusalReason::Removed => Code::NodeRemoved,
         RefusalReason::Unfounded => Code::Unfounded,
         RefusalReason::WentBack => Code::StoreWentBack,
+        RefusalReason::GivenUp => Code::NodeGivenUp,
     }
 }
 
@@ -316,6 +317,14 @@ impl Identity {
         if hello.purpose == Purpose::Founding {
             return Ok(hello);
         }
+        let former = hello
+            .identity
+            .filter(|_| hello.identity != Some(self.cluster));
+        if let Some(former) = former
+            && self.founding.former().contains(&former)
+        {
+            return Err(refused(RefusalReason::GivenUp, self.given_up(&hello)));
+        }
         if hello.identity != Some(self.cluster) {
             let text = format!(
                 "node {} belongs to another cluster of the same name ({}): the two were founded apart, and have nothing in \
@@ -338,6 +347,22 @@ impl Identity {
         let past = hello.past.clone();
         self.check(hello.from, hello.store, past).await?;
         Ok(hello)
+    }
+
+    /// What a node is told that belongs to a former life of this cluster.
+    fn given_up(&self, hello: &Hello) -> String {
+        let survives = self.founding.founders.get(&hello.from) == Some(&hello.store);
+        let node = hello.from;
+        if survives {
+            return format!(
+                "a recovery of the cluster was forced with node {node}, and not yet carried out there: stop the node, and run \
+                 `skep recover apply` with the plan on its data directory"
+            );
+        }
+        format!(
+            "node {node} was given up in a forced recovery of the cluster, for ever; to come back it has to begin with an empty data \
+             directory and join anew: see `skep node invite`"
+        )
     }
 
     /// Lets the connection in, with frames of at most so many bytes.

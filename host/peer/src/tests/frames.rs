@@ -295,7 +295,13 @@ fn a_founder_and_its_answer_survive_the_wire() {
         agrees: Some(founding.identity()),
         founded: None,
     };
-    for said in [undecided, Statement::founded([8; 16], founding.clone())] {
+    let later = founding.recovered(founding.founders.clone(), [9; 32]);
+    let later = later.recovered(later.founders.clone(), [8; 32]);
+    for said in [
+        undecided,
+        Statement::founded([8; 16], founding.clone()),
+        Statement::founded([8; 16], later.clone()),
+    ] {
         assert_eq!(
             statement_from_wire(statement_to_wire(said.clone())).unwrap(),
             said
@@ -307,4 +313,11 @@ fn a_founder_and_its_answer_survive_the_wire() {
     assert!(statement_from_wire(wrong.clone()).is_err());
     wrong.founded.as_mut().unwrap().founders = vec![proto::Founder::default(); FOUNDERS_MAX + 1];
     assert!(statement_from_wire(wrong).is_err());
+    for (plan, former) in [(31, 1), (32, FORMER_MAX + 1)] {
+        let mut wrong = statement_to_wire(Statement::founded([8; 16], later.clone()));
+        let founded = wrong.founded.as_mut().unwrap();
+        founded.plan = vec![9; plan].into();
+        founded.former = vec![Bytes::from_static(&[9; 32]); former];
+        assert!(statement_from_wire(wrong).is_err(), "{plan} {former}");
+    }
 }

@@ -47,6 +47,9 @@ pub enum Command {
         /// The node.
         node: NodeId,
     },
+    /// A recovery was forced, after nodes were lost for good with the majority of the catalogue, of groups, or both. Stands in the
+    /// log that it made, and is proposed by nobody.
+    Recover(Recover),
     /// A component exists.
     PutComponent(ComponentRecord),
     /// Creates a group.
@@ -136,6 +139,17 @@ pub struct Join {
     pub http: String,
     /// Its id is above this: a founder may be slow to say that it is there.
     pub above: NodeId,
+}
+
+/// What a forced recovery does to the catalogue.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Recover {
+    /// The nodes that are lost. They are removed like any dead node, as soon as no group names them.
+    pub lost: BTreeSet<NodeId>,
+    /// The groups that went on without their majority, and the nodes whose replicas are left.
+    pub members: BTreeMap<GroupId, BTreeSet<NodeId>>,
+    /// The groups of which nothing is left.
+    pub gone: BTreeSet<GroupId>,
 }
 
 /// A group to create.

@@ -12,6 +12,7 @@ use skep_log::StoreId;
 use skep_types::admin::{
     Done, InviteNode, Invited, JoinCluster, Joined, NodeAt, NodeView, OfNode, method,
 };
+use skep_types::founding::ClusterIdentity;
 use skep_types::status::{MemberStatus, Role};
 
 use super::{Host, Reach, catalog};
@@ -112,6 +113,11 @@ impl Host {
                 .map(|(node, store)| (*node, StoreId(*store).to_string()))
                 .collect(),
             nodes: known(configured, &self.catalog()).into_values().collect(),
+            plan: founding
+                .recovery
+                .as_ref()
+                .map(|recovery| ClusterIdentity(recovery.plan).to_string()),
+            former: founding.former().iter().map(ToString::to_string).collect(),
         })
     }
 

@@ -101,7 +101,7 @@ pub(super) async fn run(host: Host) {
         let is_gone = !host.inner.node.exists(catalog::GROUP);
         // A node that was removed has none for ever.
         let catalogue =
-            (is_gone && host.inner.roster.removed().is_none()).then_some((catalog::GROUP, ""));
+            (is_gone && host.inner.roster.dismissed().is_none()).then_some((catalog::GROUP, ""));
         for (group, said) in catalogue.into_iter().chain(faulted) {
             let known = starts.entry(group).or_default();
             let has_turn = under_way.len() < AT_ONCE || group == catalog::GROUP;
@@ -170,8 +170,10 @@ pub(super) fn catalogue(
 ) -> GroupConfig {
     let machine = CatalogMachine::publishing(published.clone());
     let founders = &founding.founders;
-    // Who is none of them waits to be contacted.
-    let members = match founders.contains_key(&config.node_id()) {
+    // Who is none of them waits to be contacted; so does everybody in a later life of the cluster who has no replica: its
+    // catalogue began long ago.
+    let founds = founding.recovery.is_none() && founders.contains_key(&config.node_id());
+    let members = match founds {
         true => founders.keys().copied().map(Peer::new).collect(),
         false => Vec::new(),
     };

@@ -50,8 +50,8 @@ pub(super) struct Roster {
     owner: std::sync::Arc<Owner>,
     /// When the others were last asked.
     inquired: tokio::sync::Mutex<Option<Stopwatch>>,
-    /// Who said that this node was removed.
-    removed: Mutex<Option<NodeId>>,
+    /// Who said that this node was removed, or given up.
+    dismissed: Mutex<Option<(NodeId, Code)>>,
     /// What another node says of this one's store, if it went back.
     own_went_back: Mutex<Option<String>>,
     /// Somebody says so.
@@ -73,7 +73,7 @@ impl Roster {
             pins: Mutex::new(pins),
             owner,
             inquired: tokio::sync::Mutex::default(),
-            removed: Mutex::default(),
+            dismissed: Mutex::default(),
             own_went_back: Mutex::default(),
             cut_off: Notify::new(),
             went_back: Mutex::default(),
@@ -81,12 +81,16 @@ impl Roster {
         }
     }
 
-    /// That this node was removed from the cluster and what to do, if it was.
-    pub(super) fn removed(&self) -> Option<String> {
-        let by = (*lock(&self.removed))?;
+    /// That this node is none of the cluster's any more and what to do, if that is so.
+    pub(super) fn dismissed(&self) -> Option<String> {
+        let (by, code) = (*lock(&self.dismissed))?;
+        let how = match code {
+            Code::NodeGivenUp => "given up in a forced recovery of the cluster",
+            _ => "removed from the cluster for ever",
+        };
         Some(format!(
-            "nothing: this node was removed from the cluster for ever, as node {by} says; stop it, and have it join as a new node, with \
-             an empty data directory and a token of `skep node invite`"
+            "nothing: this node was {how}, as node {by} says; stop it, and have it join as a new node, with an empty data directory and \
+             a token of `skep node invite`"
         ))
     }
 
@@ -125,18 +129,18 @@ impl Roster {
         former != Some(address)
     }
 
-    /// Somebody says that this node was removed.
-    fn note_removal(&self, by: NodeId) {
-        let is_new = lock(&self.removed).replace(by).is_none();
-        if is_new && let Some(removed) = self.removed() {
-            tracing::error!("this node waits for {removed}");
+    /// Somebody says that this node was removed, or given up.
+    fn note_dismissal(&self, by: NodeId, code: Code) {
+        let is_new = lock(&self.dismissed).replace((by, code)).is_none();
+        if is_new && let Some(dismissed) = self.dismissed() {
+            tracing::error!("this node waits for {dismissed}");
         }
     }
 
     /// Pins the stores that the catalogue names: those of nodes this one has never met too.
     pub(super) fn learn(&self, own: NodeId, catalog: &Catalog) {
         if catalog.removed_node(own).is_some() {
-            self.note_removal(own);
+            self.note_dismissal(own, Code::NodeRemoved);
         }
         for removed in catalog.removed_nodes() {
             // Its id is never given again.
@@ -195,7 +199,7 @@ impl PeerCheck for Roster {
 
     fn refused_by(&self, node: NodeId, code: Code, text: &str) {
         match code {
-            Code::NodeRemoved => self.note_removal(node),
+            Code::NodeRemoved | Code::NodeGivenUp => self.note_dismissal(node, code),
             Code::StoreWentBack => self.note_went_back(node, text),
             _ => {}
         }

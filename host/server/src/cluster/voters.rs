@@ -146,7 +146,10 @@ fn due(catalog: &Catalog, members: &[MemberStatus], dead: &[NodeId], own: NodeId
         return removed;
     }
     let is_member = |node: NodeId| members.iter().any(|member| member.node == node);
-    let newcomer = catalog.nodes().find(|node| !is_member(node.id));
+    let newcomer = catalog
+        .nodes()
+        // A node that is lost for good may be on its way out of the groups, and is none of this one any more.
+        .find(|node| !is_member(node.id) && node.state != NodeState::Removing);
     if let Some(newcomer) = newcomer {
         let (node, data) = (newcomer.id, Bytes::new());
         return vec![Change::AddLearner { node, data }];
@@ -362,6 +365,16 @@ mod tests {
         let changes = due(&catalog, &members(&[1, 2], &[4]), NONE, own);
         assert_eq!(promotes(&changes), [4]);
         assert_eq!(due(&catalog, &members(&[1, 2, 4], &[]), NONE, own), []);
+    }
+
+    /// After a forced recovery lost nodes are in the catalogue until no group names them, and no members of it any more.
+    // P-112
+    #[test]
+    fn whoever_is_to_be_removed_and_is_no_member_is_not_added() {
+        let mut catalog = nodes(1..=3);
+        apply(&mut catalog, Command::Retire { node: NodeId(3) });
+        let changes = due(&catalog, &members(&[1, 2], &[]), NONE, NodeId(1));
+        assert_eq!(changes, []);
     }
 
     #[test]

@@ -220,6 +220,8 @@ fn peer_frames() -> Vec<(String, Vec<u8>)> {
                             node: 1,
                             store: Bytes::from_static(&[7; 16]),
                         }],
+                        plan: Bytes::from_static(&[9; 32]),
+                        former: vec![Bytes::from_static(&[6; 32])],
                     }),
                 })),
             }),

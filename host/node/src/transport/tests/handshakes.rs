@@ -74,6 +74,29 @@ async fn a_cluster_of_the_same_name_is_refused() {
     counted(&one.transport.stats().refused_by_peer, 1).await;
 }
 
+/// A recovery was forced: whoever was given up is told so, and whoever has it still to come is told that.
+// P-112
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_of_a_former_life_are_refused_and_told() {
+    let survivors = [(NodeId(2), [2; 16]), (NodeId(5), [7; 16])].into();
+    let recovered = Founding::unfounded("bees").recovered(survivors, [9; 32]);
+    let two = Setup::new(2)
+        .with(|config| config.founding = recovered)
+        .start()
+        .await;
+    for (from, told) in [
+        (4, "was given up in a forced recovery"),
+        (5, "skep recover apply"),
+    ] {
+        let answer = introduce_as(&two.address(), from, "bees").await;
+        assert_eq!(reason(&answer), Some(proto::RefusalReason::GivenUp));
+        let proto::hello_ack::Body::Refusal(refusal) = answer else {
+            panic!("no refusal");
+        };
+        assert!(refusal.text.contains(told), "{}", refusal.text);
+    }
+}
+
 /// Whoever would found a cluster is told of the one that is there, and gets nothing else.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_founder_is_told_of_the_cluster() {
