@@ -51,8 +51,9 @@ impl Store {
     /// # Errors
     /// [`LogError::Locked`] if another process has it open; [`LogError::WrongCluster`] and [`LogError::WrongNode`] if
     /// it belongs to another cluster or node; [`LogError::Recovering`] if a forced recovery of it was begun and not ended;
-    /// [`LogError::BadIdentity`] if the identity file is damaged, or gone while a log is there; [`LogError::WentBack`] if
-    /// another node found that it was set back; [`LogError::InvalidIdentity`]; [`LogError::Io`].
+    /// [`LogError::BadIdentity`] if the identity file is damaged, or gone while
+    /// a log is there; [`LogError::WentBack`] if another node found that it was set back; [`LogError::InvalidIdentity`];
+    /// [`LogError::Io`].
     pub fn open(
         vfs: &Arc<dyn Vfs>,
         dir: &Path,

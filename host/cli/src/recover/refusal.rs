@@ -68,8 +68,8 @@ pub enum Refusal {
     NotPlanned(NodeId),
     /// Files that this process makes would be somebody else's.
     #[error(
-        "{} belongs to user {1}, and the node could not read what another user writes there; run this as that user",
-        .0.display()
+        "{} belongs to user {}, and the node could not read what another user writes there; run this as that user",
+        .0.display(), .1
     )]
     NotOwner(PathBuf, u32),
     /// The plan would not fit into what a log takes.
