@@ -20,6 +20,7 @@ mod membership;
 mod metrics;
 mod nodes;
 mod operations;
+mod placement;
 mod power;
 mod recover;
 mod replay;

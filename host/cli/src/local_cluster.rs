@@ -13,7 +13,7 @@ use tokio::process::{Child, ChildStdout, Command};
 use skep::clock;
 use skep_server::config::{
     ClusterNode, ClusterSection, Config, ListenSection, NodeSection, RaftSection,
-    replace_voter_seconds,
+    replace_after_seconds, replace_voter_seconds,
 };
 
 /// How long a node may take to be ready: it elects, and compiles what its groups run.
@@ -126,6 +126,7 @@ impl LocalCluster {
                     peer: None,
                     client: None,
                     http: None,
+                    labels: Default::default(),
                 },
                 cluster: ClusterSection {
                     id: name.to_owned(),
@@ -134,6 +135,7 @@ impl LocalCluster {
                     join_token_file: None,
                     fixed_addresses: false,
                     replace_voter_seconds: replace_voter_seconds(),
+                    replace_after_seconds: replace_after_seconds(),
                 },
                 listen: ListenSection::default(),
                 raft: raft.clone(),

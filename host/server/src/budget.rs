@@ -199,6 +199,8 @@ pub const BUDGETS: &[Budget] = &[
     row("catalogue-components", "components of a cluster", Count(4096), ("host/server/src/catalog.rs", "COMPONENTS_MAX"), refused(Code::CatalogueFull, "`skep component collect`")),
     row("catalogue-nodes", "nodes of a cluster", Count(256), ("host/server/src/catalog.rs", "NODES_MAX"), refused(Code::CatalogueFull, "a cluster has no more")),
     row("catalogue-removed", "removed nodes that a cluster remembers", Count(1024), ("host/server/src/catalog.rs", "REMOVED_MAX"), Otherwise("the one with the lowest id is forgotten, and is told that it is not known")),
+    row("node-labels", "labels of a node; bytes of each and of its value", Words("16; 64"), ("host/server/src/catalog/nodes.rs", "LABELS_MAX"), refused(Code::InvalidRequest, "say less")),
+    row("placement-changes", "changes of members under way at once so that groups keep their number of replicas; leaders moved at once", Words("16; 4, from a node that goes 16"), ("host/server/src/cluster/placement.rs", "CHANGES_AT_ONCE"), Otherwise("the others wait for the next look")),
     row("invitations", "invitations of nodes that are open", Count(256), ("host/server/src/catalog/invitations.rs", "INVITATIONS_MAX"), refused(Code::CatalogueFull, "use some, or wait until they expire")),
     row("invitation-time", "seconds for which an invitation is good", Words("30 days; an hour if nobody says"), ("host/server/src/catalog/invitations.rs", "INVITATION_SECONDS_MAX"), refused(Code::InvalidRequest, "ask for less")),
     row("configured-nodes", "nodes that a cluster starts with", Count(64), ("host/server/src/config/check.rs", "NODE_LIMIT"), refused(Code::InvalidConfig, "list fewer, and have the others join")),

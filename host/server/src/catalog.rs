@@ -24,9 +24,9 @@ use skep_core::outcome::EntryContext;
 pub use skep_types::record::{ComponentRecord, NodeRecord, NodeState};
 
 use command::{Command, Refusal, Reply};
-pub use groups::{Deployed, GroupRecord};
+pub use groups::{Deployed, GroupRecord, Moving};
 pub use invitations::{INVITATION_SECONDS_MAX, INVITATIONS_MAX, TokenDigest};
-pub use nodes::ADDRESS_MAX;
+pub use nodes::{ADDRESS_MAX, LABELS_MAX};
 
 /// The group whose state is the catalogue.
 pub const GROUP: GroupId = GroupId(0);
@@ -181,6 +181,8 @@ impl Catalog {
             Command::Cordon { node } => self.cordon(node),
             Command::Uncordon { node } => self.uncordon(node),
             Command::Retire { node } => self.retire(node),
+            Command::Drain { node } => self.drain(node),
+            Command::Replace { node, by } => self.replace(node, by),
             Command::RemoveNode { node } => self.remove_node(node),
             Command::Recover(recover) => Ok(self.recover(recover)),
             Command::PutComponent(component) => self.put_component(component),
@@ -209,26 +211,45 @@ impl Catalog {
                 group,
                 incarnation,
                 node,
+                keeps_wanted,
             } => {
                 self.check_life(group, incarnation)?;
-                self.add_member(at.index, group, node)
+                self.add_member(at.index, group, node, keeps_wanted)
             }
             Command::TakeBackMember {
                 group,
                 incarnation,
                 node,
                 added,
+                keeps_wanted,
             } => {
                 self.check_life(group, incarnation)?;
-                self.take_back_member(group, node, added)
+                self.take_back_member(group, node, added, keeps_wanted)
             }
             Command::RemoveMember {
                 group,
                 incarnation,
                 node,
+                keeps_wanted,
             } => {
                 self.check_life(group, incarnation)?;
-                self.remove_member(group, node)
+                self.remove_member(group, node, keeps_wanted)
+            }
+            Command::SetReplicas {
+                group,
+                incarnation,
+                replicas,
+            } => {
+                self.check_life(group, incarnation)?;
+                self.set_replicas(group, replicas)
+            }
+            Command::MoveReplica {
+                group,
+                incarnation,
+                moving,
+            } => {
+                self.check_life(group, incarnation)?;
+                self.move_replica(group, moving)
             }
         }?;
         self.version = at.index;
@@ -248,6 +269,11 @@ impl Catalog {
             .values()
             .map(|group| (group.name.clone(), group.id))
             .collect();
+        // One of before groups had a number of replicas to keep: they keep what they have.
+        for group in catalog.groups.values_mut().filter(|of| of.wanted == 0) {
+            let group = Arc::make_mut(group);
+            group.wanted = group.members.len().max(1);
+        }
         // One of before nodes could join names no next id.
         let above = |id: &NodeId| id.0.saturating_add(1);
         let next = catalog.nodes.keys().next_back().map_or(1, above);

@@ -6,18 +6,22 @@ mod disk;
 mod founding;
 mod groups;
 mod leaving;
+mod listing;
 mod machines;
 mod members;
 mod nodes;
+mod placement;
 mod reconcile;
+mod replicas;
 mod requests;
 mod restarts;
 mod roster;
+mod silence;
 mod start;
 mod upgrades;
 mod voters;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -35,7 +39,7 @@ use skep_core::id::{GroupId, Incarnation, LogIndex, NodeId};
 use skep_core::outcome::Outcome;
 use skep_log::StoreId;
 use skep_machine::wasm::{Compiler, InProcess, MachineBudget};
-use skep_types::admin::{GroupInfo, LIST_MAX, NodeInfo, Page};
+use skep_types::admin::{LIST_MAX, NodeInfo, Page};
 use skep_types::code::Code;
 use skep_types::shared::lock;
 use tokio::sync::{Notify, watch};
@@ -105,6 +109,10 @@ struct Inner {
     changed: Notify,
     /// The node is to be stopped: it takes nothing new, and answers what it has.
     leaving: AtomicBool,
+    /// It hands its leadership over, and is not to get any back.
+    handing_over: AtomicBool,
+    /// The groups that have fewer replicas than they should, where this node leads the catalogue.
+    under_replicated: Mutex<Option<BTreeSet<GroupId>>>,
     stopping: CancellationToken,
 }
 
@@ -367,48 +375,6 @@ impl Host {
         })
     }
 
-    /// What is known here of a group.
-    pub async fn group_info(&self, record: &GroupRecord) -> GroupInfo {
-        let mut info = record.info();
-        if self.inner.node.exists(record.id) {
-            match self.inner.node.status(record.id).await {
-                Ok(status) => {
-                    info.leader = status.replica.leader;
-                    info.term = Some(status.replica.term);
-                    info.memory = status.memory;
-                    let trouble = status.trouble;
-                    let trouble = trouble.map(|trouble| self.judged(record.id, trouble));
-                    info.problem = trouble.map(|trouble| trouble.to_string());
-                }
-                Err(error) => info.problem = Some(error.to_string()),
-            }
-        } else if record.members.contains(&self.id()) {
-            info.problem = Some(match self.hosted().get(&record.id) {
-                Some(Hosted::Starting {
-                    reason: Some(reason),
-                    ..
-                }) => Trouble::new(Kind::Starting, reason.clone()).to_string(),
-                _ => "starting".to_owned(),
-            });
-        }
-        info
-    }
-
-    /// Groups, as the catalogue has them after it was refreshed.
-    pub async fn groups(&self, page: Page) -> Result<Vec<GroupInfo>, HostError> {
-        self.refresh().await?;
-        Ok(self.group_infos(&self.catalog(), page).await)
-    }
-
-    async fn group_infos(&self, catalog: &Catalog, page: Page) -> Vec<GroupInfo> {
-        let limit = page.limit.unwrap_or(LIST_MAX).min(LIST_MAX);
-        let mut groups = Vec::new();
-        for record in catalog.groups_after(page.after).take(limit) {
-            groups.push(self.group_info(record).await);
-        }
-        groups
-    }
-
     /// The group of a name or id. Asks the other nodes if this one does not know it, so that a group that was just
     /// created elsewhere is found.
     pub async fn find(&self, group: &str) -> Result<Arc<GroupRecord>, HostError> {
@@ -511,79 +477,7 @@ pub(super) async fn blocking<T: Send + 'static>(
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
-    use skep_core::id::ComponentId;
-
     use super::*;
-    use crate::catalog::command::NewGroup;
-    use crate::catalog::{At, ComponentRecord, NodeRecord, NodeState};
-
-    /// A catalogue with so many groups, all of them on another node.
-    fn catalog_of(groups: usize) -> Catalog {
-        let (other, component) = (NodeId(2), ComponentId::of(b"machine"));
-        let node = NodeRecord {
-            id: other,
-            name: "other".to_owned(),
-            peer: String::new(),
-            client: String::new(),
-            http: String::new(),
-            store: StoreId([2; 16]).to_string(),
-            state: NodeState::Member,
-        };
-        let uploaded = ComponentRecord {
-            id: component,
-            size: 7,
-            name: "machine".to_owned(),
-            uploaded: 0,
-        };
-        let group = |number| NewGroup {
-            id: None,
-            name: format!("group-{number}"),
-            component,
-            members: [other].into(),
-            init: Vec::new(),
-            profile: Default::default(),
-            quota: Default::default(),
-            barriers: Default::default(),
-        };
-        let mut catalog = Catalog::default();
-        let first = [Command::PutNode(node), Command::PutComponent(uploaded)];
-        let all = (0..groups).map(|number| Command::CreateGroup(group(number)));
-        for (command, index) in first.into_iter().chain(all).zip(1..) {
-            let index = LogIndex(index);
-            catalog.apply(At { index, now: 0 }, command).expect("taken");
-        }
-        catalog
-    }
-
-    /// M9: a list of groups was as long as there were groups.
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_list_of_groups_has_a_bound_whatever_is_asked_for() {
-        let dir = tempfile::tempdir().unwrap();
-        let text = include_str!("../../skep.example.toml");
-        let mut config = Config::parse(text, Path::new("skep.toml"), []).unwrap();
-        config.node.data_dir = dir.path().join("data");
-        config.listen.peer = Some("127.0.0.1:0".to_owned());
-        // Alone, so that it waits for no other founder.
-        config
-            .cluster
-            .nodes
-            .retain(|node| node.id == config.node.id);
-        let host = Host::start(config).await.unwrap();
-        let catalog = catalog_of(LIST_MAX + 7);
-        let listed = async |after, limit| {
-            let page = Page { after, limit };
-            host.group_infos(&catalog, page).await.len()
-        };
-        for limit in [None, Some(LIST_MAX), Some(usize::MAX)] {
-            assert_eq!(listed(None, limit).await, LIST_MAX, "{limit:?}");
-        }
-        let first = GroupId(LIST_MAX as u64);
-        assert_eq!(listed(Some(first), None).await, 7);
-        assert_eq!(listed(None, Some(3)).await, 3);
-        host.stop().await;
-    }
 
     #[test]
     fn a_node_names_so_many_reasons_and_counts_the_rest() {

@@ -23,7 +23,7 @@ pub use check::is_loopback;
 pub use error::ConfigError;
 pub use sections::{
     ClusterNode, ClusterSection, HttpSection, LimitsSection, ListenSection, LogSection,
-    NodeSection, RaftSection, replace_voter_seconds,
+    NodeSection, RaftSection, replace_after_seconds, replace_voter_seconds,
 };
 
 /// The whole of `skep.toml`.

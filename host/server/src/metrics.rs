@@ -157,9 +157,14 @@ impl prometheus_client::collector::Collector for NodeCollector {
         let transport = self.host.transport().stats();
         let read = |value: &AtomicU64| value.load(Ordering::Relaxed);
         let (gauge, counter) = (MetricType::Gauge, MetricType::Counter);
+        let lacking = self
+            .host
+            .under_replicated()
+            .map_or(0, |groups| groups.len());
         #[rustfmt::skip]
         let numbers = [
             (gauge, "groups", "Replicas on this node", status.groups as u64),
+            (gauge, "groups_under_replicated", "Groups with fewer replicas than they should have on nodes that answer, where this node leads the catalogue; elsewhere 0", lacking as u64),
             (gauge, "leaders", "Replicas on this node that lead", status.leading as u64),
             (gauge, "halted_groups", "Replicas on this node that are halted until somebody acts", halted as u64),
             (gauge, "requests_in_flight", "Requests without an answer yet", status.requests as u64),

@@ -32,6 +32,10 @@ pub mod method {
     pub const GROUP_CAMPAIGN: &str = "group.campaign";
     /// [`OfGroupAndNode`](super::OfGroupAndNode) → [`Done`](super::Done).
     pub const GROUP_TRANSFER: &str = "group.transfer";
+    /// [`SetReplicas`](super::SetReplicas) → [`GroupInfo`](super::GroupInfo).
+    pub const GROUP_REPLICAS: &str = "group.replicas";
+    /// [`MoveReplica`](super::MoveReplica) → [`GroupInfo`](super::GroupInfo).
+    pub const GROUP_MOVE: &str = "group.move";
     /// [`OfGroup`](super::OfGroup) → [`Placed`](super::Placed).
     pub const GROUP_SNAPSHOT: &str = "group.snapshot";
     /// [`Upgrade`](super::Upgrade) → [`Upgraded`](super::Upgraded), or [`Rehearsed`](super::Rehearsed) if it is only tried.
@@ -64,6 +68,12 @@ pub mod method {
     pub const NODE_CORDON: &str = "node.cordon";
     /// [`OfNode`](super::OfNode) → [`NodeView`](super::NodeView).
     pub const NODE_UNCORDON: &str = "node.uncordon";
+    /// [`OfNode`](super::OfNode) → [`NodeView`](super::NodeView).
+    pub const NODE_DRAIN: &str = "node.drain";
+    /// [`ReplaceNode`](super::ReplaceNode) → [`NodeView`](super::NodeView) of the node that goes.
+    pub const NODE_REPLACE: &str = "node.replace";
+    /// Between nodes: [`Page`](super::Page) → how the groups are that the node leads.
+    pub const NODE_REPORT: &str = "node.report";
     /// Between nodes: [`NodeAt`](super::NodeAt) of the asking node → [`Done`](super::Done).
     pub const NODE_AT: &str = "node.at";
     /// Nothing → list of [`ComponentRecord`](crate::record::ComponentRecord).
@@ -204,6 +214,9 @@ pub struct Page {
     pub after: Option<GroupId>,
     /// So many; [`LIST_MAX`] if absent, and at most.
     pub limit: Option<usize>,
+    /// Only those that have fewer replicas than they should on nodes that answer.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub under_replicated: bool,
 }
 
 /// How far a node is with a component.
@@ -259,6 +272,38 @@ impl OfGroupAndNode {
 pub struct OfNode {
     /// The node.
     pub node: NodeId,
+}
+
+/// Asks that one node takes the place of another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReplaceNode {
+    /// The node that goes.
+    pub node: NodeId,
+    /// The node that takes its replicas.
+    pub by: NodeId,
+}
+
+/// Asks for another number of replicas.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetReplicas {
+    /// The group's name, or its id in digits.
+    pub group: String,
+    /// How many it is to have.
+    pub replicas: usize,
+}
+
+/// Asks that a replica goes from one node to another.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MoveReplica {
+    /// The group's name, or its id in digits.
+    pub group: String,
+    /// The node that gives it.
+    pub from: NodeId,
+    /// The node that takes it.
+    pub to: NodeId,
 }
 
 /// Where the node that speaks is reached.
@@ -379,6 +424,9 @@ pub struct GroupInfo {
     pub component: ComponentId,
     /// The nodes that host a replica.
     pub members: BTreeSet<NodeId>,
+    /// How many replicas it is to have; 0 where an old node answers.
+    #[serde(default)]
+    pub wanted: usize,
     /// The leader's node; absent where none is known.
     pub leader: Option<NodeId>,
     /// The term, where this node hosts a replica.

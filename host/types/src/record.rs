@@ -1,5 +1,6 @@
 //! What the catalogue says of nodes and components.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -7,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::{ComponentId, NodeId};
 
 /// A node and where it is reached.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct NodeRecord {
     /// Its id.
     pub id: NodeId,
@@ -25,6 +26,22 @@ pub struct NodeRecord {
     /// What may be put on it.
     #[serde(default)]
     pub state: NodeState,
+    /// What it says of where it stands, as `zone = a`: replicas of a group are put into different zones.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// The node that takes its replicas before it is removed, if somebody named one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub successor: Option<NodeId>,
+}
+
+/// The label that says in which zone a node stands.
+pub const ZONE: &str = "zone";
+
+impl NodeRecord {
+    /// The zone that it says it stands in.
+    pub fn zone(&self) -> Option<&str> {
+        self.labels.get(ZONE).map(String::as_str)
+    }
 }
 
 /// What a node is to its cluster.
@@ -48,6 +65,11 @@ impl NodeState {
     /// Whether new replicas may be put on it.
     pub fn takes_replicas(self) -> bool {
         self == Self::Member
+    }
+
+    /// Whether its replicas are to go to other nodes.
+    pub fn gives_replicas_away(self) -> bool {
+        matches!(self, Self::Draining | Self::Removing)
     }
 }
 

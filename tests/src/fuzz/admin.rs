@@ -115,6 +115,11 @@ fn sound(catalog: &Catalog) {
         assert!(group.id != skep_server::catalog::GROUP && group.members.len() <= MEMBERS_MAX);
         let found = catalog.find(&group.name).expect("its name leads to it");
         assert_eq!(found.id, group.id, "two groups have one name");
+        assert!(
+            (1..=MEMBERS_MAX).contains(&group.wanted),
+            "{}",
+            group.wanted
+        );
         assert_eq!(catalog.group(group.id), Some(group));
     }
 }
@@ -142,6 +147,7 @@ fn prelude() -> Vec<Command> {
         http: format!("127.0.0.1:76{id:02}"),
         store: format!("{id:032x}"),
         state: NodeState::Member,
+        ..NodeRecord::default()
     };
     let component = ComponentRecord {
         id: ComponentId([1; 32]),
@@ -212,6 +218,10 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
             r#"{"add-member":{"group":1,"node":3}}"#,
             r#"{"remove-member":{"group":1,"node":1}}"#,
             r#"{"add-member":{"group":1,"node":9}}"#,
+            r#"{"add-member":{"group":1,"incarnation":5,"node":3,"keeps_wanted":true}}"#,
+            r#"{"set-replicas":{"group":1,"incarnation":5,"replicas":3}}"#,
+            r#"{"move-replica":{"group":1,"incarnation":5,"moving":{"from":1,"to":2}}}"#,
+            r#"{"move-replica":{"group":1,"incarnation":5,"moving":{"from":1,"to":3}}}"#,
             r#"{"remove-group":{"group":1}}"#,
         ]
         .map(str::to_owned),
@@ -229,6 +239,8 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
         join("b"),
         r#"{"cordon":{"node":10}}"#.to_owned(),
         r#"{"uncordon":{"node":10}}"#.to_owned(),
+        r#"{"drain":{"node":10}}"#.to_owned(),
+        r#"{"replace":{"node":10,"by":1}}"#.to_owned(),
         r#"{"retire":{"node":10}}"#.to_owned(),
         r#"{"remove-node":{"node":10}}"#.to_owned(),
     ];

@@ -1,22 +1,23 @@
 //! `skep group`.
 
+mod status;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use skep::{GroupId, NodeId, Rehearsal, Verdict};
 use skep_core::deployment::Quota;
 use skep_core::form::Barriers;
-use skep_core::status::{AwaitedDecision, CatchingUp, HeldBack, Status};
-use skep_machine::state_machine::Memory;
 use skep_machine::wasm::Profile;
 use skep_types::admin::{
-    self, CreateGroup, Done, GroupInfo, LIST_MAX, OfGroupAndNode, Page, Placed, QuotaChange,
-    Rehearsed, Upgraded, method,
+    self, CreateGroup, Done, GroupInfo, LIST_MAX, MoveReplica, OfGroupAndNode, Page, Placed,
+    QuotaChange, Rehearsed, SetReplicas, Upgraded, method,
 };
 
 use super::connect::Connection;
 use super::output::{self, list, or_dash};
 use super::{Form, Remote};
+use status::{memory, text};
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -30,8 +31,30 @@ enum Verb {
     Create(Create),
     /// Lists all groups
     List {
+        /// Only those that have fewer replicas than they should on nodes that answer
+        #[arg(long)]
+        under_replicated: bool,
         #[command(flatten)]
         remote: Remote,
+    },
+    /// Changes how many replicas a group has: others are made, or some go
+    Set {
+        #[command(flatten)]
+        of: Of,
+        /// So many
+        #[arg(long, value_name = "N")]
+        replicas: usize,
+    },
+    /// Moves a replica of a group from one node to another
+    Move {
+        #[command(flatten)]
+        of: Of,
+        /// Id of the node that gives it
+        #[arg(long, value_name = "NODE")]
+        from: u64,
+        /// Id of the node that takes it
+        #[arg(long, value_name = "NODE")]
+        to: u64,
     },
     /// Shows the replica of a group on the node asked, or on a member if it has none
     Status {
@@ -175,12 +198,13 @@ struct Create {
 }
 
 /// All groups, a page at a time.
-async fn all(connection: &Connection) -> anyhow::Result<Vec<GroupInfo>> {
+async fn all(connection: &Connection, under_replicated: bool) -> anyhow::Result<Vec<GroupInfo>> {
     let mut groups: Vec<GroupInfo> = Vec::new();
     loop {
         let page = Page {
             after: groups.last().map(|group| group.id),
             limit: None,
+            under_replicated,
         };
         let more: Vec<GroupInfo> = connection.call(method::GROUP_LIST, &page).await?;
         let is_last = more.len() < LIST_MAX;
@@ -194,8 +218,11 @@ async fn all(connection: &Connection) -> anyhow::Result<Vec<GroupInfo>> {
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.verb {
         Verb::Create(create) => self::create(create).await,
-        Verb::List { remote } => {
-            let groups = all(&Connection::open(&remote).await?).await?;
+        Verb::List {
+            under_replicated,
+            remote,
+        } => {
+            let groups = all(&Connection::open(&remote).await?, under_replicated).await?;
             output::print(remote.form, &groups, |groups| table(groups))
         }
         Verb::Status { of } => {
@@ -208,6 +235,20 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
             let body = OfGroupAndNode::new(of.group, NodeId(node));
             let done = of.remote.call::<Done>(method::GROUP_TRANSFER, &body);
             done.await.map(drop)
+        }
+        Verb::Set { of, replicas } => {
+            let group = of.group;
+            let asked = SetReplicas { group, replicas };
+            let group = of.remote.call(method::GROUP_REPLICAS, &asked).await?;
+            show(of.remote.form, &group)
+        }
+        Verb::Move { of, from, to } => {
+            let (group, from, to) = (of.group, NodeId(from), NodeId(to));
+            let asked = MoveReplica { group, from, to };
+            show(
+                of.remote.form,
+                &of.remote.call(method::GROUP_MOVE, &asked).await?,
+            )
         }
         Verb::Upgrade(upgrade) => self::upgrade(upgrade).await,
         Verb::AbortUpgrade { of } => {
@@ -387,6 +428,7 @@ pub(super) fn table(groups: &[GroupInfo]) -> String {
             or_dash(group.leader),
             or_dash(group.term),
             list(&group.members),
+            group.wanted.to_string(),
             or_dash(group.memory.map(memory)),
             group.component.to_string()[..12].to_owned(),
             group.problem.clone().unwrap_or_default(),
@@ -400,164 +442,11 @@ pub(super) fn table(groups: &[GroupInfo]) -> String {
             "LEADER",
             "TERM",
             "MEMBERS",
+            "WANTED",
             "MEMORY",
             "COMPONENT",
             "PROBLEM",
         ],
         &rows,
     )
-}
-
-/// How much memory the machine has, and may have.
-fn memory(memory: Memory) -> String {
-    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-    format!("{}/{} MiB", mib(memory.used_bytes), mib(memory.limit_bytes))
-}
-
-/// What the group takes of its clients.
-fn quota(replica: &Status) -> String {
-    let quota = replica.quota;
-    let limits = [
-        (quota.commands_per_second.into(), "commands/s"),
-        (quota.bytes_per_second, "bytes/s"),
-        (quota.in_flight_bytes, "bytes in flight"),
-    ];
-    let waits = replica.quota_waits;
-    let waited = (waits != 0).then(|| format!("commands waited for their bytes in {waits} ticks"));
-    let words: Vec<String> = limits
-        .iter()
-        .filter(|(limit, _)| *limit != 0)
-        .map(|(limit, what)| format!("{limit} {what}"))
-        .chain(waited)
-        .collect();
-    or_dash((!words.is_empty()).then(|| words.join(", ")))
-}
-
-fn text(status: &skep::GroupStatus) -> String {
-    let replica = &status.replica;
-    let mut text = format!(
-        "group     {} ({})\nnode      {}\npart      {}\nterm      {}\nleader    {}\ncommit    {}\napplied   {}\nlog       {} to {}\n\
-         snapshot  {}\nmachine   {} {}\n",
-        replica.group,
-        status.name,
-        replica.node,
-        word(&replica.part),
-        replica.term,
-        or_dash(replica.leader),
-        replica.commit,
-        replica.applied,
-        replica.first,
-        replica.last,
-        replica.snapshot,
-        status.machine.name,
-        status.machine.version,
-    );
-    text.push_str(&format!(
-        "memory    {}\nquota     {}\n",
-        or_dash(status.memory.map(memory)),
-        quota(replica)
-    ));
-    if let Some(trouble) = &status.trouble {
-        text.push_str(&format!("problem   {trouble}\n"));
-    }
-    if !replica.held_back.is_empty() {
-        text.push_str(&format!("held back {}\n", held_back(replica)));
-    }
-    if let Some(awaited) = &replica.activation {
-        text.push_str(&format!("upgrade   {}\n", waits(awaited)));
-    }
-    let rows: Vec<Vec<String>> = replica
-        .members
-        .iter()
-        .map(|member| {
-            let active = member
-                .active
-                .map(|active| if active { "yes" } else { "no" });
-            vec![
-                member.node.to_string(),
-                word(&member.role),
-                or_dash(member.matched),
-                or_dash(active),
-                or_dash(member.catching_up.as_ref().map(catching_up)),
-            ]
-        })
-        .collect();
-    let head = ["MEMBER", "ROLE", "MATCHED", "ACTIVE", "CATCHING UP"];
-    text + &output::table(&head, &rows)
-}
-
-/// What holds back what clients ask.
-fn held_back(replica: &Status) -> String {
-    let words = replica.held_back.iter().map(|held| match held {
-        HeldBack::CatchUp => format!("catch-up (to {} %)", replica.catch_up.share_percent),
-        held => word(held),
-    });
-    words.collect::<Vec<_>>().join(", ")
-}
-
-fn catching_up(how: &CatchingUp) -> String {
-    match how {
-        CatchingUp::Snapshot => "a snapshot is on its way".to_owned(),
-        CatchingUp::Log { lacks } => format!("lacks {} KiB of log", lacks >> 10),
-        CatchingUp::LeftBehind => {
-            "left behind; tried again later, or when less is written".to_owned()
-        }
-    }
-}
-
-fn waits(awaited: &AwaitedDecision) -> String {
-    let AwaitedDecision {
-        index,
-        component,
-        ticks,
-        ..
-    } = awaited;
-    let what = format!("for {ticks} ticks it has waited at {index} to go on with {component}");
-    match awaited.is_confirmed {
-        Some(_) => {
-            format!("{what}: that is decided, and this node cannot do it yet; see its log lines")
-        }
-        None if awaited.waits_for.is_empty() => {
-            format!("{what}; the leader knows for whom; see `skep group abort-upgrade`")
-        }
-        None => {
-            let nodes = list(&awaited.waits_for);
-            format!("{what}; nodes that are not ready: {nodes}; see `skep group abort-upgrade`")
-        }
-    }
-}
-
-/// The name a value has in JSON.
-fn word(value: &impl serde::Serialize) -> String {
-    match serde_json::to_value(value) {
-        Ok(serde_json::Value::String(word)) => word,
-        _ => "?".to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn a_status_says_what_holds_the_group_back() {
-        let mut status = json!({
-            "name": "bees", "component": "00".repeat(32), "halted": null,
-            "machine": {"name": "kv", "version": "1", "schema": 1, "oldest_schema": 1},
-            "group": 4, "incarnation": 1, "node": 1, "replica": 1, "part": "leader", "term": 2, "leader": 1, "commit": 9,
-            "applied": 9, "first": 1, "last": 9, "snapshot": 0, "members": [], "health": {"state": "healthy"}, "verified": 0,
-            "paused": false, "deployed": null, "activation": null, "sessions": 0, "session_bytes": 0, "queued": 0,
-            "quota": {}, "quota_waits": 0,
-        });
-        let shown = |status: &serde_json::Value| {
-            text(&serde_json::from_value(status.clone()).expect("a status"))
-        };
-        assert!(!shown(&status).contains("held back"));
-        status["catch_up"] = json!({"share_percent": 40, "waits": 3, "left_behind": 0});
-        status["held_back"] = json!(["suspects", "catch-up", "query-bytes"]);
-        let held = "held back suspects, catch-up (to 40 %), query-bytes\n";
-        assert!(shown(&status).contains(held), "{}", shown(&status));
-    }
 }

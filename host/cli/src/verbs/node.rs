@@ -2,14 +2,19 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::Context;
-use skep::NodeId;
-use skep_types::admin::{InviteNode, Invited, NodeView, OfNode, method};
-use skep_types::record::NodeState;
+use anyhow::{Context, bail};
+use skep::{NodeId, clock};
+use skep_types::admin::{InviteNode, Invited, NodeView, OfNode, ReplaceNode, method};
+use skep_types::record::{NodeRecord, NodeState};
 use skep_types::status::Role;
 
+use super::connect::Connection;
 use super::{Form, Remote, output, private};
+
+/// Between two looks at how far a node is.
+const LOOK: Duration = Duration::from_millis(500);
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -41,7 +46,27 @@ enum Verb {
     Remove(One),
     /// Puts no new replicas on a node from now on
     Cordon(One),
-    /// Puts new replicas on a node again; also ends a removal that is not done
+    /// Has all replicas of a node go to other nodes, leaders first; the node stays part of the cluster and gets no new ones
+    Drain {
+        #[command(flatten)]
+        one: One,
+        /// Waits until the node has no replica left
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Has one node take the replicas of another, dead or alive, and then removes that one for ever
+    Replace {
+        /// Id of the node that goes
+        old: u64,
+        /// Id of the node that takes its replicas
+        new: u64,
+        /// Waits until the old node is removed
+        #[arg(long)]
+        wait: bool,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Puts new replicas on a node again; also ends a drain, or a removal that is not done
     Uncordon(One),
 }
 
@@ -61,6 +86,13 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
             token_file,
             remote,
         } => return invite(seconds, token_file.as_deref(), &remote).await,
+        Verb::Drain { one, wait } => return drain(one, wait).await,
+        Verb::Replace {
+            old,
+            new,
+            wait,
+            remote,
+        } => return replace(NodeId(old), NodeId(new), wait, &remote).await,
         Verb::Status(one) => (one, method::NODE_STATUS),
         Verb::Remove(one) => (one, method::NODE_REMOVE),
         Verb::Cordon(one) => (one, method::NODE_CORDON),
@@ -69,6 +101,45 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let node = NodeId(one.node);
     let view: NodeView = one.remote.call(method, &OfNode { node }).await?;
     show(one.remote.form, &view)
+}
+
+async fn drain(one: One, wait: bool) -> anyhow::Result<()> {
+    let asked = OfNode {
+        node: NodeId(one.node),
+    };
+    let connection = Connection::open(&one.remote).await?;
+    let mut view: NodeView = connection.call(method::NODE_DRAIN, &asked).await?;
+    while wait && view.replicas > 0 {
+        if view.node.state != NodeState::Draining {
+            bail!(
+                "node {} is {}: somebody else decided otherwise",
+                asked.node,
+                view.node.state
+            );
+        }
+        clock::sleep(LOOK).await;
+        view = connection.call(method::NODE_STATUS, &asked).await?;
+    }
+    show(one.remote.form, &view)
+}
+
+async fn replace(old: NodeId, new: NodeId, wait: bool, remote: &Remote) -> anyhow::Result<()> {
+    let connection = Connection::open(remote).await?;
+    let asked = ReplaceNode { node: old, by: new };
+    let mut view: NodeView = connection.call(method::NODE_REPLACE, &asked).await?;
+    while wait && view.node.state != NodeState::Removed {
+        if view.node.state != NodeState::Removing {
+            bail!(
+                "node {old} is {}: somebody else decided otherwise",
+                view.node.state
+            );
+        }
+        clock::sleep(LOOK).await;
+        view = connection
+            .call(method::NODE_STATUS, &OfNode { node: old })
+            .await?;
+    }
+    show(remote.form, &view)
 }
 
 async fn list(remote: &Remote) -> anyhow::Result<()> {
@@ -81,6 +152,7 @@ async fn list(remote: &Remote) -> anyhow::Result<()> {
             "ALIVE",
             "CATALOGUE",
             "REPLICAS",
+            "LABELS",
             "CLIENT",
             "PEER",
         ];
@@ -129,6 +201,11 @@ fn show(form: Form, view: &NodeView) -> anyhow::Result<()> {
             NodeState::Removing => {
                 format!("\nit is removed when its {replicas} replicas have left their groups")
             }
+            NodeState::Draining if *replicas > 0 => {
+                "\nits replicas go to other nodes that may take them; see `skep node list`"
+                    .to_owned()
+            }
+            NodeState::Draining => "\nit is empty".to_owned(),
             _ => String::new(),
         };
         let more = match replicas.saturating_sub(view.groups.len()) {
@@ -136,10 +213,11 @@ fn show(form: Form, view: &NodeView) -> anyhow::Result<()> {
             more => format!(" and {more} more"),
         };
         format!(
-            "node {} ({}), {}\nalive {}\ncatalogue {}\nclient {}\nhttp {}\npeer {}\nreplicas {replicas}{}{more}{next}\n",
+            "node {} ({}), {}\nlabels {}\nalive {}\ncatalogue {}\nclient {}\nhttp {}\npeer {}\nreplicas {replicas}{}{more}{next}\n",
             node.id,
             node.name,
             node.state,
+            labels(node),
             alive(view),
             role(view),
             node.client,
@@ -162,9 +240,18 @@ fn row(view: &NodeView) -> Vec<String> {
         alive(view).to_owned(),
         role(view).to_owned(),
         view.replicas.to_string(),
+        labels(node),
         node.client.clone(),
         node.peer.clone(),
     ]
+}
+
+fn labels(node: &NodeRecord) -> String {
+    let labels = node.labels.iter();
+    let labels: Vec<_> = labels
+        .map(|(label, value)| format!("{label}={value}"))
+        .collect();
+    output::or_dash((!labels.is_empty()).then(|| labels.join(",")))
 }
 
 fn alive(view: &NodeView) -> &'static str {

@@ -54,6 +54,9 @@ pub struct Arguments {
     /// Where it is reached over HTTP; overrides [node] http
     #[arg(long, value_name = "HOST:PORT")]
     http: Option<String>,
+    /// What the node says of where it stands, as in zone=a; may be given several times; overrides [node] labels
+    #[arg(long, value_name = "LABEL=VALUE", value_parser = label)]
+    label: Vec<(String, String)>,
     /// Overrides [listen] insecure_plaintext: allows addresses other than loopback without encryption
     #[arg(long)]
     insecure_plaintext: bool,
@@ -70,6 +73,7 @@ impl Arguments {
             peer: None,
             client: None,
             http: None,
+            label: Vec::new(),
             insecure_plaintext: false,
         }
     }
@@ -209,6 +213,13 @@ fn harmless_signals() -> anyhow::Result<Vec<Signal>> {
     .collect()
 }
 
+/// `LABEL=VALUE`.
+fn label(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=');
+    let (label, value) = pair.ok_or_else(|| "write LABEL=VALUE, as in zone=a".to_owned())?;
+    Ok((label.to_owned(), value.to_owned()))
+}
+
 /// The environment as the configuration sees it, with the flags over it.
 fn environment(arguments: &Arguments) -> Vec<(String, String)> {
     let mut variables: Vec<_> = std::env::vars_os()
@@ -222,7 +233,14 @@ fn environment(arguments: &Arguments) -> Vec<(String, String)> {
         .data_dir
         .as_deref()
         .filter(|_| arguments.config.is_none());
+    let labels = arguments.label.iter();
+    let labels = labels.map(|(label, value)| format!("{label:?} = {value:?}"));
+    let labels = format!("{{{}}}", labels.collect::<Vec<_>>().join(", "));
     for (name, value) in [
+        (
+            "SKEP_NODE__LABELS",
+            (!arguments.label.is_empty()).then_some(labels),
+        ),
         (
             "SKEP_CLUSTER__JOIN",
             (!arguments.join.is_empty()).then_some(join),

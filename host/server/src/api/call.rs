@@ -49,7 +49,7 @@ pub(super) async fn call(
                 true => None,
                 false => parse::<Option<Page>>(&body)?,
             };
-            json(&host.groups(page.unwrap_or_default()).await?)
+            json(&host.groups(page.unwrap_or_default(), reach).await?)
         }
         method::GROUP_INFO => {
             let record = host.find(&parse::<OfGroup>(&body)?.group).await?;
@@ -74,6 +74,8 @@ pub(super) async fn call(
                     .await?,
             )
         }
+        method::GROUP_REPLICAS => json(&host.set_replicas(parse(&body)?).await?),
+        method::GROUP_MOVE => json(&host.move_replica(parse(&body)?).await?),
         method::GROUP_SNAPSHOT => json(
             &host
                 .snapshot(&parse::<OfGroup>(&body)?.group, reach)
@@ -120,6 +122,9 @@ pub(super) async fn call(
         method::NODE_REMOVE => json(&host.remove_node(parse::<OfNode>(&body)?, reach).await?),
         method::NODE_CORDON => json(&host.cordon_node(parse::<OfNode>(&body)?.node).await?),
         method::NODE_UNCORDON => json(&host.uncordon_node(parse::<OfNode>(&body)?.node).await?),
+        method::NODE_DRAIN => json(&host.drain_node(parse::<OfNode>(&body)?.node).await?),
+        method::NODE_REPLACE => json(&host.replace_node(parse(&body)?, reach).await?),
+        method::NODE_REPORT => json(&host.report(parse(&body)?).await?),
         method::NODE_AT => match caller {
             Caller::Node(from) => json(&host.note_address(from, parse::<NodeAt>(&body)?)?),
             Caller::Client => Err(HostError::BetweenNodes(name.to_owned())),
@@ -145,7 +150,10 @@ fn is_between_nodes(name: &str) -> bool {
     name.starts_with(method::LOCAL)
         || matches!(
             name,
-            method::GROUP_ACTIVATE | method::COMPONENT_PREPARE | method::NODE_AT
+            method::GROUP_ACTIVATE
+                | method::COMPONENT_PREPARE
+                | method::NODE_AT
+                | method::NODE_REPORT
         )
 }
 

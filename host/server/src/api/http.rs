@@ -1,34 +1,33 @@
 //! HTTP for people and tools: `/v1`, health, metrics.
 
-use std::io;
+mod body;
+
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Query, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, any, delete, get, on, post, put};
-use futures::StreamExt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use skep::clock;
 use skep::status::Consistency;
 use skep::trouble::Troubled;
-use skep_core::id::{ComponentId, LogIndex, NodeId, RequestId, SessionId, Term, as_text};
+use skep_core::id::{ComponentId, LogIndex, NodeId, RequestId, SessionId, Term};
 use skep_core::outcome::Outcome;
 use skep_core::proposal::Command;
 use skep_types::admin::{
-    Collect, CreateGroup, InviteNode, OfGroup, OfGroupAndNode, OfNode, Page, Upgrade, method,
+    Collect, CreateGroup, InviteNode, MoveReplica, OfGroup, OfGroupAndNode, OfNode, Page,
+    ReplaceNode, SetReplicas, Upgrade, method,
 };
 use skep_types::code::Code;
-use skep_types::shared::lock;
 
+use self::body::{Body, Json, crowded};
 use super::call::{Caller, call, json};
 use super::origin;
 use super::problem::{Problem, quoted};
@@ -52,9 +51,6 @@ pub const TERM: HeaderName = HeaderName::from_static("skep-term");
 
 /// Most bytes of a JSON body of administration.
 const ADMIN_BYTES_MAX: usize = 1 << 20;
-/// A body that is no longer takes nothing of the memory for bodies: long ones that stall must not keep short ones out. All places
-/// for connections together bound those.
-const SMALL: usize = 64 << 10;
 /// Longest a caller may wait.
 const TIMEOUT_MAX: Duration = Duration::from_millis(skep_wire::MAX_TIMEOUT_MS as u64);
 
@@ -102,6 +98,8 @@ pub fn router(host: Host) -> Router {
             "/v1/groups/{group}/snapshot",
             of_group(POST, method::GROUP_SNAPSHOT),
         )
+        .route("/v1/groups/{group}/replicas", post(set_replicas))
+        .route("/v1/groups/{group}/move", post(move_replica))
         .route("/v1/groups/{group}/upgrade", post(upgrade))
         .route(
             "/v1/groups/{group}/abort-upgrade",
@@ -129,6 +127,11 @@ pub fn router(host: Host) -> Router {
             "/v1/nodes/{node}/uncordon",
             about_node(POST, method::NODE_UNCORDON),
         )
+        .route(
+            "/v1/nodes/{node}/drain",
+            about_node(POST, method::NODE_DRAIN),
+        )
+        .route("/v1/nodes/{node}/replace", post(replace_node))
         .route("/v1/components", of_cluster(method::COMPONENT_LIST))
         .route("/v1/components/collect", post(collect_components))
         .route("/v1/status", of_cluster(method::STATUS))
@@ -282,6 +285,37 @@ struct ToNode {
     data: String,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Replicas {
+    replicas: usize,
+}
+
+async fn set_replicas(
+    State(host): State<Host>,
+    Path(group): Path<String>,
+    Json(Replicas { replicas }): Json<Replicas>,
+) -> Answer<Response> {
+    let asked = SetReplicas { group, replicas };
+    administer(&host, method::GROUP_REPLICAS, &asked).await
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FromTo {
+    from: NodeId,
+    to: NodeId,
+}
+
+async fn move_replica(
+    State(host): State<Host>,
+    Path(group): Path<String>,
+    Json(FromTo { from, to }): Json<FromTo>,
+) -> Answer<Response> {
+    let asked = MoveReplica { group, from, to };
+    administer(&host, method::GROUP_MOVE, &asked).await
+}
+
 async fn upgrade(
     State(host): State<Host>,
     Path(group): Path<String>,
@@ -305,6 +339,21 @@ fn about_node(verb: MethodFilter, method: &'static str) -> MethodRouter<Host> {
         administer(&host, method, &OfNode { node }).await
     };
     on(verb, ask)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct By {
+    by: NodeId,
+}
+
+async fn replace_node(
+    State(host): State<Host>,
+    Path(node): Path<String>,
+    Json(By { by }): Json<By>,
+) -> Answer<Response> {
+    let node = node_id(&node)?;
+    administer(&host, method::NODE_REPLACE, &ReplaceNode { node, by }).await
 }
 
 async fn invite_node(
@@ -479,106 +528,6 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T>
             Ok(axum::extract::Path(value)) => Ok(Self(value)),
             Err(error) => Err(bad_request(format!("the path: {}", error.body_text()))),
         }
-    }
-}
-
-/// What has come of a body.
-struct Coming {
-    portion: Portion,
-    read: usize,
-    /// It is refused, because all bodies together are too much.
-    full: bool,
-}
-
-impl Coming {
-    fn take(&mut self, piece: Bytes) -> io::Result<Bytes> {
-        self.read += piece.len();
-        self.full = self.read > SMALL && !self.portion.set(self.read);
-        match self.full {
-            false => Ok(piece),
-            true => Err(io::ErrorKind::OutOfMemory.into()),
-        }
-    }
-}
-
-/// A body of raw bytes, and its share of the memory for bodies, which is kept until the request is answered. What is wrong
-/// with it is a [`Problem`].
-struct Body(Bytes, Portion);
-
-impl FromRequest<Host> for Body {
-    type Rejection = Problem;
-
-    async fn from_request(request: Request, host: &Host) -> Result<Self, Problem> {
-        let coming = Arc::new(Mutex::new(Coming {
-            portion: host.doors().bodies.portion(),
-            read: 0,
-            full: false,
-        }));
-        let counting = Arc::clone(&coming);
-        let request = request.map(|body| {
-            axum::body::Body::from_stream(body.into_data_stream().map(move |piece| {
-                let piece = piece.map_err(io::Error::other)?;
-                let mut coming = lock(&counting);
-                coming.take(piece)
-            }))
-        });
-        let body_ms = host.doors().settings().body_ms;
-        let read = Bytes::from_request(request, host);
-        let read = clock::timeout(Duration::from_millis(body_ms), read)
-            .await
-            .ok_or_else(|| late(body_ms))?;
-        let full = lock(&coming).full;
-        let bytes = read.map_err(|error| if full { crowded() } else { unreadable(error) })?;
-        // The stream that shared it has ended; if not, the share goes with it.
-        let coming = Arc::into_inner(coming).map(Mutex::into_inner);
-        let portion = match coming {
-            Some(coming) => coming.unwrap_or_else(PoisonError::into_inner).portion,
-            None => host.doors().bodies.portion(),
-        };
-        Ok(Self(bytes, portion))
-    }
-}
-
-/// A body or an answer of JSON; what is wrong with it is a [`Problem`].
-struct Json<T>(T);
-
-impl<T: DeserializeOwned> FromRequest<Host> for Json<T> {
-    type Rejection = Problem;
-
-    /// The content type is not asked for: `curl -d` sends another one, and there is only one thing it can be.
-    async fn from_request(request: Request, host: &Host) -> Result<Self, Problem> {
-        let Body(bytes, _held) = Body::from_request(request, host).await?;
-        match axum::Json::<T>::from_bytes(&bytes) {
-            Ok(axum::Json(value)) => Ok(Self(value)),
-            Err(error) => Err(bad_request(error.body_text())),
-        }
-    }
-}
-
-fn late(body_ms: u64) -> Problem {
-    let detail = format!("the body did not come within {body_ms} ms; see [http] body_ms");
-    Problem::of(Code::BodyLate, detail)
-}
-
-fn crowded() -> Problem {
-    let detail = "the bodies of other requests take all the memory there is for bodies; try again";
-    Problem::of(Code::Busy, detail)
-}
-
-impl<T: Serialize> IntoResponse for Json<T> {
-    fn into_response(self) -> Response {
-        as_text(|| axum::Json(self.0).into_response())
-    }
-}
-
-fn unreadable(error: BytesRejection) -> Problem {
-    match error.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => {
-            let detail =
-                "the body is larger than this node takes; see [limits] in its configuration";
-            Problem::of(Code::TooLarge, detail)
-        }
-        _ => bad_request(error.body_text()),
     }
 }
 

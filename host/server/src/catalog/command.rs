@@ -10,7 +10,7 @@ use skep_core::id::{ComponentId, GroupId, Incarnation, LogIndex, NodeId};
 use skep_machine::wasm::Profile;
 use skep_types::code::Code;
 
-use super::{ComponentRecord, Deployed, GroupRecord, NodeRecord, TokenDigest};
+use super::{ComponentRecord, Deployed, GroupRecord, Moving, NodeRecord, TokenDigest};
 
 /// One change of the catalogue.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -41,6 +41,18 @@ pub enum Command {
     Retire {
         /// The node.
         node: NodeId,
+    },
+    /// The replicas of a node are to go to other nodes; it stays part of the cluster.
+    Drain {
+        /// The node.
+        node: NodeId,
+    },
+    /// A node is to be removed as soon as another one has its replicas.
+    Replace {
+        /// The node that goes.
+        node: NodeId,
+        /// The node that takes its replicas.
+        by: NodeId,
     },
     /// A node that hosts nothing is removed, for ever.
     RemoveNode {
@@ -99,6 +111,10 @@ pub enum Command {
         incarnation: Incarnation,
         /// The node.
         node: NodeId,
+        /// The group is to have as many replicas as before: somebody who sees to that number asks, and not a person who wants
+        /// one more.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        keeps_wanted: bool,
     },
     /// The group refused a node as a member, for certain: it is to host no replica, unless somebody asked for it again since.
     TakeBackMember {
@@ -110,6 +126,9 @@ pub enum Command {
         node: NodeId,
         /// Index of the command that put it here.
         added: LogIndex,
+        /// As for [`AddMember`](Self::AddMember).
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        keeps_wanted: bool,
     },
     /// A node is to host no replica any more. Nothing changes if it does not.
     RemoveMember {
@@ -119,6 +138,27 @@ pub enum Command {
         incarnation: Incarnation,
         /// The node.
         node: NodeId,
+        /// As for [`AddMember`](Self::AddMember).
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        keeps_wanted: bool,
+    },
+    /// A group is to have so many replicas.
+    SetReplicas {
+        /// The group.
+        group: GroupId,
+        /// The life of it that is meant.
+        incarnation: Incarnation,
+        /// How many.
+        replicas: usize,
+    },
+    /// A replica is to go from one node to another. What was asked for before is forgotten.
+    MoveReplica {
+        /// The group.
+        group: GroupId,
+        /// The life of it that is meant.
+        incarnation: Incarnation,
+        /// From where to where.
+        moving: Moving,
     },
 }
 

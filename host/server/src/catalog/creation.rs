@@ -8,32 +8,40 @@ use super::Catalog;
 use super::command::{NewGroup, Refusal, Reply};
 
 impl Catalog {
-    /// The nodes that so many new groups of `size` members should be put on: for each, of those that take replicas, the ones with
-    /// the fewest, lower ids first.
-    pub fn least_loaded(&self, size: usize, groups: usize) -> Vec<BTreeSet<NodeId>> {
+    /// The nodes that so many new groups of `size` members should be put on: for each, of those that take replicas, in different
+    /// zones where that is possible, the ones with the fewest, lower ids first. Nodes that do not answer are taken where there are
+    /// no others.
+    pub fn least_loaded(
+        &self,
+        size: usize,
+        groups: usize,
+        silent: &BTreeSet<NodeId>,
+    ) -> Vec<BTreeSet<NodeId>> {
         let nodes = self.nodes.values();
-        let mut load: BTreeMap<NodeId, usize> = nodes
-            .filter(|node| node.state.takes_replicas())
-            .map(|node| (node.id, 0))
-            .collect();
+        let nodes: Vec<_> = nodes.filter(|node| node.state.takes_replicas()).collect();
+        let mut load: BTreeMap<NodeId, usize> = nodes.iter().map(|node| (node.id, 0)).collect();
         for node in self.groups.values().flat_map(|group| &group.members) {
             load.entry(*node).and_modify(|replicas| *replicas += 1);
         }
-        let mut load: Vec<_> = load
-            .into_iter()
-            .map(|(node, replicas)| (replicas, node))
-            .collect();
-        let place = |_| {
-            load.sort_unstable();
-            let least = load.iter_mut().take(size);
-            least
-                .map(|(replicas, node)| {
-                    *replicas += 1;
-                    *node
-                })
-                .collect()
+        let mut place = || {
+            let mut members = BTreeSet::new();
+            let mut zones: BTreeMap<&str, usize> = BTreeMap::new();
+            for _ in 0..size {
+                let free = nodes.iter().filter(|node| !members.contains(&node.id));
+                let best = free.min_by_key(|node| {
+                    let zone = node.zone().and_then(|zone| zones.get(zone));
+                    (silent.contains(&node.id), zone, load.get(&node.id), node.id)
+                });
+                let Some(node) = best else { break };
+                members.insert(node.id);
+                *load.entry(node.id).or_default() += 1;
+                if let Some(zone) = node.zone() {
+                    *zones.entry(zone).or_default() += 1;
+                }
+            }
+            members
         };
-        (0..groups).map(place).collect()
+        (0..groups).map(|_| place()).collect()
     }
 
     pub(super) fn create_groups(
@@ -68,7 +76,7 @@ mod tests {
 
     use super::super::command::Command;
     use super::*;
-    use crate::catalog::{At, ComponentRecord, NodeRecord};
+    use crate::catalog::{At, ComponentRecord, Moving, NodeRecord};
 
     fn like(name: &str, members: &[u64]) -> NewGroup {
         NewGroup {
@@ -106,7 +114,7 @@ mod tests {
                 client: format!("127.0.0.1:{}", 7400 + id),
                 http: format!("127.0.0.1:{}", 7500 + id),
                 store: format!("{id:032x}"),
-                state: Default::default(),
+                ..NodeRecord::default()
             })
         };
         let component = ComponentRecord {
@@ -139,12 +147,18 @@ mod tests {
             )
             .expect("taken");
         }
-        assert_eq!(catalog.least_loaded(1, 1), [nodes(&[3])]);
-        assert_eq!(catalog.least_loaded(2, 1), [nodes(&[2, 3])]);
-        assert_eq!(catalog.least_loaded(9, 1), [nodes(&[1, 2, 3])]);
+        assert_eq!(catalog.least_loaded(1, 1, &BTreeSet::new()), [nodes(&[3])]);
+        assert_eq!(
+            catalog.least_loaded(2, 1, &BTreeSet::new()),
+            [nodes(&[2, 3])]
+        );
+        assert_eq!(
+            catalog.least_loaded(9, 1, &BTreeSet::new()),
+            [nodes(&[1, 2, 3])]
+        );
         // The next ones count those before them.
         let placed = [3, 2, 3, 1].map(|node| nodes(&[node]));
-        assert_eq!(catalog.least_loaded(1, 4), placed);
+        assert_eq!(catalog.least_loaded(1, 4, &BTreeSet::new()), placed);
     }
 
     #[test]
@@ -196,12 +210,14 @@ mod tests {
             group,
             incarnation,
             node,
+            keeps_wanted: false,
         };
         let back = |added| Command::TakeBackMember {
             group,
             incarnation,
             node,
             added: LogIndex(added),
+            keeps_wanted: false,
         };
         let members = |catalog: &Catalog| catalog.group(group).expect("it exists").members.clone();
         apply(&mut catalog, 7, add()).expect("taken");
@@ -218,5 +234,109 @@ mod tests {
             apply(&mut catalog, 12, back(added)).expect("of nobody alone");
         }
         assert_eq!(members(&catalog), nodes(&[1, 2]));
+    }
+
+    // P-120
+    #[test]
+    fn the_number_of_replicas_follows_people_and_stays_when_replicas_only_move() {
+        let mut catalog = seeded();
+        let (group, incarnation) = (GroupId(1), Incarnation(5));
+        let node = |id: u64| NodeRecord {
+            id: NodeId(id),
+            name: format!("node-{id}"),
+            store: format!("{id:032x}"),
+            ..NodeRecord::default()
+        };
+        apply(&mut catalog, 6, Command::PutNode(node(4))).expect("a node");
+        let add = |id, keeps_wanted| Command::AddMember {
+            group,
+            incarnation,
+            node: NodeId(id),
+            keeps_wanted,
+        };
+        let remove = |id, keeps_wanted| Command::RemoveMember {
+            group,
+            incarnation,
+            node: NodeId(id),
+            keeps_wanted,
+        };
+        let set = |replicas| Command::SetReplicas {
+            group,
+            incarnation,
+            replicas,
+        };
+        let wanted = |catalog: &Catalog| catalog.group(group).expect("it exists").wanted;
+        assert_eq!(wanted(&catalog), 3);
+        for (command, then) in [
+            (add(4, true), 3),
+            (remove(1, true), 3),
+            (remove(2, true), 3),
+            // Somebody adds what is lacking, one more, and takes one away.
+            (add(1, false), 3),
+            (add(2, false), 4),
+            (remove(2, false), 3),
+            (set(1), 1),
+            (set(5), 5),
+        ] {
+            apply(&mut catalog, 7, command.clone()).expect("taken");
+            assert_eq!(wanted(&catalog), then, "{command:?}");
+        }
+        for replicas in [0, crate::catalog::MEMBERS_MAX + 1] {
+            let refused = apply(&mut catalog, 8, set(replicas)).expect_err("refused");
+            assert_eq!(refused.number(), 400);
+        }
+        // Of before there was a number: what is there is what is wanted.
+        let mut text = String::from_utf8(catalog.save()).expect("JSON");
+        text = text.replace(r#""wanted":5,"#, "");
+        let old = Catalog::restore(text.as_bytes()).expect("readable");
+        assert_eq!(wanted(&old), 3);
+    }
+
+    #[test]
+    fn a_move_is_remembered_until_it_is_done() {
+        let mut catalog = seeded();
+        let (group, incarnation) = (GroupId(1), Incarnation(5));
+        let record = NodeRecord {
+            id: NodeId(4),
+            name: "node-4".into(),
+            store: "4".repeat(32),
+            ..NodeRecord::default()
+        };
+        apply(&mut catalog, 6, Command::PutNode(record)).expect("a node");
+        let moves = |from, to| Command::MoveReplica {
+            group,
+            incarnation,
+            moving: Moving {
+                from: NodeId(from),
+                to: NodeId(to),
+            },
+        };
+        for (from, to, number) in [(4, 1, 400), (1, 2, 400), (1, 1, 400), (1, 9, 404)] {
+            let refused = apply(&mut catalog, 7, moves(from, to)).expect_err("refused");
+            assert_eq!(refused.number(), number, "{from} to {to}");
+        }
+        apply(&mut catalog, 8, moves(1, 4)).expect("taken");
+        let add = Command::AddMember {
+            group,
+            incarnation,
+            node: NodeId(4),
+            keeps_wanted: true,
+        };
+        apply(&mut catalog, 9, add).expect("taken");
+        apply(&mut catalog, 10, moves(1, 4)).expect("it is so already");
+        let moving = |catalog: &Catalog| catalog.group(group).expect("it exists").moving;
+        assert!(moving(&catalog).is_some());
+        let remove = Command::RemoveMember {
+            group,
+            incarnation,
+            node: NodeId(1),
+            keeps_wanted: true,
+        };
+        apply(&mut catalog, 11, remove).expect("taken");
+        assert_eq!(moving(&catalog), None);
+        assert_eq!(
+            catalog.group(group).expect("it exists").members,
+            nodes(&[2, 3, 4])
+        );
     }
 }

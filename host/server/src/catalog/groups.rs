@@ -30,6 +30,12 @@ pub struct GroupRecord {
     pub members: BTreeSet<NodeId>,
     /// Those of the members that were added later: they start empty and wait for a leader.
     pub joiners: BTreeSet<NodeId>,
+    /// How many replicas it is to have, at least 1. Where it has fewer others are made; where it has more they go.
+    #[serde(default)]
+    pub wanted: usize,
+    /// A replica that is to go to another node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moving: Option<Moving>,
     /// Bytes for the machine's `init`, in hexadecimal digits.
     #[serde(with = "hex")]
     pub init: Vec<u8>,
@@ -51,6 +57,15 @@ pub struct GroupRecord {
     /// the catalogue, so they are not more than [`COMPONENTS_MAX`](super::COMPONENTS_MAX).
     #[serde(default)]
     pub used: BTreeSet<ComponentId>,
+}
+
+/// From where to where a replica goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Moving {
+    /// The node that gives it.
+    pub from: NodeId,
+    /// The node that takes it.
+    pub to: NodeId,
 }
 
 /// What a group runs.
@@ -119,6 +134,7 @@ impl GroupRecord {
             incarnation: self.incarnation,
             component: self.component,
             members: self.members.clone(),
+            wanted: self.wanted,
             leader: None,
             term: None,
             memory: None,
@@ -212,6 +228,8 @@ impl Catalog {
             incarnation: Incarnation(index.0),
             component: new.component,
             founders: new.members.clone(),
+            wanted: new.members.len(),
+            moving: None,
             members: new.members,
             joiners: BTreeSet::new(),
             init: new.init,
@@ -291,6 +309,7 @@ impl Catalog {
         index: LogIndex,
         id: GroupId,
         node: NodeId,
+        keeps_wanted: bool,
     ) -> Result<Reply, Refusal> {
         let group = self.groups.get(&id).ok_or_else(|| no_such_group(id))?;
         if group.members.contains(&node) {
@@ -310,6 +329,9 @@ impl Catalog {
         record.members.insert(node);
         // A founder that comes back is a joiner too: its former replica is gone for ever.
         record.joiners.insert(node);
+        if !keeps_wanted {
+            record.wanted = record.wanted.max(record.members.len());
+        }
         let group = group.clone();
         self.added.entry(id).or_default().insert(node, index);
         Ok(Reply::Group(group))
@@ -321,25 +343,69 @@ impl Catalog {
         id: GroupId,
         node: NodeId,
         added: LogIndex,
+        keeps_wanted: bool,
     ) -> Result<Reply, Refusal> {
         let group = self.groups.get(&id).ok_or_else(|| no_such_group(id))?;
         let of = self.added.get(&id).and_then(|added| added.get(&node));
         match of == Some(&added) {
-            true => self.remove_member(id, node),
+            true => self.remove_member(id, node, keeps_wanted),
             false => Ok(Reply::Group(group.clone())),
         }
     }
 
-    pub(super) fn remove_member(&mut self, id: GroupId, node: NodeId) -> Result<Reply, Refusal> {
+    pub(super) fn remove_member(
+        &mut self,
+        id: GroupId,
+        node: NodeId,
+        keeps_wanted: bool,
+    ) -> Result<Reply, Refusal> {
         let group = self.groups.get_mut(&id).ok_or_else(|| no_such_group(id))?;
         if group.members.contains(&node) {
             let group = Arc::make_mut(group);
             group.members.remove(&node);
             group.joiners.remove(&node);
+            if !keeps_wanted {
+                group.wanted = group.members.len().max(1);
+            }
+            group.moving = group
+                .moving
+                .filter(|moving| moving.from != node && moving.to != node);
         }
         let group = group.clone();
         self.forget_added(id, node);
         Ok(Reply::Group(group))
+    }
+
+    pub(super) fn set_replicas(&mut self, id: GroupId, replicas: usize) -> Result<Reply, Refusal> {
+        if !(1..=MEMBERS_MAX).contains(&replicas) {
+            let message = format!("a group has 1 to {MEMBERS_MAX} replicas, not {replicas}");
+            return Err(Refusal::Invalid(message));
+        }
+        let group = self.groups.get_mut(&id).ok_or_else(|| no_such_group(id))?;
+        Arc::make_mut(group).wanted = replicas;
+        Ok(Reply::Group(group.clone()))
+    }
+
+    pub(super) fn move_replica(&mut self, id: GroupId, moving: Moving) -> Result<Reply, Refusal> {
+        let group = self.groups.get(&id).ok_or_else(|| no_such_group(id))?;
+        let Moving { from, to } = moving;
+        if !group.members.contains(&from) {
+            return Err(Refusal::Invalid(format!(
+                "node {from} has no replica of group {id}; see `skep member list {id}`"
+            )));
+        }
+        // What was asked for before may be half done.
+        if group.moving != Some(moving) {
+            if group.members.contains(&to) {
+                return Err(Refusal::Invalid(format!(
+                    "node {to} has a replica of group {id} already"
+                )));
+            }
+            self.check_takes_replicas(to)?;
+        }
+        let group = self.groups.get_mut(&id).ok_or_else(|| no_such_group(id))?;
+        Arc::make_mut(group).moving = Some(moving);
+        Ok(Reply::Group(group.clone()))
     }
 
     fn forget_added(&mut self, id: GroupId, node: NodeId) {

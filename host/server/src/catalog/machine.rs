@@ -12,8 +12,8 @@ use tokio::sync::watch;
 use super::command::{Command, Refusal};
 use super::{At, Catalog};
 
-/// Version of the bytes of [`Catalog::save`]. From 2 on nodes come and go.
-pub const SCHEMA: u32 = 2;
+/// Version of the bytes of [`Catalog::save`]. From 2 on nodes come and go; from 3 on groups have a number of replicas to keep.
+pub const SCHEMA: u32 = 3;
 /// The oldest version that is read.
 const OLDEST_SCHEMA: u32 = 1;
 
@@ -192,6 +192,7 @@ mod tests {
             http: format!("127.0.0.1:{}", 7500 + id),
             store: format!("{id:032x}"),
             state: NodeState::Member,
+            ..NodeRecord::default()
         })
     }
 
@@ -418,11 +419,13 @@ mod tests {
                     group: GroupId(1),
                     incarnation: Incarnation(5),
                     node: NodeId(9),
+                    keeps_wanted: false,
                 },
                 Command::RemoveMember {
                     group: GroupId(1),
                     incarnation: Incarnation(4),
                     node: NodeId(3),
+                    keeps_wanted: false,
                 },
             ],
         );
@@ -468,11 +471,13 @@ mod tests {
                 group: id,
                 incarnation,
                 node: NodeId(node),
+                keeps_wanted: false,
             },
             |node| Command::RemoveMember {
                 group: id,
                 incarnation,
                 node: NodeId(node),
+                keeps_wanted: false,
             },
         );
         let outcomes = run(

@@ -1,5 +1,6 @@
 //! The nodes of a cluster: how one comes, what may be put on it, how it goes. An id is given once and never again.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use skep_core::id::NodeId;
@@ -10,6 +11,8 @@ use super::{Catalog, NODES_MAX, NodeRecord, NodeState, REMOVED_MAX, check_name};
 
 /// Longest address of a node, in bytes: a host name has 253 at most.
 pub const ADDRESS_MAX: usize = 300;
+/// Most labels of one node.
+pub const LABELS_MAX: usize = 16;
 /// Groups that a refusal names.
 const NAMED_MAX: usize = 16;
 
@@ -40,6 +43,7 @@ impl Catalog {
         }
         check_name("node", &node.name)?;
         check_addresses([&node.peer, &node.client, &node.http])?;
+        check_labels(&node.labels)?;
         self.check_not_removed(|removed| removed.id == node.id || removed.store == node.store)?;
         let twin = self
             .nodes
@@ -51,7 +55,7 @@ impl Catalog {
                 node.id, twin.id
             )));
         }
-        let state = match self.nodes.get(&node.id) {
+        let (state, successor) = match self.nodes.get(&node.id) {
             Some(known) if known.store != node.store => {
                 return Err(Refusal::Invalid(format!(
                     "node {} is known with another store: was its data directory wiped or replaced? Remove it from the cluster \
@@ -59,15 +63,19 @@ impl Catalog {
                     node.id, node.id
                 )));
             }
-            Some(known) => known.state,
+            Some(known) => (known.state, known.successor),
             None => {
                 self.check_room_for_nodes()?;
-                NodeState::Member
+                (NodeState::Member, None)
             }
         };
         self.next_node = self.next_node.max(node.id.0.saturating_add(1));
-        self.nodes
-            .insert(node.id, Arc::new(NodeRecord { state, ..node }));
+        let node = NodeRecord {
+            state,
+            successor,
+            ..node
+        };
+        self.nodes.insert(node.id, Arc::new(node));
         Ok(Reply::Done)
     }
 
@@ -100,7 +108,11 @@ impl Catalog {
                 }
             }
         };
-        let state = self.nodes.get(&id).map_or(NodeState::Member, |of| of.state);
+        let known = self.nodes.get(&id);
+        let state = known.map_or(NodeState::Member, |of| of.state);
+        let successor = known.and_then(|known| known.successor);
+        // It says them when it is there.
+        let labels = known.map(|known| known.labels.clone());
         let name = join
             .name
             .or_else(|| Some(self.nodes.get(&id)?.name.clone()));
@@ -112,6 +124,8 @@ impl Catalog {
             http: join.http,
             store: join.store,
             state,
+            labels: labels.unwrap_or_default(),
+            successor,
         });
         if is_new {
             self.next_node = id.0.saturating_add(1);
@@ -134,6 +148,29 @@ impl Catalog {
         self.set_state(id, NodeState::Member)
     }
 
+    pub(super) fn drain(&mut self, id: NodeId) -> Result<Reply, Refusal> {
+        let state = match self.known(id)?.state {
+            NodeState::Member | NodeState::Cordoned => NodeState::Draining,
+            state => state,
+        };
+        self.set_state(id, state)
+    }
+
+    pub(super) fn replace(&mut self, id: NodeId, by: NodeId) -> Result<Reply, Refusal> {
+        self.known(id)?;
+        if id == by {
+            return Err(Refusal::Invalid(format!(
+                "node {id} cannot take its own place; name another node"
+            )));
+        }
+        self.known(by)?;
+        self.check_takes_replicas(by)?;
+        self.set_state(id, NodeState::Removing)?;
+        let node = self.nodes.get_mut(&id).ok_or_else(|| unknown(id))?;
+        Arc::make_mut(node).successor = Some(by);
+        Ok(Reply::Node(Arc::clone(node)))
+    }
+
     pub(super) fn retire(&mut self, id: NodeId) -> Result<Reply, Refusal> {
         self.known(id)?;
         let alone: Vec<_> = self
@@ -143,7 +180,7 @@ impl Catalog {
             .collect();
         if !alone.is_empty() {
             return Err(Refusal::Needed(format!(
-                "node {id} has the only replica of {}; move or remove these first (`skep member add`, `skep group remove`)",
+                "node {id} has the only replica of {}; have other nodes take them first (`skep node drain {id}`), or remove them (`skep group remove`)",
                 named(&alone)
             )));
         }
@@ -206,7 +243,9 @@ impl Catalog {
         self.known(id)?;
         let node = self.nodes.get_mut(&id).ok_or_else(|| unknown(id))?;
         if node.state != state {
-            Arc::make_mut(node).state = state;
+            let node = Arc::make_mut(node);
+            node.state = state;
+            node.successor = node.successor.filter(|_| state == NodeState::Removing);
         }
         Ok(Reply::Node(Arc::clone(node)))
     }
@@ -255,6 +294,18 @@ fn named(groups: &[&str]) -> String {
     };
     let groups = if groups.len() == 1 { "group" } else { "groups" };
     format!("{groups} {}{more}", first.join(", "))
+}
+
+fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), Refusal> {
+    if labels.len() > LABELS_MAX {
+        let message = format!("a node has at most {LABELS_MAX} labels");
+        return Err(Refusal::Invalid(message));
+    }
+    for (key, value) in labels {
+        check_name("label", key)?;
+        check_name("label", value)?;
+    }
+    Ok(())
 }
 
 fn check_addresses(addresses: [&String; 3]) -> Result<(), Refusal> {

@@ -168,7 +168,9 @@ impl Host {
         };
         self.refresh().await?;
         let size = replicas.unwrap_or(REPLICAS);
-        let placed = self.catalog().least_loaded(size, count);
+        let placed = self
+            .catalog()
+            .least_loaded(size, count, &self.silent().await);
         let nodes = placed.first().map_or(0, BTreeSet::len);
         if replicas.is_some() && nodes < size {
             return Err(HostError::Invalid(format!(
@@ -176,6 +178,13 @@ impl Host {
             )));
         }
         Ok(placed)
+    }
+
+    /// The nodes that do not answer the leader of the catalogue; nobody where it cannot be asked.
+    async fn silent(&self) -> BTreeSet<NodeId> {
+        let views = self.nodes(Reach::Cluster).await.unwrap_or_default();
+        let silent = views.into_iter().filter(|view| view.alive == Some(false));
+        silent.map(|view| view.node.id).collect()
     }
 
     /// Refuses a profile that asks for more than anybody may have here.

@@ -34,6 +34,7 @@ impl Host {
         if is_alone || self.inner.stopping.is_cancelled() || self.is_leaving() {
             return;
         }
+        self.inner.handing_over.store(true, Ordering::Release);
         let led = self.inner.node.hand_over_all(HAND_OVER_WITHIN).await;
         if led > 0 {
             tracing::warn!(

@@ -8,22 +8,31 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use skep_core::id::{LogIndex, NodeId};
+use skep_core::id::NodeId;
 use skep_core::proposal::{ChangeRefusal, ProposalError};
 use skep_types::admin::{Done, GroupInfo, OfGroupAndNode, method};
 
 use super::Host;
 use super::requests::{Reach, first};
-use crate::catalog::GroupRecord;
 use crate::catalog::command::Command;
 use crate::error::HostError;
 
 /// How long a node that is to be a member may take to say that it is there.
-const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
+pub(super) const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
 
 impl Host {
     /// Adds a node to a group, as a learner that is promoted when it has caught up. Nothing is left of what is refused.
+    /// The group is to have one replica more from then on, unless it has fewer than it should.
     pub async fn add_member(&self, request: OfGroupAndNode) -> Result<GroupInfo, HostError> {
+        self.add_replica(&request, false).await
+    }
+
+    /// As [`add_member`](Self::add_member); the number of replicas that the group is to have may stay.
+    pub(super) async fn add_replica(
+        &self,
+        request: &OfGroupAndNode,
+        keeps_wanted: bool,
+    ) -> Result<GroupInfo, HostError> {
         let (node, record) = (request.node, self.find(&request.group).await?);
         if let Some(known) = self
             .catalog()
@@ -36,9 +45,10 @@ impl Host {
             group: record.id,
             incarnation: record.incarnation,
             node,
+            keeps_wanted,
         };
         let (_, added) = self.change_catalog_at(&add).await?;
-        match self.change_member(&request, true, Reach::Cluster).await {
+        match self.change_member(request, true, Reach::Cluster).await {
             Ok(_) => {
                 tracing::info!(group = %record.id, %node, "member added");
                 let catalog = self.catalog();
@@ -47,7 +57,15 @@ impl Host {
             }
             Err(error) => {
                 if !error.is_unknown() {
-                    self.take_back(&record, node, added).await;
+                    let keeps_wanted = keeps_wanted || record.members.len() < record.wanted;
+                    self.take_back(Command::TakeBackMember {
+                        group: record.id,
+                        incarnation: record.incarnation,
+                        node,
+                        added,
+                        keeps_wanted,
+                    })
+                    .await;
                 }
                 Err(error)
             }
@@ -55,20 +73,13 @@ impl Host {
     }
 
     /// The group refused a node that the catalogue lets host it since that command, if it was not there before.
-    async fn take_back(&self, record: &GroupRecord, node: NodeId, added: LogIndex) {
-        let command = Command::TakeBackMember {
-            group: record.id,
-            incarnation: record.incarnation,
-            node,
-            added,
-        };
+    async fn take_back(&self, command: Command) {
         if let Err(error) = self.change_catalog(&command).await {
-            let group = record.id;
-            tracing::warn!(%group, %node, error = %error.chain(), "the catalogue still lets a node host a replica that its group refused; add it again, or remove it");
+            tracing::warn!(?command, error = %error.chain(), "the catalogue still lets a node host a replica that its group refused; add it again, or remove it");
         }
     }
 
-    /// Removes a node from a group, and its replica from the node.
+    /// Removes a node from a group, and its replica from the node. The group is to have one replica fewer from then on.
     pub async fn remove_member(&self, request: OfGroupAndNode) -> Result<GroupInfo, HostError> {
         let record = self.find(&request.group).await?;
         if !record.members.contains(&request.node) {
@@ -77,13 +88,24 @@ impl Host {
                 "node {node} is not a member of group {id}"
             )));
         }
-        self.change_member(&request, false, Reach::Cluster).await?;
+        self.remove_replica(&request, false).await
+    }
+
+    /// As [`remove_member`](Self::remove_member), also where the catalogue does not know the member.
+    pub(super) async fn remove_replica(
+        &self,
+        request: &OfGroupAndNode,
+        keeps_wanted: bool,
+    ) -> Result<GroupInfo, HostError> {
+        let record = self.find(&request.group).await?;
+        self.change_member(request, false, Reach::Cluster).await?;
         tracing::info!(group = %record.id, node = %request.node, "member removed");
         let record = self
             .change_group(&Command::RemoveMember {
                 group: record.id,
                 incarnation: record.incarnation,
                 node: request.node,
+                keeps_wanted,
             })
             .await?;
         Ok(self.group_info(&record).await)

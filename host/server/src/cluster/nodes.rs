@@ -10,14 +10,15 @@ use skep::clock::{self, Stopwatch};
 use skep_core::id::NodeId;
 use skep_log::StoreId;
 use skep_types::admin::{
-    Done, InviteNode, Invited, JoinCluster, Joined, NodeAt, NodeView, OfNode, method,
+    Done, InviteNode, Invited, JoinCluster, Joined, NodeAt, NodeView, OfNode, ReplaceNode, method,
 };
 use skep_types::founding::ClusterIdentity;
 use skep_types::status::{MemberStatus, Role};
 
+use super::members::ANSWERS_WITHIN;
 use super::{Host, Reach, catalog};
 use crate::catalog::command::{Command, Join, Refusal, Reply};
-use crate::catalog::{ADDRESS_MAX, Catalog, NodeRecord, NodeState, TokenDigest};
+use crate::catalog::{ADDRESS_MAX, Catalog, NodeRecord, TokenDigest};
 use crate::config::ClusterNode;
 use crate::error::HostError;
 
@@ -131,6 +132,36 @@ impl Host {
         self.changed_node(node, &Command::Uncordon { node }).await
     }
 
+    /// From now on the replicas of a node go to other nodes, and its leaders first.
+    pub async fn drain_node(&self, node: NodeId) -> Result<NodeView, HostError> {
+        self.changed_node(node, &Command::Drain { node }).await
+    }
+
+    /// Has one node take the replicas of another, dead or alive, which is removed then. Answers when that is done, or after a
+    /// while, when it goes on.
+    pub async fn replace_node(
+        &self,
+        asked: ReplaceNode,
+        reach: Reach,
+    ) -> Result<NodeView, HostError> {
+        let here = || async {
+            self.refresh().await?;
+            let ReplaceNode { node, by } = asked;
+            if self.catalog().removed_node(node).is_none() {
+                let taker = self.catalog().node(by).cloned();
+                if let Some(taker) = taker.filter(|taker| taker.id != self.id()) {
+                    self.inner.peers.look(&taker, ANSWERS_WITHIN).await?;
+                }
+                self.change_catalog(&Command::Replace { node, by }).await?;
+                tracing::info!(%node, %by, "the node is to be replaced");
+                self.await_removal(node).await;
+            }
+            self.view(node).await
+        };
+        self.at_the_leader(method::NODE_REPLACE, &asked, reach, here)
+            .await
+    }
+
     /// Removes a node for ever: its replicas leave their groups, and then it leaves the cluster. Answers when that is done, or
     /// after a while, when it goes on.
     pub async fn remove_node(&self, asked: OfNode, reach: Reach) -> Result<NodeView, HostError> {
@@ -179,7 +210,7 @@ impl Host {
     }
 
     /// Has something done by the leader of the catalogue.
-    async fn at_the_leader<T: DeserializeOwned, Here>(
+    pub(super) async fn at_the_leader<T: DeserializeOwned, Here>(
         &self,
         method: &str,
         asked: &impl Serialize,
@@ -312,7 +343,7 @@ fn known(configured: &[ClusterNode], catalog: &Catalog) -> BTreeMap<NodeId, Node
         client: node.client.clone(),
         http: node.http.clone(),
         store: String::new(),
-        state: NodeState::Member,
+        ..NodeRecord::default()
     });
     let registered = catalog.nodes().map(|node| (**node).clone());
     configured
@@ -393,7 +424,7 @@ mod tests {
                 client: String::new(),
                 http: String::new(),
                 store: format!("{id:032x}"),
-                state: NodeState::Member,
+                ..NodeRecord::default()
             };
             let node = NodeId(id);
             let removed = [Command::Retire { node }, Command::RemoveNode { node }];

@@ -282,6 +282,7 @@ mod tests {
                 http: String::new(),
                 store: StoreId(store).to_string(),
                 state: NodeState::Member,
+                ..NodeRecord::default()
             };
             let at = At {
                 index: LogIndex(1),

@@ -18,10 +18,10 @@ use tokio_util::sync::CancellationToken;
 use super::blocking;
 use super::founding::Founded;
 use super::roster::{Owner, Roster};
-use super::{Host, Inner, collection, disk, reconcile, restarts, voters};
+use super::{Host, Inner, collection, disk, reconcile, replicas, restarts, voters};
 use crate::api::doors::Doors;
 use crate::catalog::command::Command;
-use crate::catalog::{Catalog, NodeRecord, NodeState};
+use crate::catalog::{Catalog, NodeRecord};
 use crate::components::ComponentStore;
 use crate::components::machines::Machines;
 use crate::config::Config;
@@ -100,6 +100,8 @@ pub(super) async fn start(
             hosted: Default::default(),
             changed: Notify::new(),
             leaving: AtomicBool::new(false),
+            handing_over: AtomicBool::new(false),
+            under_replicated: Default::default(),
             stopping: CancellationToken::new(),
         }),
     };
@@ -109,6 +111,7 @@ pub(super) async fn start(
     host.keep("restarts", restarts::run);
     host.keep("registration", register);
     host.keep("voters", voters::run);
+    host.keep("replicas", replicas::run);
     host.keep("disk", disk::look_after);
     host.keep("cut-off", Host::cut_off);
     Ok(host)
@@ -139,7 +142,8 @@ async fn register(host: Host) {
         client: own.client.clone(),
         http: own.http.clone(),
         store: host.inner.store.to_string(),
-        state: NodeState::Member,
+        labels: host.inner.config.node.labels.clone(),
+        ..NodeRecord::default()
     };
     let mut attempt = 0;
     // A stale catalogue may say what is not so any more, so it is asked only after it was refreshed.
@@ -165,6 +169,7 @@ fn is_known(catalog: &Catalog, record: &NodeRecord) -> bool {
         // Its state is not its own to say.
         let said = NodeRecord {
             state: known.state,
+            successor: known.successor,
             ..record.clone()
         };
         said == **known

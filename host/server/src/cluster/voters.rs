@@ -1,21 +1,17 @@
 //! Who is a member of the catalogue, and who of them votes. Every node is a member; three nodes vote, five from five nodes on. Whoever
 //! leads the catalogue makes it so: one change at a time, and only while a majority is well.
-//!
-//! The same task ends nodes that are to be removed: their replicas leave their groups, a few at a time, and then the node.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::join_all;
-use skep::clock::{self, Stopwatch};
+use skep::clock;
 use skep_core::id::NodeId;
 use skep_core::proposal::Change;
-use skep_types::admin::OfGroupAndNode;
 use skep_types::status::{MemberStatus, Role};
 
+use super::silence::Silence;
 use super::{Host, catalog};
-use crate::catalog::command::Command;
 use crate::catalog::{Catalog, NodeState};
 use crate::error::HostError;
 
@@ -26,8 +22,6 @@ pub(super) const VOTERS: usize = 5;
 const LOOK: Duration = Duration::from_millis(500);
 /// How long one change may take before another one is thought of.
 const CHANGE_WITHIN: Duration = Duration::from_secs(5);
-/// Replicas of nodes that are to be removed which leave their groups at once.
-const LEAVE_AT_ONCE: usize = 4;
 
 /// How many of so many nodes vote, where so many do now. Of two either one or both do: with one the other may be lost, with two
 /// nothing is.
@@ -95,44 +89,17 @@ async fn step(host: &Host, silence: &mut Silence) -> Result<bool, HostError> {
             }
         }
     }
-    end_nodes(host).await?;
     Ok(changed)
-}
-
-/// Since when each member is silent.
-#[derive(Default)]
-struct Silence(BTreeMap<NodeId, Stopwatch>);
-
-impl Silence {
-    fn heard(&mut self, members: &[MemberStatus]) {
-        self.0
-            .retain(|node, _| members.iter().any(|member| member.node == *node));
-        for member in members {
-            match member.active {
-                Some(false) => {
-                    self.0.entry(member.node).or_insert_with(Stopwatch::start);
-                }
-                // A leader that is new does not know yet.
-                None => {}
-                Some(true) => {
-                    self.0.remove(&member.node);
-                }
-            }
-        }
-    }
-
-    fn longer_than(&self, patience: Duration) -> Vec<NodeId> {
-        let long = self
-            .0
-            .iter()
-            .filter(|(_, since)| since.elapsed() >= patience);
-        long.map(|(node, _)| *node).collect()
-    }
 }
 
 /// The changes that would bring the members nearer to what they should be, the first to be tried first; one is made, and then it is
 /// looked again.
-fn due(catalog: &Catalog, members: &[MemberStatus], dead: &[NodeId], own: NodeId) -> Vec<Change> {
+fn due(
+    catalog: &Catalog,
+    members: &[MemberStatus],
+    dead: &BTreeSet<NodeId>,
+    own: NodeId,
+) -> Vec<Change> {
     let removed = members
         .iter()
         .filter(|member| catalog.removed_node(member.node).is_some());
@@ -190,38 +157,15 @@ fn due(catalog: &Catalog, members: &[MemberStatus], dead: &[NodeId], own: NodeId
     Vec::new()
 }
 
-/// Has replicas leave their groups whose nodes are to be removed, and removes nodes that host nothing any more.
-async fn end_nodes(host: &Host) -> Result<(), HostError> {
-    let catalog = host.catalog();
-    let leaving = catalog
-        .nodes()
-        .filter(|node| node.state == NodeState::Removing);
-    for node in leaving {
-        let node = node.id;
-        let groups = catalog.groups_on(node).take(LEAVE_AT_ONCE);
-        let leaves: Vec<_> = groups
-            .map(|group| host.remove_member(OfGroupAndNode::new(group.id, node)))
-            .collect();
-        if leaves.is_empty() {
-            host.change_catalog(&Command::RemoveNode { node }).await?;
-            tracing::info!(%node, "the node is removed from the cluster");
-            continue;
-        }
-        for failed in join_all(leaves).await.into_iter().filter_map(Result::err) {
-            tracing::debug!(%node, error = %failed.chain(), "a replica of a node that is to be removed has not left yet");
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use skep_core::id::{LogIndex, ReplicaId};
 
     use super::*;
+    use crate::catalog::command::Command;
     use crate::catalog::{At, NodeRecord};
 
-    const NONE: &[NodeId] = &[];
+    const NONE: &BTreeSet<NodeId> = &BTreeSet::new();
 
     fn apply(catalog: &mut Catalog, command: Command) {
         let at = At {
@@ -242,6 +186,7 @@ mod tests {
                 http: String::new(),
                 store: format!("{id:032x}"),
                 state: NodeState::Member,
+                ..NodeRecord::default()
             };
             apply(&mut catalog, Command::PutNode(record));
         }
@@ -327,7 +272,7 @@ mod tests {
     // P-82
     #[test]
     fn a_silent_voter_is_replaced_where_there_is_another() {
-        let (own, dead) = (NodeId(1), &[NodeId(3)][..]);
+        let (own, dead) = (NodeId(1), &BTreeSet::from([NodeId(3)]));
         assert_eq!(due(&nodes(1..=3), &members(&[1, 2, 3], &[]), dead, own), []);
         let catalog = nodes(1..=5);
         let catalog_of_four = nodes(1..=4);

@@ -8,6 +8,7 @@ use skep::SHARDS_MAX;
 use tracing_subscriber::EnvFilter;
 
 use super::{Config, ConfigError};
+use crate::catalog::LABELS_MAX;
 
 /// Longest a cluster id or a node name may be, in bytes: both travel in every handshake.
 const NAME_LIMIT: usize = 64;
@@ -23,6 +24,13 @@ impl Config {
         })?;
         if let Some(name) = &self.node.name {
             check_name("node.name", name)?;
+        }
+        require(self.node.labels.len() <= LABELS_MAX, "node.labels", || {
+            format!("are more than {LABELS_MAX}, the most that a node may have")
+        })?;
+        for (label, value) in &self.node.labels {
+            check_name("node.labels", label)?;
+            check_name("node.labels", value)?;
         }
         require(
             !self.node.data_dir.as_os_str().is_empty(),
@@ -134,6 +142,7 @@ impl Config {
         #[rustfmt::skip]
         let ranges = [
             ("cluster.replace_voter_seconds", self.cluster.replace_voter_seconds, 1..=86_400, "30 is the default"),
+            ("cluster.replace_after_seconds", self.cluster.replace_after_seconds, 0..=31_536_000, "600 is the default, 0 is never"),
             ("raft.tick_ms", raft.tick_ms, 1..=60_000, "100 is the default"),
             ("raft.heartbeat_ticks", raft.heartbeat_ticks.into(), some.clone(), ""),
             ("raft.election_ticks", raft.election_ticks.into(), 1..=10_000, ""),

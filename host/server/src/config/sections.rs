@@ -1,5 +1,6 @@
 //! The sections of `skep.toml`: their keys, and what a key is where nobody says.
 
+use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::path::PathBuf;
 
@@ -76,6 +77,9 @@ pub struct NodeSection {
     /// `host:port` of its HTTP interface, likewise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<String>,
+    /// Where it stands, for people and for placement, as in `{zone = "a"}`: replicas of a group are put into different zones.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// `[cluster]`.
@@ -101,6 +105,14 @@ pub struct ClusterSection {
     /// Seconds for which a voter of the catalogue may be silent before another node takes its place.
     #[serde(default = "replace_voter_seconds")]
     pub replace_voter_seconds: u64,
+    /// Seconds for which a node may be silent before its replicas are made anew on other nodes; 0: they never are.
+    #[serde(default = "replace_after_seconds")]
+    pub replace_after_seconds: u64,
+}
+
+/// The default of [`ClusterSection::replace_after_seconds`]: longer than the repair of a machine that comes back with its disk.
+pub fn replace_after_seconds() -> u64 {
+    600
 }
 
 /// The default of [`ClusterSection::replace_voter_seconds`]: longer than a restart.

@@ -224,7 +224,7 @@ async fn groups(connection: &Connection) -> anyhow::Result<Vec<GroupInfo>> {
     loop {
         let page = Page {
             after: groups.last().map(|group| group.id),
-            limit: None,
+            ..Page::default()
         };
         let more: Vec<GroupInfo> = connection.call(method::GROUP_LIST, &page).await?;
         let is_last = more.len() < LIST_MAX;
@@ -253,7 +253,7 @@ mod tests {
             client: String::new(),
             http: String::new(),
             store: String::new(),
-            state: NodeState::Member,
+            ..NodeRecord::default()
         }
     }
 
@@ -294,6 +294,7 @@ mod tests {
             incarnation: Incarnation(1),
             component: ComponentId([0; 32]),
             members: (1..=3).map(NodeId).collect(),
+            wanted: 3,
             leader: Some(NodeId(1)),
             term: None,
             memory: None,

@@ -1,5 +1,7 @@
 //! What HTTP requests say, and how they are read.
 
+use skep_core::id::as_text;
+
 use super::*;
 
 fn headers(pairs: &[(&HeaderName, &str)]) -> HeaderMap {

@@ -30,6 +30,7 @@ fn founder(id: u64) -> Command {
         http: String::new(),
         store: store(id),
         state: NodeState::Removed,
+        ..NodeRecord::default()
     })
 }
 
@@ -212,6 +213,7 @@ fn a_removed_node_is_gone_for_ever_and_so_is_its_store() {
         group: GroupId(1),
         incarnation: Incarnation(5),
         node: NodeId(3),
+        keeps_wanted: false,
     };
     catalog.apply(at(8), leave).expect("it left");
     catalog.apply(at(9), remove()).expect("removed");
@@ -259,12 +261,16 @@ fn a_cordoned_node_gets_no_replicas_and_keeps_its_own() {
     catalog.apply(at(5), group("g", &[1, 2])).expect("a group");
     let cordon = Command::Cordon { node: NodeId(2) };
     catalog.apply(at(6), cordon).expect("cordoned");
-    assert_eq!(catalog.least_loaded(3, 1), [[1, 3].map(NodeId).into()]);
+    assert_eq!(
+        catalog.least_loaded(3, 1, &BTreeSet::new()),
+        [[1, 3].map(NodeId).into()]
+    );
     assert_eq!(refused(catalog.apply(at(7), group("h", &[2]))), 400);
     let add = |node| Command::AddMember {
         group: GroupId(1),
         incarnation: Incarnation(5),
         node: NodeId(node),
+        keeps_wanted: false,
     };
     catalog
         .apply(at(8), add(2))
@@ -277,6 +283,83 @@ fn a_cordoned_node_gets_no_replicas_and_keeps_its_own() {
     catalog.apply(at(9), uncordon).expect("uncordoned");
     assert_eq!(state(&catalog), NodeState::Member);
     catalog.apply(at(10), group("h", &[2])).expect("a group");
+}
+
+#[test]
+fn a_node_is_drained_or_has_a_successor_until_somebody_decides_otherwise() {
+    let mut catalog = founded();
+    catalog.apply(at(5), group("g", &[2])).expect("a group");
+    let drain = |node| Command::Drain { node: NodeId(node) };
+    catalog.apply(at(6), drain(2)).expect("drained");
+    assert_eq!(refused(catalog.apply(at(7), group("h", &[2]))), 400);
+    // Also the only replica of a group has somewhere to go before the node is removed.
+    let replace = |node, by| Command::Replace {
+        node: NodeId(node),
+        by: NodeId(by),
+    };
+    for (node, by, number) in [(2, 2, 400), (2, 9, 404), (9, 2, 404), (3, 2, 400)] {
+        assert_eq!(refused(catalog.apply(at(7), replace(node, by))), number);
+    }
+    catalog.apply(at(8), replace(2, 3)).expect("to be replaced");
+    catalog.apply(at(9), drain(2)).expect("it goes already");
+    catalog.apply(at(9), founder(2)).expect("it moves");
+    let said = |catalog: &Catalog| {
+        let node = catalog.node(NodeId(2)).expect("known");
+        (node.state, node.successor)
+    };
+    assert_eq!(said(&catalog), (NodeState::Removing, Some(NodeId(3))));
+    let uncordon = Command::Uncordon { node: NodeId(2) };
+    catalog.apply(at(10), uncordon).expect("it stays");
+    assert_eq!(said(&catalog), (NodeState::Member, None));
+}
+
+#[test]
+fn labels_are_few_and_short() {
+    let mut catalog = founded();
+    let labelled = |labels: BTreeMap<String, String>| {
+        let Command::PutNode(node) = founder(1) else {
+            unreachable!("it puts a node")
+        };
+        Command::PutNode(NodeRecord { labels, ..node })
+    };
+    let many = |count: usize, value: &str| {
+        let label = |number: usize| (format!("label-{number}"), value.to_owned());
+        labelled((0..count).map(label).collect())
+    };
+    catalog.apply(at(5), many(LABELS_MAX, "v")).expect("room");
+    assert_eq!(
+        refused(catalog.apply(at(6), many(LABELS_MAX + 1, "v"))),
+        400
+    );
+    assert_eq!(refused(catalog.apply(at(6), many(1, "two words"))), 400);
+    assert_eq!(refused(catalog.apply(at(6), many(1, &"v".repeat(65)))), 400);
+    assert_eq!(
+        catalog.node(NodeId(1)).expect("known").labels.len(),
+        LABELS_MAX
+    );
+}
+
+#[test]
+fn new_groups_are_spread_over_zones_and_avoid_who_is_silent() {
+    let mut catalog = founded();
+    let zoned = |id: u64, zone: &str| {
+        let Command::PutNode(node) = founder(id) else {
+            unreachable!("it puts a node")
+        };
+        let labels = [("zone".to_owned(), zone.to_owned())].into();
+        Command::PutNode(NodeRecord { labels, ..node })
+    };
+    for (id, zone) in [(1, "a"), (2, "a"), (3, "b"), (4, "b")] {
+        catalog.apply(at(5), zoned(id, zone)).expect("a node");
+    }
+    let placed = |ids: [u64; 2]| BTreeSet::from(ids.map(NodeId));
+    let none = BTreeSet::new();
+    let apart = [placed([1, 3]), placed([2, 4]), placed([1, 3])];
+    assert_eq!(catalog.least_loaded(2, 3, &none), apart);
+    let silent = BTreeSet::from([3, 4].map(NodeId));
+    assert_eq!(catalog.least_loaded(2, 1, &silent), [placed([1, 2])]);
+    let three = catalog.least_loaded(3, 1, &silent);
+    assert_eq!(three, [[1, 2, 3].map(NodeId).into()], "there are no others");
 }
 
 #[test]
@@ -316,6 +399,11 @@ fn step() -> impl Strategy<Value = Command> {
         id.clone().prop_map(|node| Command::Cordon { node }),
         id.clone().prop_map(|node| Command::Uncordon { node }),
         id.clone().prop_map(|node| Command::Retire { node }),
+        id.clone().prop_map(|node| Command::Drain { node }),
+        (id.clone(), 1_u64..12).prop_map(|(node, by)| Command::Replace {
+            node,
+            by: NodeId(by)
+        }),
         id.prop_map(|node| Command::RemoveNode { node }),
     ]
 }
