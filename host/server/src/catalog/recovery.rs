@@ -65,6 +65,8 @@ mod tests {
                 http: String::new(),
                 store: format!("{id:032x}"),
                 state: NodeState::Member,
+                labels: Default::default(),
+                successor: None,
             };
             apply(&mut catalog, Command::PutNode(record));
         }

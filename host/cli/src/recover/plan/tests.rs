@@ -22,6 +22,8 @@ fn known(groups: &[(u64, &str, &[u64])]) -> Known {
         http: String::new(),
         store: store(id),
         state: NodeState::Member,
+        labels: Default::default(),
+        successor: None,
     };
     let group = |(id, name, members): &(u64, &str, &[u64])| KnownGroup {
         id: GroupId(*id),
