@@ -28,6 +28,8 @@ const INVITATION_SECONDS: u32 = 3600;
 const REMOVED_WITHIN: Duration = Duration::from_secs(7);
 /// Between two looks at how far it is.
 const LOOK: Duration = Duration::from_millis(50);
+/// How often nodes that are silent are told where the leader of the catalogue is.
+const TELL_EVERY: Duration = Duration::from_secs(2);
 /// How long another node may take to hear where this one is.
 const TELL_WITHIN: Duration = Duration::from_secs(1);
 /// Groups that a view of a node, or a refusal, names.
@@ -192,11 +194,11 @@ impl Host {
         Ok(Done::DONE)
     }
 
-    /// Tells every node that this one knows of where it is.
-    pub(super) async fn tell_address(&self) {
+    /// Tells the nodes that are asked for, of those that this one knows of, where it is.
+    pub(super) async fn tell_address(&self, whom: impl Fn(NodeId) -> bool) {
         let (catalog, own) = (self.catalog(), self.inner.config.own());
         let mut others = known(&self.inner.config.cluster.nodes, &catalog);
-        others.remove(&self.id());
+        others.retain(|node, _| *node != self.id() && whom(*node));
         let at = NodeAt {
             peer: own.peer.clone(),
         };
@@ -353,6 +355,26 @@ fn known(configured: &[ClusterNode], catalog: &Catalog) -> BTreeMap<NodeId, Node
         .collect()
 }
 
+/// While this node leads the catalogue, tells members that are silent where it is. One that comes back may know it at a former
+/// address only: then it hears of this leader, and cannot answer. Runs until it is dropped.
+pub(super) async fn tell_the_silent(host: Host) {
+    loop {
+        clock::sleep(TELL_EVERY).await;
+        let leader = host.inner.node.leader(catalog::GROUP);
+        if !matches!(leader, Ok(Some(leader)) if leader == host.id()) {
+            continue;
+        }
+        let Ok(members) = host.catalogue_members().await else {
+            continue;
+        };
+        let silent = |node| {
+            let member = members.iter().find(|member| member.node == node);
+            member.is_some_and(|member| member.active == Some(false))
+        };
+        host.tell_address(silent).await;
+    }
+}
+
 /// A node without what it hosts.
 fn seen(node: &NodeRecord, members: &[MemberStatus], own: NodeId) -> NodeView {
     let member = members.iter().find(|member| member.node == node.id);
@@ -419,7 +441,7 @@ mod tests {
         for id in [1, 3, 4] {
             let record = NodeRecord {
                 id: NodeId(id),
-                name: String::new(),
+                name: format!("node-{id}"),
                 peer: format!("registered:{id}"),
                 client: String::new(),
                 http: String::new(),

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::blocking;
 use super::founding::Founded;
 use super::roster::{Owner, Roster};
-use super::{Host, Inner, collection, disk, reconcile, replicas, restarts, voters};
+use super::{Host, Inner, collection, disk, nodes, reconcile, replicas, restarts, voters};
 use crate::api::doors::Doors;
 use crate::catalog::command::Command;
 use crate::catalog::{Catalog, NodeRecord};
@@ -110,6 +110,7 @@ pub(super) async fn start(
     host.keep("collector", collection::run);
     host.keep("restarts", restarts::run);
     host.keep("registration", register);
+    host.keep("addresses", nodes::tell_the_silent);
     host.keep("voters", voters::run);
     host.keep("replicas", replicas::run);
     host.keep("disk", disk::look_after);
@@ -156,7 +157,7 @@ async fn register(host: Host) {
             Err(error) => {
                 tracing::debug!(%error, "this node is not registered yet");
                 // Nobody may know where this node is, and then it hears of no leader.
-                host.tell_address().await;
+                host.tell_address(|_| true).await;
             }
         }
         clock::sleep(reconcile::backoff(attempt)).await;
