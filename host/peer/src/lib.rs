@@ -3,6 +3,7 @@
 //!
 //! A byte from the network is only ever parsed by prost, never by the protobuf library inside raft-rs.
 
+mod past;
 mod raft_message;
 #[cfg(test)]
 mod tests;
@@ -19,11 +20,13 @@ use skep_core::founders::{
 use skep_core::id::{GroupId, Incarnation, LogIndex, NodeId, ReplicaId, Term};
 use skep_core::impasse::{Impasse, Word};
 use skep_core::message::{Answer, Batch, Body, Forward, PeerMessage, Priority, SnapshotName};
-use skep_core::past::{Durable, Life, Past};
+use skep_core::past::Past;
 use skep_core::standing::Standing;
 use skep_wire::codec::fixed;
 use skep_wire::proto::{self, Lane, answer, peer_frame, peer_message};
 use skep_wire::{PEER_PROTOCOL, WireError};
+
+pub use past::{past_from_wire, past_to_wire};
 
 /// How the dialling node introduces itself.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -121,44 +124,6 @@ impl TryFrom<proto::Hello> for Hello {
             list: list_from_wire(&hello.list)?,
             past: past_from_wire(hello.past)?,
         })
-    }
-}
-
-/// Turns what a store says of itself into what is sent.
-pub fn past_to_wire(past: &Past) -> proto::Past {
-    proto::Past {
-        life: past.present().map_or(0, |life| life.number),
-        nonces: past.lives.iter().map(|life| life.nonce).collect(),
-        began: past.lives.iter().map(|life| life.began.0).collect(),
-        durable: past.durable.0,
-    }
-}
-
-/// Understands what a store says of itself. Whoever says nothing has no past.
-///
-/// # Errors
-/// If it makes no sense.
-pub fn past_from_wire(past: Option<proto::Past>) -> Result<Past, WireError> {
-    let past = past.unwrap_or_default();
-    let senseless = WireError::Misplaced("the lives of a store do not follow one another");
-    let before = past.life.checked_sub(past.nonces.len() as u64);
-    let Some(before) = before.filter(|_| past.nonces.len() == past.began.len()) else {
-        return Err(senseless);
-    };
-    let lives = past.nonces.iter().zip(&past.began).zip(before + 1..);
-    let past = Past {
-        lives: lives
-            .map(|((nonce, began), number)| Life {
-                number,
-                nonce: *nonce,
-                began: Durable(*began),
-            })
-            .collect(),
-        durable: Durable(past.durable),
-    };
-    match past.is_sound() {
-        true => Ok(past),
-        false => Err(senseless),
     }
 }
 
