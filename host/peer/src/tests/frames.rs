@@ -1,5 +1,7 @@
 //! Frames between nodes: batches, offers of snapshots, the hello.
 
+use skep_core::past::{Durable, Life};
+
 use super::*;
 
 #[test]
