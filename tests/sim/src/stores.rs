@@ -153,8 +153,8 @@ struct Running {
     /// The last entry that this process was told of.
     told: BTreeMap<u64, u64>,
     heard: BTreeMap<u64, Heard>,
-    /// Processes that were let in.
-    met: BTreeSet<u64>,
+    /// The process of each node that was let in last. Another one before it is heard no longer, and has to come again.
+    met: BTreeMap<u64, u64>,
 }
 
 /// How something ended that needs a disk.
@@ -236,7 +236,7 @@ impl Directory {
             pins,
             told: self.noted.clone(),
             heard: BTreeMap::new(),
-            met: BTreeSet::new(),
+            met: BTreeMap::new(),
         });
         Ok(())
     }
@@ -436,7 +436,7 @@ impl World {
         let Some(running) = &mut self.directories[at].running else {
             return Ok(false);
         };
-        if running.met.contains(&process) {
+        if running.met.get(&node) == Some(&process) {
             return Ok(true);
         }
         let past = past.expect("it runs");
@@ -453,7 +453,7 @@ impl World {
         match met {
             Ok(_) => {
                 let told = running.told.get(&node).copied();
-                running.met.insert(process);
+                running.met.insert(node, process);
                 let noted = running.told.clone();
                 self.directories[at].noted = noted;
                 match told.filter(|told| !self.directories[other].entries.contains(told)) {

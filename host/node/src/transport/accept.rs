@@ -245,7 +245,10 @@ async fn deliver(
         add(&stats.frames_in, 1);
         // Before anybody acts on what the batch says to be stored.
         let heard = &shared.identity.heard;
-        heard.note(from, life, Durable(batch.durable));
+        if !heard.note(from, life, Durable(batch.durable)) {
+            // It may be another process than the one that was let in since, with another copy of the directory.
+            return Err(WireError::Misplaced("a former life of the node spoke"));
+        }
         step(shared, from, priority, batch);
     }
     Ok(())

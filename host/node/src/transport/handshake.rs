@@ -390,6 +390,8 @@ impl Identity {
 
     async fn check(&self, node: NodeId, store: [u8; 16], past: Past) -> Result<(), HandshakeError> {
         let (peers, heard) = (Arc::clone(&self.peers), self.heard.of(node));
+        let life = past.present().map_or(0, |life| life.number);
+        let durable = past.durable;
         let check = move || {
             // What was heard of it last counts too.
             let noted = heard.map_or(Ok(()), |heard| peers.remember(&heard));
@@ -406,7 +408,11 @@ impl Identity {
                 reason: format!("the check did not end: {error}"),
             })
         });
-        checked.map_err(|refused| HandshakeError::Refused {
+        let let_in = checked.map(|()| {
+            // From now on no former life is heard.
+            self.heard.note(node, life, durable);
+        });
+        let_in.map_err(|refused| HandshakeError::Refused {
             reason: match refused {
                 PeerRefused::WrongStore { .. } => RefusalReason::WrongStore,
                 PeerRefused::UnknownNode { .. } => RefusalReason::UnknownNode,

@@ -27,8 +27,9 @@ struct Word {
 }
 
 impl Hearsay {
-    /// A node says how far its log is durable. Words of a former life, or out of order, are passed over.
-    pub(super) fn note(&self, node: NodeId, life: u64, durable: Durable) {
+    /// A node says how far its log is durable. Words out of order are passed over. `false` if it speaks in a former life: whatever it
+    /// says is none of the present one's.
+    pub(super) fn note(&self, node: NodeId, life: u64, durable: Durable) -> bool {
         let mut said = lock(&self.0);
         let heard = Heard { life, durable };
         let word = said.entry(node.0).or_insert(Word {
@@ -41,6 +42,7 @@ impl Hearsay {
                 is_noted: false,
             };
         }
+        heard.life == word.heard.life
     }
 
     /// What was heard of one node and is not durable yet.

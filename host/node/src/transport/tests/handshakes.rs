@@ -250,6 +250,16 @@ async fn introduce(
     protocol: u32,
     purpose: Purpose,
 ) -> (Connection, proto::hello_ack::Body) {
+    introduce_with(address, protocol, purpose, Past::default()).await
+}
+
+/// As [`introduce`], with a past of its store.
+async fn introduce_with(
+    address: &str,
+    protocol: u32,
+    purpose: Purpose,
+    past: Past,
+) -> (Connection, proto::hello_ack::Body) {
     let mut connection = Connection::new(TcpStream::connect(address).await.unwrap()).unwrap();
     let hello = Hello {
         protocol,
@@ -260,7 +270,7 @@ async fn introduce(
         purpose,
         identity: Some(Founding::unfounded("bees").identity()),
         list: Default::default(),
-        past: Past::default(),
+        past,
     };
     connection
         .writer
@@ -290,6 +300,34 @@ async fn another_protocol_version_is_refused_in_words() {
             .unwrap()
             .is_none()
     );
+}
+
+/// Two processes with copies of one directory: the later life was let in on another lane, and the former one goes on speaking.
+// P-94
+#[tokio::test(flavor = "multi_thread")]
+async fn a_former_life_is_not_heard_once_a_later_one_was_let_in() {
+    let mut two = Setup::new(2).start().await;
+    let life = |number| Past {
+        lives: vec![Life {
+            number,
+            nonce: number,
+            began: Durable(0),
+        }],
+        durable: Durable(0),
+    };
+    let at = async |number, priority| {
+        let lane = Purpose::Lane(priority);
+        let said = introduce_with(&two.address(), PEER_PROTOCOL, lane, life(number)).await;
+        said.0
+    };
+    let mut former = at(1, Priority::High).await;
+    let mut later = at(2, Priority::Normal).await;
+    let sent = |batch| peer_frame::Body::Batch(batch_to_wire(batch, &mut Vec::new()));
+    former.writer.send(sent(beat(2, 1))).await.unwrap();
+    let end = within(former.reader.next(None)).await;
+    assert!(matches!(end, Ok(None) | Err(_)), "it is cut off");
+    later.writer.send(sent(append(2, 7, 1))).await.unwrap();
+    assert_eq!(index(&two.batch().await), 7, "nothing came before");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -19,7 +19,7 @@ use skep_log::{
 };
 use skep_peer::{Hello, Purpose, batch_from_wire, batch_to_wire};
 use skep_types::founding::Founding;
-use skep_types::past::Past;
+use skep_types::past::{Durable, Life, Past};
 use skep_wire::PEER_PROTOCOL;
 use skep_wire::proto::{self, peer_frame};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
