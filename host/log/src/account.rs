@@ -17,7 +17,7 @@ use crate::identity::{seal, unseal};
 /// *Concurrency*: any thread; never waits for the disk.
 #[derive(Debug, Default)]
 pub struct Account {
-    lives: Mutex<Arc<Vec<Life>>>,
+    lives: Mutex<Vec<Life>>,
     /// The log moves it on after each sync.
     durable: Mutex<Arc<AtomicU64>>,
 }
@@ -37,7 +37,7 @@ impl Account {
     /// The past until now.
     pub fn past(&self) -> Past {
         Past {
-            lives: lock(&self.lives).to_vec(),
+            lives: lock(&self.lives).clone(),
             durable: self.durable(),
         }
     }
@@ -72,7 +72,7 @@ impl Account {
         let told = lives.len().saturating_sub(LIVES_TOLD);
         lives.drain(..told);
         replace(vfs, &path(dir), 0, &[render(&lives).as_bytes()])?;
-        *lock(&self.lives) = Arc::new(lives);
+        *lock(&self.lives) = lives;
         *lock(&self.durable) = durable;
         Ok(())
     }

@@ -172,7 +172,7 @@ mod tests {
     use skep_machine::wasm::Profile;
 
     use super::super::command::{NewGroup, Reply};
-    use super::super::{ComponentRecord, GroupRecord, NodeRecord, NodeState};
+    use super::super::{ComponentRecord, GroupRecord, NodeRecord};
     use super::*;
     use skep_machine::ToEnd;
 
@@ -191,7 +191,6 @@ mod tests {
             client: format!("127.0.0.1:{}", 7400 + id),
             http: format!("127.0.0.1:{}", 7500 + id),
             store: format!("{id:032x}"),
-            state: NodeState::Member,
             ..NodeRecord::default()
         })
     }

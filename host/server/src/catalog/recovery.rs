@@ -60,13 +60,8 @@ mod tests {
             let record = NodeRecord {
                 id: NodeId(id),
                 name: format!("node-{id}"),
-                peer: String::new(),
-                client: String::new(),
-                http: String::new(),
                 store: format!("{id:032x}"),
-                state: NodeState::Member,
-                labels: Default::default(),
-                successor: None,
+                ..NodeRecord::default()
             };
             apply(&mut catalog, Command::PutNode(record));
         }

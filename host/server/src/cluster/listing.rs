@@ -81,7 +81,7 @@ mod tests {
 
     use super::*;
     use crate::catalog::command::{Command, NewGroup};
-    use crate::catalog::{At, ComponentRecord, NodeRecord, NodeState};
+    use crate::catalog::{At, ComponentRecord, NodeRecord};
     use crate::config::Config;
 
     /// A catalogue with so many groups, all of them on another node.
@@ -90,11 +90,7 @@ mod tests {
         let node = NodeRecord {
             id: other,
             name: "other".to_owned(),
-            peer: String::new(),
-            client: String::new(),
-            http: String::new(),
             store: StoreId([2; 16]).to_string(),
-            state: NodeState::Member,
             ..NodeRecord::default()
         };
         let uploaded = ComponentRecord {

@@ -340,11 +340,9 @@ impl Host {
 fn known(configured: &[ClusterNode], catalog: &Catalog) -> BTreeMap<NodeId, NodeRecord> {
     let configured = configured.iter().map(|node| NodeRecord {
         id: NodeId(node.id),
-        name: String::new(),
         peer: node.peer.clone(),
         client: node.client.clone(),
         http: node.http.clone(),
-        store: String::new(),
         ..NodeRecord::default()
     });
     let registered = catalog.nodes().map(|node| (**node).clone());
@@ -443,8 +441,6 @@ mod tests {
                 id: NodeId(id),
                 name: format!("node-{id}"),
                 peer: format!("registered:{id}"),
-                client: String::new(),
-                http: String::new(),
                 store: format!("{id:032x}"),
                 ..NodeRecord::default()
             };

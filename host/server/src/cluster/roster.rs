@@ -257,7 +257,7 @@ mod tests {
 
     use super::*;
     use crate::catalog::command::Command;
-    use crate::catalog::{At, NodeRecord, NodeState};
+    use crate::catalog::{At, NodeRecord};
 
     fn roster(configured: &[u64]) -> Roster {
         let vfs: Arc<dyn Vfs> = Arc::new(SimVfs::new(1));
@@ -277,11 +277,7 @@ mod tests {
             let record = NodeRecord {
                 id,
                 name: format!("node-{id}"),
-                peer: String::new(),
-                client: String::new(),
-                http: String::new(),
                 store: StoreId(store).to_string(),
-                state: NodeState::Member,
                 ..NodeRecord::default()
             };
             let at = At {

@@ -181,11 +181,7 @@ mod tests {
             let record = NodeRecord {
                 id: NodeId(id),
                 name: format!("node-{id}"),
-                peer: String::new(),
-                client: String::new(),
-                http: String::new(),
                 store: format!("{id:032x}"),
-                state: NodeState::Member,
                 ..NodeRecord::default()
             };
             apply(&mut catalog, Command::PutNode(record));

@@ -18,12 +18,8 @@ fn known(groups: &[(u64, &str, &[u64])]) -> Known {
         id: NodeId(id),
         name: format!("node-{id}"),
         peer: format!("127.0.0.1:{id}"),
-        client: String::new(),
-        http: String::new(),
         store: store(id),
-        state: NodeState::Member,
-        labels: Default::default(),
-        successor: None,
+        ..NodeRecord::default()
     };
     let group = |(id, name, members): &(u64, &str, &[u64])| KnownGroup {
         id: GroupId(*id),

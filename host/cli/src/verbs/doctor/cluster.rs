@@ -249,10 +249,6 @@ mod tests {
         NodeRecord {
             id: NodeId(id),
             name: format!("node-{id}"),
-            peer: String::new(),
-            client: String::new(),
-            http: String::new(),
-            store: String::new(),
             ..NodeRecord::default()
         }
     }

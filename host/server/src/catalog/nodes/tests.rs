@@ -26,8 +26,6 @@ fn founder(id: u64) -> Command {
         id: NodeId(id),
         name: format!("node-{id}"),
         peer: format!("127.0.0.1:{id}"),
-        client: String::new(),
-        http: String::new(),
         store: store(id),
         state: NodeState::Removed,
         ..NodeRecord::default()
