@@ -24,7 +24,7 @@ use skep_log::sim::Crash;
 
 use self::clients::Who;
 use self::event::Event;
-use self::healing::Terms;
+use self::healing::Calm;
 use self::operators::Task;
 use self::roster::Leaver;
 use crate::catalogue::Catalogue;
@@ -104,7 +104,7 @@ pub struct World {
     trace: Trace,
     healing: bool,
     /// The terms of the groups when all was well.
-    calm: Option<Terms>,
+    calm: Option<Calm>,
     restarts: u64,
     faults: BTreeMap<Fault, u64>,
     messages: u64,

@@ -20,7 +20,14 @@ const HEALING: u64 = 300 * SECOND;
 const RUMOUR: u64 = 7 * SECOND / 10;
 
 /// The terms of the groups.
-pub(super) type Terms = BTreeMap<u64, u64>;
+type Terms = BTreeMap<u64, u64>;
+
+/// How it was when everybody began to rest.
+pub(super) struct Calm {
+    terms: Terms,
+    /// How often each node had started. Where one has started since, something went wrong, and a leader may have gone with it.
+    boots: BTreeMap<u64, u64>,
+}
 
 impl World {
     pub(super) fn heal(&mut self) {
@@ -58,8 +65,15 @@ impl World {
     /// Looks whether all is well, has everybody rest then, and judges: whether the run is over.
     pub(super) fn look(&mut self, end: u64) -> Result<bool, Violation> {
         self.check_calm()?;
-        match self.is_healed() {
-            Ok(()) if self.calm.is_some() => self.check_healed().map(|()| true),
+        let rested = self.calm.as_ref().map(|calm| calm.boots == self.boots());
+        let is_healed = match (self.is_healed(), rested) {
+            (Ok(()), Some(true)) => return self.check_healed().map(|()| true),
+            (Ok(()), Some(false)) if self.now > end + HEALING => {
+                Err("nodes still end and start".to_owned())
+            }
+            (is_healed, _) => is_healed,
+        };
+        match is_healed {
             Ok(()) => {
                 self.rest();
                 Ok(false)
@@ -80,7 +94,10 @@ impl World {
 
     /// Nothing happens for a while, but that one node after the other is told that the processes of all others have ended.
     fn rest(&mut self) {
-        self.calm = Some(self.terms());
+        self.calm = Some(Calm {
+            terms: self.terms(),
+            boots: self.boots(),
+        });
         let up = self.up();
         for (number, node) in (1..).zip(&up) {
             let boot = self.nodes[node].boots;
@@ -94,7 +111,9 @@ impl World {
 
     /// Leaders stay while nothing goes wrong, whatever one follower hears.
     fn check_calm(&self) -> Result<(), Violation> {
-        let (Some(before), now) = (&self.calm, self.terms()) else {
+        let boots = self.boots();
+        let calm = self.calm.as_ref().filter(|calm| calm.boots == boots);
+        let (Some(Calm { terms: before, .. }), now) = (calm, self.terms()) else {
             return Ok(());
         };
         match *before == now {
@@ -104,6 +123,11 @@ impl World {
                 text: format!("the terms of the groups were {before:?}, and are {now:?}"),
             }),
         }
+    }
+
+    fn boots(&self) -> BTreeMap<u64, u64> {
+        let boots = self.nodes.iter().map(|(id, node)| (*id, node.boots));
+        boots.collect()
     }
 
     /// The highest term of each group, but of those where a machine went wrong: they may still find out that it did.
