@@ -14,6 +14,9 @@ use crate::scenario::SECOND;
 /// Between two looks at who is to go.
 const LOOK: u64 = 2 * SECOND;
 
+/// Nodes that stay, where nobody takes the place of one that goes: no operator ends a cluster node by node.
+const STAY: usize = 3;
+
 /// A node that is to go for ever.
 #[derive(Clone, Debug)]
 pub(super) struct Leaver {
@@ -55,6 +58,11 @@ impl World {
     pub(super) fn retire(&mut self, id: u64, is_replaced: bool) -> bool {
         let is_lost = self.nodes[&id].destroyed;
         if self.healing || !self.leaving.is_empty() || !(is_lost || self.is_whole()) {
+            return false;
+        }
+        let others = self.nodes.values().filter(|node| node.id != id);
+        let others = others.filter(|node| node.stays()).count();
+        if !is_replaced && others < STAY {
             return false;
         }
         let heir = is_replaced.then(|| self.arrive()).flatten();
